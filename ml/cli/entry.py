@@ -1,0 +1,50 @@
+"""What every command does around its work: flags in, messages and exit codes out. Imports no torch."""
+
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from ml.errors import RunFailure, UserError
+
+INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+
+_GIN_FLAG = re.compile(r"--gin\.(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
+
+
+def gin_flags_as_bindings(arguments: list[str]) -> list[str]:
+    """`--gin.Linear.bias=False` as `--gin_bindings=Linear.bias = False`, at the same place among the others."""
+    result = []
+    for argument in arguments:
+        match = _GIN_FLAG.fullmatch(argument)
+        result.append(f"--gin_bindings={match['key']} = {match['value']}" if match else argument)
+    return result
+
+
+def run(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Parses the flags, calls `main` with what is left of the arguments, and exits with its code.
+
+    What the user can mend ends with a message and exit code 2, a run that cannot go on with a message and 1.
+    """
+    try:
+        app.run(main, argv=gin_flags_as_bindings(arguments), flags_parser=_parse)
+    except (UserError, flags.Error) as error:
+        _leave(str(error), 2)
+    except RunFailure as error:
+        _leave(str(error), 1)
+    except KeyboardInterrupt:
+        _leave("interrupted", INTERRUPTED)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    left = flags.FLAGS(arguments)
+    if len(left) > 1:
+        hint = f"; did you mean --gin_file={left[1]}?" if left[1].endswith(".gin") else ""
+        raise UserError(f"unexpected argument {left[1]!r}{hint}")
+    return left
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,32 @@
+"""Gin made strict: loading, scopes, types, provenance, the operative config. Imports no torch."""
+
+from gin import REQUIRED
+
+from ml.config.config import Config, ImportedValue, difference, load
+from ml.config.configurable import configurable
+from ml.config.construction import ParameterError, bind, child, require
+from ml.config.errors import ConfigError, Location, Problem
+from ml.config.provenance import Record, explain, select
+from ml.config.values import UnwritableError, register_constant, register_enum
+
+__all__ = [
+    "REQUIRED",
+    "Config",
+    "ConfigError",
+    "ImportedValue",
+    "Location",
+    "ParameterError",
+    "Problem",
+    "Record",
+    "UnwritableError",
+    "bind",
+    "child",
+    "configurable",
+    "difference",
+    "explain",
+    "load",
+    "register_constant",
+    "register_enum",
+    "require",
+    "select",
+]

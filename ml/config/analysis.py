@@ -1,0 +1,245 @@
+"""From raw statements to bindings: names looked up, macros filled in, values checked. Nothing is built here."""
+
+import importlib.util  # noqa: F401  (gin needs it imported to look for files)
+from dataclasses import dataclass, field
+from typing import Any
+
+import gin
+
+from ml.config import gin_internals
+from ml.config.configurable import Configurable, candidates, known_names
+from ml.config.errors import Location, Problem, did_you_mean
+from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
+from ml.config.statements import Binding, Import, Layer, MacroDefinition
+from ml.config.types import mismatch, spell
+from ml.config.values import Constant, Macro, Reference, substitute, walk
+
+_ALWAYS = {"gin.REQUIRED"}
+
+
+@dataclass
+class Analysis:
+    """What a list of statements means.
+
+    Attributes:
+        bindings: those without an error, in order.
+        macros: every definition, in order; the last of a name counts.
+        imports: modules that were imported.
+        problems: errors.
+        idle: problems of statements that have no effect (warnings with `allow_unused_bindings`).
+    """
+
+    bindings: list[Binding] = field(default_factory=list)
+    macros: list[MacroDefinition] = field(default_factory=list)
+    imports: list[Import] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    idle: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedValue:
+    """A binding of the imported layer: a Python value with its key in gin's syntax and where it came from."""
+
+    key: str
+    value: Any
+    source: str
+
+
+class Analyzer:
+    """Turns raw statements into bindings, and collects everything that is wrong with them."""
+
+    def __init__(self, statements: list[RawStatement | RawImport]):
+        self._statements = statements
+        self._analysis = Analysis()
+        self._place: tuple[Location, str] | None = None
+        self._broken_macros: set[str] = set()
+        self._read_macros: set[str] = set()
+        # Definitions are gathered first: as in gin, a macro may be read before the line that defines it.
+        self._last_definition = {
+            _macro_name(s): s for s in statements if isinstance(s, RawStatement) and not s.parameter
+        }
+
+    def run(self) -> Analysis:
+        """Looks at each statement in order."""
+        for order, statement in enumerate(self._statements):
+            if isinstance(statement, RawImport):
+                self._analysis.imports.append(Import(*statement))
+                continue
+            self._place = (statement.location, statement.text)
+            if statement.parameter:
+                self._binding(statement, order)
+            else:
+                self._macro(statement, order)
+        self._unread_macros()
+        return self._analysis
+
+    def _problem(self, message: str, idle: bool = False) -> None:
+        location, text = self._place
+        problem = Problem(location, message, text)
+        if problem not in self._analysis.problems:
+            (self._analysis.idle if idle else self._analysis.problems).append(problem)
+
+    def _macro(self, statement: RawStatement, order: int) -> None:
+        name = _macro_name(statement)
+        if gin_internals.constants().matching_selectors(name):
+            self._problem(f"the macro {name!r} has the name of a constant, and gin would read the constant instead")
+            return
+        before = len(self._analysis.problems)
+        value = self._resolve_names(statement.value)
+        if len(self._analysis.problems) > before:
+            self._broken_macros.add(name)
+        self._analysis.macros.append(MacroDefinition(name, value, statement.layer, statement.location, order))
+
+    def _binding(self, statement: RawStatement, order: int) -> None:
+        before = len(self._analysis.problems)
+        info = self._lookup(statement.name, "configurable")
+        written = self._resolve_names(statement.value)
+        if info is None:
+            return
+        spec = info.parameters.get(statement.parameter)
+        if spec is None and not info.open_ended:
+            self._problem(_unknown_parameter(info, statement.parameter))
+            return
+        value = self._expand(written, ())
+        if len(self._analysis.problems) > before:
+            return
+        if spec is not None and not _required(value) and (wrong := mismatch(value, spec.annotation)):
+            self._problem(f"{info.name}.{statement.parameter} {wrong}")
+            return
+        self._analysis.bindings.append(
+            Binding(
+                statement.scope,
+                info,
+                statement.parameter,
+                written,
+                value,
+                statement.layer,
+                statement.location,
+                order,
+                constructs=spec is not None and _takes_constructor(spec.annotation),
+            )
+        )
+
+    def _resolve_names(self, raw: Any) -> Any:
+        """References and macros with their names looked up; what cannot be found is reported and becomes None."""
+
+        def leaf(value: Any) -> Any:
+            if isinstance(value, RawReference):
+                info = self._lookup(value.name, "configurable", f"@{'/'.join((*value.scopes, value.name))}")
+                return Reference(value.scopes, info, value.evaluate) if info else None
+            if isinstance(value, RawMacro):
+                return self._macro_or_constant(value.name)
+            return value
+
+        return _substitute_raw(raw, leaf)
+
+    def _lookup(self, name: str, kind: str, quoted: str = "") -> Configurable | None:
+        found = candidates(name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            options = ", ".join(sorted(info.selector for info in found))
+            self._problem(f"{name!r} may mean any of {options}; write more of its module")
+        else:
+            named = f" in {quoted}" if quoted else ""
+            self._problem(f"there is no {kind} {name!r}{named}{did_you_mean(name, known_names())}")
+        return None
+
+    def _macro_or_constant(self, name: str) -> Macro | Constant | None:
+        constants = gin_internals.constants()
+        matching = constants.matching_selectors(name)
+        if name in self._last_definition:
+            self._read_macros.add(name)
+            return Macro(name)
+        if len(matching) == 1:
+            return Constant(matching[0], constants[matching[0]])
+        if matching:
+            self._problem(f"the constant %{name} may mean any of {', '.join(sorted(matching))}; write more of its name")
+            return None
+        known = [*self._last_definition, *gin_internals.constant_names()]
+        self._problem(f"there is no macro or constant %{name}{did_you_mean(name, known)}")
+        return None
+
+    def _expand(self, value: Any, expanding: tuple[str, ...]) -> Any:
+        """The value with macros replaced by what their last definitions hold."""
+
+        def leaf(node: Any) -> Any:
+            if not isinstance(node, Macro):
+                return node
+            if node.name in expanding:
+                chain = " -> ".join(f"%{name}" for name in (*expanding, node.name))
+                self._problem(f"macros define each other in a circle: {chain}")
+                return None
+            definition = self._last_definition[node.name]
+            here, self._place = self._place, (definition.location, definition.text)
+            resolved = self._resolve_names(definition.value)
+            expanded = self._expand(resolved, (*expanding, node.name))
+            self._place = here
+            return expanded
+
+        return substitute(value, leaf)
+
+    def _unread_macros(self) -> None:
+        for name, statement in self._last_definition.items():
+            if name in self._read_macros or name in self._broken_macros:
+                continue
+            self._place = (statement.location, statement.text)
+            self._problem(f"nobody reads the macro {name!r}{self._meant_instead(name)}", idle=True)
+
+    def _meant_instead(self, name: str) -> str:
+        dotted = [f"{n}.{p}" for n in known_names() for info in candidates(n)[:1] for p in info.parameters]
+        return did_you_mean(name.replace("_", ".", 1), dotted) if "_" in name else did_you_mean(name, self._read_macros)
+
+
+def _macro_name(statement: RawStatement) -> str:
+    return "/".join((*statement.scope, statement.name))
+
+
+def _substitute_raw(value: Any, leaf) -> Any:
+    if isinstance(value, RawReference | RawMacro):  # tuples by construction: leaves all the same
+        return leaf(value)
+    if type(value) is dict:
+        return {_substitute_raw(k, leaf): _substitute_raw(v, leaf) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_substitute_raw(item, leaf) for item in value)
+    return leaf(value)
+
+
+def _required(value: Any) -> bool:
+    return isinstance(value, Constant) and value.value is gin.REQUIRED
+
+
+def _takes_constructor(annotation: Any) -> bool:
+    return "@Name" in spell(annotation)
+
+
+def _unknown_parameter(info: Configurable, parameter: str) -> str:
+    known = list(info.parameters)
+    takes = f"; it takes {', '.join(known)}" if known and len(known) <= 8 else ""
+    hint = did_you_mean(parameter, known)
+    return f"{info.name} has no parameter {parameter!r}{hint or takes}"
+
+
+def imported_statements(values: list[ImportedValue], first_order: int = 0) -> list[RawStatement]:
+    """The imported layer as statements: it goes through the same checks as files do."""
+    statements = []
+    for item in values:
+        *scope, key = item.key.split("/")
+        name, _, parameter = key.rpartition(".")
+        text = f"{item.key} = {item.value!r}"
+        statements.append(
+            RawStatement(tuple(scope), name, parameter, _raw(item.value), Layer.IMPORTED, Location(item.source), text)
+        )
+    return statements
+
+
+def _raw(value: Any) -> Any:
+    from ml.config.configurable import reference_to
+
+    reference = reference_to(value)
+    return RawReference(reference.scopes, reference.configurable.selector, False) if reference else value
+
+
+def references(value: Any) -> list[Reference]:
+    """Every reference inside a value."""
+    return [node for node in walk(value) if isinstance(node, Reference)]

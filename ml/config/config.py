@@ -1,0 +1,191 @@
+"""A configuration as a value: loaded, checked, frozen, and able to say where everything in it came from."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml.config.analysis import Analysis, Analyzer, ImportedValue, imported_statements
+from ml.config.configurable import reference_to
+from ml.config.construction import Build
+from ml.config.effects import Effects, find_effects
+from ml.config.errors import ConfigError, Location, Problem, did_you_mean
+from ml.config.operative import fingerprint, operative_config
+from ml.config.parsing import Reader, SearchPath
+from ml.config.provenance import Record, records
+from ml.config.statements import Layer
+from ml.config.values import to_text
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration; nothing changes it any more.
+
+    Attributes:
+        name: of the first file, without its ending.
+        operative: the text of operative_config.gin.
+        warnings: bindings without effect, where these are allowed.
+    """
+
+    name: str
+    operative: str
+    warnings: tuple[Problem, ...] = ()
+    _analysis: Analysis = field(default_factory=Analysis, repr=False)
+    _checked: Build = field(default=None, repr=False)
+    _effects: Effects = field(default_factory=Effects, repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the operative config: equal for equal runs."""
+        return fingerprint(self.operative)
+
+    def build(self, root: Callable[[], Any]) -> Any:
+        """Calls `root` with this configuration in force in this thread, and with no other."""
+        with Build(self._analysis.bindings):
+            return root()
+
+    def records(self) -> Iterator[Record]:
+        """Who set what: a record for every parameter of everything that is built."""
+        return records(self._checked.calls)
+
+    def provenance(self) -> dict[str, Any]:
+        """What provenance.json holds."""
+        return {"fingerprint": self.fingerprint, "records": [record.as_json() for record in self.records()]}
+
+    def as_imported(self, belongs: Callable[[str], bool], source: str) -> list[ImportedValue]:
+        """This configuration as the imported layer of another, as far as it `belongs`, asked by full names."""
+        bindings = [b for b in self._analysis.bindings if belongs(b.configurable.selector)]
+        return [ImportedValue(binding.key, binding.value, source) for binding in bindings]
+
+    @property
+    def text(self) -> str:
+        """What was set and nothing else, by layer, with the place of each statement: the text of config.gin."""
+        return _config_text(self._analysis, self._effects)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.operative == other.operative
+
+    def __hash__(self) -> int:
+        return hash(self.operative)
+
+
+def load(
+    files: str | Path | Sequence[str | Path] = (),
+    bindings: str | Sequence[str] = (),
+    *,
+    root: Callable[[], Any],
+    search_path: Sequence[str | Path] = (),
+    shipped: Path | None = None,
+    imported: Iterable[ImportedValue] = (),
+    allow_unused_bindings: bool = False,
+    flag: str = "--gin_bindings",
+) -> Config:
+    """Loads files and bindings, checks all of them, and builds once to see that each takes effect.
+
+    Args:
+        files: names of gin files; later ones are stronger.
+        bindings: gin statements that come after the files.
+        root: builds everything that a run builds, from nothing but the configuration; it must touch no file and
+            allocate nothing.
+        search_path: folders in which files are looked for after the working folder.
+        shipped: the folder of the configurations that come with the program, looked in last.
+        imported: values of a pretrained checkpoint; weaker than any file.
+        allow_unused_bindings: makes bindings that have no effect warnings instead of errors.
+        flag: what locations call an element of `bindings`.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    files = [files] if isinstance(files, str | Path) else list(files)
+    bindings = [bindings] if isinstance(bindings, str) else list(bindings)
+    reader = Reader(SearchPath([Path(folder) for folder in search_path], shipped))
+    reader.statements += imported_statements(list(imported))
+    for file in files:
+        reader.read_file(str(file))
+    for index, text in enumerate(bindings):
+        reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
+    analysis = Analyzer(reader.statements).run()
+    problems = reader.problems + analysis.problems
+
+    build, failure = _try_build(root, analysis.bindings)
+    problems += failure.problems if isinstance(failure, ConfigError) else build.problems
+    effects = Effects()
+    if failure is None:
+        effects = find_effects(analysis.bindings, build, lambda fewer: _try_build(root, fewer)[0])
+    elif not problems:
+        raise failure
+    idle = analysis.idle + effects.idle
+    operative = ""
+    if failure is None and not problems:
+        try:
+            operative = operative_config(build, effects.effective, analysis.imports)
+        except ConfigError as error:
+            problems += error.problems
+    if problems or (idle and not allow_unused_bindings):
+        raise ConfigError(_in_order(problems + ([] if allow_unused_bindings else idle), reader.files))
+    name = Path(files[0]).stem if files else "bindings"
+    return Config(name, operative, tuple(idle), analysis, build, effects)
+
+
+def _try_build(root: Callable[[], Any], bindings: list) -> tuple[Build, Exception | None]:
+    """A build that goes on after problems with parameters; what stopped it, if anything did, comes second."""
+    build = Build(bindings, keep_calls=True, collect=True)
+    try:
+        with build:
+            root()
+    except Exception as error:  # after a problem any error may follow from it; without one it is what it is
+        return build, error
+    return build, None
+
+
+def _in_order(problems: list[Problem], files: list[str]) -> list[Problem]:
+    """Problems by file, in the order in which files were named, then by line; those without a place last."""
+
+    def key(problem: Problem) -> tuple:
+        location = problem.location or Location("")
+        known = location.source in files
+        return (
+            not known,
+            files.index(location.source) if known else not location.source,
+            location.source,
+            location.line or 0,
+        )
+
+    return sorted(dict.fromkeys(problems), key=key)
+
+
+def _config_text(analysis: Analysis, effects: Effects) -> str:
+    lines = ["# What was set, in the order in which it was read. The operative config beside this holds every value."]
+    lines += [statement.text for statement in analysis.imports]
+    layer = source = None
+    for statement in sorted([*analysis.bindings, *analysis.macros], key=lambda s: s.order):
+        if statement.location.source != source or statement.layer is not layer:
+            lines += ["", f"# From {statement.location.source}"]
+            source = statement.location.source
+        if statement.layer is not layer:
+            layer = statement.layer
+            lines.append(f"juniper.layer = '{layer.name.lower()}'")
+        key = statement.key if hasattr(statement, "key") else statement.name
+        text = f"{key} = {to_text(statement.written, reference_to)}"
+        swap = effects.left_out.get(statement)
+        if swap is None:
+            lines.append(f"{text:<60}  # {statement.location}")
+        else:
+            lines.append(f"# left out: replaced by {swap.text()} ({swap.location})")
+            lines.append(f"# {text:<58}  # {statement.location}")
+    return "\n".join(lines) + "\n"
+
+
+def difference(ours: str, theirs: str) -> list[str]:
+    """The lines in which two operative configs differ, `-` for ours and `+` for theirs, without headings."""
+    mine, other = ours.splitlines(), theirs.splitlines()
+
+    def said(lines: list[str]) -> dict[str, None]:
+        return {line: None for line in lines if line and not line.startswith(("#", "juniper.layer"))}
+
+    removed = [line for line in said(mine) if line not in said(other)]
+    added = [line for line in said(other) if line not in said(mine)]
+    return [f"- {line}" for line in removed] + [f"+ {line}" for line in added]
+
+
+__all__ = ["Config", "ImportedValue", "did_you_mean", "difference", "load"]

@@ -1,0 +1,234 @@
+"""The `configurable` decorator: gin's own, with a constructor that asks the active configuration first."""
+
+import functools
+import inspect
+import threading
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gin
+
+from ml.config import gin_internals
+from ml.config.values import Reference
+
+EMPTY = inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """One parameter of a configurable, as its signature declares it."""
+
+    name: str
+    annotation: Any
+    default: Any  # EMPTY where the caller must pass it, gin.REQUIRED where a configuration must set it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Configurable:
+    """A class or function that configuration files can name.
+
+    Attributes:
+        name: what files call it.
+        selector: the name with its module, which is unique.
+        target: the class or function as Python code sees it.
+        constructor: the plain `__init__` or function, which gin does not touch.
+        parameters: what can be bound, by name, in order of the signature.
+        positional: the names of the parameters that can be passed by position (without `self`).
+        open_ended: whether it takes `**kwargs`, and so parameters of any name.
+    """
+
+    name: str
+    selector: str
+    target: Callable[..., Any]
+    constructor: Callable[..., Any]
+    parameters: dict[str, ParameterSpec] = field(repr=False)
+    positional: tuple[str, ...] = field(repr=False)
+    open_ended: bool = field(default=False, repr=False)
+
+    @property
+    def package(self) -> str:
+        """The module that defines it, without the last component."""
+        return self.selector.rpartition(".")[0].rpartition(".")[0]
+
+
+class _Active(threading.local):
+    build = None
+
+
+active = _Active()
+_by_selector: dict[str, Configurable] = {}
+_by_object: dict[int, Configurable] = {}
+
+
+def configurable(name_or_target: Any = None, /, **options: Any):
+    """Makes a class or a function configurable; takes what `gin.configurable` takes.
+
+    While a configuration is being built, what it binds fills the parameters that the caller leaves open, and the
+    constructor runs without gin in between. At any other time the object behaves as `gin.configurable` makes it.
+    """
+    if name_or_target is None or isinstance(name_or_target, str):
+        return lambda target: _register(target, name_or_target, options)
+    return _register(name_or_target, None, options)
+
+
+def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]):
+    if isinstance(target, type):
+        # Gin would wrap an inherited __init__ that is already managed: the bindings of the parent would then apply too.
+        if "__init__" not in target.__dict__:
+            target.__init__ = _own_copy(target.__init__)
+    gin.configurable(name, **options)(target)
+    return adopt(gin_internals.entry_of(target)).target
+
+
+def _own_copy(inherited: Callable[..., None]) -> Callable[..., None]:
+    plain = inherited.__wrapped__ if hasattr(inherited, "__juniper__") else inherited
+
+    @functools.wraps(plain)
+    def __init__(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(plain)
+    return __init__
+
+
+def adopt(entry: Any) -> Configurable:
+    """Puts a configurable of gin's registry under Juniper's rules, however it was registered."""
+    known = _by_selector.get(entry.selector)
+    if known is not None:
+        return known
+    # gin.register and gin.external_configurable leave a class as it is: it is then called like a function.
+    in_place = isinstance(entry.wrapped, type) and entry.wrapper is entry.wrapped
+    info = _adopt_class(entry) if in_place else _adopt_function(entry)
+    _by_selector[entry.selector] = info
+    for known_as in (info.target, entry.wrapped, entry.wrapper):
+        _by_object[id(known_as)] = info
+    return info
+
+
+def _adopt_class(entry: Any) -> Configurable:
+    cls, through_gin = entry.wrapped, entry.wrapped.__init__
+    plain = through_gin.__wrapped__
+    info = _describe(entry, cls, plain, inspect.signature(plain), skip=1)
+
+    @functools.wraps(plain)
+    def __init__(self, *args, **kwargs):
+        build = active.build
+        if build is None:
+            through_gin(self, *args, **kwargs)
+        else:
+            build.call(info, plain, (self, *args), kwargs, skip=1)
+
+    __init__.__signature__ = inspect.signature(plain)
+    __init__.__juniper__ = True
+    cls.__init__ = __init__
+    return info
+
+
+def _adopt_function(entry: Any) -> Configurable:
+    plain, through_gin = entry.wrapped, entry.wrapper
+    signature = _signature(plain)
+
+    @functools.wraps(plain, updated=())
+    def function(*args, **kwargs):
+        build = active.build
+        if build is None:
+            return through_gin(*args, **kwargs)
+        return build.call(info, plain, args, kwargs)
+
+    function.__signature__ = signature
+    info = _describe(entry, function, plain, signature)
+    return info
+
+
+def _signature(plain: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(plain)
+    except ValueError:  # some builtins do not tell: they may take anything
+        kinds = inspect.Parameter
+        return inspect.Signature([kinds("args", kinds.VAR_POSITIONAL), kinds("kwargs", kinds.VAR_KEYWORD)])
+
+
+def _describe(entry: Any, target: Any, plain: Any, signature: inspect.Signature, skip: int = 0) -> Configurable:
+    kinds = inspect.Parameter
+    hints = _annotations(plain)
+    declared = list(signature.parameters.values())[skip:]
+    named = [p for p in declared if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD, kinds.POSITIONAL_ONLY)]
+    allowed = [p for p in named if _allowed(p.name, entry.allowlist, entry.denylist)]
+    return Configurable(
+        name=entry.name.rpartition(".")[2],
+        selector=entry.selector,
+        target=target,
+        constructor=plain,
+        parameters={p.name: ParameterSpec(p.name, hints.get(p.name, EMPTY), p.default) for p in allowed},
+        positional=tuple(p.name for p in declared if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)),
+        open_ended=any(p.kind is kinds.VAR_KEYWORD for p in declared),
+    )
+
+
+def _annotations(plain: Callable[..., Any]) -> dict[str, Any]:
+    function = plain.__init__ if isinstance(plain, type) else plain
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # an annotation that is only there for a type checker
+        return dict(getattr(function, "__annotations__", {}))
+
+
+def _allowed(name: str, allowlist: Any, denylist: Any) -> bool:
+    return name in allowlist if allowlist else name not in (denylist or ())
+
+
+def candidates(name: str) -> list[Configurable]:
+    """Every configurable that `name`, with or without module components, may mean; gin's own only by its full name."""
+    registry = gin_internals.registry()
+    selectors = registry.matching_selectors(name)
+    if len(selectors) > 1:
+        selectors = [s for s in selectors if not s.startswith("gin.")]
+    return [adopt(registry[selector]) for selector in selectors]
+
+
+def known_names() -> list[str]:
+    """The short names of everything registered, gin's own left out."""
+    return sorted({s.rpartition(".")[2] for s in gin_internals.selectors() if not s.startswith("gin.")})
+
+
+def find(value: Any) -> Configurable | None:
+    """The configurable behind a class or function, or None."""
+    try:
+        return _by_object.get(id(value))
+    except TypeError:
+        return None
+
+
+class ScopedConstructor:
+    """What `@wide/MLP` becomes: a constructor that adds the scope `wide` wherever it is called; it can be pickled."""
+
+    def __init__(self, scopes: tuple[str, ...], selector: str):
+        self.scopes = scopes
+        self.selector = selector
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        gin_internals.ensure_scope_stack()
+        gin_internals.enter_scope([*gin_internals.current_scope(), *self.scopes])
+        try:
+            return _by_selector[self.selector].target(*args, **kwargs)
+        finally:
+            gin_internals.exit_scope()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ScopedConstructor) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.scopes, self.selector))
+
+    def __repr__(self) -> str:
+        return f"@{'/'.join((*self.scopes, self.selector.rpartition('.')[2]))}"
+
+
+def reference_to(value: Any) -> Reference | None:
+    """The reference that stands for a class, a function or a scoped constructor in text; None for anything else."""
+    if isinstance(value, ScopedConstructor):
+        return Reference(value.scopes, _by_selector[value.selector])
+    info = find(value) if callable(value) else None
+    return Reference((), info) if info else None

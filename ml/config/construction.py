@@ -1,0 +1,365 @@
+"""Building from a configuration: how constructors get their values, and how modules build their children.
+
+`child` is what a module calls. `Build` is one build of one configuration: while it is active in a thread, every
+configurable that is called there asks it for values.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gin
+
+from ml.config import gin_internals
+from ml.config.configurable import Configurable, ScopedConstructor, active, find
+from ml.config.errors import ConfigError, Location, Problem
+from ml.config.scopes import Match, PathIndex, compress, match
+from ml.config.statements import Binding, Layer
+from ml.config.values import Constant, Reference, substitute, walk
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class ParameterError(ValueError):
+    """A parameter of a configurable has a value that does not fit."""
+
+    def __init__(self, parameter: str, message: str):
+        super().__init__(f"{parameter} {message}")
+        self.parameter = parameter
+        self.message = message
+
+    def __reduce__(self):
+        return type(self), (self.parameter, self.message)
+
+
+def child(
+    name: str,
+    constructor: Callable[..., Any],
+    *args: Any,
+    defaults: Mapping[str, Any] = _NOTHING,
+    derived: Mapping[str, Any] = _NOTHING,
+    **kwargs: Any,
+) -> Any:
+    """Builds a child inside the scope `name`, which is the attribute that will hold it.
+
+    Args:
+        name: the scope.
+        constructor: what builds the child.
+        args: with `kwargs`, what the parent decides (shapes). Binding one of these is an error.
+        defaults: what the parent suggests where the child's own default does not fit. A binding beats it.
+        derived: likewise, for values that only pass on a parameter of the parent itself. They are not saved, because
+            they follow from the parent's.
+    """
+    build = active.build
+    if build is not None:
+        return build.child(name, constructor, args, kwargs, defaults, derived)
+    info = find(constructor)
+    bound = gin.get_bindings(info.selector, resolve_references=False) if info and (defaults or derived) else _NOTHING
+    suggested = {key: value for key, value in {**defaults, **derived}.items() if key not in bound}
+    return constructor(*args, **{**suggested, **kwargs})
+
+
+def bind(name, function, *, defaults=_NOTHING, **kwargs):
+    info = find(function)
+    plain = info.constructor if info else function
+    partial = functools.partial
+    if active.build is not None and info is not None:
+        return active.build.bind(name, info, defaults)
+    return partial(plain, **{**defaults, **kwargs})
+
+
+def require(condition: bool, parameter: str, message: str) -> None:
+    """Checks a parameter inside its constructor; the error names the binding that set it.
+
+    While a configuration is being checked the error is kept, and construction goes on to find the others.
+
+    Example: `require(num_heads > 0, "num_heads", f"must be positive, not {num_heads}")`.
+
+    Raises:
+        ParameterError: outside a build.
+        ConfigError: inside one.
+    """
+    if condition:
+        return
+    if active.build is None:
+        raise ParameterError(parameter, message)
+    active.build.parameter_problem(parameter, message)
+
+
+class Candidate:
+    """A binding that reaches a place, how well it matches, and its value ready for use."""
+
+    __slots__ = ("binding", "is_ready", "match", "ready")
+
+    def __init__(self, binding: Binding, found: Match):
+        self.binding = binding
+        self.match = found
+        nodes = list(walk(binding.value))
+        self.is_ready = not any(
+            isinstance(node, list | dict) or (isinstance(node, Reference) and node.evaluate) for node in nodes
+        )
+        self.ready = substitute(binding.value, _to_object) if self.is_ready else None
+
+    @property
+    def rank(self) -> tuple:
+        """Of two candidates the one with the greater rank wins (rule 3)."""
+        return (self.binding.layer.strength, self.match, self.binding.order)
+
+
+class Plan:
+    """What the configuration says about one configurable at one kind of place."""
+
+    __slots__ = ("candidates", "missing", "strong", "weak")
+
+    def __init__(self, candidates: dict[str, list[Candidate]], info: Configurable):
+        self.candidates = candidates  # for each parameter the weakest first
+        winners = {parameter: found[-1] for parameter, found in candidates.items()}
+        self.weak = {p: c for p, c in winners.items() if c.binding.layer is Layer.DEFAULT}
+        self.strong = {p: c for p, c in winners.items() if p not in self.weak}
+        self.missing = [
+            name
+            for name, spec in info.parameters.items()
+            if (spec.default is gin.REQUIRED and name not in winners)
+            or (name in winners and winners[name].ready is gin.REQUIRED)
+        ]
+
+
+class Call:
+    """One construction: where, of what, by which plan, and what the parent had to say."""
+
+    __slots__ = ("arguments", "defaults", "derived", "info", "path", "plan")
+
+    def __init__(self, path, info, plan, arguments, defaults, derived):
+        self.path = path
+        self.info = info
+        self.plan = plan
+        self.arguments = arguments  # what the parent decides
+        self.defaults = defaults
+        self.derived = derived
+
+
+class Build:
+    """One build from a set of bindings.
+
+    Args:
+        bindings: all of them, in order.
+        keep_calls: whether to keep a `Call` for each construction.
+        collect: whether a problem with a parameter is kept in `problems` instead of raised.
+    """
+
+    def __init__(self, bindings: list[Binding], keep_calls: bool = False, collect: bool = False):
+        self._by_configurable: dict[str, list[Binding]] = {}
+        for binding in bindings:
+            self._by_configurable.setdefault(binding.configurable.selector, []).append(binding)
+        self._index = PathIndex({binding.scope for binding in bindings})
+        self._plans: dict[tuple, Plan] = {}
+        self._calling: list[Call] = []
+        self._suggested: tuple = ()
+        self._singletons: dict[tuple[str, ...], Any] = {}
+        self.singletons_used: list[Binding] = []
+        self._collect = collect
+        self._misfits: dict[Problem, list[tuple[str, ...]]] = {}
+        self.calls: list[Call] | None = [] if keep_calls else None
+
+    def __enter__(self) -> "Build":
+        if active.build is not None:
+            raise RuntimeError("a configuration is being built already in this thread")
+        self._scopes = gin_internals.scope_stack()
+        self._scopes.append([])
+        self._here = (self._scopes[-1], (), ())
+        active.build = self
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        active.build = None
+        self._scopes.pop()
+
+    def child(self, name, constructor, args, kwargs, defaults, derived):
+        """See the function `child`."""
+        scope, path, reduced = outer = self._where()
+        scope = [*scope, name]
+        self._scopes.append(scope)
+        self._here = (scope, (*path, name), self._index.below(reduced, name))
+        self._suggested = (defaults, derived) if defaults or derived else ()
+        try:
+            if find(constructor) is None and not isinstance(constructor, ScopedConstructor):
+                self._suggested = ()
+                return constructor(*args, **{**defaults, **derived, **kwargs})
+            return constructor(*args, **kwargs)
+        finally:
+            self._suggested = ()
+            self._scopes.pop()
+            self._here = outer
+
+    def bind(self, name, info, defaults):
+        scope, path, reduced = outer = self._where()
+        self._scopes.append([*scope, name])
+        self._here = (self._scopes[-1], (*path, name), self._index.below(reduced, name))
+        self._suggested = (defaults, {}) if defaults else ()
+        try:
+            return self.call(info, lambda **v: functools.partial(info.constructor, **v), (), {})
+        finally:
+            self._suggested = ()
+            self._scopes.pop()
+            self._here = outer
+
+    def _where(self) -> tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]:
+        """The active scope, as gin holds it, as a path, and reduced; scopes that others opened count."""
+        scope = self._scopes[-1]
+        if scope is self._here[0]:
+            return self._here
+        path = tuple(scope)
+        return scope, path, self._index.reduce(path)
+
+    def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
+        """Calls a constructor with the values that the configuration has for what the caller leaves open.
+
+        Where nothing binds a parameter, what the parent suggests beats the default of the code. A default that a saved
+        config remembers stands between the two, but for what is derived: that follows from the parent's own.
+        """
+        defaults, derived = self._suggested or (_NOTHING, _NOTHING)
+        self._suggested = ()
+        _, path, reduced = self._where()
+        plan = self._plans.get((info.selector, reduced)) or self._plan(info, reduced)
+        decided = kwargs
+        if len(args) > skip:
+            decided = {**dict(zip(info.positional, args[skip:], strict=False)), **kwargs}
+        values = {**defaults} if defaults else {}
+        for name, candidate in plan.weak.items():
+            values[name] = candidate.ready if candidate.is_ready else self._make(candidate.binding.value)
+        if derived:
+            values.update(derived)
+        for name, candidate in plan.strong.items():
+            if name not in decided:
+                values[name] = candidate.ready if candidate.is_ready else self._make(candidate.binding.value)
+        if values:
+            for name in decided.keys() & values.keys():
+                del values[name]
+        values.update(kwargs)
+        record = Call(path, info, plan, decided, defaults, derived)
+        if self.calls is not None:
+            self.calls.append(record)
+        if plan.missing:
+            self._missing(record, values, decided)
+        self._calling.append(record)
+        try:
+            return plain(*args, **values)
+        except TypeError as error:
+            self._wrong_call(record, plain, args, values, error)
+            raise
+        except ParameterError as error:
+            self.parameter_problem(error.parameter, error.message)
+            raise
+        except ConfigError:
+            raise
+        except ValueError as error:
+            problem = Problem(self._selected_by(), f"{info.name} cannot be built{_at(path)}: {error}")
+            raise ConfigError([*self.problems, problem]) from error
+        finally:
+            self._calling.pop()
+
+    def _plan(self, info: Configurable, reduced: tuple[frozenset[str], ...]) -> Plan:
+        found: dict[str, list[Candidate]] = {}
+        for binding in self._by_configurable.get(info.selector, ()):
+            if (fit := match(binding.scope, reduced)) is not None:
+                found.setdefault(binding.parameter, []).append(Candidate(binding, fit))
+        for of_parameter in found.values():
+            of_parameter.sort(key=lambda candidate: candidate.rank)
+        plan = self._plans[info.selector, reduced] = Plan(found, info)
+        return plan
+
+    def _make(self, value: Any) -> Any:
+        """The Python object for a bound value, made anew: what it refers to is built here and now."""
+
+        def leaf(node: Any) -> Any:
+            if not isinstance(node, Reference) or not node.evaluate:
+                return _to_object(node)
+            if node.configurable.selector == "gin.singleton":
+                return self._singleton(node)
+            return _to_object(node)()
+
+        return substitute(value, leaf)
+
+    def _singleton(self, reference: Reference) -> Any:
+        """`@name/gin.singleton()`: what `name/gin.singleton.constructor` makes, once a build."""
+        if reference.scopes not in self._singletons:
+            bindings = [b for b in self._by_configurable.get("gin.singleton", ()) if b.scope == reference.scopes]
+            if not bindings:
+                name = "/".join((*reference.scopes, "gin.singleton"))
+                raise ConfigError(
+                    [*self.problems, Problem(None, f"{name}.constructor must be set, and nothing sets it")]
+                )
+            self.singletons_used.append(bindings[-1])
+            self._singletons[reference.scopes] = self._make(bindings[-1].value)()
+        return self._singletons[reference.scopes]
+
+    def parameter_problem(self, parameter: str, message: str) -> None:
+        """Keeps, or raises, a problem with a parameter of the innermost constructor that is running."""
+        if not self._calling:
+            raise ParameterError(parameter, message)
+        call = self._calling[-1]
+        self._misfits.setdefault(_parameter_problem(call, parameter, message), []).append(call.path)
+        if not self._collect:
+            raise ConfigError(self.problems)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with parameters, each problem once, with all the places that have it."""
+        return [
+            Problem(problem.location, problem.message + _at(*paths), problem.statement)
+            for problem, paths in self._misfits.items()
+        ]
+
+    def _missing(self, call: Call, values: dict, decided: Mapping[str, Any]) -> None:
+        for name in call.plan.missing:
+            if name in decided or (name in values and values[name] is not gin.REQUIRED):
+                continue
+            candidates = call.plan.candidates.get(name)
+            where = candidates[-1].binding.location if candidates else None
+            problem = Problem(where, f"{call.info.name}.{name} must be set, and nothing sets it{_at(call.path)}")
+            raise ConfigError([*self.problems, problem])
+
+    def _wrong_call(self, call: Call, plain, args: tuple, values: dict, error: TypeError) -> None:
+        """Turns a call that does not fit the signature into a problem of the configuration; other errors pass."""
+        try:
+            inspect.signature(plain).bind(*args, **values)
+        except TypeError as mismatch:
+            message = f"{call.info.name} cannot be built{_at(call.path)}: {mismatch}"
+            raise ConfigError([*self.problems, Problem(self._selected_by(), message)]) from error
+
+    def _selected_by(self) -> Location | None:
+        """The place of the binding that chose the constructor that is being called, if one did."""
+        call, parents = self._calling[-1], self._calling[-2::-1]
+        for parent in parents[:1]:
+            for candidate in parent.plan.strong.values():
+                value = candidate.binding.value
+                if isinstance(value, Reference) and value.configurable is call.info:
+                    return candidate.binding.location
+        return None
+
+
+def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
+    candidates = call.plan.candidates.get(parameter)
+    text = f"{call.info.name}.{parameter} {message}"
+    if candidates and parameter not in call.arguments:
+        return Problem(candidates[-1].binding.location, text, candidates[-1].binding.text(written=True))
+    if parameter in call.arguments:
+        return Problem(None, f"{text}; the parent decides it")
+    by = "its parent's default" if parameter in {**call.defaults, **call.derived} else "its default"
+    return Problem(None, f"{text}; {by} is in force")
+
+
+def _at(*paths: tuple[str, ...]) -> str:
+    places = compress([path for path in paths if path])
+    return f" (at {', '.join(places)})" if places else ""
+
+
+def _to_object(node: Any) -> Any:
+    if isinstance(node, Reference):
+        info = node.configurable
+        return ScopedConstructor(node.scopes, info.selector) if node.scopes else info.target
+    if isinstance(node, Constant):
+        return node.value
+    return copy.deepcopy(node)

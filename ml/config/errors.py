@@ -1,0 +1,64 @@
+"""Places in configuration files, problems found there, and the one report that carries them all."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ml.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a statement stands: a file, or a flag such as `--gin_bindings[0]`; `line` counts from 1, or is None."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, where, and the statement as its author wrote it."""
+
+    location: Location | None
+    message: str
+    statement: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.location}: " if self.location else ""
+        quoted = f"\n      {self.statement.strip()}" if self.statement.strip() else ""
+        return f"{place}{self.message}{quoted}"
+
+
+class ConfigError(UserError):
+    """Everything that is wrong with a configuration, in one report.
+
+    Attributes:
+        problems: each error with its place.
+    """
+
+    def __init__(self, problems: Iterable[Problem | str]):
+        self.problems = [p if isinstance(p, Problem) else Problem(None, p) for p in problems]
+        super().__init__(report(self.problems))
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
+
+
+def report(problems: list[Problem], noun: str = "error") -> str:
+    """The report as text: a line that counts, then one entry a problem."""
+    count = f"{len(problems)} {noun}{'s' if len(problems) != 1 else ''} in the configuration:"
+    return "\n".join([count, *(f"  {problem}" for problem in problems)])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or nothing when none is near."""
+    known = list(dict.fromkeys(known))
+    lowered = {candidate.lower(): candidate for candidate in reversed(known)}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {lowered[near[0]]!r}?"
+    longer = [candidate for candidate in known if word and word.lower() in candidate.lower()]
+    return f"; did you mean {min(longer, key=len)!r}?" if longer else ""

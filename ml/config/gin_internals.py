@@ -1,0 +1,86 @@
+"""The private names of gin-config 0.5.0 that Juniper leans on, all of them, with a test that they still mean the same."""
+
+from importlib import metadata
+
+import gin
+from gin import config as _config
+from gin import config_parser
+
+PINNED_VERSION = "0.5.0"
+
+ConfigParser = config_parser.ConfigParser
+ParserDelegate = config_parser.ParserDelegate
+
+
+def registry():
+    """Every registered configurable, by full selector (a `SelectorMap` of `gin.config.Configurable`)."""
+    return _config._REGISTRY
+
+
+def selectors() -> list[str]:
+    """The full names of everything registered."""
+    return [selector for selector, _ in _config._REGISTRY.items()]
+
+
+def constant_names() -> list[str]:
+    """The full names of all constants."""
+    return [name for name, _ in _config._CONSTANTS.items()]
+
+
+def entry_of(target):
+    """The registry's entry of a class or function just registered."""
+    return _config._INVERSE_REGISTRY[target]
+
+
+def constants():
+    """Every gin constant, by full name (a `SelectorMap`)."""
+    return _config._CONSTANTS
+
+
+def current_scope() -> list[str]:
+    """The active scope of this thread, outermost first; the list belongs to gin: do not change it."""
+    return _config._SCOPE_MANAGER._active_scopes[-1]
+
+
+def scope_stack() -> list[list[str]]:
+    """The stack of active scopes of this thread, innermost last, to push to and pop from."""
+    ensure_scope_stack()
+    return _config._SCOPE_MANAGER._active_scopes
+
+
+def enter_scope(scope: list[str]) -> None:
+    """Makes `scope` the active scope until `exit_scope`."""
+    _config._SCOPE_MANAGER.enter_scope(scope)
+
+
+exit_scope = _config._SCOPE_MANAGER.exit_scope
+
+
+def ensure_scope_stack() -> None:
+    """A thread that never used gin has no scope stack yet."""
+    _config._SCOPE_MANAGER._maybe_init()
+
+
+def _self_test() -> None:
+    installed = metadata.version("gin-config")
+    try:
+        ensure_scope_stack()
+        with gin.config_scope("a"), gin.config_scope("b"):
+            assert current_scope() == ["a", "b"]
+            enter_scope(["c"])
+            assert gin.current_scope() == ["c"]
+            exit_scope()
+            assert gin.current_scope() == ["a", "b"]
+        assert registry().matching_selectors("gin.macro") == ["gin.macro"]
+        assert "gin.REQUIRED" in constants()
+        statement = next(ConfigParser("a/B.c = [1, 'x']", None))
+        assert (statement.scope, statement.selector, statement.arg_name, statement.value) == ("a", "B", "c", [1, "x"])
+        assert statement.location.line_num == 1
+    except (AttributeError, AssertionError, TypeError) as error:
+        raise ImportError(
+            f"Juniper needs gin-config {PINNED_VERSION}, and {installed} is installed, which differs in a part that "
+            f"Juniper uses ({error!r}). Run: pip install gin-config=={PINNED_VERSION}"
+        ) from error
+
+
+_self_test()

@@ -1,0 +1,151 @@
+"""Who set what: for every parameter of every module its value, its source, the place, and what it overrode (rule 8)."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import gin
+
+from ml.config.configurable import EMPTY, reference_to
+from ml.config.construction import Call
+from ml.config.scopes import compress, matches
+from ml.config.values import UnwritableError, to_text
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A value as gin text, who gave it, and where; `location` is empty for what stands in code."""
+
+    value: str
+    source: str
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One parameter of one module.
+
+    Attributes:
+        path: the place of the module, `decoder/block_3/mixer/query`.
+        configurable: what was built there.
+        parameter: its parameter.
+        value: gin text.
+        source: `default`, `parent`, `imported`, `file` or `flag`.
+        location: `configs/base.gin:12`, `--gin_bindings[0]`, or empty for what stands in code.
+        explicit: whether a user set it.
+        overrode: what it won against, the weakest first.
+    """
+
+    path: str
+    configurable: str
+    parameter: str
+    value: str
+    source: str
+    location: str
+    explicit: bool
+    overrode: tuple[Origin, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as provenance.json holds it."""
+        overrode = [{"value": o.value, "source": o.source, "location": o.location} for o in self.overrode]
+        names = ("path", "configurable", "parameter", "value", "source", "location", "explicit")
+        return {**{name: getattr(self, name) for name in names}, "overrode": overrode}
+
+
+def records(calls: list[Call]) -> Iterator[Record]:
+    """The records of every construction, in the order in which things were built."""
+    for call in calls:
+        for parameter in call.info.parameters:
+            origins = _origins(call, parameter)
+            if origins:
+                *overrode, last = origins
+                explicit = last.source in ("file", "flag")
+                path = "/".join(call.path)
+                name = call.info.name
+                yield Record(path, name, parameter, last.value, last.source, last.location, explicit, tuple(overrode))
+
+
+def _origins(call: Call, parameter: str) -> list[Origin]:
+    """Every value that was offered for a parameter, the one in force last; empty when none can be written."""
+    if parameter in call.arguments:
+        text = readable(call.arguments[parameter])
+        return [Origin(text, "parent")] if text is not None else []
+    spec = call.info.parameters[parameter]
+    found: list[tuple[float, Origin]] = []
+    if spec.default is not EMPTY and spec.default is not gin.REQUIRED:
+        found.append((-2, Origin(text_of(spec.default), "default")))
+    if parameter in call.defaults:
+        found.append((-1, Origin(text_of(call.defaults[parameter]), "parent")))
+    for candidate in call.plan.candidates.get(parameter, ()):
+        binding = candidate.binding
+        origin = Origin(text_of(binding.value), binding.layer.name.lower(), str(binding.location))
+        found.append((binding.layer.strength, origin))
+    if parameter in call.derived:
+        found.append((0.5, Origin(text_of(call.derived[parameter]), "parent")))
+    found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order
+    return [origin for _, origin in found]
+
+
+def text_of(value: Any) -> str:
+    """The value as gin text.
+
+    Raises:
+        UnwritableError: where there is none.
+    """
+    return to_text(value, reference_to)
+
+
+def readable(value: Any) -> str | None:
+    """The value as gin text, or None for what a parent passes and text cannot hold (tensors, modules)."""
+    if inspect.isroutine(value) and reference_to(value) is None:
+        return None
+    try:
+        return text_of(value)
+    except UnwritableError:
+        return None
+
+
+def select(found: Iterator[Record], pattern: str) -> list[Record]:
+    """The records that a pattern names.
+
+    The pattern is written like a binding, `query/Linear.bias`, with any part left out and `*` and `?` as wildcards: a
+    scope alone selects all below it, a bare word any scope, configurable or parameter of that name.
+    """
+    *scope, last = pattern.split("/")
+    named, dot, parameter = last.rpartition(".")
+    return [record for record in found if _selected(record, scope, last, named if dot else "", parameter)]
+
+
+def _selected(record: Record, scope: list[str], last: str, named: str, parameter: str) -> bool:
+    path = record.path.split("/") if record.path else []
+    if named:
+        fits = fnmatchcase(record.configurable, named) and fnmatchcase(record.parameter, parameter)
+        return fits and _occurs(scope, path)
+    if fnmatchcase(record.configurable, last) or fnmatchcase(record.parameter, last):
+        return _occurs(scope, path)
+    return _occurs([*scope, last], path)
+
+
+def _occurs(scope: list[str], path: list[str]) -> bool:
+    remaining = iter(path)
+    return all(any(matches(p, component) or fnmatchcase(component, p) for component in remaining) for p in scope)
+
+
+def explain(found: list[Record]) -> str:
+    """Records for a person: equal ones stand once, with the places that share them."""
+    groups: dict[tuple, list[tuple[str, ...]]] = {}
+    for r in found:
+        key = (r.configurable, r.parameter, r.value, r.source, r.location, r.overrode)
+        groups.setdefault(key, []).append(tuple(r.path.split("/")) if r.path else ())
+    lines = []
+    for (configurable, parameter, value, source, location, overrode), paths in groups.items():
+        lines.append(f"{configurable}.{parameter} = {value}    # {_from(source, location)}")
+        lines += [f"    at {place}" for place in compress(paths) if place]
+        lines += [f"    overrode {o.value}    # {_from(o.source, o.location)}" for o in reversed(overrode)]
+    return "\n".join(lines)
+
+
+def _from(source: str, location: str) -> str:
+    return f"{source}, {location}" if location else source

@@ -1,0 +1,145 @@
+"""Scopes: which bindings reach a place in the model (rule 2), and which of them wins (rule 3).
+
+A *path* is the active scope of a module, `decoder/block_3/mixer/query`. The scope of a binding is a list of *patterns*,
+each a name or a range of them (`block_0_to_3`). It reaches every path on which its patterns occur, in order.
+"""
+
+import functools
+import re
+from typing import NamedTuple
+
+_RANGE = re.compile(r"(?P<stem>.*\D)(?P<first>\d+)_to_(?P<last>\d+)")
+_INDEXED = re.compile(r"(?P<stem>.*\D)(?P<index>\d+)")
+
+
+class Range(NamedTuple):
+    """`block_0_to_3`: the components `block_0` to `block_3`, both included."""
+
+    stem: str
+    first: int
+    last: int
+
+
+@functools.cache
+def parse_range(pattern: str) -> Range | None:
+    """The range that a pattern spells, or None when it is a plain name."""
+    match = _RANGE.fullmatch(pattern)
+    return Range(match["stem"], int(match["first"]), int(match["last"])) if match else None
+
+
+@functools.cache
+def split_index(component: str) -> tuple[str, int] | None:
+    """`block_12` is `("block_", 12)`; a component without an index is None."""
+    match = _INDEXED.fullmatch(component)
+    return (match["stem"], int(match["index"])) if match else None
+
+
+def matches(pattern: str, component: str) -> bool:
+    """Whether one component of a path is what the pattern names."""
+    if pattern == component:
+        return True
+    span = parse_range(pattern)
+    indexed = split_index(component)
+    return bool(span and indexed and indexed[0] == span.stem and span.first <= indexed[1] <= span.last)
+
+
+class Match(NamedTuple):
+    """How a scope fits a path. Of two matches the greater one wins (the first four parts of rule 3)."""
+
+    length: int
+    positions: tuple[int, ...]  # of the matched components, the deepest first
+    exact: tuple[bool, ...]  # likewise; a range is not exact
+
+
+def match(scope: tuple[str, ...], path: tuple[frozenset[str], ...]) -> Match | None:
+    """The deepest way in which the patterns of `scope` occur, in order, on `path`, or None.
+
+    Args:
+        scope: the patterns of a binding.
+        path: for each component of a path the patterns that it satisfies (see `PathIndex`).
+    """
+    positions, exact = [], []
+    end = len(path)
+    for pattern in reversed(scope):
+        end -= 1
+        while end >= 0 and pattern not in path[end]:
+            end -= 1
+        if end < 0:
+            return None
+        positions.append(end)
+        exact.append(parse_range(pattern) is None)
+    return Match(len(scope), tuple(positions), tuple(exact))
+
+
+class PathIndex:
+    """Reduces paths to what a set of bindings can tell apart.
+
+    A thousand equal blocks have a thousand paths. What no pattern names is dropped from them, the rest is replaced by
+    the patterns that it satisfies, and so they share one key, and what was looked up for one serves all.
+    """
+
+    def __init__(self, scopes: set[tuple[str, ...]]):
+        self._patterns = {pattern for scope in scopes for pattern in scope}
+        self._components: dict[str, frozenset[str]] = {}
+        self._paths: dict[tuple[str, ...], tuple[frozenset[str], ...]] = {}
+
+    def reduce(self, path: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+        """The patterns that each component satisfies, without the components that satisfy none."""
+        reduced = self._paths.get(path)
+        if reduced is None:
+            reduced = tuple(found for component in path if (found := self._satisfied(component)))
+            self._paths[path] = reduced
+        return reduced
+
+    def below(self, reduced: tuple[frozenset[str], ...], component: str) -> tuple[frozenset[str], ...]:
+        """The reduced path of a component below a path that is reduced already."""
+        found = self._components.get(component)
+        if found is None:
+            found = self._satisfied(component)
+        return (*reduced, found) if found else reduced
+
+    def _satisfied(self, component: str) -> frozenset[str]:
+        found = self._components.get(component)
+        if found is None:
+            found = frozenset(pattern for pattern in self._patterns if matches(pattern, component))
+            self._components[component] = found
+        return found
+
+
+def without_indices(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path without its numbered components: what equal blocks have in common."""
+    return tuple(component for component in path if not split_index(component))
+
+
+def compress(paths: list[tuple[str, ...]]) -> list[str]:
+    """Paths as text, with runs of a numbered component written as a range: `decoder/block_0_to_11/mixer`."""
+    groups: dict[tuple, list[int]] = {}
+    for path in paths:
+        index = next((i for i, component in enumerate(path) if split_index(component)), None)
+        if index is None:
+            groups.setdefault((path, None), [])
+        else:
+            stem, number = split_index(path[index])
+            groups.setdefault(((*path[:index], stem, *path[index + 1 :]), index), []).append(number)
+    return [text for (path, index), numbers in groups.items() for text in _spell(path, index, numbers)]
+
+
+def _spell(path: tuple[str, ...], index: int | None, numbers: list[int]) -> list[str]:
+    if index is None:
+        return ["/".join(path)]
+    spelled = []
+    for first, last in runs(sorted(set(numbers))):
+        component = f"{path[index]}{first}" if first == last else f"{path[index]}{first}_to_{last}"
+        spelled.append("/".join((*path[:index], component, *path[index + 1 :])))
+    return spelled
+
+
+def runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Sorted numbers as runs: [0, 1, 2, 5] is [(0, 2), (5, 5)]."""
+    result: list[tuple[int, int]] = []
+    for number in numbers:
+        if result and number == result[-1][1] + 1:
+            result[-1] = (result[-1][0], number)
+        else:
+            result.append((number, number))
+    return result

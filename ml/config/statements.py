@@ -1,0 +1,91 @@
+"""What configuration files say, statement by statement, with the layer and the place of each."""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from ml.config.configurable import Configurable
+from ml.config.errors import Location
+from ml.config.values import to_text
+
+
+class Layer(enum.IntEnum):
+    """Who set a value, weakest first (rule 8).
+
+    `DEFAULT` and `PARENT` are what a saved operative config remembers of the defaults of its time. `FILE` and `FLAG` are
+    equally strong: between them rule 3 decides.
+    """
+
+    DEFAULT = 0
+    PARENT = 1
+    IMPORTED = 2
+    FILE = 3
+    FLAG = 4
+
+    @property
+    def strength(self) -> int:
+        """Bindings of a greater strength win whatever their scopes."""
+        return min(self, Layer.FILE)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether a user set it."""
+        return self >= Layer.FILE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binding:
+    """`scope/Name.parameter = value`.
+
+    Attributes:
+        written: the value with its macros, as its author wrote it.
+        value: the value with the macros replaced by what they hold.
+        order: counts statements from 0, over all files and flags.
+        location: of the statement.
+    """
+
+    scope: tuple[str, ...]
+    configurable: Configurable
+    parameter: str
+    written: Any
+    value: Any
+    layer: Layer
+    location: Location
+    order: int
+    constructs: bool = False  # whether the parameter takes a constructor
+
+    @property
+    def key(self) -> str:
+        """`scope/Name.parameter`, with the short name of the configurable."""
+        return "/".join((*self.scope, f"{self.configurable.name}.{self.parameter}"))
+
+    @property
+    def identity(self) -> tuple:
+        """Equal for two bindings of which the later replaces the earlier."""
+        return (self.scope, self.configurable.selector, self.parameter, self.layer.strength)
+
+    def text(self, written: bool = False) -> str:
+        """The statement as gin text."""
+        from ml.config.configurable import reference_to
+
+        return f"{self.key} = {to_text(self.written if written else self.value, reference_to)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MacroDefinition:
+    """`NAME = value`."""
+
+    name: str
+    written: Any
+    layer: Layer
+    location: Location
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """`import module`, which registers configurables."""
+
+    text: str
+    module: str
+    location: Location

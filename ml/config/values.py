@@ -1,0 +1,140 @@
+"""Values as configuration text holds them: literals, references, macros and constants; to text and back."""
+
+import enum
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gin
+
+from ml.config import gin_internals
+
+if TYPE_CHECKING:
+    from ml.config.configurable import Configurable
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`@scope/Name`, the constructor, or `@scope/Name()`, what it makes.
+
+    Wherever it is built, `scopes` are added to the active scope there (rule 4).
+    """
+
+    scopes: tuple[str, ...]
+    configurable: "Configurable"
+    evaluate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """`%NAME`: whatever the configuration binds to that name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """`%NAME` of a registered constant: a dtype, the member of an enum, infinity."""
+
+    name: str
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class UnwritableError(ValueError):
+    """A value that no configuration text can hold."""
+
+
+_constant_names: dict[tuple[type, Any], str] = {}
+
+
+def register_constant(name: str, value: Any) -> None:
+    """Makes `value` writable as `%name`, and readable back; `value` must be hashable and a name is given once."""
+    if _constant_names.setdefault((type(value), value), name) == name and name not in gin_internals.constants():
+        gin.constant(name, value)
+
+
+def register_enum(cls: type[enum.Enum]) -> type[enum.Enum]:
+    """Makes the members of an enum writable as `%ClassName.MEMBER`; usable as a decorator, for `StrEnum` too."""
+    for member in cls:
+        register_constant(f"{cls.__module__}.{cls.__qualname__}.{member.name}", member)
+    return cls
+
+
+register_constant("math.inf", math.inf)
+register_constant("math.minus_inf", -math.inf)
+gin.constant("math.nan", math.nan)  # equal to nothing, so looked up by hand in `to_text`
+
+
+def walk(value: Any):
+    """Every node of a value, containers included, in order."""
+    yield value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from walk(key)
+            yield from walk(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from walk(item)
+
+
+def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """The value with `replace` applied to each leaf; containers are copied, their order kept."""
+    if type(value) is dict:
+        return {substitute(key, replace): substitute(item, replace) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(substitute(item, replace) for item in value)
+    return replace(value)
+
+
+def to_text(value: Any, find: Callable[[Any], Reference | None]) -> str:
+    """The value as gin text that parses back to it.
+
+    Args:
+        value: a literal, a `Reference`, `Macro` or `Constant`, or a Python object that stands for one.
+        find: gives the reference for a class or function that is configurable, else None.
+
+    Raises:
+        UnwritableError: where there is no such text.
+    """
+    if isinstance(value, Reference):
+        name = "/".join((*value.scopes, value.configurable.name))
+        return f"@{name}()" if value.evaluate else f"@{name}"
+    if isinstance(value, Macro | Constant):
+        return f"%{value.name}"
+    kind = type(value)
+    if value is None or kind in (bool, int, str, bytes):
+        return repr(value)
+    if kind is float:
+        return _float_text(value)
+    if kind is list:
+        return "[" + ", ".join(to_text(item, find) for item in value) + "]"
+    if kind is tuple:
+        items = [to_text(item, find) for item in value]
+        return "(" + ", ".join(items) + ("," if len(items) == 1 else "") + ")"
+    if kind is dict:
+        return "{" + ", ".join(f"{to_text(k, find)}: {to_text(v, find)}" for k, v in value.items()) + "}"
+    reference = find(value)
+    if reference is not None:
+        return to_text(reference, find)
+    try:
+        return "%" + _constant_names[kind, value]
+    except (KeyError, TypeError):
+        raise UnwritableError(
+            f"{value!r} of type {kind.__module__}.{kind.__qualname__} cannot be written to a configuration; "
+            "make it configurable, or give it a name with ml.config.register_constant"
+        ) from None
+
+
+def _float_text(value: float) -> str:
+    if math.isnan(value):
+        return "%math.nan"
+    if math.isinf(value):
+        return "%" + _constant_names[float, value]
+    return repr(value)

@@ -1,0 +1,64 @@
+"""Layers: pure torch modules that gin wires. They know nothing of training, distribution or files."""
+
+from ml.layers import dtypes as dtypes
+from ml.layers.activations import gelu, relu, relu_squared, silu, tanh
+from ml.layers.context import Context
+from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
+from ml.layers.head import LanguageModelHead
+from ml.layers.initialization import (
+    constant,
+    kaiming_normal,
+    kaiming_uniform,
+    normal,
+    ones,
+    scaled_normal,
+    truncated_normal,
+    uniform,
+    xavier_normal,
+    xavier_uniform,
+    zeros,
+)
+from ml.layers.linear import Linear
+from ml.layers.loss import IGNORED, LossSums, cross_entropy_sums
+from ml.layers.mixers import Attention, attention_reference
+from ml.layers.mlp import MLP, GatedMLP
+from ml.layers.normalization import LayerNorm, NoNorm, RMSNorm
+from ml.layers.parameter import Parameter
+from ml.layers.rotary import Rotary
+
+__all__ = [
+    "IGNORED",
+    "MLP",
+    "Attention",
+    "Context",
+    "Embeddings",
+    "GatedMLP",
+    "LanguageModelHead",
+    "LayerNorm",
+    "Linear",
+    "LossSums",
+    "NoNorm",
+    "Parameter",
+    "PositionEmbedding",
+    "RMSNorm",
+    "Rotary",
+    "TokenEmbedding",
+    "attention_reference",
+    "constant",
+    "cross_entropy_sums",
+    "gelu",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "normal",
+    "ones",
+    "relu",
+    "relu_squared",
+    "scaled_normal",
+    "silu",
+    "tanh",
+    "truncated_normal",
+    "uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+]

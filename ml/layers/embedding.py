@@ -1,0 +1,91 @@
+"""Embeddings of tokens and of learned positions."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.checks import positive, probability
+from ml.layers.context import Context
+from ml.layers.initialization import Initialization, normal
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class TokenEmbedding(nn.Module):
+    """A row of a table for each token."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        weight_initialization: Initialization = normal,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.weight = child(
+            "weight", Parameter, (vocab_size, hidden_size), derived={"initialization": weight_initialization}
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight)  # (B, T) -> (B, T, H)
+
+
+@configurable
+class PositionEmbedding(nn.Module):
+    """A learned row for each of the first `num_positions` positions (GPT, GPT-2)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_positions: int = 1024,
+        weight_initialization: Initialization = normal,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_positions = positive("num_positions", num_positions)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.weight = child(
+            "weight", Parameter, (self.num_positions, hidden_size), derived={"initialization": weight_initialization}
+        )
+
+    def forward(self, sequence_length: int, positions: Tensor | None) -> Tensor:
+        """Returns (T, H), or (B, T, H) for positions of shape (B, T)."""
+        if positions is not None:
+            return F.embedding(positions, self.weight)
+        if sequence_length > self.num_positions:
+            raise ValueError(
+                f"PositionEmbedding.num_positions ({self.num_positions}) is below the sequence length {sequence_length}"
+            )
+        return self.weight[:sequence_length]
+
+
+@configurable
+class Embeddings(nn.Module):
+    """x = dropout(token[t] + position[i]): what enters the first block."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        token: Callable[..., nn.Module] = TokenEmbedding,
+        position: Callable[..., nn.Module] | None = None,
+        dropout: float = 0.0,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.dropout = probability("dropout", dropout)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.token = child("token", token, vocab_size, hidden_size)
+        self.position = child("position", position, hidden_size) if position is not None else None
+
+    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+        x = self.token(tokens)  # (B, T, H)
+        if self.position is not None:
+            x = x + self.position(tokens.shape[-1], context.positions)
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

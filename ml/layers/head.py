@@ -1,0 +1,64 @@
+"""The language model head: from the residual stream to logits, and to the loss."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.checks import non_negative, positive_float
+from ml.layers.initialization import Initialization, normal
+from ml.layers.loss import LossSums, cross_entropy_sums
+from ml.layers.normalization import RMSNorm
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class LanguageModelHead(nn.Module):
+    """logits = cap(norm(x) Wᵀ), with cap(z) = c · tanh(z / c) where `logit_soft_cap` is c (Gemma 2, section 2).
+
+    A `tied` head has no W of its own: each call is given the one of the token embedding.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        tied: bool,
+        *,
+        normalization: Callable[..., nn.Module] = RMSNorm,
+        weight_initialization: Initialization = normal,
+        z_loss: float = 0.0,
+        logit_soft_cap: float | None = None,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.z_loss = non_negative("z_loss", z_loss)
+        self.logit_soft_cap = None if logit_soft_cap is None else positive_float("logit_soft_cap", logit_soft_cap)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.norm = child("norm", normalization, hidden_size)
+        self.weight = None
+        if not tied:
+            self.weight = child(
+                "weight", Parameter, (vocab_size, hidden_size), derived={"initialization": weight_initialization}
+            )
+
+    def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
+        logits = F.linear(self.norm(x), self.weight if tied_weight is None else tied_weight)  # (B, T, H) -> (B, T, V)
+        if self.logit_soft_cap is not None:
+            logits = self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
+        return logits
+
+    def loss(self, x: Tensor, targets: Tensor, tied_weight: Tensor | None = None) -> LossSums:
+        """The loss of predicting `targets` (B, T) from the residual stream `x` (B, T, H)."""
+        return cross_entropy_sums(self(x, tied_weight), targets, self.z_loss)
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Two operations an entry of W forward, four backward."""
+        return 6.0 * self.hidden_size * self.vocab_size
+
+    def extra_repr(self) -> str:
+        return f"{self.hidden_size}, {self.vocab_size}, tied={self.weight is None}"

@@ -1,0 +1,67 @@
+"""Feed-forward layers."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ml.config import bind, child, configurable
+from ml.layers.activations import Activation, gelu, silu
+from ml.layers.checks import positive
+from ml.layers.linear import Linear
+from ml.layers.parameter import checked_lr_scale
+
+
+@configurable
+class MLP(nn.Module):
+    """y = down(activation(up(x))). `intermediate_size` None is 4 H."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        intermediate_size: int | None = None,
+        activation: Activation = gelu,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        if intermediate_size is None:
+            intermediate_size = 4 * hidden_size
+        intermediate_size = positive("intermediate_size", intermediate_size)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.activation = bind("activation", activation)
+        self.up = child("up", linear, hidden_size, intermediate_size)
+        self.down = child("down", linear, intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # (B, T, H) -> (B, T, F) -> (B, T, H)
+
+
+@configurable
+class GatedMLP(nn.Module):
+    """y = down(activation(gate(x)) · up(x)) (Shazeer 2020, GLU variants).
+
+    `intermediate_size` None is 8/3 H, rounded up to a multiple of 64: the parameters of an MLP with 4 H.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        intermediate_size: int | None = None,
+        activation: Activation = silu,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        if intermediate_size is None:
+            intermediate_size = -(-8 * hidden_size // (3 * 64)) * 64
+        intermediate_size = positive("intermediate_size", intermediate_size)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.activation = bind("activation", activation)
+        self.gate = child("gate", linear, hidden_size, intermediate_size)
+        self.up = child("up", linear, hidden_size, intermediate_size)
+        self.down = child("down", linear, intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x)) * self.up(x))  # (B, T, H) -> (B, T, F) -> (B, T, H)

@@ -1,0 +1,14 @@
+"""Models: what the trainer trains, and what it needs to know about one."""
+
+from ml.models.flops import flops_per_token
+from ml.models.language_model import LanguageModel
+from ml.models.materialize import materialize
+from ml.models.parameters import ScaledParameter, named_parameters_with_scales
+
+__all__ = [
+    "LanguageModel",
+    "ScaledParameter",
+    "flops_per_token",
+    "materialize",
+    "named_parameters_with_scales",
+]

@@ -1,0 +1,70 @@
+"""From a model on the meta device to one with memory and initial values."""
+
+import functools
+import hashlib
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from ml.layers.initialization import Initialization
+from ml.layers.parameter import copy_settings, has_settings
+from ml.models.parameters import ancestors
+
+
+def materialize(model: nn.Module, device: torch.device | str = "cpu", seed: int = 0) -> nn.Module:
+    """Allocates every parameter of `model` on `device` and fills it by its initialization; returns `model`.
+
+    The values depend on the seed and the parameter's name alone: each has a CPU generator of its own and is drawn in
+    float32, so the order, the device, the dtype and the other parameters make no difference. A tied parameter is made
+    once, under its first name. A module with buffers recomputes them in `reset_buffers(device)`.
+    """
+    modules = dict(model.named_modules())
+    depths = {path: getattr(module, "num_layers", None) for path, module in modules.items()}
+    for name, parameter in list(model.named_parameters()):
+        if not has_settings(parameter):
+            raise ValueError(f"parameter {name} was not built by `Parameter`, so its initialization is unknown")
+        num_layers = next((depths[path] for path in ancestors(name) if depths[path] is not None), None)
+        initialization = at_depth(parameter.initialization, num_layers)
+        values = initial_values(name, parameter.shape, initialization, seed)
+        filled = nn.Parameter(values.to(device=device, dtype=parameter.dtype), parameter.requires_grad)
+        replace_parameter(model, parameter, copy_settings(parameter, filled))
+    reset_buffers(model, device)
+    return model
+
+
+def initial_values(name: str, shape: torch.Size, initialization: Initialization, seed: int) -> Tensor:
+    """Returns float32 values on the CPU for the parameter `name`. Raises ValueError where the initialization cannot."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little"))
+    values = torch.empty(shape, dtype=torch.float32, device="cpu")
+    try:
+        with torch.no_grad():
+            initialization(values, generator=generator)
+    except ValueError as error:
+        raise ValueError(f"parameter {name} cannot be initialized: {error}") from error
+    return values
+
+
+def at_depth(initialization: Initialization, num_layers: int | None) -> Initialization:
+    """Fills in `num_layers` of an initialization that scales with the depth, unless the configuration did."""
+    parameter = inspect.signature(initialization).parameters.get("num_layers")
+    if parameter is None or parameter.default is not None:
+        return initialization
+    return functools.partial(initialization, num_layers=num_layers)
+
+
+def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Puts `new` wherever `old` is held, so that tied parameters stay tied."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is old:
+                setattr(module, name, new)
+
+
+def reset_buffers(model: nn.Module, device: torch.device | str) -> None:
+    for name, module in model.named_modules():
+        if next(module.buffers(recurse=False), None) is not None:
+            if not hasattr(module, "reset_buffers"):
+                raise ValueError(f"module {name} has buffers and no `reset_buffers(device)` to compute them")
+            module.reset_buffers(device)

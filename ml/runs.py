@@ -1,0 +1,75 @@
+"""A run that left its folder: its configuration, its weights, its metrics."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml.config import Config, ImportedValue
+from ml.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
+
+
+class Run:
+    """The folder of a run, opened to look inside and to go on.
+
+    Raises:
+        UserError: where there is no run.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._operative = self.path / "operative_config.gin"
+        if not self._operative.is_file():
+            raise UserError(f"there is no run in {self.path}: it has no operative_config.gin")
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration of the run, from its operative config."""
+        from ml.api import load
+
+        return load(self._operative)
+
+    def build(self, step: int | None = None, device: str | torch.device = "cpu") -> nn.Module:
+        """Builds the model with the weights of a checkpoint.
+
+        Args:
+            step: of the checkpoint; None is the newest whole one.
+            device: where the model is put.
+
+        Raises:
+            RunError: where there is no such checkpoint, or it is damaged.
+        """
+        from ml.api import build
+        from ml.training.state_files import read_weights
+
+        checkpoint = self.checkpoint(step)
+        model = build(self.config, device)
+        read_weights(checkpoint, model)
+        return model.eval()
+
+    def checkpoint(self, step: int | None = None) -> Path:
+        """The folder of a checkpoint; None is the newest whole one.
+
+        Raises:
+            RunError: where there is no such checkpoint, or it is damaged.
+        """
+        from ml.training.checkpoints import open_checkpoint
+
+        return open_checkpoint(self.path / "checkpoints", step)
+
+    def imported_values(self) -> list[ImportedValue]:
+        """What the configuration says of the model, as the imported layer of a run that starts from this one."""
+        return self.config.as_imported(lambda name: name.startswith(_MODEL_PACKAGES), str(self._operative))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, oldest first."""
+        from ml.training.run_folder import RunFolder
+
+        return RunFolder(self.path).metrics()

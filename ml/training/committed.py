@@ -1,0 +1,79 @@
+"""Folders that are written whole or not at all, and that know when they were damaged.
+
+The files are written to a hidden sibling and flushed, then a manifest with their sizes and SHA-256 hashes, then the
+folder is renamed. A crash at any moment leaves the hidden sibling, which nobody reads.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ml.training.files import flush_to_disk
+
+MANIFEST = "manifest.json"
+
+
+def commit(folder: Path, write: Callable[[Path], None]) -> None:
+    """Makes `folder` from the files that `write(temporary_folder)` leaves; a folder that was there is replaced.
+
+    Raises:
+        OSError: The disk is full or the place cannot be written to; nothing is left behind.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        _seal(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        flush_to_disk(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes what commits that never ended left in `parent`."""
+    for temporary in parent.glob(".*.tmp"):
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a committed folder, or None when every byte is as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    problems = (_damage_of_file(folder / name, *entry) for name, entry in sorted(expected.items()))
+    return next((problem for problem in problems if problem), None)
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    entries = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
+    for file in [*files, folder / MANIFEST, folder]:
+        flush_to_disk(file)
+
+
+def _damage_of_file(file: Path, size: int, sha256: str) -> str | None:
+    try:
+        actual_size = file.stat().st_size
+        if actual_size != size:
+            return f"{file.name} has {actual_size} bytes instead of {size}"
+        return None if _sha256(file) == sha256 else f"{file.name} has changed since it was written"
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror}"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,61 @@
+"""In which type the weights are kept and in which the model computes."""
+
+import abc
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ml.config import configurable
+
+
+class Precision(abc.ABC):
+    """The type of the weights, and the context in which the model computes."""
+
+    parameter_dtype: torch.dtype
+
+    @abc.abstractmethod
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """In force during the forward pass."""
+
+
+@configurable
+class Float32(Precision):
+    """Float32 throughout."""
+
+    parameter_dtype = torch.float32
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@configurable
+class MixedBFloat16(Precision):
+    """Matrix products in bfloat16, weights, gradients and optimizer state in float32 (Micikevicius et al., 2018)."""
+
+    parameter_dtype = torch.float32
+
+    @contextlib.contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+
+
+@configurable
+class PureBFloat16(Precision):
+    """Weights, gradients and optimizer state in bfloat16: a third of the memory of mixed precision.
+
+    An update smaller than 2^-9 of its weight is rounded away, so expect a higher loss at small learning rates.
+    """
+
+    parameter_dtype = torch.bfloat16
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the parameters in place; buffers, such as rotary frequencies, keep the type that the model gave them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,196 @@
+"""What a person sees of a run."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TextIO
+
+_SECONDS_BETWEEN_DRAWINGS = 0.1
+_LONGEST_BAR = 30
+_SHORTEST_BAR = 8
+
+
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def start(self, step: int) -> None:
+        """The run begins after `step`."""
+
+    def advance(self, step: int) -> None:
+        """`step` has been taken."""
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        """A step was measured: `record` is its line of `metrics.jsonl`."""
+
+    def say(self, message: str) -> None:
+        """Shows a line that stays."""
+
+    def close(self) -> None:
+        """Leaves the cursor at the start of a line."""
+
+
+def progress_on(stream: TextIO, num_steps: int) -> Progress:
+    """One line that changes on a terminal, a line for each measured step elsewhere."""
+    return TerminalProgress(stream, num_steps) if stream.isatty() else PlainProgress(stream, num_steps)
+
+
+class TimeLeft:
+    """Estimates the time left from the steps since the first one, which compiles and warms up."""
+
+    def __init__(self, num_steps: int, clock: Callable[[], float] = time.monotonic):
+        self._num_steps = num_steps
+        self._clock = clock
+        self._origin: tuple[int, float] | None = None
+
+    def seconds(self, step: int) -> float | None:
+        """At `step`, None before there is something to go by."""
+        now = self._clock()
+        if self._origin is None:
+            self._origin = (step, now)
+        first_step, then = self._origin
+        return (now - then) / (step - first_step) * (self._num_steps - step) if step > first_step else None
+
+
+class PlainProgress:
+    """A line for each measured step: for log files and pipes."""
+
+    def __init__(self, stream: TextIO, num_steps: int):
+        self._stream = stream
+        self._num_steps = num_steps
+        self._time_left = TimeLeft(num_steps)
+        self._seconds_left: float | None = None
+
+    def start(self, step: int) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        self._seconds_left = self._time_left.seconds(step)
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        fields = [f"step {record['step']}/{self._num_steps}", *describe(record).values()]
+        if self._seconds_left:
+            fields.append(f"{duration(self._seconds_left)} left")
+        self.say("  ".join(fields))
+
+    def say(self, message: str) -> None:
+        print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class TerminalProgress:
+    """One line, drawn again as the run goes on; validations and messages stay above it."""
+
+    # What goes first when the terminal is narrow.
+    _DROPPED_FIRST = ("learning_rate", "bar", "validation_bits_per_byte", "tokens_per_second", "left", "loss")
+
+    def __init__(self, stream: TextIO, num_steps: int, clock: Callable[[], float] = time.monotonic):
+        self._stream = stream
+        self._num_steps = num_steps
+        self._clock = clock
+        self._time_left = TimeLeft(num_steps, clock)
+        self._step = 0
+        self._fields: dict[str, str] = {}
+        self._drawn_at = -math.inf
+        self._shown = False
+        self._full, self._empty = ("━", "─") if _can_write(stream, "━─") else ("#", "-")
+
+    def start(self, step: int) -> None:
+        self._step = step
+        self._draw()
+
+    def advance(self, step: int) -> None:
+        self._step = step
+        self._fields.pop("left", None)
+        if left := self._time_left.seconds(step):
+            self._fields["left"] = f"{duration(left)} left"
+        if self._clock() - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
+            self._draw()
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        described = describe(record)
+        shown = {name: text for name, text in described.items() if name != "grad_norm"}
+        left = {"left": self._fields.pop("left")} if "left" in self._fields else {}
+        self._fields |= shown | left
+        if "validation_bits_per_byte" in described:
+            self.say("  ".join([f"step {record['step']}/{self._num_steps}", *described.values()]))
+        self._draw()
+
+    def say(self, message: str) -> None:
+        self._write(f"\r\x1b[K{message}\n")
+        if self._shown:
+            self._draw()
+
+    def close(self) -> None:
+        if self._shown:
+            self._draw()
+            self._write("\n")
+            self._shown = False
+
+    def line(self, width: int) -> str:
+        """The line as it is now, at most `width` columns wide."""
+        bar = {"bar": self._bar(_SHORTEST_BAR)}
+        fields = {**bar, "step": f"step {self._step}/{self._num_steps}", **self._fields}
+        for name in self._DROPPED_FIRST:
+            if len("  ".join(fields.values())) > width:
+                fields.pop(name, None)
+        room = width - len("  ".join(fields.values()))
+        if "bar" in fields:
+            fields["bar"] = self._bar(min(_LONGEST_BAR, _SHORTEST_BAR + room))
+        return "  ".join(fields.values())[:width]
+
+    def _bar(self, length: int) -> str:
+        full = length * self._step // max(1, self._num_steps)
+        return self._full * full + self._empty * (length - full)
+
+    def _draw(self) -> None:
+        self._drawn_at = self._clock()
+        self._shown = True
+        # The last column stays free: writing to it makes some terminals begin a new line.
+        self._write(f"\r{self.line(_width(self._stream) - 1)}\x1b[K")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def describe(record: Mapping[str, Any]) -> dict[str, str]:
+    """The measured values of a record in words, by their names in the record."""
+    formats: dict[str, Callable[[Any], str]] = {
+        "loss": lambda value: f"loss {value:.4f}",
+        "grad_norm": lambda value: f"grad norm {value:.2f}",
+        "learning_rate": lambda value: f"lr {value:.2e}",
+        "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
+        "validation_bits_per_byte": lambda value: f"validation {value:.4f} bits/byte",
+    }
+    return {name: text(record[name]) for name, text in formats.items() if name in record}
+
+
+def duration(seconds: float) -> str:
+    """Such as "48s", "3m 05s", "2h 07m" or "4d 11h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _width(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        return shutil.get_terminal_size().columns
+
+
+def _can_write(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

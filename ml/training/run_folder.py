@@ -1,0 +1,99 @@
+"""The folder of a run."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml.training.environment import describe_environment
+from ml.training.errors import RunFailure
+from ml.training.files import write_atomically
+
+
+class RunFolder:
+    """The files of a run, by name: what it was, where it ran, what it measured, what it learned.
+
+    Constructing one touches nothing; `create` makes the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.gin"
+        self.operative = self.path / "operative_config.gin"
+        self.provenance = self.path / "provenance.json"
+        self.environment = self.path / "environment.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Makes the folder unless it is there.
+
+        Raises:
+            RunFailure: It cannot be made.
+        """
+        with self._disk("create"):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config_gin: str, operative: str, provenance: Mapping[str, Any]) -> None:
+        """Writes what was set, what took effect, and who set it."""
+        with self._disk("write the configuration to"):
+            write_atomically(self.config, config_gin)
+            write_atomically(self.operative, operative)
+            write_atomically(self.provenance, json.dumps(provenance, indent=1) + "\n")
+
+    def operative_config(self) -> str | None:
+        """The text of `operative_config.gin`, None in a folder without a run."""
+        return self.operative.read_text("utf-8") if self.operative.exists() else None
+
+    def write_environment(self) -> None:
+        """Records this start of the run; earlier starts are kept under "earlier", oldest first."""
+        earlier = []
+        if self.environment.exists():
+            with contextlib.suppress(json.JSONDecodeError):
+                last = json.loads(self.environment.read_text("utf-8"))
+                earlier = [*last.pop("earlier", []), last]
+        with self._disk("write to"):
+            write_atomically(
+                self.environment, json.dumps({**describe_environment(), "earlier": earlier}, indent=1) + "\n"
+            )
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds one line to `metrics.jsonl`; it is in the file when this returns.
+
+        Raises:
+            RunFailure: The disk takes no more.
+        """
+        with self._disk("write metrics to"), self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of `metrics.jsonl`; one that a crash cut off is left out."""
+        return list(self._records())
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forgets what was measured after `step`: those steps are about to be taken again."""
+        kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
+        with self._disk("write metrics to"):
+            write_atomically(self.metrics_file, "".join(kept))
+
+    def flush_metrics(self) -> None:
+        """Returns when the metrics would survive a power failure."""
+        with self._disk("write metrics to"), self.metrics_file.open("a") as file:
+            os.fsync(file.fileno())
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics_file.exists():
+            return
+        with self.metrics_file.open(encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    yield json.loads(line)
+
+    @contextlib.contextmanager
+    def _disk(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFailure(f"cannot {verb} {self.path}: {error.strerror}") from error

@@ -1,0 +1,97 @@
+"""How the learning rate changes: each schedule maps a step to a factor of the optimizer's learning rate.
+
+Steps count from 1. With warmup, the factor of step s is s / warmup_steps until it reaches 1; what follows is a function
+of progress, which is 0 at the end of warmup and 1 at the last step.
+"""
+
+import abc
+import math
+
+from ml.config import configurable, require
+
+
+class Schedule(abc.ABC):
+    """Maps a step in 1 to num_steps to a factor in [0, 1]; a subclass says what follows warmup."""
+
+    def __init__(self, num_steps: int, warmup_steps: int):
+        fits = 0 <= warmup_steps <= num_steps
+        require(fits, "warmup_steps", f"must be from 0 to Trainer.num_steps ({num_steps}), not {warmup_steps}")
+        self.num_steps = num_steps
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        return self.after_warmup((step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))
+
+    @abc.abstractmethod
+    def after_warmup(self, progress: float) -> float:
+        """The factor at `progress`, in [0, 1], of the steps after warmup."""
+
+
+def _require_fraction(value: float, parameter: str) -> None:
+    require(0.0 <= value <= 1.0, parameter, f"must be in [0, 1], not {value}")
+
+
+@configurable
+class ConstantSchedule(Schedule):
+    """Warmup, then 1."""
+
+    def __init__(self, num_steps: int, warmup_steps: int = 0):
+        super().__init__(num_steps, warmup_steps)
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+@configurable
+class LinearSchedule(Schedule):
+    """Warmup, then a straight line from 1 to `final_fraction`."""
+
+    def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0):
+        super().__init__(num_steps, warmup_steps)
+        _require_fraction(final_fraction, "final_fraction")
+        self.final_fraction = final_fraction
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0 - (1.0 - self.final_fraction) * progress
+
+
+@configurable
+class CosineSchedule(Schedule):
+    """Warmup, then half a cosine from 1 to `final_fraction` (Loshchilov and Hutter, SGDR, 2017, equation 5)."""
+
+    def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.1):
+        super().__init__(num_steps, warmup_steps)
+        _require_fraction(final_fraction, "final_fraction")
+        self.final_fraction = final_fraction
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final_fraction + (1.0 - self.final_fraction) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+@configurable
+class WarmupStableDecay(Schedule):
+    """Warmup, then 1, then a straight line to `final_fraction` (Hu et al., MiniCPM, 2024).
+
+    Args:
+        num_steps: Steps of the run.
+        warmup_steps: Steps of the rise.
+        decay_fraction: The part of all steps that the fall takes, at the end.
+        final_fraction: The factor of the last step.
+    """
+
+    def __init__(self, num_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.2, final_fraction: float = 0.0):
+        super().__init__(num_steps, warmup_steps)
+        _require_fraction(decay_fraction, "decay_fraction")
+        _require_fraction(final_fraction, "final_fraction")
+        self.decay_steps = round(decay_fraction * num_steps)
+        fits = self.decay_steps + warmup_steps <= num_steps
+        require(fits, "decay_fraction", f"leaves no room for {warmup_steps} steps of warmup: {decay_fraction}")
+        self.final_fraction = final_fraction
+
+    def after_warmup(self, progress: float) -> float:
+        steps_left = (1.0 - progress) * (self.num_steps - self.warmup_steps)
+        if steps_left >= self.decay_steps:
+            return 1.0
+        return self.final_fraction + (1.0 - self.final_fraction) * steps_left / self.decay_steps

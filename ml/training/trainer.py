@@ -1,0 +1,132 @@
+"""The whole run as one object: the model, the data, and how one is trained on the other."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ml.config import child, configurable, require
+from ml.data import Batch, TextData, TokenDataset
+from ml.models import LanguageModel, materialize, named_parameters_with_scales
+from ml.training.checkpoints import Checkpoints
+from ml.training.optimizers import AdamW, Optimizer, group_parameters
+from ml.training.precision import Float32, Precision, cast_parameters
+from ml.training.schedules import CosineSchedule, Schedule
+from ml.training.state import TrainState
+from ml.training.validation import Validation
+
+
+@configurable
+class Trainer:
+    """Builds everything that a run needs, on the meta device and without touching a file; `train` runs it.
+
+    Args:
+        model: What is trained; its places are `embeddings`, `decoder` and `head`, without a prefix.
+        data: The text that it is trained on.
+        optimizer: How gradients change the weights.
+        schedule: How the learning rate changes over the steps.
+        precision: The types in which the model is kept and computes.
+        validation: How the model is measured on held-out text; None for not at all.
+        checkpoints: When the state is saved.
+        num_steps: Optimizer steps of the whole run.
+        batch_size: Sequences of one optimizer step.
+        micro_batch_size: Sequences that go through the model at once; None for all of them. It changes memory and
+            speed, and the result only by rounding.
+        sequence_length: Tokens of a sequence that are predicted.
+        max_grad_norm: Gradients with a larger global norm are scaled down to it; None for no limit.
+        seed: Decides the initial weights, the order of the data and the dropout.
+        log_every: Steps between two lines of `metrics.jsonl`.
+        compile: Whether each block is compiled by `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Callable[..., nn.Module] = LanguageModel,
+        data: Callable[..., TextData] = TextData,
+        optimizer: Callable[..., Optimizer] = AdamW,
+        schedule: Callable[..., Schedule] = CosineSchedule,
+        precision: Callable[..., Precision] = Float32,
+        validation: Callable[..., Validation] | None = Validation,
+        checkpoints: Callable[..., Checkpoints] = Checkpoints,
+        num_steps: int = 1000,
+        batch_size: int = 16,
+        micro_batch_size: int | None = None,
+        sequence_length: int = 256,
+        max_grad_norm: float | None = 1.0,
+        seed: int = 0,
+        log_every: int = 10,
+        compile: bool = False,
+    ):
+        counts = {"num_steps": num_steps, "batch_size": batch_size, "sequence_length": sequence_length}
+        for name, count in {**counts, "log_every": log_every}.items():
+            require(count > 0, name, f"must be positive, not {count}")
+        self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
+        fits = self.micro_batch_size > 0 and batch_size % self.micro_batch_size == 0
+        require(fits, "micro_batch_size", f"must divide Trainer.batch_size ({batch_size}), not be {micro_batch_size}")
+        require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
+        require(seed >= 0, "seed", f"must not be negative: {seed}")
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.log_every = log_every
+        self.compile = compile
+        self.model = model()
+        self.data = child("data", data)
+        self.optimizer = child("optimizer", optimizer)
+        self.schedule = child("schedule", schedule, num_steps)
+        self.precision = child("precision", precision)
+        self.validation = None if validation is None else child("validation", validation)
+        self.checkpoints = child("checkpoints", checkpoints)
+        fits = self.data.vocab_size <= self.model.vocab_size
+        needed = (
+            f"its tokens go up to {self.data.vocab_size - 1}, but the model's vocab_size is {self.model.vocab_size}"
+        )
+        require(fits, "data", f"does not fit the model: {needed}")
+
+    def open_data(self) -> TokenDataset:
+        """Reads the data.
+
+        Raises:
+            DataError: It cannot be used, or there is none to validate on.
+        """
+        dataset = self.data.open(self.sequence_length, self.seed)
+        if self.validation is not None:
+            self.validation.check(dataset)
+        return dataset
+
+    def start(self, device: torch.device) -> TrainState:
+        """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there.
+
+        Raises:
+            RunError: There is nothing to train.
+        """
+        cast_parameters(self.model, self.precision.parameter_dtype)
+        materialize(self.model, device, self.seed)
+        groups = group_parameters(named_parameters_with_scales(self.model))
+        optimizer = self.optimizer.create(groups, device)
+        if self.compile:
+            compile_blocks(self.model)
+        self.model.train()
+        return TrainState(self.model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device))
+
+    def batches(self, dataset: TokenDataset, step: int) -> list[Batch]:
+        """The micro-batches of a step."""
+        return dataset.batch((step - 1) * self.batch_size, self.batch_size).split(self.micro_batch_size)
+
+    def learning_rate(self, step: int) -> float:
+        """Before the scales of single parameters."""
+        return self.optimizer.learning_rate * self.schedule(step)
+
+    def is_logged(self, step: int) -> bool:
+        return step in (1, self.num_steps) or step % self.log_every == 0
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles the innermost blocks of every sequence on its own: equal blocks then share their code."""
+    blocks = [block for module in model.modules() for block in getattr(module, "blocks", ())]
+    for block in blocks:
+        if not hasattr(block, "blocks"):
+            block.compile()

@@ -1,0 +1,32 @@
+"""Juniper: a trainer for block-modular language models, wired by gin."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+SHIPPED_CONFIGS = "ml.shipped_configs"
+
+setup(
+    name="juniper-trainer",
+    version="0.1.0",
+    description="A trainer for block-modular language models in PyTorch, wired wholly by gin",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    # `configs/` stands at the top of the tree, where a user looks for it, and travels inside the package when it is installed.
+    packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
+    package_dir={SHIPPED_CONFIGS: "configs"},
+    package_data={SHIPPED_CONFIGS: ["**/*.gin"]},
+    py_modules=["train"],
+    install_requires=[
+        "torch>=2.11",
+        "gin-config==0.5.0",  # ml/config/gin_internals.py leans on a few of its private names
+        "absl-py>=2.0",
+        "numpy>=1.26",
+        "safetensors>=0.4.3",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "scipy>=1.11", "transformers>=5.0"],
+        "lint": ["ruff>=0.15"],
+    },
+)

@@ -1,0 +1,103 @@
+"""Rule 7: nothing is silently ignored, and swapping a part takes one line."""
+
+import pytest
+from conftest import SMALL, build_on_meta, values
+
+from ml.config import load
+
+
+def test_a_shape_that_the_parent_decides_cannot_be_bound(problems):
+    (found,) = problems("Linear.in_features = 7")
+    assert found.startswith(
+        "--gin_bindings[1]: Linear.in_features is decided by the parent, which always passes it: it cannot be bound"
+    )
+
+
+def test_a_binding_that_more_specific_ones_shadow_everywhere_is_an_error_that_names_them(problems):
+    (found,) = problems("mixer/Linear.bias = True", "mlp/Linear.bias = True", "Linear.bias = False")
+    assert "it is shadowed everywhere, by " in found
+    assert "mixer/Linear.bias (--gin_bindings[1])" in found
+    assert "mlp/Linear.bias (--gin_bindings[2])" in found
+
+
+def test_of_the_same_binding_twice_the_later_wins_without_an_error(load_model):
+    config = load_model("Linear.bias = True", "Linear.bias = False")
+    assert set(values(config, "Linear", "bias").values()) == {"False"}
+
+
+def test_a_scope_that_exists_but_holds_no_such_thing_is_an_error_that_says_where_it_is(problems):
+    (found,) = problems("mlp/Attention.num_heads = 2")
+    assert "no Attention is built in the scope 'mlp'; it is built at decoder/block_0_to_4/mixer" in found
+
+
+def test_an_option_of_a_part_that_nobody_selected_is_an_error_that_says_what_is_built_instead(problems):
+    (found,) = problems("MLP.intermediate_size = 64")
+    assert "MLP is not built: DecoderBlock.mlp = @GatedMLP (its default) selects GatedMLP instead" in found
+
+
+def test_options_set_after_a_swap_for_the_part_that_was_swapped_out_are_an_error(problems):
+    found = problems("DecoderBlock.mlp = @MLP", "GatedMLP.intermediate_size = 64")
+    assert len(found) == 1
+    assert "GatedMLP is not built: DecoderBlock.mlp = @MLP (--gin_bindings[1]) selects MLP instead" in found[0]
+
+
+BASE = """
+GatedMLP.intermediate_size = 96
+gate/Linear.bias = False
+GatedMLP.activation = @relu_squared
+query/Linear.bias = False
+"""
+SWAPS = {
+    "over the default": (BASE, "DecoderBlock.mlp = @MLP"),
+    "over a binding": (f"{BASE}DecoderBlock.mlp = @GatedMLP", "DecoderBlock.mlp = @MLP"),
+    "by nothing": (BASE, "DecoderBlock.mlp = None"),
+    "through a macro": (f"PART = @GatedMLP\n{BASE}DecoderBlock.mlp = %PART", "PART = @MLP"),
+    "of the whole block, twice": (
+        f"{BASE}DecoderBlock.mlp = @GatedMLP",
+        "DecoderBlock.mlp = @MLP\nMLP.activation = @relu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("base", "swap"), SWAPS.values(), ids=SWAPS)
+def test_one_line_on_the_command_line_swaps_a_part_that_a_file_configured(tmp_path, base, swap):
+    (tmp_path / "base.gin").write_text(SMALL + base)
+    config = load(tmp_path / "base.gin", swap, root=build_on_meta)
+    assert not values(config, "GatedMLP", "intermediate_size")
+    for line in ("GatedMLP.intermediate_size = 96", "gate/Linear.bias = False", "GatedMLP.activation = @relu_squared"):
+        assert line not in config.operative
+        assert f"# {line}" in config.text
+    assert "# left out: replaced by" in config.text
+    assert "query/Linear.bias = False" in config.operative
+
+
+def test_a_swap_in_one_block_leaves_out_only_what_was_set_for_that_block(load_model):
+    config = load_model(
+        "block_3/GatedMLP.intermediate_size = 96\nGatedMLP.intermediate_size = 64",
+        "block_3/DecoderBlock.mlp = @MLP",
+    )
+    assert "\n# block_3/GatedMLP.intermediate_size = 96" in config.text
+    assert "\nGatedMLP.intermediate_size = 64" in config.text
+
+
+def test_a_scope_typo_is_not_excused_by_a_swap(tmp_path):
+    (tmp_path / "base.gin").write_text(SMALL + "qeury/Linear.bias = False")
+    with pytest.raises(ValueError, match="no module ever enters the scope 'qeury'"):
+        load(tmp_path / "base.gin", "DecoderBlock.mlp = @MLP", root=build_on_meta)
+
+
+def test_fewer_blocks_do_not_excuse_bindings_of_blocks_that_are_gone(tmp_path):
+    (tmp_path / "base.gin").write_text(SMALL + "block_4/Linear.bias = False")
+    with pytest.raises(ValueError, match="no module ever enters the scope 'block_4'"):
+        load(tmp_path / "base.gin", "decoder/Repeat.num_blocks = 2", root=build_on_meta)
+
+
+def test_bindings_without_effect_can_be_allowed_and_are_then_warnings(load_model):
+    config = load_model("qeury/Linear.bias = False\nSIZE = 3", allow_unused_bindings=True)
+    assert sorted(str(w.location) for w in config.warnings) == ["--gin_bindings[1]:1", "--gin_bindings[1]:2"]
+    assert "qeury" not in config.operative
+
+
+def test_other_errors_stay_errors_where_unused_bindings_are_allowed(problems):
+    (found,) = problems("qeury/Linear.bias = False\nLinear.biass = True", allow_unused_bindings=True)
+    assert "'biass'" in found

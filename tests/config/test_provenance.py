@@ -1,0 +1,125 @@
+"""Rule 8: for every value who set it, where, and what it overrode."""
+
+import json
+
+import pytest
+from conftest import record_of, values
+
+from ml.config import ImportedValue, explain, select
+
+HEADS = ImportedValue("Attention.num_heads", 2, "config.json#num_attention_heads")
+EPSILON = ImportedValue("RMSNorm.epsilon", 1e-6, "config.json#rms_norm_eps")
+
+
+def chain(record):
+    return [(o.value, o.source, o.location) for o in record.overrode]
+
+
+def test_the_same_binding_twice_shows_what_was_overridden_oldest_first(load_model, tmp_path):
+    file = tmp_path / "base.gin"
+    file.write_text("\nLinear.bias = True\n")
+    config = load_model("Linear.bias = False", files=[file])
+    record = record_of(config, "decoder/block_0/mixer/query", "bias")
+    assert (record.value, record.source, record.location, record.explicit) == (
+        "False",
+        "flag",
+        "--gin_bindings[1]",
+        True,
+    )
+    assert chain(record) == [("True", "default", ""), ("True", "file", f"{file.as_posix()}:2")]
+
+
+def test_a_value_equal_to_the_default_is_explicit_when_it_was_set(load_model):
+    plain, spoken = load_model(), load_model("Linear.bias = True")
+    assert not record_of(plain, "decoder/block_0/mixer/query", "bias").explicit
+    assert record_of(spoken, "decoder/block_0/mixer/query", "bias").explicit
+    section = spoken.operative.partition("juniper.layer = 'file'")[2]
+    assert "Linear.bias = True" in section
+    assert plain.fingerprint != spoken.fingerprint
+
+
+def test_a_default_of_the_parent_shows_as_parent_and_a_binding_beats_it(load_model):
+    path = "decoder/block_0/mixer/query/bias"
+    suggested = record_of(load_model(), path, "weight_decay")
+    assert (suggested.value, suggested.source, suggested.explicit) == ("0.0", "parent", False)
+    assert chain(suggested) == [("None", "default", "")]
+    bound = record_of(load_model("bias/Parameter.weight_decay = 0.1"), path, "weight_decay")
+    assert (bound.value, bound.source) == ("0.1", "flag")
+    assert chain(bound) == [("None", "default", ""), ("0.0", "parent", "")]
+
+
+def test_what_a_parent_decides_shows_as_parent(load_model):
+    record = record_of(load_model(), "decoder/block_0/mixer/query", "in_features")
+    assert (record.value, record.source, record.explicit) == ("32", "parent", False)
+
+
+def test_imported_values_beat_defaults_and_lose_to_every_binding_of_the_user(load_model):
+    config = load_model("mixer_norm/RMSNorm.epsilon = 1e-3", imported=[EPSILON])
+    imported = record_of(config, "decoder/block_0/mlp_norm", "epsilon")
+    assert (imported.value, imported.source, imported.location) == ("1e-06", "imported", "config.json#rms_norm_eps")
+    assert not imported.explicit
+    ours = record_of(config, "decoder/block_0/mixer_norm", "epsilon")
+    assert (ours.value, ours.source) == ("0.001", "flag")
+    assert chain(ours)[-1] == ("1e-06", "imported", "config.json#rms_norm_eps")
+
+
+def test_an_unscoped_binding_of_the_user_beats_a_scoped_imported_one(load_model):
+    scoped = ImportedValue("mixer_norm/RMSNorm.epsilon", 1e-6, "config.json#rms_norm_eps")
+    config = load_model("RMSNorm.epsilon = 1e-3", imported=[scoped])
+    assert set(values(config, "RMSNorm", "epsilon").values()) == {"0.001"}
+
+
+def test_imported_values_survive_saving_below_the_users(load_model, tmp_path):
+    from conftest import build_on_meta
+
+    from ml.config import load
+
+    config = load_model(imported=[EPSILON])
+    path = tmp_path / "operative_config.gin"
+    path.write_text(config.operative)
+    again = load(path, root=build_on_meta)
+    assert again.operative == config.operative
+    assert record_of(again, "decoder/block_0/mlp_norm", "epsilon").source == "imported"
+
+
+def test_provenance_is_json_with_a_record_for_every_parameter_of_every_module(load_model):
+    config = load_model("Linear.bias = False")
+    provenance = json.loads(json.dumps(config.provenance()))
+    assert provenance["fingerprint"] == config.fingerprint
+    keys = {"path", "configurable", "parameter", "value", "source", "location", "explicit", "overrode"}
+    assert all(set(record) == keys for record in provenance["records"])
+    found = {(r["path"], r["parameter"]) for r in provenance["records"] if r["configurable"] == "Attention"}
+    assert {p for _, p in found} >= {"num_heads", "num_kv_heads", "causal", "dropout", "rotary", "softmax_scale"}
+    assert len({path for path, _ in found}) == 5
+
+
+def test_no_fact_of_the_environment_is_ever_explicit(load_model):
+    for record in load_model().records():
+        assert not any(word in record.parameter for word in ("rank", "world_size", "device", "host"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("Linear.bias", 35),
+        ("query/Linear.bias", 5),
+        ("block_1_to_2/query/Linear.bias", 2),
+        ("query/Linear.*", None),
+        ("bias", 35),
+        ("Attention.num_*", 10),
+        ("no_such", 0),
+    ],
+)
+def test_a_pattern_selects_like_a_binding(load_model, pattern, count):
+    found = list(select(load_model("Linear.bias = False").records(), pattern))
+    assert len(found) == count if count is not None else len(found) > 5
+
+
+def test_explanations_say_the_value_where_it_is_from_and_what_it_overrode_once_for_equal_blocks(load_model):
+    config = load_model("query/Linear.bias = False")
+    text = explain(select(config.records(), "query/Linear.bias"))
+    assert text == (
+        "Linear.bias = False    # flag, --gin_bindings[1]\n"
+        "    at decoder/block_0_to_4/mixer/query\n"
+        "    overrode True    # default"
+    )

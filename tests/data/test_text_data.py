@@ -1,0 +1,139 @@
+"""From documents to batches."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from ml.data import Batch, ByteTokenizer, DataError, RandomWindows, TextData, TextFiles
+from ml.data.prefetch import prefetched
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Builds data over files of the given texts."""
+
+    def build(texts, **options):
+        for index, text in enumerate(texts):
+            (tmp_path / f"{index:03d}.txt").write_text(text)
+        return TextData(corpus=functools.partial(TextFiles, str(tmp_path)), **options)
+
+    return build
+
+
+def test_bytes_are_tokens_and_come_back():
+    text = "schön 漢字\n"
+    tokens = ByteTokenizer().encode(text)
+    assert tokens.dtype == np.uint8
+    assert bytes(tokens.tolist()) == text.encode()
+    assert ByteTokenizer().decode(tokens) == text
+    assert ByteTokenizer().decode(tokens[:-2]) == "schön 漢\ufffd"
+    assert ByteTokenizer().num_bytes(tokens) == 14
+
+
+def test_documents_follow_one_another_with_the_separator_behind_each(data):
+    dataset = data(["one", "two"], separator="|", validation_fraction=0.0).open(sequence_length=4, seed=0)
+    assert bytes(dataset.train) == b"one|two|"
+
+
+def test_a_batch_holds_stretches_of_the_text_and_what_follows_each_token(data):
+    text = "".join(chr(33 + index) for index in range(90))
+    dataset = data([text], validation_fraction=0.0).open(sequence_length=8, seed=3)
+    batch = dataset.batch(first=5, size=4)
+    assert batch.tokens.shape == batch.targets.shape == (4, 8)
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
+    assert batch.num_targets == 32
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        assert tokens[0] % 8 == 33 % 8
+        assert bytes([*tokens, targets[-1]]) in (text + "\0").encode()
+        assert targets == [token + 1 for token in tokens] or targets[-1] == 0
+
+
+@pytest.mark.parametrize("sampling", [None, RandomWindows])
+def test_a_batch_is_a_pure_function_of_data_seed_and_number(data, sampling):
+    options = {} if sampling is None else {"sampling": sampling}
+    build = data(["some text to learn from " * 50], **options).open
+    first, second, other_seed = build(16, 1), build(16, 1), build(16, 2)
+    expected = [first.batch(4 * step, 4).tokens for step in range(30)]
+    for step in (29, 3, 17, 3):
+        assert torch.equal(second.batch(4 * step, 4).tokens, expected[step])
+    assert not all(torch.equal(other_seed.batch(4 * step, 4).tokens, expected[step]) for step in range(30))
+    assert torch.equal(first.batch(0, 8).tokens, torch.cat(expected[:2]))
+
+
+@pytest.mark.parametrize("num_tokens", [None, 1, 7, 8, 9, 64, 65, 10_000])
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_validation_predicts_each_token_once_in_order(data, num_tokens, size):
+    dataset = data(["x" * 900 + "".join(chr(33 + index % 90) for index in range(100))], validation_fraction=0.1).open(
+        8, 0
+    )
+    batches = list(dataset.validation_batches(size, num_tokens))
+    targets = torch.cat([batch.targets.flatten() for batch in batches])
+    tokens = torch.cat([batch.tokens.flatten() for batch in batches])
+    counted = targets != -100
+    expected = dataset.validation[: (num_tokens or 10_000) + 1].tolist()
+    assert targets[counted].tolist() == expected[1:]
+    assert tokens[counted].tolist() == expected[:-1]
+    assert sum(batch.num_targets for batch in batches) == len(expected) - 1
+    assert dataset.validation_bytes(num_tokens) == len(expected) - 1
+    assert all(batch.tokens.shape[0] <= size and batch.tokens.shape[1] == 8 for batch in batches)
+
+
+def test_the_hash_names_the_data_and_not_the_place(data, tmp_path):
+    original = data(["some text"] * 3).open(2, 0).sha256
+    assert data(["some text"] * 3).open(4, 9).sha256 == original
+    for changed in (data(["some texT"] * 3), data(["some text"] * 3, separator=""), data(["a", "b", "c"])):
+        assert changed.open(2, 0).sha256 != original
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("12345678", "training text has 9 tokens, but one sequence takes 10"),
+        ("", "training text has 0 tokens"),
+    ],
+)
+def test_a_corpus_shorter_than_a_sequence_is_refused(data, text, message):
+    with pytest.raises(DataError, match=message):
+        data([text], validation_fraction=0.0).open(sequence_length=9, seed=0)
+
+
+def test_a_fraction_outside_of_its_range_is_refused():
+    with pytest.raises(ValueError, match="validation_fraction must be in"):
+        TextData(validation_fraction=1.0)
+
+
+def test_the_default_corpus_holds_out_whole_files():
+    dataset = TextData().open(sequence_length=256, seed=0)
+    assert 0.01 < len(dataset.validation) / (len(dataset.train) + len(dataset.validation)) < 0.2
+    assert dataset.train.dtype == np.uint8
+    assert dataset.validation[-1] == 0
+
+
+def test_a_batch_splits_in_micro_batches_that_know_their_valid_targets():
+
+    targets = np.array([[1, 2], [-100, 3], [-100, -100]])
+    pieces = Batch.of(np.zeros((3, 2)), targets).split(2)
+    assert [piece.num_targets for piece in pieces] == [3, 0]
+    assert torch.equal(torch.cat([piece.targets for piece in pieces]), torch.from_numpy(targets))
+
+
+def test_prefetching_keeps_order_runs_ahead_by_its_depth_and_no_further():
+    asked = []
+    items = prefetched(lambda item: asked.append(item) or item * item, range(6), depth=2)
+    assert next(items) == 0
+    assert list(items) == [1, 4, 9, 16, 25]
+    assert asked == list(range(6))
+    asked.clear()
+    items = prefetched(asked.append, iter(range(100)), depth=2)
+    next(items)
+    items.close()
+    assert len(asked) <= 3
+
+
+def test_an_error_in_the_background_is_raised_where_its_result_was_due():
+    items = prefetched(lambda item: 1 // item, [1, 0, 1])
+    assert next(items) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(items)

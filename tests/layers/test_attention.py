@@ -1,0 +1,218 @@
+"""Attention against an explicit loop in float64, and its fast path on the CPU against the plain form."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from ml.layers import Attention, Context, Linear, RMSNorm, Rotary, attention_reference
+from ml.layers.mixers.blockwise_attention import blockwise_attention
+from ml.models import materialize
+
+B, T, H = 2, 13, 24
+CASES = {
+    "causal": {},
+    "bidirectional": {"causal": False},
+    "window": {"window_size": 4},
+    "window of one": {"window_size": 1},
+    "window beyond the sequence": {"window_size": 99},
+    "bidirectional window": {"window_size": 3, "causal": False},
+    "softmax scale": {"softmax_scale": 0.7},
+    "grouped keys": {"num_kv_heads": 2},
+    "odd head size": {"head_size": 7},
+    "query and key norm": {"query_norm": RMSNorm, "key_norm": RMSNorm},
+    "query norm alone": {"query_norm": RMSNorm, "softmax_scale": 2.0},
+    "all at once": {
+        "num_kv_heads": 1, "head_size": 5, "window_size": 5, "softmax_scale": 0.3,
+        "query_norm": RMSNorm, "key_norm": RMSNorm,
+    },
+}  # fmt: skip
+
+
+def build(dtype=torch.float64, **options) -> Attention:
+    layer = materialize(Attention(H, num_heads=4, **{"rotary": None, **options})).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    return layer
+
+
+def random_input(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def attention_by_loops(layer: Attention, x: torch.Tensor) -> torch.Tensor:
+    """One query, one head and one key at a time."""
+
+    def heads(linear, norm, index):
+        vector = linear.weight @ x[batch, index] + linear.bias
+        parts = vector.reshape(-1, layer.head_size)
+        if norm is not None:
+            parts = torch.stack([norm.weight * p / math.sqrt(p.square().mean() + norm.epsilon) for p in parts])
+        return parts
+
+    scale = layer.softmax_scale or layer.head_size**-0.5
+    group = layer.num_heads // layer.num_kv_heads
+    output = torch.empty_like(x)
+    for batch in range(x.shape[0]):
+        keys = [heads(layer.key, layer.key_norm, j) for j in range(x.shape[1])]
+        values = [heads(layer.value, None, j) for j in range(x.shape[1])]
+        for i in range(x.shape[1]):
+            query = heads(layer.query, layer.query_norm, i)
+            mixed = []
+            for head in range(layer.num_heads):
+                seen = [j for j in range(x.shape[1]) if (j <= i or not layer.causal)]
+                if layer.window_size is not None:
+                    seen = [j for j in seen if abs(i - j) < layer.window_size]
+                scores = torch.tensor([float(query[head] @ keys[j][head // group]) * scale for j in seen])
+                weights = (scores.double() - scores.max()).exp()
+                weights = weights / weights.sum()
+                mixed.append(sum(w * values[j][head // group] for w, j in zip(weights, seen, strict=True)))
+            output[batch, i] = layer.output.weight @ torch.cat(mixed) + layer.output.bias
+    return output
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@torch.no_grad()
+def test_attention_equals_loops_over_heads_queries_and_keys(options):
+    layer, x = build(**options), random_input(B, T, H)
+    # The loop holds its scores in float32: errors of 1e-7 of a score of a few units.
+    torch.testing.assert_close(layer(x, Context()), attention_by_loops(layer, x), rtol=1e-5, atol=1e-5)
+
+
+def test_reference_equals_loops_in_gradient_too():
+    """`gradcheck` differentiates numerically, so it needs no second implementation."""
+    query, key, value = random_input(1, 4, 5, 3), random_input(1, 2, 5, 3, seed=1), random_input(1, 2, 5, 3, seed=2)
+    function = partial(attention_reference, window_size=3, scale=0.9)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("length", [1, 100, 128, 300])
+@pytest.mark.parametrize(
+    ("causal", "window_size"),
+    [(True, None), (True, 1), (True, 7), (True, 130), (False, None), (False, 20), (False, 500)],
+)
+def test_blockwise_attention_equals_the_reference_and_its_gradients(causal, window_size, length):
+    inputs = [random_input(2, heads, length, 5, seed=heads) for heads in (4, 2, 2)]
+    options = {"causal": causal, "window_size": window_size, "scale": 0.4}
+    gradient = random_input(2, 4, length, 5, seed=9)
+    expected, actual = (
+        outputs_and_gradients(partial(function, **options), inputs, gradient)
+        for function in (attention_reference, blockwise_attention)
+    )
+    for value, reference in zip(actual, expected, strict=True):
+        # Key and value gradients are summed in float32.
+        torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-6)
+
+
+def outputs_and_gradients(function, inputs, gradient):
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    output = function(*inputs)
+    output.backward(gradient.to(output.dtype))
+    return [output.detach(), *(x.grad for x in inputs)]
+
+
+def test_bfloat16_attention_errs_no_more_than_rounding_its_steps_does():
+    inputs = [random_input(2, heads, 200, 16, seed=heads).bfloat16() for heads in (4, 2, 2)]
+    gradient = random_input(2, 4, 200, 16, seed=9).bfloat16()
+    options = {"causal": True, "window_size": None, "scale": None}
+    actual = outputs_and_gradients(partial(blockwise_attention, **options), inputs, gradient)
+    expected = outputs_and_gradients(
+        partial(attention_reference, **options), [x.double() for x in inputs], gradient.double()
+    )
+    for value, reference in zip(actual, expected, strict=True):
+        error = (value.double() - reference).square().mean().sqrt() / reference.square().mean().sqrt()
+        assert error < 2 * 2**-8  # bfloat16 rounds to 2^-9; scores, weights and outputs are each rounded once
+
+
+def test_attention_is_the_same_in_bfloat16_and_float32_up_to_rounding():
+    x = random_input(B, 40, H).float()
+    options = {"num_kv_heads": 2, "window_size": 9, "rotary": Rotary, "head_size": 8}
+    expected = build(torch.float32, **options)(x, Context())
+    actual = build(torch.bfloat16, **options)(x.bfloat16(), Context())
+    assert actual.dtype == torch.bfloat16
+    assert (actual.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt() < 0.02
+
+
+def test_future_tokens_do_not_change_a_causal_output():
+    layer, x = build(rotary=Rotary), random_input(B, T, H)
+    changed = x.clone()
+    changed[:, 8:] += 1.0
+    before, after = layer(x, Context()), layer(changed, Context())
+    torch.testing.assert_close(before[:, :8], after[:, :8], rtol=0.0, atol=1e-12)
+    assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    rotary = Rotary(8, theta=100.0)
+    query, key = random_input(1, 1, 1, 8), random_input(1, 1, 1, 8, seed=1)
+    scores = []
+    for shift in (0, 5, 40):
+        turned, _ = rotary(query, key, torch.tensor([3 + shift]))
+        _, turned_key = rotary(query, key, torch.tensor([1 + shift]))
+        scores.append((turned * turned_key).sum())
+    # float32 angles up to 43
+    torch.testing.assert_close(torch.stack(scores), scores[0].expand(3), rtol=1e-4, atol=1e-4)
+
+
+def test_rotary_turns_pairs_by_the_angle_of_the_paper():
+    x = random_input(1, 6, 2, 4)
+    turned, _ = Rotary(4, theta=50.0)(x, x, None)
+    for place in range(6):
+        for pair, frequency in enumerate([1.0, 50.0**-0.5]):
+            first, second = x[0, place, :, pair], x[0, place, :, pair + 2]
+            expected = torch.complex(first, second) * complex(math.cos(place * frequency), math.sin(place * frequency))
+            torch.testing.assert_close(turned[0, place, :, pair], expected.real, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(turned[0, place, :, pair + 2], expected.imag, rtol=1e-6, atol=1e-6)
+
+
+def test_dropout_acts_in_training_only():
+    x = random_input(B, T, H)
+    layer, plain = build(dropout=0.5), build()
+    torch.testing.assert_close(layer.eval()(x, Context()), plain(x, Context()))
+    layer.train()
+    assert not torch.allclose(layer(x, Context()), layer(x, Context()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 0}, "num_heads must be positive, not 0"),
+        ({"num_heads": 5}, r"num_heads must divide hidden_size \(24\) where head_size is None, not 5"),
+        ({"num_heads": 4, "num_kv_heads": 3}, r"num_kv_heads must divide num_heads \(4\), not 3"),
+        ({"num_heads": 4, "num_kv_heads": -1}, "num_kv_heads must be positive"),
+        ({"num_heads": 4, "head_size": 0}, "head_size must be positive"),
+        ({"num_heads": 8}, "head_size must be even to be rotated in pairs, not 3"),
+        ({"num_heads": 4, "window_size": 0}, "window_size must be positive"),
+        ({"num_heads": 4, "softmax_scale": 0.0}, "softmax_scale must be positive"),
+        ({"num_heads": 4, "dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"num_heads": 4, "lr_scale": -1.0}, "lr_scale must be at least 0"),
+        ({"num_heads": 4, "linear": partial(Linear, lr_scale=math.nan)}, "lr_scale must be at least 0"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Attention(H, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        ({}, 6),
+        ({"causal": False}, 6),
+        ({"window_size": 3}, 7),
+        ({"window_size": 3, "causal": False}, 7),
+        ({"window_size": 9}, 4),
+    ],
+)
+def test_flops_count_the_keys_that_are_visible(options, length):
+    layer = Attention(H, num_heads=4, head_size=6, **options)
+    reach = options.get("window_size", length)
+    pairs = sum(
+        (j <= i or not options.get("causal", True)) and abs(i - j) < reach for i in range(length) for j in range(length)
+    )
+    # For each pair and head: a product of D terms for the score and one for the value; twice that again backward.
+    assert layer.training_flops_per_token(length) == pytest.approx(3 * 2 * 2 * 4 * 6 * pairs / length)

@@ -1,0 +1,144 @@
+"""One optimizer step: accumulation, clipping, precision."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.data import Batch
+from ml.training import AdamW, Float32, MixedBFloat16, PureBFloat16
+from ml.training.optimizers import group_parameters
+from ml.training.precision import cast_parameters
+from ml.training.state import TrainState
+from ml.training.step import train_step
+
+CPU = torch.device("cpu")
+
+
+class Sums(NamedTuple):
+    total: Tensor
+    cross_entropy: Tensor
+
+
+class Bigram(nn.Module):
+    """The smallest language model, in whatever type its weights have."""
+
+    def __init__(self, vocab_size=11):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, 6)
+        self.out = nn.Linear(6, vocab_size)
+
+    def loss(self, tokens, targets):
+        logits = self.out(torch.tanh(self.table(tokens)))
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+        return Sums(total, total.detach())
+
+
+def make_state(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    model = Bigram().to(dtype)
+    groups = group_parameters((name, parameter, 1.0, None) for name, parameter in model.named_parameters())
+    optimizer = AdamW(learning_rate=0.01).create(groups, CPU)
+    for setting in optimizer.param_groups:
+        setting["lr"] = 0.01
+    return TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64))
+
+
+def uneven_batch():
+    """Six sequences with 7, 1, 0, 3, 7 and 2 valid targets."""
+    random = np.random.default_rng(1)
+    tokens, targets = random.integers(0, 11, (6, 7)), random.integers(0, 11, (6, 7))
+    for row, valid in enumerate([7, 1, 0, 3, 7, 2]):
+        targets[row, valid:] = -100
+    return Batch.of(tokens, targets)
+
+
+def gradients_of_mean_loss(state, batch):
+    """The oracle: one backward pass through torch's own mean over the valid targets."""
+    logits = state.model.out(torch.tanh(state.model.table(batch.tokens)))
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+    return loss, torch.autograd.grad(loss, list(state.model.parameters()))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 4, 6])
+def test_micro_batches_with_uneven_valid_targets_make_the_step_of_the_whole_batch(micro_batch_size):
+    batch, state, oracle = uneven_batch(), make_state(), make_state()
+    expected_loss, gradients = gradients_of_mean_loss(oracle, batch)
+    result = train_step(state, batch.split(micro_batch_size), Float32(), None, CPU)
+    for parameter, gradient in zip(oracle.model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    oracle.optimizer.step()
+    # The loss is summed up in float32 on the way; the weights are float64 throughout.
+    assert result.loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert result.grad_norm.item() == pytest.approx(math.sqrt(sum(g.square().sum().item() for g in gradients)))
+    for ours, theirs in zip(state.model.parameters(), oracle.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert (state.step, state.tokens) == (1, 20)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, 1e6])
+def test_clipping_scales_all_gradients_by_the_global_norm(max_grad_norm):
+    batch, state = uneven_batch(), make_state()
+    _, gradients = gradients_of_mean_loss(state, batch)
+    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+    seen = []
+    state.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in state.model.parameters()))
+    result = train_step(state, [batch], Float32(), max_grad_norm, CPU)
+    assert result.grad_norm.item() == pytest.approx(norm)
+    scale = min(1.0, max_grad_norm / norm)
+    for ours, gradient in zip(seen, gradients, strict=True):
+        torch.testing.assert_close(ours, gradient * scale, rtol=1e-4, atol=1e-12)  # torch adds 1e-6 to the norm
+
+
+def test_the_first_step_that_is_not_finite_is_remembered():
+    state = make_state()
+    for step in range(1, 6):
+        if step == 3:
+            state.model.out.weight.data.fill_(math.nan)
+        train_step(state, [uneven_batch()], Float32(), 1.0, CPU)
+        assert state.first_nonfinite_step.item() == (3 if step >= 3 else 0)
+
+
+def test_a_gradient_that_overflows_counts_as_not_finite():
+    state = make_state()
+    state.model.out.bias.register_hook(lambda gradient: gradient * math.inf)
+    result = train_step(state, [uneven_batch()], Float32(), None, CPU)
+    assert result.loss.isfinite()
+    assert state.first_nonfinite_step.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "products"),
+    [
+        (Float32, torch.float32, torch.float32),
+        (MixedBFloat16, torch.float32, torch.bfloat16),
+        (PureBFloat16, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_precision_decides_the_types_of_weights_products_and_optimizer_state(tiny, precision, weights, products):
+    trainer = tiny(f"Trainer.precision = @{precision.__name__}")
+    state = trainer.start(CPU)
+    seen = set()
+    query = state.model.decoder.block_0.mixer.query
+    query.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    dataset = trainer.data.open(trainer.sequence_length, 0)
+    losses = [
+        train_step(state, trainer.batches(dataset, step), trainer.precision, 1.0, CPU).loss.item()
+        for step in range(1, 9)
+    ]
+    assert {parameter.dtype for parameter in state.model.parameters()} == {weights}
+    moments = [tensor for entry in state.optimizer.state.values() for key, tensor in entry.items() if key != "step"]
+    assert {tensor.dtype for tensor in moments} == {weights}
+    assert seen == {products}
+    assert losses[-1] < losses[0]
+
+
+def test_casting_leaves_buffers_as_they_are():
+    model = nn.BatchNorm1d(3)
+    cast_parameters(model, torch.bfloat16)
+    assert model.weight.dtype == torch.bfloat16
+    assert model.running_mean.dtype == torch.float32

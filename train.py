@@ -1,0 +1,37 @@
+"""Trains a language model: python train.py --gin_file=base.gin --gin_bindings='Linear.bias=False'"""
+
+import sys
+
+from absl import flags
+
+from ml.cli import entry
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later ones are stronger.")
+flags.DEFINE_multi_string("gin_bindings", [], "Gin statements; repeatable. --gin.Linear.bias=False is the same thing.")
+flags.DEFINE_multi_string("gin_search_path", [], "A folder in which gin files are looked for; repeatable.")
+flags.DEFINE_string("run_dir", None, "The folder of the run; a run that is in it goes on.")
+flags.DEFINE_bool("dry_run", False, "Check everything, show the model, write the configuration, train nothing.")
+flags.DEFINE_string("explain", None, "With --dry_run: who set the parameters that match, as in 'query/Linear.bias'.")
+flags.DEFINE_string("init_from", None, "The folder of a run whose model and weights this one starts from.")
+flags.DEFINE_bool("allow_unused_bindings", False, "Make bindings that have no effect warnings instead of errors.")
+
+
+def main(_: list[str]) -> int:
+    """Loads the configuration, then shows it or trains; returns the exit code."""
+    from ml.cli import training  # torch is imported only once the flags are right
+
+    job = training.load_job(
+        FLAGS.gin_file,
+        FLAGS.gin_bindings,
+        search_path=FLAGS.gin_search_path,
+        init_from=FLAGS.init_from,
+        allow_unused_bindings=FLAGS.allow_unused_bindings,
+    )
+    if FLAGS.dry_run:
+        return training.show(job, FLAGS.run_dir, FLAGS.explain)
+    return training.run(job, FLAGS.run_dir)
+
+
+if __name__ == "__main__":
+    entry.run(main, sys.argv)
