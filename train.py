@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from ml.cli import entry
+from ml.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later ones are stronger.")
@@ -19,6 +20,8 @@ flags.DEFINE_bool("allow_unused_bindings", False, "Make bindings that have no ef
 
 def main(_: list[str]) -> int:
     """Loads the configuration, then shows it or trains; returns the exit code."""
+    if FLAGS.explain is not None and not FLAGS.dry_run:
+        raise UserError("--explain goes with --dry_run")
     from ml.cli import training  # torch is imported only once the flags are right
 
     job = training.load_job(

@@ -4,7 +4,7 @@ from gin import REQUIRED
 
 from ml.config.config import Config, ImportedValue, difference, load
 from ml.config.configurable import configurable
-from ml.config.construction import ParameterError, bind, child, require
+from ml.config.construction import ParameterError, child, require
 from ml.config.errors import ConfigError, Location, Problem
 from ml.config.provenance import Record, explain, select
 from ml.config.values import UnwritableError, register_constant, register_enum
@@ -19,7 +19,6 @@ __all__ = [
     "Problem",
     "Record",
     "UnwritableError",
-    "bind",
     "child",
     "configurable",
     "difference",

@@ -5,7 +5,6 @@ configurable that is called there asks it for values.
 """
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -59,15 +58,6 @@ def child(
     bound = gin.get_bindings(info.selector, resolve_references=False) if info and (defaults or derived) else _NOTHING
     suggested = {key: value for key, value in {**defaults, **derived}.items() if key not in bound}
     return constructor(*args, **{**suggested, **kwargs})
-
-
-def bind(name, function, *, defaults=_NOTHING, **kwargs):
-    info = find(function)
-    plain = info.constructor if info else function
-    partial = functools.partial
-    if active.build is not None and info is not None:
-        return active.build.bind(name, info, defaults)
-    return partial(plain, **{**defaults, **kwargs})
 
 
 def require(condition: bool, parameter: str, message: str) -> None:
@@ -188,18 +178,6 @@ class Build:
                 self._suggested = ()
                 return constructor(*args, **{**defaults, **derived, **kwargs})
             return constructor(*args, **kwargs)
-        finally:
-            self._suggested = ()
-            self._scopes.pop()
-            self._here = outer
-
-    def bind(self, name, info, defaults):
-        scope, path, reduced = outer = self._where()
-        self._scopes.append([*scope, name])
-        self._here = (self._scopes[-1], (*path, name), self._index.below(reduced, name))
-        self._suggested = (defaults, {}) if defaults else ()
-        try:
-            return self.call(info, lambda **v: functools.partial(info.constructor, **v), (), {})
         finally:
             self._suggested = ()
             self._scopes.pop()

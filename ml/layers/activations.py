@@ -1,6 +1,7 @@
-"""Activations: configurable functions that act on each element."""
+"""Activations: configurables that return a function which acts on each element."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,34 +10,39 @@ from torch import Tensor
 
 from ml.config import configurable
 
-Activation = Callable[..., Tensor]
+Elementwise = Callable[[Tensor], Tensor]
+Activation = Callable[..., Elementwise]
 
 
 @configurable
-def silu(x: Tensor) -> Tensor:
+def silu() -> Elementwise:
     """x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
-    return F.silu(x)
+    return F.silu
 
 
 @configurable
-def gelu(x: Tensor, *, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+def gelu(*, approximate: Literal["none", "tanh"] = "none") -> Elementwise:
     """x · Φ(x) (Hendrycks and Gimpel 2016); "tanh" is the approximation that GPT-2 was trained with."""
-    return F.gelu(x, approximate=approximate)
+    return partial(F.gelu, approximate=approximate)
 
 
 @configurable
-def relu(x: Tensor) -> Tensor:
+def relu() -> Elementwise:
     """max(x, 0)."""
-    return F.relu(x)
+    return F.relu
 
 
 @configurable
-def relu_squared(x: Tensor) -> Tensor:
+def relu_squared() -> Elementwise:
     """max(x, 0)² (So et al. 2021, Primer)."""
+    return _relu_squared
+
+
+def _relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
 @configurable
-def tanh(x: Tensor) -> Tensor:
+def tanh() -> Elementwise:
     """tanh(x)."""
-    return torch.tanh(x)
+    return torch.tanh

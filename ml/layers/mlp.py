@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ml.config import bind, child, configurable
+from ml.config import child, configurable
 from ml.layers.activations import Activation, gelu, silu
 from ml.layers.checks import positive
 from ml.layers.linear import Linear
@@ -29,7 +29,7 @@ class MLP(nn.Module):
             intermediate_size = 4 * hidden_size
         intermediate_size = positive("intermediate_size", intermediate_size)
         self.lr_scale = checked_lr_scale(lr_scale)
-        self.activation = bind("activation", activation)
+        self.activation = child("activation", activation)
         self.up = child("up", linear, hidden_size, intermediate_size)
         self.down = child("down", linear, intermediate_size, hidden_size)
 
@@ -58,7 +58,7 @@ class GatedMLP(nn.Module):
             intermediate_size = -(-8 * hidden_size // (3 * 64)) * 64
         intermediate_size = positive("intermediate_size", intermediate_size)
         self.lr_scale = checked_lr_scale(lr_scale)
-        self.activation = bind("activation", activation)
+        self.activation = child("activation", activation)
         self.gate = child("gate", linear, hidden_size, intermediate_size)
         self.up = child("up", linear, hidden_size, intermediate_size)
         self.down = child("down", linear, intermediate_size, hidden_size)

@@ -6,14 +6,14 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ml.config import bind, configurable, require
-from ml.layers.initialization import Initialization, normal
+from ml.config import child, configurable, require
+from ml.layers.initialization import Fill, Initialization, normal
 
 
 class Settings(Protocol):
     """What a parameter built by `Parameter` carries beside its values."""
 
-    initialization: Initialization
+    initialization: Fill
     lr_scale: float
     weight_decay: float | None
 
@@ -40,7 +40,7 @@ def Parameter(
         f"must be at least 0, not {weight_decay}",
     )
     parameter = nn.Parameter(torch.empty(shape), requires_grad=lr_scale != 0.0)
-    parameter.initialization = bind("initialization", initialization)
+    parameter.initialization = child("initialization", initialization)
     parameter.lr_scale = checked_lr_scale(lr_scale)
     parameter.weight_decay = weight_decay
     return parameter

@@ -2,12 +2,11 @@
 
 import functools
 import hashlib
-import inspect
 
 import torch
 from torch import Tensor, nn
 
-from ml.layers.initialization import Initialization
+from ml.layers.initialization import Fill
 from ml.layers.parameter import copy_settings, has_settings
 from ml.models.parameters import ancestors
 
@@ -33,7 +32,7 @@ def materialize(model: nn.Module, device: torch.device | str = "cpu", seed: int 
     return model
 
 
-def initial_values(name: str, shape: torch.Size, initialization: Initialization, seed: int) -> Tensor:
+def initial_values(name: str, shape: torch.Size, initialization: Fill, seed: int) -> Tensor:
     """Returns float32 values on the CPU for the parameter `name`. Raises ValueError where the initialization cannot."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little"))
@@ -46,10 +45,10 @@ def initial_values(name: str, shape: torch.Size, initialization: Initialization,
     return values
 
 
-def at_depth(initialization: Initialization, num_layers: int | None) -> Initialization:
+def at_depth(initialization: Fill, num_layers: int | None) -> Fill:
     """Fills in `num_layers` of an initialization that scales with the depth, unless the configuration did."""
-    parameter = inspect.signature(initialization).parameters.get("num_layers")
-    if parameter is None or parameter.default is not None:
+    open_depth = getattr(initialization, "keywords", {}).get("num_layers", 0) is None
+    if not open_depth:
         return initialization
     return functools.partial(initialization, num_layers=num_layers)
 

@@ -49,7 +49,7 @@ CASES = {
 
 def fill(initialization, shape=(OUT, IN), seed=0, **options) -> torch.Tensor:
     tensor = torch.full(shape, math.nan)
-    initialization(tensor, generator=torch.Generator().manual_seed(seed), **options)
+    initialization(**options)(tensor, generator=torch.Generator().manual_seed(seed))
     return tensor
 
 

@@ -39,15 +39,15 @@ def sigmoid(x):
 
 
 ACTIVATIONS = {
-    "silu": (silu, lambda x: x * sigmoid(x)),
-    "gelu": (gelu, lambda x: x * 0.5 * (1 + torch.from_numpy(erf((x / math.sqrt(2)).numpy())))),
+    "silu": (silu(), lambda x: x * sigmoid(x)),
+    "gelu": (gelu(), lambda x: x * 0.5 * (1 + torch.from_numpy(erf((x / math.sqrt(2)).numpy())))),
     "gelu tanh": (
-        partial(gelu, approximate="tanh"),
+        gelu(approximate="tanh"),
         lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     ),
-    "relu": (relu, lambda x: x * (x > 0)),
-    "relu squared": (relu_squared, lambda x: x**2 * (x > 0)),
-    "tanh": (tanh, lambda x: 2 * sigmoid(2 * x) - 1),
+    "relu": (relu(), lambda x: x * (x > 0)),
+    "relu squared": (relu_squared(), lambda x: x**2 * (x > 0)),
+    "tanh": (tanh(), lambda x: 2 * sigmoid(2 * x) - 1),
 }
 
 
@@ -56,11 +56,11 @@ def test_activations_and_mlps_follow_their_formulas(activation, formula):
     x = random(5, 8).double() * 2
     torch.testing.assert_close(activation(x), formula(x))
 
-    plain = materialize(MLP(8, intermediate_size=11, activation=activation)).double()
+    plain = materialize(MLP(8, intermediate_size=11, activation=lambda: activation)).double()
     inner = formula(x @ plain.up.weight.detach().T)
     torch.testing.assert_close(plain(x), inner @ plain.down.weight.T)
 
-    gated = materialize(GatedMLP(8, intermediate_size=11, activation=activation)).double()
+    gated = materialize(GatedMLP(8, intermediate_size=11, activation=lambda: activation)).double()
     inner = formula(x @ gated.gate.weight.detach().T) * (x @ gated.up.weight.T)
     torch.testing.assert_close(gated(x), inner @ gated.down.weight.T)
 
@@ -157,7 +157,7 @@ def test_embedding_dropout_acts_in_training_only():
 def test_parameter_carries_its_settings():
     parameter = Parameter((2, 3), initialization=truncated_normal, lr_scale=0.5, weight_decay=0.1)
     assert (parameter.shape, parameter.lr_scale, parameter.weight_decay) == ((2, 3), 0.5, 0.1)
-    assert inspect.unwrap(parameter.initialization.func) is inspect.unwrap(truncated_normal)
+    assert parameter.initialization.func is torch.nn.init.trunc_normal_
     assert not Parameter((2,), lr_scale=0.0).requires_grad
 
 

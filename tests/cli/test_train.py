@@ -1,0 +1,159 @@
+"""train.py from a terminal: its flags, its messages, its exit codes, and what it leaves on the disk."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FAST = "Trainer.num_steps = 4\nCosineSchedule.warmup_steps = 1\nTrainer.log_every = 1"
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A working folder with a text to train on."""
+    (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
+    return tmp_path
+
+
+@pytest.fixture
+def train(work):
+    """Runs train.py there; returns the finished process."""
+
+    def run(*arguments, check=None):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            cwd=work,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        if check is not None:
+            assert done.returncode == check, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+TINY = ("--gin_file=recipes/tiny.gin", f"--gin_bindings={FAST}", "--gin_bindings=TextFiles.paths = 'text.txt'")
+FILES = ["checkpoints", "config.gin", "environment.json", "metrics.jsonl", "operative_config.gin", "provenance.json"]
+
+
+def test_a_run_leaves_a_full_folder_and_goes_on_from_it(train, work):
+    first = train(*TINY, "--run_dir=run", check=0)
+    assert sorted(path.name for path in (work / "run").iterdir()) == FILES
+    metrics = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == [1, 2, 3, 4]
+    assert {"step", "tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second"} <= set(metrics[0])
+    assert "step 4/4" in first.stdout
+    assert (work / "run/checkpoints/step_4/operative_config.gin").read_text() == (
+        work / "run/operative_config.gin"
+    ).read_text()
+    environment = json.loads((work / "run" / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    again = train(*TINY, "--run_dir=run", check=0)
+    assert "resuming from run/checkpoints/step_4" in again.stdout
+
+
+def test_without_a_folder_one_is_named_after_the_configuration_and_the_time(train, work):
+    train(*TINY, check=0)
+    (folder,) = (work / "runs").iterdir()
+    assert re.fullmatch(r"tiny-\d{8}-\d{6}", folder.name)
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_difference(train, work):
+    train(*TINY, "--run_dir=run", "--dry_run", check=0)
+    before = (work / "run" / "operative_config.gin").read_text()
+    done = train(*TINY, "--gin.Linear.bias=True", "--run_dir=run", check=2)
+    assert "run holds a run of another configuration" in done.stderr
+    assert "- Linear.bias = False" in done.stderr
+    assert "+ Linear.bias = True" in done.stderr
+    assert (work / "run" / "operative_config.gin").read_text() == before
+
+
+def test_a_dry_run_shows_the_model_writes_the_configuration_and_trains_nothing(train, work):
+    done = train("--gin_file=recipes/tiny.gin", "--dry_run", "--run_dir=run", check=0)
+    assert "block_0 ... block_1 (2 times): DecoderBlock" in done.stdout
+    assert re.search(r"parameters +\d", done.stdout)
+    assert re.search(r"FLOPs per token +\d", done.stdout)
+    assert re.search(r"memory +\d", done.stdout)
+    names = sorted(path.name for path in (work / "run").iterdir() if path.is_file())
+    assert names == ["config.gin", "operative_config.gin", "provenance.json"]
+
+
+def test_explain_says_the_value_its_source_and_what_it_overrode(train):
+    done = train(*TINY, "--gin.query/Linear.bias=True", "--dry_run", "--run_dir=run", "--explain=query/Linear.bias", check=0)
+    assert "Linear.bias = True    # flag, --gin_bindings[2]" in done.stdout
+    assert "    at decoder/block_0_to_1/mixer/query" in done.stdout
+    assert re.search(r"overrode False    # file, configs/models/llama.gin:\d+", done.stdout)
+    assert "overrode True    # default" in done.stdout
+
+
+MISTAKES = {
+    "no configuration": ((), "no configuration: name one with --gin_file=base.gin. There are base.gin"),
+    "file": (("--gin_file=bas.gin",), "there is no configuration file 'bas.gin'; did you mean 'base.gin'?"),
+    "flag": (("--gin_fiel=base.gin",), "Unknown command line flag 'gin_fiel'. Did you mean: gin_file ?"),
+    "argument": (("base.gin",), "unexpected argument 'base.gin'; did you mean --gin_file=base.gin?"),
+    "binding": ((*TINY, "--gin.Linear.biass=False"), "--gin_bindings[2]: Linear has no parameter 'biass'"),
+    "text": ((*TINY, "--gin.TextFiles.paths='no/such'"), "no such file or folder: no/such (TextFiles.paths"),
+    "pattern": ((*TINY, "--dry_run", "--explain=nothing_like_it"), "no parameter matches --explain=nothing_like_it"),
+    "explain alone": ((*TINY, "--explain=Linear.bias"), "--explain goes with --dry_run"),
+    "run to start from": ((*TINY, "--init_from=nowhere"), "there is no run in nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_one_message_exit_code_2_and_leaves_nothing(train, work, arguments, message):
+    done = train(*arguments, check=2)
+    assert message in done.stderr
+    assert not (work / "runs").exists()
+
+
+def test_bindings_without_effect_can_be_allowed(train):
+    refused = train(*TINY, "--gin.qeury/Linear.bias=True", "--dry_run", check=2)
+    assert "no module ever enters the scope 'qeury'; did you mean 'query'?" in refused.stderr
+    allowed = train(*TINY, "--gin.qeury/Linear.bias=True", "--dry_run", "--allow_unused_bindings", check=0)
+    assert "1 warning in the configuration" in allowed.stderr
+
+
+def test_help_lists_the_flags(train):
+    done = train("--help")
+    for flag in ("gin_file", "gin_bindings", "gin_search_path", "run_dir", "dry_run", "explain", "init_from"):
+        assert flag in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_cannot_be_written_is_said_to_be_one(train, work):
+    (work / "locked").mkdir(mode=0o500)
+    done = train(*TINY, "--run_dir=locked/run", check=1)
+    assert "cannot create locked/run" in done.stderr
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(train, work):
+    (work / "taken").write_text("")
+    done = train(*TINY, "--run_dir=taken/run", check=1)
+    assert "cannot create taken/run: Not a directory" in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(train, work):
+    train(*TINY, "--gin.Checkpoints.every=2", "--run_dir=run", check=0)
+    shutil.copytree(work / "run", work / "whole")
+    weights = work / "run/checkpoints/step_4/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = train(*TINY, "--gin.Checkpoints.every=2", "--run_dir=run", check=0)
+    assert "skipping checkpoint run/checkpoints/step_4: model.safetensors has" in done.stdout
+    assert "resuming from run/checkpoints/step_2" in done.stdout
+    assert weights.read_bytes() == (work / "whole/checkpoints/step_4/model.safetensors").read_bytes()
+
+
+def test_a_run_can_start_from_another(train, work):
+    train(*TINY, "--run_dir=first", check=0)
+    done = train(*TINY, "--init_from=first", "--run_dir=second", check=0)
+    assert "starting from the weights of first/checkpoints/step_4" in done.stdout
