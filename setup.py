@@ -13,7 +13,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    # `configs/` stands at the top of the tree, where a user looks for it, and travels inside the package when it is installed.
+    # `configs/` stands at the top of the tree, where a user looks for it, and is installed inside the package.
     packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
     package_dir={SHIPPED_CONFIGS: "configs"},
     package_data={SHIPPED_CONFIGS: ["**/*.gin"]},

@@ -38,7 +38,10 @@ def test_a_model_of_a_configuration_gives_logits():
 
 
 def test_two_configurations_build_their_own_models_in_turn():
-    small, large = ml.load("recipes/tiny.gin"), ml.load("recipes/tiny.gin", bindings=["LanguageModel.hidden_size = 128"])
+    small, large = (
+        ml.load("recipes/tiny.gin"),
+        ml.load("recipes/tiny.gin", bindings=["LanguageModel.hidden_size = 128"]),
+    )
     with pytest.raises(ml.ConfigError):
         ml.load("recipes/tiny.gin", bindings=["LanguageModel.hiden_size = 128"])
     widths = [ml.build(config).embeddings.token.weight.shape[1] for config in (small, large, small)]
@@ -91,7 +94,13 @@ def test_a_run_starts_from_the_model_and_weights_of_another(tmp_path, text):
     source = trained(ml.load("recipes/tiny.gin", bindings=bindings), tmp_path / "source")
     config = ml.load(
         ["data/standard_library.gin", "training/default.gin"],
-        [text, "Trainer.sequence_length = 64", "AdamW.learning_rate = 1e-30", "Trainer.num_steps = 1", "Trainer.batch_size = 2"],
+        [
+            text,
+            "Trainer.sequence_length = 64",
+            "AdamW.learning_rate = 1e-30",
+            "Trainer.num_steps = 1",
+            "Trainer.batch_size = 2",
+        ],
         imported=source.imported_values(),
     )
     trainer = build_trainer(config)
@@ -121,7 +130,11 @@ def test_provenance_is_written_beside_the_run(tmp_path, text):
     trained(config, tmp_path / "run")
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["fingerprint"] == config.fingerprint
-    query = [r for r in provenance["records"] if r["path"] == "decoder/block_1/mixer/query" and r["parameter"] == "bias"]
+    query = [
+        r for r in provenance["records"] if r["path"] == "decoder/block_1/mixer/query" and r["parameter"] == "bias"
+    ]
     lines = (ml.SHIPPED_CONFIGS / "models" / "llama.gin").read_text().splitlines()
     line = lines.index("Linear.bias = False") + 1
-    assert [(r["value"], r["source"], r["location"]) for r in query] == [("False", "file", f"configs/models/llama.gin:{line}")]
+    assert [(r["value"], r["source"], r["location"]) for r in query] == [
+        ("False", "file", f"configs/models/llama.gin:{line}")
+    ]

@@ -13,7 +13,10 @@ import ml
 from ml.api import build_trainer
 
 GOLDEN = Path(__file__).parent / "golden"
-RECIPES = ["base.gin", *sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("recipes/*.gin"))]
+RECIPES = [
+    "base.gin",
+    *sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("recipes/*.gin")),
+]
 # GPT-2 small as published; Llama 3.2 1B as published; the others by 12 H² and their vocabularies, checked by hand.
 PARAMETERS = {"recipes/gpt2_124m.gin": 124_439_808, "recipes/llama_1b.gin": 1_235_814_400}
 

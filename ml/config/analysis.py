@@ -10,7 +10,7 @@ from ml.config import gin_internals
 from ml.config.configurable import Configurable, candidates, known_names
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
-from ml.config.statements import Binding, Import, Layer, MacroDefinition
+from ml.config.statements import UNSET, Binding, Import, Layer, MacroDefinition
 from ml.config.types import mismatch, spell
 from ml.config.values import Constant, Macro, Reference, substitute, walk
 
@@ -55,9 +55,11 @@ class Analyzer:
         self._broken_macros: set[str] = set()
         self._read_macros: set[str] = set()
         # Definitions are gathered first: as in gin, a macro may be read before the line that defines it.
-        self._last_definition = {
-            _macro_name(s): s for s in statements if isinstance(s, RawStatement) and not s.parameter
-        }
+        self._definitions: dict[str, list[tuple[int, RawStatement]]] = {}
+        for order, statement in enumerate(statements):
+            if isinstance(statement, RawStatement) and not statement.parameter:
+                self._definitions.setdefault(_macro_name(statement), []).append((order, statement))
+        self._last_definition = {name: defined[-1][1] for name, defined in self._definitions.items()}
 
     def run(self) -> Analysis:
         """Looks at each statement in order."""
@@ -101,6 +103,7 @@ class Analyzer:
             self._problem(_unknown_parameter(info, statement.parameter))
             return
         value = self._expand(written, ())
+        settled, earlier = self._history(written, order)
         if len(self._analysis.problems) > before:
             return
         if spec is not None and not _required(value) and (wrong := mismatch(value, spec.annotation)):
@@ -117,6 +120,8 @@ class Analyzer:
                 statement.location,
                 order,
                 constructs=spec is not None and _takes_constructor(spec.annotation),
+                settled=settled,
+                before=earlier,
             )
         )
 
@@ -178,6 +183,22 @@ class Analyzer:
             return expanded
 
         return substitute(value, leaf)
+
+    def _history(self, written: Any, order: int) -> tuple[int, Any]:
+        """When the value of a binding became what it is, and what it was before a macro in it was last redefined."""
+        settled, before = order, UNSET
+        for node in walk(written):
+            defined = self._definitions.get(node.name, ()) if isinstance(node, Macro) else ()
+            if len(defined) > 1 and defined[-1][0] > settled:
+                settled = defined[-1][0]
+                before = substitute(written, lambda leaf, name=node.name: self._earlier(leaf, name))
+        return settled, before
+
+    def _earlier(self, leaf: Any, redefined: str) -> Any:
+        if not isinstance(leaf, Macro):
+            return leaf
+        statement = self._definitions[leaf.name][-2 if leaf.name == redefined else -1][1]
+        return self._expand(self._resolve_names(statement.value), (leaf.name,))
 
     def _unread_macros(self) -> None:
         for name, statement in self._last_definition.items():

@@ -110,9 +110,9 @@ def load(
     build, failure = _try_build(root, analysis.bindings)
     problems += failure.problems if isinstance(failure, ConfigError) else build.problems
     effects = Effects()
-    if failure is None:
+    if failure is None and build.is_complete:
         effects = find_effects(analysis.bindings, build, lambda fewer: _try_build(root, fewer)[0])
-    elif not problems:
+    elif failure is not None and not problems:
         raise failure
     idle = analysis.idle + effects.idle
     operative = ""

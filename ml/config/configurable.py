@@ -74,10 +74,9 @@ def configurable(name_or_target: Any = None, /, **options: Any):
 
 
 def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]):
-    if isinstance(target, type):
+    if isinstance(target, type) and "__init__" not in target.__dict__:
         # Gin would wrap an inherited __init__ that is already managed: the bindings of the parent would then apply too.
-        if "__init__" not in target.__dict__:
-            target.__init__ = _own_copy(target.__init__)
+        target.__init__ = _own_copy(target.__init__)
     gin.configurable(name, **options)(target)
     return adopt(gin_internals.entry_of(target)).target
 

@@ -19,6 +19,7 @@ from ml.config.statements import Binding, Layer
 from ml.config.values import Constant, Reference, substitute, walk
 
 _NOTHING: Mapping[str, Any] = {}
+_STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
 
 
 class ParameterError(ValueError):
@@ -150,6 +151,7 @@ class Build:
         self._singletons: dict[tuple[str, ...], Any] = {}
         self.singletons_used: list[Binding] = []
         self._collect = collect
+        self._unset: dict[Problem, list[tuple[str, ...]]] = {}
         self._misfits: dict[Problem, list[tuple[str, ...]]] = {}
         self.calls: list[Call] | None = [] if keep_calls else None
 
@@ -287,17 +289,27 @@ class Build:
         """What is wrong with parameters, each problem once, with all the places that have it."""
         return [
             Problem(problem.location, problem.message + _at(*paths), problem.statement)
-            for problem, paths in self._misfits.items()
+            for problem, paths in (self._unset or self._misfits).items()  # what follows from a stand-in is no news
         ]
 
     def _missing(self, call: Call, values: dict, decided: Mapping[str, Any]) -> None:
+        """Notes what must be set and is not; a stand-in lets the build go on, to find what else is missing."""
         for name in call.plan.missing:
             if name in decided or (name in values and values[name] is not gin.REQUIRED):
                 continue
             candidates = call.plan.candidates.get(name)
             where = candidates[-1].binding.location if candidates else None
-            problem = Problem(where, f"{call.info.name}.{name} must be set, and nothing sets it{_at(call.path)}")
-            raise ConfigError([*self.problems, problem])
+            problem = Problem(where, f"{call.info.name}.{name} must be set, and nothing sets it")
+            self._unset.setdefault(problem, []).append(call.path)
+            annotation = call.info.parameters[name].annotation
+            if not self._collect or annotation not in _STAND_INS:
+                raise ConfigError(self.problems)
+            values[name] = _STAND_INS[annotation]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that must be set was set."""
+        return not self._unset
 
     def _wrong_call(self, call: Call, plain, args: tuple, values: dict, error: TypeError) -> None:
         """Turns a call that does not fit the signature into a problem of the configuration; other errors pass."""

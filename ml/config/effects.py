@@ -1,12 +1,12 @@
 """Nothing is silently ignored (rule 7): which bindings took effect, and why the others did not."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ml.config.construction import Build, Call
 from ml.config.errors import Problem, did_you_mean
 from ml.config.scopes import compress, parse_range, split_index
-from ml.config.statements import Binding
+from ml.config.statements import UNSET, Binding
 from ml.config.values import Reference, walk
 
 
@@ -75,18 +75,25 @@ def _left_out(
     rebuild: Callable[[list[Binding]], Build],
 ) -> dict[Binding, Binding]:
     """Unused bindings that a swap of a part, set later, made useless: without the swap they take effect."""
-    swaps = [b for b in bindings if b in effective and b.constructs and b.order > min(u.order for u in unused)]
+    swaps = [b for b in bindings if b in effective and b.constructs and b.settled > min(u.order for u in unused)]
     found: dict[Binding, Binding] = {}
     trials = [[swap] for swap in swaps] + ([swaps] if len(swaps) > 1 else [])
     for removed in trials:
-        waiting = [u for u in unused if u not in found and any(swap.order > u.order for swap in removed)]
+        waiting = [u for u in unused if u not in found and any(swap.settled > u.order for swap in removed)]
         if waiting:
-            revived = effective_bindings(rebuild([b for b in bindings if b not in removed]))
+            revived = effective_bindings(rebuild(_without(removed, bindings)))
             for binding in waiting:
-                later = [swap for swap in removed if swap.order > binding.order]
+                later = [swap for swap in removed if swap.settled > binding.order]
                 if binding in revived and later:
                     found[binding] = later[-1]
     return found
+
+
+def _without(swaps: list[Binding], bindings: list[Binding]) -> list[Binding]:
+    """The bindings as they were before the swaps."""
+    return [
+        replace(b, value=b.before) if b in swaps else b for b in bindings if b not in swaps or b.before is not UNSET
+    ]
 
 
 class _Places:

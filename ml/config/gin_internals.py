@@ -1,4 +1,4 @@
-"""The private names of gin-config 0.5.0 that Juniper leans on, all of them, with a test that they still mean the same."""
+"""All private names of gin-config 0.5.0 that Juniper leans on, with a test that they still mean the same."""
 
 from importlib import metadata
 

@@ -8,12 +8,14 @@ from ml.config.configurable import Configurable
 from ml.config.errors import Location
 from ml.config.values import to_text
 
+UNSET = object()
+
 
 class Layer(enum.IntEnum):
     """Who set a value, weakest first (rule 8).
 
-    `DEFAULT` and `PARENT` are what a saved operative config remembers of the defaults of its time. `FILE` and `FLAG` are
-    equally strong: between them rule 3 decides.
+    `DEFAULT` and `PARENT` are what a saved operative config remembers of the defaults of its time. `FILE` and `FLAG`
+    are equally strong: between them rule 3 decides.
     """
 
     DEFAULT = 0
@@ -42,6 +44,9 @@ class Binding:
         value: the value with the macros replaced by what they hold.
         order: counts statements from 0, over all files and flags.
         location: of the statement.
+        constructs: whether the parameter takes a constructor.
+        settled: the order of the last statement that made the value what it is: a macro may be redefined later.
+        before: the value that it had before the last redefinition of a macro in it; `UNSET` where there was none.
     """
 
     scope: tuple[str, ...]
@@ -52,7 +57,9 @@ class Binding:
     layer: Layer
     location: Location
     order: int
-    constructs: bool = False  # whether the parameter takes a constructor
+    constructs: bool = False
+    settled: int = -1
+    before: Any = UNSET
 
     @property
     def key(self) -> str:

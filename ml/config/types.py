@@ -87,10 +87,8 @@ def _may_stand_for(made: type, wanted: type) -> bool:
 
 
 def _items_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None:
-    if (
-        type(value) not in (list, tuple)
-        or ((annotation is list or typing.get_origin(annotation) is list)
-        and (type(value) is not list))
+    if type(value) not in (list, tuple) or (
+        (annotation is list or typing.get_origin(annotation) is list) and (type(value) is not list)
     ):
         return _expected(annotation, value)
     return _first(value, [arguments[0]] * len(value)) if arguments else None

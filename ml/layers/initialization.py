@@ -1,7 +1,7 @@
 """Initializations: configurables that return a function which fills a tensor in place from a generator.
 
-The function is called as `fill(tensor, generator=generator)` with a float32 tensor on the CPU. The fans follow the shape
-`(out, in, *receptive_field)`, which is the layout of every weight in Juniper.
+The function is called as `fill(tensor, generator=generator)` with a float32 tensor on the CPU. The fans follow the
+shape `(out, in, *receptive_field)`, which is the layout of every weight in Juniper.
 """
 
 import math
@@ -22,7 +22,7 @@ Initialization = Callable[..., Fill]
 def fans(shape: torch.Size) -> tuple[int, int]:
     """Returns (fan in, fan out) of a weight. Raises ValueError for fewer than two dimensions."""
     if len(shape) < 2:
-        raise ValueError(f"an initialization that scales with the fan needs at least two dimensions, not {tuple(shape)}")
+        raise ValueError(f"an initialization that scales with the fan needs two dimensions or more, not {tuple(shape)}")
     receptive_field = math.prod(shape[2:])
     return shape[1] * receptive_field, shape[0] * receptive_field
 

@@ -6,6 +6,9 @@ from torch import nn
 
 from ml.models.flops import flops_per_token
 
+_WIDTH = 96  # of the tree, before the counts
+_MOMENTS = 2  # of AdamW, a value each for a trained parameter
+
 
 def summarize(model: nn.Module, sequence_length: int) -> str:
     """The tree of modules, equal neighbours on one line, and below it the totals.
@@ -13,19 +16,18 @@ def summarize(model: nn.Module, sequence_length: int) -> str:
     FLOPs are those of training on one token (forward and backward) in a sequence of `sequence_length`. The memory is
     that of the weights, their gradients and the two moments of AdamW; activations come on top.
     """
-    parameters = {id(p): p for p in model.parameters()}.values()
-    total = sum(p.numel() for p in parameters)
+    parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    state = sum(p.numel() * p.element_size() for p in parameters) + 3 * sum(
-        p.numel() * p.element_size() for p in trained
-    )
-    frozen = total - sum(p.numel() for p in trained)
+    count = sum(p.numel() for p in parameters)
+    frozen = count - sum(p.numel() for p in trained)
+    memory = _num_bytes(parameters) + (1 + _MOMENTS) * _num_bytes(trained)
+    flops = flops_per_token(model, sequence_length)
     lines = [
         *_tree(type(model).__name__, model, ""),
         "",
-        f"parameters        {total:,}" + (f", of which {frozen:,} are frozen" if frozen else ""),
-        f"FLOPs per token   {flops_per_token(model, sequence_length):.3e} (training, at sequence length {sequence_length})",
-        f"memory            {_bytes(state)} (weights, gradients, AdamW moments; without activations)",
+        f"parameters        {count:,}" + (f", of which {frozen:,} are frozen" if frozen else ""),
+        f"FLOPs per token   {flops:.3e} (training, at sequence length {sequence_length})",
+        f"memory            {_size(memory)} (weights, gradients, AdamW moments; without activations)",
     ]
     return "\n".join(lines)
 
@@ -34,30 +36,31 @@ def _tree(label: str, module: nn.Module, indent: str) -> Iterator[str]:
     count = sum(p.numel() for p in module.parameters())
     extra = module.extra_repr()
     text = f"{indent}{label}" + (f" ({extra})" if extra else "")
-    yield f"{text:<88} {count:>15,}" if count else text
+    yield f"{text:<{_WIDTH}} {count:>15,}" if count else text
     for names, child in _equal_neighbours(module):
         name = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)} times)"
         yield from _tree(f"{name}: {type(child).__name__}", child, indent + "  ")
 
 
 def _equal_neighbours(module: nn.Module) -> Iterator[tuple[list[str], nn.Module]]:
-    group: list[str] = []
-    first, shape = None, None
+    """The children, those that follow an equal one of the same numbered name together with it."""
+    groups: list[tuple[list[str], nn.Module, tuple]] = []
     for name, child in module.named_children():
-        here = (repr(child), [(p.shape, p.requires_grad) for p in child.parameters()])
-        if first is not None and here == shape and name.rstrip("0123456789") != name:
-            group.append(name)
-            continue
-        if first is not None:
-            yield group, first
-        group, first, shape = [name], child, here
-    if first is not None:
-        yield group, first
+        shape = (name.rstrip("0123456789"), repr(child), [(p.shape, p.requires_grad) for p in child.parameters()])
+        if groups and groups[-1][2] == shape and shape[0] != name:
+            groups[-1][0].append(name)
+        else:
+            groups.append(([name], child, shape))
+    return ((names, child) for names, child, _ in groups)
 
 
-def _bytes(count: int) -> str:
-    size, unit = float(count), 0
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    while size >= 1024 and unit < len(units) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.1f} {units[unit]}"
+def _num_bytes(parameters: list[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"

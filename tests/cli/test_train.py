@@ -89,7 +89,9 @@ def test_a_dry_run_shows_the_model_writes_the_configuration_and_trains_nothing(t
 
 
 def test_explain_says_the_value_its_source_and_what_it_overrode(train):
-    done = train(*TINY, "--gin.query/Linear.bias=True", "--dry_run", "--run_dir=run", "--explain=query/Linear.bias", check=0)
+    done = train(
+        *TINY, "--gin.query/Linear.bias=True", "--dry_run", "--run_dir=run", "--explain=query/Linear.bias", check=0
+    )
     assert "Linear.bias = True    # flag, --gin_bindings[2]" in done.stdout
     assert "    at decoder/block_0_to_1/mixer/query" in done.stdout
     assert re.search(r"overrode False    # file, configs/models/llama.gin:\d+", done.stdout)

@@ -1,4 +1,4 @@
-"""What the tests of the configuration share: loading a language model on the meta device, and looking up who set what."""
+"""What the tests of the configuration share: loading a model on the meta device, and looking up who set what."""
 
 import pytest
 import torch

@@ -52,6 +52,7 @@ SWAPS = {
     "over a binding": (f"{BASE}DecoderBlock.mlp = @GatedMLP", "DecoderBlock.mlp = @MLP"),
     "by nothing": (BASE, "DecoderBlock.mlp = None"),
     "through a macro": (f"PART = @GatedMLP\n{BASE}DecoderBlock.mlp = %PART", "PART = @MLP"),
+    "through a macro that was read before": (f"PART = @GatedMLP\nDecoderBlock.mlp = %PART\n{BASE}", "PART = @MLP"),
     "of the whole block, twice": (
         f"{BASE}DecoderBlock.mlp = @GatedMLP",
         "DecoderBlock.mlp = @MLP\nMLP.activation = @relu",

@@ -163,6 +163,17 @@ def test_a_value_that_must_be_set_is_asked_for(tmp_path):
         load((), ["LanguageModel.hidden_size = 4"], root=build_on_meta)
 
 
+def test_everything_that_must_be_set_is_asked_for_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load((), ["block_3/Linear.bias = True"], root=build_on_meta)
+    assert [str(p).split(" must be set")[0] for p in caught.value.problems] == [
+        "LanguageModel.vocab_size",
+        "LanguageModel.hidden_size",
+        "Repeat.num_blocks",
+        "Attention.num_heads",
+    ]
+
+
 def test_a_file_can_require_a_value_that_a_later_one_sets(tmp_path):
     file = tmp_path / "base.gin"
     file.write_text("GatedMLP.intermediate_size = %gin.REQUIRED\n")

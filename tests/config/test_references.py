@@ -126,7 +126,7 @@ def test_a_class_that_gin_alone_made_configurable_follows_the_same_rules():
 
     config = load_twig("Twig.left = @Stock\nleft/Stock.colour = 'blue'")
     assert config.build(Twig).left.colour == "blue"
-    with pytest.raises(ValueError, match="Stock.colour must be str, not 3"):
+    with pytest.raises(ValueError, match=r"Stock.colour must be str, not 3"):
         load_twig("Twig.left = @Stock\nleft/Stock.colour = 3")
 
 

@@ -87,7 +87,7 @@ def test_the_generator_alone_decides_the_draws():
     [
         (normal, (4, 4), {"std": -1.0}, "std must be at least 0"),
         (truncated_normal, (4, 4), {"cutoff": 0.0}, "cutoff must be positive"),
-        (xavier_normal, (4,), {}, "at least two dimensions"),
+        (xavier_normal, (4,), {}, "two dimensions or more"),
         (kaiming_normal, (4, 4), {"gain": -1.0}, "gain must be at least 0"),
         (scaled_normal, (4, 4), {}, "num_layers must be set"),
         (uniform, (4, 4), {"low": 1.0, "high": 0.0}, "must not be above"),

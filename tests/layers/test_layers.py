@@ -1,6 +1,5 @@
 """The small layers against their formulas in float64."""
 
-import inspect
 import math
 from functools import partial
 
