@@ -10,6 +10,7 @@ from typing import Any, Protocol, TextIO
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 8
+_FALLBACK_WIDTH = 80
 
 
 class Progress(Protocol):
@@ -182,8 +183,9 @@ def duration(seconds: float) -> str:
 
 
 def _width(stream: TextIO) -> int:
+    """The columns of the terminal; some do not know theirs and say 0."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or _FALLBACK_WIDTH
     except OSError:
         return shutil.get_terminal_size().columns
 
