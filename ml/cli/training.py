@@ -82,7 +82,7 @@ def run(job: Job, run_dir: str | None) -> int:
     dataset = trainer.open_data()  # before anything is written: what is wrong with the data leaves no folder behind
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
-    folder.write_environment()
+    folder.write_environment(dataset.describe())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
     train(trainer, dataset, folder, device, initial=job.init_from.checkpoint() if job.init_from else None)

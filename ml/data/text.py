@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,10 @@ class TokenDataset:
             tokens = np.pad(self.validation[places].astype(np.int64), (0, padding))
             targets = np.pad(self.validation[places + 1].astype(np.int64), (0, padding), constant_values=IGNORED)
             yield Batch.of(tokens.reshape(-1, length), targets.reshape(-1, length))
+
+    def describe(self) -> dict[str, Any]:
+        """What the data is, for the record."""
+        return {"sha256": self.sha256, "train_tokens": len(self.train), "validation_tokens": len(self.validation)}
 
     def validation_bytes(self, num_tokens: int | None = None) -> int:
         """The bytes of UTF-8 that the targets of `validation_batches` stand for."""

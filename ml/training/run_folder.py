@@ -47,17 +47,16 @@ class RunFolder:
         """The text of `operative_config.gin`, None in a folder without a run."""
         return self.operative.read_text("utf-8") if self.operative.exists() else None
 
-    def write_environment(self) -> None:
-        """Records this start of the run; earlier starts are kept under "earlier", oldest first."""
+    def write_environment(self, data: Mapping[str, Any] | None = None) -> None:
+        """Records this start of the run and what it found as its `data`; earlier starts are kept, oldest first."""
         earlier = []
         if self.environment.exists():
             with contextlib.suppress(json.JSONDecodeError):
                 last = json.loads(self.environment.read_text("utf-8"))
                 earlier = [*last.pop("earlier", []), last]
+        found = {**describe_environment(), "data": data, "earlier": earlier}
         with self._disk("write to"):
-            write_atomically(
-                self.environment, json.dumps({**describe_environment(), "earlier": earlier}, indent=1) + "\n"
-            )
+            write_atomically(self.environment, json.dumps(found, indent=1) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`; it is in the file when this returns.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_a_run_leaves_a_full_folder_and_goes_on_from_it(train, work):
     ).read_text()
     environment = json.loads((work / "run" / "environment.json").read_text())
     assert environment["packages"]["torch"]
+    assert re.fullmatch("[0-9a-f]{64}", environment["data"]["sha256"])
     again = train(*TINY, "--run_dir=run", check=0)
     assert "resuming from run/checkpoints/step_4" in again.stdout
 
@@ -153,6 +155,34 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(train, wo
     assert "skipping checkpoint run/checkpoints/step_4: model.safetensors has" in done.stdout
     assert "resuming from run/checkpoints/step_2" in done.stdout
     assert weights.read_bytes() == (work / "whole/checkpoints/step_4/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_leaves_with_0_and_ends_as_if_it_had_not_been_stopped(train, work, number):
+    many = (*TINY, "--gin.Trainer.num_steps=120", "--gin.DecoderBlock.dropout=0.1")
+    train(*many, "--run_dir=whole", check=0)
+    command = [sys.executable, str(ROOT / "train.py"), *many, "--run_dir=stopped"]
+    process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert re.search(r"stopped after step \d+ of 120 and saved", rest)
+    train(*many, "--run_dir=stopped", check=0)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (work / run / "checkpoints/step_120" / name for run in ("stopped", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = ([_measured(line) for line in (work / run / "metrics.jsonl").open()] for run in ("stopped", "whole"))
+    assert ours == theirs
+    assert [record["step"] for record in ours] == list(range(1, 121))
+
+
+def _measured(line: str) -> dict:
+    """A record without what depends on the clock."""
+    return {key: value for key, value in json.loads(line).items() if key not in ("seconds", "tokens_per_second")}
 
 
 def test_a_run_can_start_from_another(train, work):
