@@ -46,6 +46,8 @@ def load(
     Raises:
         ConfigError: with everything that is wrong, in one report.
     """
+    import ml.training  # noqa: F401  (registers everything that a file can name)
+
     return configuration.load(
         gin_files,
         bindings,

@@ -125,6 +125,12 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_the_three_calls_need_nothing_else_imported(tmp_path):
+    program = "import ml; config = ml.load('recipes/tiny.gin'); print(ml.build(config).vocab_size)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "256\n"
+
+
 def test_provenance_is_written_beside_the_run(tmp_path, text):
     config = ml.load("recipes/tiny.gin", bindings=[text])
     trained(config, tmp_path / "run")
