@@ -332,13 +332,14 @@ class Build:
 
 def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
     candidates = call.plan.candidates.get(parameter)
-    text = f"{call.info.name}.{parameter} {message}"
-    if candidates and parameter not in call.arguments:
-        return Problem(candidates[-1].binding.location, text, candidates[-1].binding.text(written=True))
+    name = f"{call.info.name}.{parameter}"
     if parameter in call.arguments:
-        return Problem(None, f"{text}; the parent decides it")
-    by = "its parent's default" if parameter in {**call.defaults, **call.derived} else "its default"
-    return Problem(None, f"{text}; {by} is in force")
+        return Problem(None, f"{name}, which the parent decides, {message}")
+    if candidates:
+        binding = candidates[-1].binding
+        return Problem(binding.location, f"{name} {message}", binding.text(written=True))
+    whose = "the parent's" if parameter in call.defaults or parameter in call.derived else "its"
+    return Problem(None, f"{name}, {whose} default, {message}")
 
 
 def _at(*paths: tuple[str, ...]) -> str:

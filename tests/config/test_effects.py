@@ -1,7 +1,7 @@
 """Rule 7: nothing is silently ignored, and swapping a part takes one line."""
 
 import pytest
-from conftest import SMALL, build_on_meta, values
+from small_model import SMALL, build_on_meta, values
 
 from ml.config import load
 

@@ -1,7 +1,7 @@
 """Files, includes, macros and flags; and every mistake in them, with its place and a suggestion, in one report."""
 
 import pytest
-from conftest import SMALL, build_on_meta, values
+from small_model import SMALL, build_on_meta, values
 
 from ml.config import ConfigError, load
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_on_meta, values
+from small_model import build_on_meta, values
 
 from ml.config import REQUIRED, ConfigError, child, configurable, load, register_constant, register_enum
 
@@ -135,7 +135,7 @@ def test_another_hash_seed_and_another_order_of_imports_give_the_same_fingerprin
         [
             *(imports if seed == "1" else imports[::-1]),
             "import sys; sys.path.insert(0, sys.argv[1])",
-            "from conftest import SMALL, build_on_meta",
+            "from small_model import SMALL, build_on_meta",
             "from ml.config import load",
             "print(load((), [SMALL, sys.argv[2]], root=build_on_meta).fingerprint)",
         ]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import record_of, values
+from small_model import record_of, values
 
 from ml.config import ImportedValue, explain, select
 
@@ -70,7 +70,7 @@ def test_an_unscoped_binding_of_the_user_beats_a_scoped_imported_one(load_model)
 
 
 def test_imported_values_survive_saving_below_the_users(load_model, tmp_path):
-    from conftest import build_on_meta
+    from small_model import build_on_meta
 
     from ml.config import load
 

@@ -5,7 +5,7 @@ import pickle
 import gin
 import pytest
 import torch
-from conftest import values
+from small_model import values
 from torch import nn
 
 from ml.config import child, configurable, load
@@ -52,7 +52,7 @@ def test_one_block_can_have_another_mixer(load_model):
 def test_names_of_scopes_and_of_weights_agree_everywhere(load_model):
     config = load_model("query/Linear.bias = False")
     with torch.device("meta"):
-        from conftest import build_on_meta
+        from small_model import build_on_meta
 
         model = config.build(build_on_meta)
     modules = {name.replace(".", "/") for name, _ in model.named_modules()}
@@ -198,14 +198,14 @@ def test_names_that_two_modules_share_need_their_module():
 def test_modules_can_be_pickled_and_keep_scoped_references():
     twig = build_twig("Twig.left = @far/Leaf\nfar/Leaf.note = 'x'")
     assert pickle.loads(pickle.dumps(twig)).left.note == "x"
-    reference = ScopedConstructor(("far",), "conftest.Leaf")
+    reference = ScopedConstructor(("far",), "test_references.Leaf")
     assert pickle.loads(pickle.dumps(reference)) == reference
 
 
 def test_a_built_module_is_an_ordinary_torch_module(load_model):
     import copy
 
-    from conftest import build_on_meta
+    from small_model import build_on_meta
 
     model = load_model("Linear.bias = False").build(build_on_meta)
     assert isinstance(model, nn.Module)

@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from conftest import values
+from small_model import values
 
 from ml.config.scopes import PathIndex, compress, match, matches, parse_range
 
