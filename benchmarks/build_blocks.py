@@ -1,0 +1,119 @@
+"""How long the configuration makes building take: 1,000 blocks on the meta device, through gin against plain Python.
+
+The peer is the same tree written by hand: the same modules with the same attributes, parameters that carry the same
+settings, the same names and shapes. It neither looks anything up nor checks anything.
+
+    python benchmarks/build_blocks.py
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from timing import compare, seconds
+from torch import nn
+
+import ml
+from ml.config.operative import operative_config
+from ml.models import LanguageModel
+
+HIDDEN, HEADS, INTERMEDIATE, VOCABULARY = 64, 4, 192, 256
+
+
+def parameter(*shape: int, weight_decay: float | None = None) -> nn.Parameter:
+    made = nn.Parameter(torch.empty(shape))
+    made.initialization, made.lr_scale, made.weight_decay = None, 1.0, weight_decay
+    return made
+
+
+class PlainLinear(nn.Module):
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.in_features, self.out_features, self.lr_scale = in_features, out_features, 1.0
+        self.weight = parameter(out_features, in_features)
+        self.bias = None
+
+
+class PlainNorm(nn.Module):
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.epsilon, self.lr_scale = size, 1e-5, 1.0
+        self.weight = parameter(size, weight_decay=0.0)
+
+
+class PlainRotary(nn.Module):
+    def __init__(self, head_size: int):
+        super().__init__()
+        self.head_size, self.theta = head_size, 10_000.0
+
+
+class PlainAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_size = HEADS, HEADS, HIDDEN // HEADS
+        self.window_size, self.softmax_scale, self.causal, self.dropout, self.lr_scale = None, None, True, 0.0, 1.0
+        self.query, self.key, self.value, self.output = (PlainLinear(HIDDEN, HIDDEN) for _ in range(4))
+        self.query_norm = self.key_norm = None
+        self.rotary = PlainRotary(self.head_size)
+
+
+class PlainMLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lr_scale, self.activation = 1.0, F.silu
+        self.gate, self.up = PlainLinear(HIDDEN, INTERMEDIATE), PlainLinear(HIDDEN, INTERMEDIATE)
+        self.down = PlainLinear(INTERMEDIATE, HIDDEN)
+
+
+class PlainBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm_position, self.residual_scale, self.dropout, self.lr_scale = "pre", 1.0, 0.0, 1.0
+        self.mixer_norm, self.mixer = PlainNorm(HIDDEN), PlainAttention()
+        self.mlp_norm, self.mlp = PlainNorm(HIDDEN), PlainMLP()
+
+
+class PlainDecoder(nn.Module):
+    def __init__(self, num_blocks: int):
+        super().__init__()
+        for index in range(num_blocks):
+            setattr(self, f"block_{index}", PlainBlock())
+
+
+def load(num_blocks: int) -> ml.Config:
+    sizes = {
+        "LanguageModel.hidden_size": HIDDEN,
+        "decoder/Repeat.num_blocks": num_blocks,
+        "Attention.num_heads": HEADS,
+        "Attention.num_kv_heads": HEADS,
+        "GatedMLP.intermediate_size": INTERMEDIATE,
+    }
+    return ml.load("base.gin", [f"{key} = {value}" for key, value in sizes.items()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_blocks", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    config = load(arguments.num_blocks)
+
+    def through_gin() -> nn.Module:
+        with torch.device("meta"):
+            return config.build(LanguageModel)
+
+    def plainly() -> nn.Module:
+        with torch.device("meta"):
+            return PlainDecoder(arguments.num_blocks)
+
+    ours, plain = through_gin().decoder.state_dict(), plainly().state_dict()
+    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in plain.items()}
+    result = compare(plainly, through_gin, arguments.rounds)
+    print(f"plain Python {result.first:.3f} s, through gin {result.second:.3f} s, ratio {result.ratio:.2f}")
+    build, effects = config._checked, config._effects
+    writing = seconds(lambda: operative_config(build, effects.effective, []))
+    print(f"operative config of {arguments.num_blocks} blocks: {writing:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
