@@ -1,0 +1,60 @@
+"""What the guide shows is true: its gin loads, its Python runs, its links lead somewhere, its tables are current."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ml
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+
+
+def blocks(language: str) -> list:
+    """The fenced blocks of a language in all pages, named after page and number."""
+    return [
+        pytest.param(text, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, text in enumerate(re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S))
+    ]
+
+
+@pytest.mark.parametrize("text", blocks("gin"))
+def test_gin_blocks_load_over_the_tiny_recipe(text):
+    ml.load("recipes/tiny.gin", bindings=[text])
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_blocks_run(text, tmp_path):
+    (tmp_path / "block.py").write_text(text)
+    subprocess.run([sys.executable, "block.py"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_layer_of_the_guide_trains(tmp_path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    module, config = re.findall(r"^```(?:python)?\n(.*?)^```$", page, re.M | re.S)[:2]
+    (tmp_path / "my_mixers.py").write_text(module)
+    (tmp_path / "mine.gin").write_text(f"include 'recipes/tiny.gin'\n{config}")
+    command = [sys.executable, str(ROOT / "train.py"), "--gin_file=mine.gin", "--run_dir=run"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 20/20" in done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_page_of_layers_is_what_the_code_says():
+    spec = importlib.util.spec_from_file_location("generate_layers", ROOT / "docs" / "generate_layers.py")
+    generate_layers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate_layers)
+    assert generate_layers.PAGE.read_text(encoding="utf-8") == generate_layers.page(), "run docs/generate_layers.py"
