@@ -19,7 +19,7 @@ Generated from the code by `python docs/generate_layers.py`. *parent* marks what
 
 The names of attributes are the scopes: `embeddings`, `decoder`, `head`; `block_0`, `block_1`, ... in a sequence;
 `mixer_norm`, `mixer`, `mlp_norm`, `mlp` in a block; `query`, `key`, `value`, `output`, `query_norm`, `key_norm` and
-`rotary` in attention; `gate`, `up`, `down` in MLPs; `weight` and `bias` for parameters, with `initialization` below them.
+`rotary` in attention; `gate`, `up`, `down` in MLPs; `weight` and `bias` for parameters, with `initialization` below.
 """
 
 
