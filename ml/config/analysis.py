@@ -11,7 +11,7 @@ from ml.config.configurable import Configurable, candidates, known_names
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
 from ml.config.statements import UNSET, Binding, Import, Layer, MacroDefinition
-from ml.config.types import mismatch, spell
+from ml.config.types import mismatch, takes_constructor
 from ml.config.values import Constant, Macro, Reference, substitute, walk
 
 _ALWAYS = {"gin.REQUIRED"}
@@ -119,7 +119,7 @@ class Analyzer:
                 statement.layer,
                 statement.location,
                 order,
-                constructs=spec is not None and _takes_constructor(spec.annotation),
+                constructs=spec is not None and takes_constructor(spec.annotation),
                 settled=settled,
                 before=earlier,
             )
@@ -228,10 +228,6 @@ def _substitute_raw(value: Any, leaf) -> Any:
 
 def _required(value: Any) -> bool:
     return isinstance(value, Constant) and value.value is gin.REQUIRED
-
-
-def _takes_constructor(annotation: Any) -> bool:
-    return "@Name" in spell(annotation)
 
 
 def _unknown_parameter(info: Configurable, parameter: str) -> str:

@@ -41,8 +41,8 @@ class Configurable:
 
     name: str
     selector: str
-    target: Callable[..., Any]
-    constructor: Callable[..., Any]
+    target: Callable[..., Any] = field(repr=False)
+    constructor: Callable[..., Any] = field(repr=False)
     parameters: dict[str, ParameterSpec] = field(repr=False)
     positional: tuple[str, ...] = field(repr=False)
     open_ended: bool = field(default=False, repr=False)

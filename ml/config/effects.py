@@ -1,13 +1,17 @@
 """Nothing is silently ignored (rule 7): which bindings took effect, and why the others did not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ml.config.configurable import Configurable, reference_to
 from ml.config.construction import Build, Call
 from ml.config.errors import Problem, did_you_mean
 from ml.config.scopes import compress, parse_range, split_index
 from ml.config.statements import UNSET, Binding
+from ml.config.types import takes_constructor
 from ml.config.values import Reference, walk
+
+_FAR = 2
 
 
 @dataclass
@@ -143,37 +147,41 @@ class _Places:
         return any(i and i[0] == span.stem and span.first <= i[1] <= span.last for i in indexed)
 
     def _built_instead(self, binding: Binding) -> str:
-        """Names the part that stands where one of its kind could: by what was swapped, else by its module."""
-        nearest = []
+        """Names what stands in the place that looks made for it: by the name of the place, else by the module."""
+        wanted = binding.configurable
+        nearest: list[tuple[tuple[bool, int], str]] = []
         for call in self._calls:
-            for parameter, value, where in _constructors(call):
-                info = value.configurable
-                kin = (info.selector.rpartition(".")[0], info.package)
-                wanted = (binding.configurable.selector.rpartition(".")[0], binding.configurable.package)
-                distance = next((i for i, (a, b) in enumerate(zip(kin, wanted, strict=True)) if a == b), None)
-                if distance is not None:
-                    nearest.append(
-                        (distance, f"{call.info.name}.{parameter} = @{info.name}{where} selects {info.name}")
-                    )
-        if not nearest:
-            return ": nothing selects it"
-        return f": {min(nearest, key=lambda pair: pair[0])[1]} instead"
+            for parameter, found, where in _constructors(call):
+                named_alike = parameter.replace("_", "") in wanted.name.lower()
+                distance = _distance(found, wanted)
+                if named_alike or distance < _FAR:
+                    value, selected = (f"@{found.name}", found.name + " instead") if found else ("None", "nothing")
+                    text = f"{call.info.name}.{parameter} = {value}{where} selects {selected}"
+                    nearest.append(((not named_alike, distance), text))
+        return f": {min(nearest, key=lambda pair: pair[0])[1]}" if nearest else ": nothing selects it"
 
 
-def _constructors(call: Call):
-    """The parameters of a call that hold a reference: name, reference, and its place in words."""
-    from ml.config.configurable import reference_to
+def _distance(found: Configurable | None, wanted: Configurable) -> int:
+    """0 for two configurables of one module, 1 for two of one package."""
+    if found is None:
+        return _FAR
+    if found.selector.rpartition(".")[0] == wanted.selector.rpartition(".")[0]:
+        return 0
+    return 1 if found.package == wanted.package else _FAR
 
+
+def _constructors(call: Call) -> Iterator[tuple[str, Configurable | None, str]]:
+    """The parameters of a call that take a constructor: name, what they hold, and who says so in words."""
     for name, spec in call.info.parameters.items():
         if name in call.arguments:
             continue
         candidates = call.plan.candidates.get(name)
         value = candidates[-1].binding.value if candidates else call.defaults.get(name, spec.default)
         where = f" ({candidates[-1].binding.location})" if candidates else " (its default)"
-        for node in walk(value):
-            reference = node if isinstance(node, Reference) else reference_to(node)
-            if reference is not None:
-                yield name, reference, where
+        held = [node if isinstance(node, Reference) else reference_to(node) for node in walk(value)]
+        for reference in held:
+            if reference is not None or (value is None and takes_constructor(spec.annotation)):
+                yield name, reference.configurable if reference else None, where
 
 
 def _generalized(component: str) -> str:

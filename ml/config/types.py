@@ -138,6 +138,14 @@ def _expected(annotation: Any, value: Any) -> str:
     return f"must be {spell(annotation)}, not {describe(value)}{hint}"
 
 
+def takes_constructor(annotation: Any) -> bool:
+    """Whether a reference without brackets fits the annotation, alone or among other values."""
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return any(takes_constructor(option) for option in typing.get_args(annotation))
+    origin = typing.get_origin(annotation)
+    return annotation in (collections.abc.Callable, type) or origin in (collections.abc.Callable, type)
+
+
 def describe(value: Any) -> str:
     """A value and its type, for a message."""
     if isinstance(value, Reference):

@@ -84,6 +84,11 @@ class Embeddings(nn.Module):
         self.token = child("token", token, vocab_size, hidden_size)
         self.position = child("position", position, hidden_size) if position is not None else None
 
+    @property
+    def max_sequence_length(self) -> int | None:
+        """How many positions there are, None for any number."""
+        return getattr(self.position, "num_positions", None)
+
     def forward(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.token(tokens)  # (B, T, H)
         if self.position is not None:

@@ -50,6 +50,11 @@ class LanguageModel(nn.Module):
         """The weight (V, H) that the head borrows, or None where it has its own."""
         return self.embeddings.token.weight if self.tie_word_embeddings else None
 
+    @property
+    def max_sequence_length(self) -> int | None:
+        """The longest sequence that the model takes, None for any."""
+        return getattr(self.embeddings, "max_sequence_length", None)
+
     def hidden_states(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """The residual stream after the last block: (B, T) -> (B, T, H)."""
         context = Context(positions)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ml.config import configurable, require
-from ml.training.errors import RunError
 
 
 class ParameterGroup(NamedTuple):
@@ -77,11 +76,7 @@ class AdamW(Optimizer):
 def group_parameters(
     parameters: Iterable[tuple[str, nn.Parameter, float, float | None]],
 ) -> list[ParameterGroup]:
-    """Groups (name, parameter, lr_scale, weight_decay); a parameter with lr_scale 0 is frozen and in no group.
-
-    Raises:
-        RunError: Every parameter is frozen.
-    """
+    """Groups (name, parameter, lr_scale, weight_decay); a parameter with lr_scale 0 is frozen and in no group."""
     groups: dict[tuple[float, float | None], ParameterGroup] = {}
     for name, parameter, lr_scale, weight_decay in parameters:
         parameter.requires_grad_(lr_scale != 0.0)
@@ -89,8 +84,6 @@ def group_parameters(
             group = groups.setdefault((lr_scale, weight_decay), ParameterGroup(lr_scale, weight_decay, [], []))
             group.names.append(name)
             group.parameters.append(parameter)
-    if not groups:
-        raise RunError("every parameter has lr_scale 0.0: there is nothing to train")
     return list(groups.values())
 
 

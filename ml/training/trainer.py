@@ -80,11 +80,17 @@ class Trainer:
         self.precision = child("precision", precision)
         self.validation = None if validation is None else child("validation", validation)
         self.checkpoints = child("checkpoints", checkpoints)
-        fits = self.data.vocab_size <= self.model.vocab_size
-        needed = (
-            f"its tokens go up to {self.data.vocab_size - 1}, but the model's vocab_size is {self.model.vocab_size}"
-        )
-        require(fits, "data", f"does not fit the model: {needed}")
+        self._require_that_parts_fit()
+
+    def _require_that_parts_fit(self) -> None:
+        tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
+        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
+        require(tokens <= vocabulary, "data", f"does not fit the model: {sizes}")
+        length, longest = self.sequence_length, self.model.max_sequence_length
+        fits = longest is None or length <= longest
+        require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
+        trains = any(parameter.requires_grad for parameter in self.model.parameters())
+        require(trains, "model", "has nothing to train: every lr_scale is 0")
 
     def open_data(self) -> TokenDataset:
         """Reads the data.
@@ -98,11 +104,7 @@ class Trainer:
         return dataset
 
     def start(self, device: torch.device) -> TrainState:
-        """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there.
-
-        Raises:
-            RunError: There is nothing to train.
-        """
+        """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there."""
         cast_parameters(self.model, self.precision.parameter_dtype)
         materialize(self.model, device, self.seed)
         groups = group_parameters(named_parameters_with_scales(self.model))

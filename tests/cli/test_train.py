@@ -19,6 +19,7 @@ FAST = "Trainer.num_steps = 4\nCosineSchedule.warmup_steps = 1\nTrainer.log_ever
 def work(tmp_path):
     """A working folder with a text to train on."""
     (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
+    (tmp_path / "empty.txt").touch()
     return tmp_path
 
 
@@ -108,6 +109,13 @@ MISTAKES = {
     "binding": ((*TINY, "--gin.Linear.biass=False"), "--gin_bindings[2]: Linear has no parameter 'biass'"),
     "text": ((*TINY, "--gin.TextFiles.paths='no/such'"), "no such file or folder: no/such (TextFiles.paths"),
     "pattern": ((*TINY, "--dry_run", "--explain=nothing_like_it"), "no parameter matches --explain=nothing_like_it"),
+    "positions": (
+        (*TINY, "--gin.Embeddings.position=@PositionEmbedding", "--gin.PositionEmbedding.num_positions=32"),
+        "Trainer.sequence_length must be at most 32, the positions of the model, not 64",
+    ),
+    "vocabulary": ((*TINY, "--gin.LanguageModel.vocab_size=100"), "LanguageModel.vocab_size is 100"),
+    "all frozen": ((*TINY, "--gin.LanguageModel.lr_scale=0.0"), "has nothing to train: every lr_scale is 0"),
+    "empty text": ((*TINY, "--gin.TextFiles.paths='empty.txt'"), "the training text has 0 tokens"),
     "explain alone": ((*TINY, "--explain=Linear.bias"), "--explain goes with --dry_run"),
     "run to start from": ((*TINY, "--init_from=nowhere"), "there is no run in nowhere"),
 }

@@ -35,6 +35,11 @@ def test_an_option_of_a_part_that_nobody_selected_is_an_error_that_says_what_is_
     assert "MLP is not built: DecoderBlock.mlp = @GatedMLP (its default) selects GatedMLP instead" in found
 
 
+def test_an_option_of_a_part_where_nothing_is_built_is_an_error_that_says_so(problems):
+    (found,) = problems("PositionEmbedding.num_positions = 64")
+    assert "PositionEmbedding is not built: Embeddings.position = None (its default) selects nothing" in found
+
+
 def test_options_set_after_a_swap_for_the_part_that_was_swapped_out_are_an_error(problems):
     found = problems("DecoderBlock.mlp = @MLP", "GatedMLP.intermediate_size = 64")
     assert len(found) == 1

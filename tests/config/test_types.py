@@ -51,7 +51,7 @@ FITS = [
     (SILU, Callable[..., Any]),
     (NORM_MADE, nn.Module),
     ([LINEAR, SILU], list[Callable[..., Any]]),
-    (object(), Any),
+    (print, Any),
 ]
 MISFITS = [
     ("0.1", float, "must be float, not '0.1' (str)"),

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ml.config import ConfigError
 from ml.models import named_parameters_with_scales
-from ml.training import AdamW, RunError
+from ml.training import AdamW
 from ml.training.optimizers import ParameterGroup, group_parameters, set_learning_rate
 
 
@@ -86,8 +87,8 @@ def test_a_frozen_block_has_no_gradient_no_optimizer_state_and_keeps_its_weights
 
 
 def test_a_model_that_is_frozen_as_a_whole_is_refused(tiny):
-    with pytest.raises(RunError, match="nothing to train"):
-        tiny("LanguageModel.lr_scale = 0.0").start(torch.device("cpu"))
+    with pytest.raises(ConfigError, match="nothing to train"):
+        tiny("LanguageModel.lr_scale = 0.0")
 
 
 def test_a_group_is_made_for_each_pair_in_the_order_of_the_parameters():

@@ -181,7 +181,7 @@ def test_compiled_blocks_learn_what_the_plain_ones_do(tiny, run_in):
 
 
 def test_tokens_above_the_vocabulary_are_refused_when_it_is_built(tiny):
-    with pytest.raises(ValueError, match="its tokens go up to 255, but the model's vocab_size is 100"):
+    with pytest.raises(ValueError, match=r"its tokens go up to 255, and LanguageModel.vocab_size is 100"):
         tiny("LanguageModel.vocab_size = 100")
 
 
