@@ -5,7 +5,7 @@ import json
 import pytest
 from small_model import record_of, values
 
-from ml.config import ImportedValue, explain, select
+from ml.config import ImportedValue, child, configurable, explain, load, select
 
 HEADS = ImportedValue("Attention.num_heads", 2, "config.json#num_attention_heads")
 EPSILON = ImportedValue("RMSNorm.epsilon", 1e-6, "config.json#rms_norm_eps")
@@ -72,8 +72,6 @@ def test_an_unscoped_binding_of_the_user_beats_a_scoped_imported_one(load_model)
 def test_imported_values_survive_saving_below_the_users(load_model, tmp_path):
     from small_model import build_on_meta
 
-    from ml.config import load
-
     config = load_model(imported=[EPSILON])
     path = tmp_path / "operative_config.gin"
     path.write_text(config.operative)
@@ -123,3 +121,76 @@ def test_explanations_say_the_value_where_it_is_from_and_what_it_overrode_once_f
         "    at decoder/block_0_to_4/mixer/query\n"
         "    overrode True    # default"
     )
+
+
+@configurable
+class Witness:
+    """Keeps what it was given."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        plain: int = 1,
+        suggested: int = 1,
+        passed_on: int = 1,
+        imported: int = 1,
+        filed: int = 1,
+        flagged: int = 1,
+    ):
+        self.given = {name: value for name, value in locals().items() if name != "self"}
+
+
+@configurable
+class Suspect:
+    def __init__(self, *, own: int = 7):
+        hints = {"suggested": 2, "imported": 2, "filed": 2, "flagged": 2}
+        self.child = child("child", Witness, 3, defaults=hints, derived={"passed_on": own})
+
+
+def test_what_is_recorded_is_what_the_constructor_was_given(tmp_path):
+    file = tmp_path / "suspect.gin"
+    file.write_text("Witness.filed = 5\nWitness.flagged = 5\nSuspect.own = 8\n")
+    config = load(
+        file,
+        "Witness.flagged = 6",
+        root=Suspect,
+        imported=[ImportedValue("Witness.imported", 4, "a"), ImportedValue("Witness.filed", 4, "b")],
+    )
+    given = config.build(Suspect).child.given
+    assert given == {
+        "size": 3,
+        "plain": 1,
+        "suggested": 2,
+        "passed_on": 8,
+        "imported": 4,
+        "filed": 5,
+        "flagged": 6,
+    }
+    found = {r.parameter: r for r in config.records() if r.configurable == "Witness"}
+    assert {name: record.value for name, record in found.items()} == {
+        name: repr(value) for name, value in given.items()
+    }
+    assert {name: record.source for name, record in found.items()} == {
+        "size": "parent",
+        "plain": "default",
+        "suggested": "parent",
+        "passed_on": "parent",
+        "imported": "imported",
+        "filed": "file",
+        "flagged": "flag",
+    }
+    assert [o.value for o in found["flagged"].overrode] == ["1", "2", "5"]
+    assert [o.value for o in found["filed"].overrode] == ["1", "2", "4"]
+
+
+def test_the_same_is_given_from_what_was_saved_whatever_its_layer(tmp_path):
+    imported = [ImportedValue("Witness.imported", 4, "a"), ImportedValue("Witness.filed", 4, "b")]
+    config = load((), "Witness.filed = 5", root=Suspect, imported=imported)
+    for name, text in (("operative_config.gin", config.operative), ("config.gin", config.text)):
+        (tmp_path / name).write_text(text)
+        again = load(tmp_path / name, root=Suspect)
+        assert again.operative == config.operative
+        assert again.build(Suspect).child.given == config.build(Suspect).child.given
+        later = load(tmp_path / name, "Suspect.own = 9", root=Suspect).build(Suspect).child.given
+        assert later["passed_on"] == 9
