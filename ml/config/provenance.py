@@ -53,6 +53,11 @@ class Record:
         names = ("path", "configurable", "parameter", "value", "source", "location", "explicit")
         return {**{name: getattr(self, name) for name in names}, "overrode": overrode}
 
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Record":
+        """The record that `as_json` wrote."""
+        return cls(**{**record, "overrode": tuple(Origin(**origin) for origin in record["overrode"])})
+
 
 def records(calls: list[Call]) -> Iterator[Record]:
     """The records of every construction, in the order in which things were built."""

@@ -1,0 +1,28 @@
+"""The verbs of `python -m ml`: each is a module with `add_arguments(parser)` and `run(arguments)`."""
+
+import argparse
+import sys
+
+from ml.cli import configs, diff, explain, show
+from ml.errors import RunFailure, UserError
+
+VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a verb; returns the exit code: 0, or 2 with a message where the user can mend what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m ml", description="Everything that is not training.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in VERBS.items():
+        summary = module.__doc__.splitlines()[0]
+        module.add_arguments(verbs.add_parser(name, help=summary, description=summary))
+    parsed = parser.parse_args(arguments)
+    try:
+        VERBS[parsed.verb].run(parsed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RunFailure as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

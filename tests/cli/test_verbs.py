@@ -1,0 +1,96 @@
+"""`python -m ml VERB` from a terminal."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ml
+from ml.training import RunFolder
+
+
+@pytest.fixture
+def call(tmp_path):
+    def run(*arguments, check=0):
+        command = [sys.executable, "-m", "ml", *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == check, done.stdout + done.stderr
+        return done.stdout if check == 0 else done.stderr
+
+    return run
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Writes the configuration of a run with bindings; returns its folder."""
+
+    def write(name, *bindings):
+        config, folder = ml.load("recipes/tiny.gin", bindings), RunFolder(tmp_path / name)
+        folder.create()
+        folder.write_config(config.text, config.operative, config.provenance())
+        return folder.path
+
+    return write
+
+
+def test_configs_are_listed_shown_and_copied(call, tmp_path):
+    assert "recipes/tiny.gin            For tests and for trying things out: seconds on one core" in call(
+        "configs", "list"
+    )
+    text = (ml.SHIPPED_CONFIGS / "recipes" / "tiny.gin").read_text()
+    assert call("configs", "show", "recipes/tiny.gin") == text
+    assert call("configs", "copy", "recipes/tiny.gin") == "tiny.gin\n"
+    assert (tmp_path / "tiny.gin").read_text() == text
+    assert "tiny.gin exists already" in call("configs", "copy", "recipes/tiny.gin", check=2)
+    assert "did you mean 'recipes/tiny.gin'?" in call("configs", "show", "recipe/tiny.gin", check=2)
+
+
+def test_show_tells_parameters_types_defaults_and_documentation(call):
+    shown = call("show", "Attention")
+    assert "softmax(q kᵀ" in shown
+    assert [line.split() for line in shown.splitlines() if " num_kv_heads" in line] == [
+        ["num_kv_heads", "int", "|", "None", "None"]
+    ]
+    assert "decided by the parent" in shown
+    assert "must be set" in shown
+    assert "did you mean 'Attention'?" in call("show", "Atention", check=2)
+    assert "GatedMLP                ml.layers.mlp" in call("show")
+
+
+def test_explain_says_who_set_what_in_a_run(call, run_of):
+    folder = run_of("run", "query/Linear.bias = True")
+    assert call("explain", folder, "query/Linear.bias").splitlines() == [
+        "Linear.bias = True    # flag, --gin_bindings[0]",
+        "    at decoder/block_0_to_1/mixer/query",
+        "    overrode False    # file, configs/models/llama.gin:13",
+        "    overrode True    # default",
+    ]
+    assert "no parameter of" in call("explain", folder, "nothing", check=2)
+    assert "there is no run in nowhere" in call("explain", "nowhere", "bias", check=2)
+
+
+def test_diff_compares_runs_and_files_by_the_values_in_effect(call, run_of):
+    plain, other = run_of("a"), run_of("b", "query/Linear.bias = True", "GatedMLP.intermediate_size = 96")
+    lines = call("diff", plain, other).splitlines()
+    assert lines[lines.index("GatedMLP.intermediate_size") :][:4] == [
+        "GatedMLP.intermediate_size",
+        "    at decoder/block_0_to_1/mlp",
+        "  - 192    # file, configs/recipes/tiny.gin:9",
+        "  + 96    # flag, --gin_bindings[1]",
+    ]
+    assert "    at decoder/block_0_to_1/mixer/query/bias" in lines
+    assert call("diff", plain, "recipes/tiny.gin") == "no difference\n"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("configs", "list"), ("explain", "--help"), ("diff", "--help")])
+def test_what_needs_no_torch_imports_none(arguments):
+    program = (
+        "import sys\nfrom ml.cli.verbs import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True)
+
+
+def test_a_verb_that_does_not_exist_is_refused_with_those_that_do(call):
+    assert "invalid choice: 'shwo'" in call("shwo", check=2)
