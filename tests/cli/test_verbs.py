@@ -35,9 +35,7 @@ def run_of(tmp_path):
 
 
 def test_configs_are_listed_shown_and_copied(call, tmp_path):
-    assert "recipes/tiny.gin            For tests and for trying things out: seconds on one core" in call(
-        "configs", "list"
-    )
+    assert "recipes/tiny.gin            For tests and for trying things out\n" in call("configs", "list")
     text = (ml.SHIPPED_CONFIGS / "recipes" / "tiny.gin").read_text()
     assert call("configs", "show", "recipes/tiny.gin") == text
     assert call("configs", "copy", "recipes/tiny.gin") == "tiny.gin\n"
@@ -60,12 +58,10 @@ def test_show_tells_parameters_types_defaults_and_documentation(call):
 
 def test_explain_says_who_set_what_in_a_run(call, run_of):
     folder = run_of("run", "query/Linear.bias = True")
-    assert call("explain", folder, "query/Linear.bias").splitlines() == [
-        "Linear.bias = True    # flag, --gin_bindings[0]",
-        "    at decoder/block_0_to_1/mixer/query",
-        "    overrode False    # file, configs/models/llama.gin:13",
-        "    overrode True    # default",
-    ]
+    lines = call("explain", folder, "query/Linear.bias").splitlines()
+    assert lines[:2] == ["Linear.bias = True    # flag, --gin_bindings[0]", "    at decoder/block_0_to_1/mixer/query"]
+    assert lines[2].startswith("    overrode False    # file, configs/models/llama.gin:")
+    assert lines[3:] == ["    overrode True    # default"]
     assert "no parameter of" in call("explain", folder, "nothing", check=2)
     assert "there is no run in nowhere" in call("explain", "nowhere", "bias", check=2)
 
@@ -73,12 +69,10 @@ def test_explain_says_who_set_what_in_a_run(call, run_of):
 def test_diff_compares_runs_and_files_by_the_values_in_effect(call, run_of):
     plain, other = run_of("a"), run_of("b", "query/Linear.bias = True", "GatedMLP.intermediate_size = 96")
     lines = call("diff", plain, other).splitlines()
-    assert lines[lines.index("GatedMLP.intermediate_size") :][:4] == [
-        "GatedMLP.intermediate_size",
-        "    at decoder/block_0_to_1/mlp",
-        "  - 192    # file, configs/recipes/tiny.gin:9",
-        "  + 96    # flag, --gin_bindings[1]",
-    ]
+    where, was, now = lines[lines.index("GatedMLP.intermediate_size") :][1:4]
+    assert where == "    at decoder/block_0_to_1/mlp"
+    assert was.startswith("  - 192    # file, configs/recipes/tiny.gin:")
+    assert now == "  + 96    # flag, --gin_bindings[1]"
     assert "    at decoder/block_0_to_1/mixer/query/bias" in lines
     assert call("diff", plain, "recipes/tiny.gin") == "no difference\n"
 
