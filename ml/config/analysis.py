@@ -7,7 +7,7 @@ from typing import Any
 import gin
 
 from ml.config import gin_internals
-from ml.config.configurable import Configurable, candidates, known_names
+from ml.config.configurable import Configurable, candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
 from ml.config.statements import UNSET, Binding, Import, Layer, MacroDefinition
@@ -251,12 +251,5 @@ def imported_statements(values: list[ImportedValue], first_order: int = 0) -> li
 
 
 def _raw(value: Any) -> Any:
-    from ml.config.configurable import reference_to
-
     reference = reference_to(value)
     return RawReference(reference.scopes, reference.configurable.selector, False) if reference else value
-
-
-def references(value: Any) -> list[Reference]:
-    """Every reference inside a value."""
-    return [node for node in walk(value) if isinstance(node, Reference)]

@@ -4,7 +4,6 @@
 configurable that is called there asks it for values.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,9 +13,10 @@ import gin
 from ml.config import gin_internals
 from ml.config.configurable import Configurable, ScopedConstructor, active, find
 from ml.config.errors import ConfigError, Location, Problem
-from ml.config.scopes import Match, PathIndex, compress, match
-from ml.config.statements import Binding, Layer
-from ml.config.values import Constant, Reference, substitute, walk
+from ml.config.plans import Call, Candidate, Plan, to_object
+from ml.config.scopes import PathIndex, compress, match
+from ml.config.statements import Binding
+from ml.config.values import Reference, substitute
 
 _NOTHING: Mapping[str, Any] = {}
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
@@ -77,58 +77,6 @@ def require(condition: bool, parameter: str, message: str) -> None:
     if active.build is None:
         raise ParameterError(parameter, message)
     active.build.parameter_problem(parameter, message)
-
-
-class Candidate:
-    """A binding that reaches a place, how well it matches, and its value ready for use."""
-
-    __slots__ = ("binding", "is_ready", "match", "ready")
-
-    def __init__(self, binding: Binding, found: Match):
-        self.binding = binding
-        self.match = found
-        nodes = list(walk(binding.value))
-        self.is_ready = not any(
-            isinstance(node, list | dict) or (isinstance(node, Reference) and node.evaluate) for node in nodes
-        )
-        self.ready = substitute(binding.value, _to_object) if self.is_ready else None
-
-    @property
-    def rank(self) -> tuple:
-        """Of two candidates the one with the greater rank wins (rule 3)."""
-        return (self.binding.layer.strength, self.match, self.binding.order)
-
-
-class Plan:
-    """What the configuration says about one configurable at one kind of place."""
-
-    __slots__ = ("candidates", "missing", "strong", "weak")
-
-    def __init__(self, candidates: dict[str, list[Candidate]], info: Configurable):
-        self.candidates = candidates  # for each parameter the weakest first
-        winners = {parameter: found[-1] for parameter, found in candidates.items()}
-        self.weak = {p: c for p, c in winners.items() if c.binding.layer is Layer.DEFAULT}
-        self.strong = {p: c for p, c in winners.items() if p not in self.weak}
-        self.missing = [
-            name
-            for name, spec in info.parameters.items()
-            if (spec.default is gin.REQUIRED and name not in winners)
-            or (name in winners and winners[name].ready is gin.REQUIRED)
-        ]
-
-
-class Call:
-    """One construction: where, of what, by which plan, and what the parent had to say."""
-
-    __slots__ = ("arguments", "defaults", "derived", "info", "path", "plan")
-
-    def __init__(self, path, info, plan, arguments, defaults, derived):
-        self.path = path
-        self.info = info
-        self.plan = plan
-        self.arguments = arguments  # what the parent decides
-        self.defaults = defaults
-        self.derived = derived
 
 
 class Build:
@@ -245,8 +193,6 @@ class Build:
         for binding in self._by_configurable.get(info.selector, ()):
             if (fit := match(binding.scope, reduced)) is not None:
                 found.setdefault(binding.parameter, []).append(Candidate(binding, fit))
-        for of_parameter in found.values():
-            of_parameter.sort(key=lambda candidate: candidate.rank)
         plan = self._plans[info.selector, reduced] = Plan(found, info)
         return plan
 
@@ -255,10 +201,10 @@ class Build:
 
         def leaf(node: Any) -> Any:
             if not isinstance(node, Reference) or not node.evaluate:
-                return _to_object(node)
+                return to_object(node)
             if node.configurable.selector == "gin.singleton":
                 return self._singleton(node)
-            return _to_object(node)()
+            return to_object(node)()
 
         return substitute(value, leaf)
 
@@ -345,12 +291,3 @@ def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
 def _at(*paths: tuple[str, ...]) -> str:
     places = compress([path for path in paths if path])
     return f" (at {', '.join(places)})" if places else ""
-
-
-def _to_object(node: Any) -> Any:
-    if isinstance(node, Reference):
-        info = node.configurable
-        return ScopedConstructor(node.scopes, info.selector) if node.scopes else info.target
-    if isinstance(node, Constant):
-        return node.value
-    return copy.deepcopy(node)

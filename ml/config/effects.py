@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ml.config.configurable import Configurable, reference_to
-from ml.config.construction import Build, Call
+from ml.config.construction import Build
 from ml.config.errors import Problem, did_you_mean
+from ml.config.plans import Call
 from ml.config.scopes import compress, parse_range, split_index
 from ml.config.statements import UNSET, Binding
 from ml.config.types import takes_constructor
@@ -48,7 +49,8 @@ def find_effects(bindings: list[Binding], build: Build, rebuild: Callable[[list[
     """
     effects = Effects(effective_bindings(build))
     replaced = _replaced_by_later(bindings)
-    unused = [b for b in bindings if b not in effects.effective and b not in replaced and b.layer.explicit]
+    accounted = effects.effective | replaced
+    unused = [b for b in bindings if b not in accounted and b.layer.explicit and not b.requires]
     if unused:
         effects.left_out = _left_out(bindings, unused, effects.effective, rebuild)
         place = _Places(build)

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import gin
 
 from ml.config.configurable import EMPTY, Configurable
-from ml.config.construction import Build, Call
+from ml.config.construction import Build
 from ml.config.errors import ConfigError, Problem
+from ml.config.plans import Call
 from ml.config.provenance import text_of
 from ml.config.scopes import PathIndex, compress, match, parse_range, without_indices
 from ml.config.statements import Binding, Import, Layer

@@ -9,8 +9,9 @@ from typing import Any
 import gin
 
 from ml.config.configurable import EMPTY, reference_to
-from ml.config.construction import Call
+from ml.config.plans import Call
 from ml.config.scopes import compress, matches
+from ml.config.statements import Layer
 from ml.config.values import UnwritableError, to_text
 
 
@@ -86,7 +87,7 @@ def _origins(call: Call, parameter: str) -> list[Origin]:
     for candidate in call.plan.candidates.get(parameter, ()):
         binding = candidate.binding
         origin = Origin(text_of(binding.value), binding.layer.name.lower(), str(binding.location))
-        found.append((binding.layer.strength, origin))
+        found.append((0 if binding.layer is Layer.DEFAULT else 1, origin))
     if parameter in call.derived:
         found.append((0.5, Origin(text_of(call.derived[parameter]), "parent")))
     found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order

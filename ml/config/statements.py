@@ -4,9 +4,11 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from ml.config.configurable import Configurable
+import gin
+
+from ml.config.configurable import Configurable, reference_to
 from ml.config.errors import Location
-from ml.config.values import to_text
+from ml.config.values import Constant, to_text
 
 UNSET = object()
 
@@ -71,10 +73,13 @@ class Binding:
         """Equal for two bindings of which the later replaces the earlier."""
         return (self.scope, self.configurable.selector, self.parameter, self.layer.strength)
 
+    @property
+    def requires(self) -> bool:
+        """Whether it only says that somebody must set the parameter: `%gin.REQUIRED`."""
+        return isinstance(self.value, Constant) and self.value.value is gin.REQUIRED
+
     def text(self, written: bool = False) -> str:
         """The statement as gin text."""
-        from ml.config.configurable import reference_to
-
         return f"{self.key} = {to_text(self.written if written else self.value, reference_to)}"
 
 

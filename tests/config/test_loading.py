@@ -3,7 +3,7 @@
 import pytest
 from small_model import SMALL, build_on_meta, values
 
-from ml.config import ConfigError, load
+from ml.config import ConfigError, ImportedValue, load
 
 TYPOS = {
     "parameter": ("Linear.biass = False", "Linear has no parameter 'biass'; did you mean 'bias'?"),
@@ -181,6 +181,16 @@ def test_a_file_can_require_a_value_that_a_later_one_sets(tmp_path):
         load(file, SMALL, root=build_on_meta)
     config = load(file, [SMALL, "GatedMLP.intermediate_size = 64"], root=build_on_meta)
     assert set(values(config, "GatedMLP", "intermediate_size").values()) == {"64"}
+
+
+def test_a_requirement_is_met_by_a_more_specific_binding_and_by_an_imported_value(tmp_path):
+    file = tmp_path / "base.gin"
+    file.write_text("GatedMLP.intermediate_size = %gin.REQUIRED\n")
+    specific = load(file, [SMALL, "mlp/GatedMLP.intermediate_size = 64"], root=build_on_meta)
+    value = ImportedValue("GatedMLP.intermediate_size", 64, "config.json#intermediate_size")
+    imported = load(file, SMALL, root=build_on_meta, imported=[value])
+    for config in (specific, imported):
+        assert set(values(config, "GatedMLP", "intermediate_size").values()) == {"64"}
 
 
 def test_two_configurations_live_in_one_process_and_an_error_between_them_leaves_nothing(load_model):

@@ -1,0 +1,90 @@
+"""What a configuration says about one configurable at one kind of place, worked out once for all equal blocks."""
+
+import copy
+from typing import Any
+
+import gin
+
+from ml.config.configurable import Configurable, ScopedConstructor
+from ml.config.scopes import Match
+from ml.config.statements import Binding, Layer
+from ml.config.values import Constant, Reference, substitute, walk
+
+
+class Candidate:
+    """A binding that reaches a place, how well it matches, and its value ready for use."""
+
+    __slots__ = ("binding", "is_ready", "match", "ready")
+
+    def __init__(self, binding: Binding, found: Match):
+        self.binding = binding
+        self.match = found
+        nodes = list(walk(binding.value))
+        self.is_ready = not any(
+            isinstance(node, list | dict) or (isinstance(node, Reference) and node.evaluate) for node in nodes
+        )
+        self.ready = substitute(binding.value, to_object) if self.is_ready else None
+
+    @property
+    def rank(self) -> tuple:
+        """Of two candidates the one with the greater rank wins (rule 3)."""
+        return (self.binding.layer.strength, self.match, self.binding.order)
+
+
+class Plan:
+    """What the configuration says about one configurable at one kind of place.
+
+    Attributes:
+        candidates: for each parameter the bindings that reach it, the weakest first.
+        strong: for each parameter the binding that wins over whatever a parent suggests.
+        weak: likewise for the saved defaults, which give way to what a parent derives from its own parameters.
+        missing: parameters that must be set and are not.
+    """
+
+    __slots__ = ("candidates", "missing", "strong", "weak")
+
+    def __init__(self, candidates: dict[str, list[Candidate]], info: Configurable):
+        self.candidates = {parameter: _ordered(found) for parameter, found in candidates.items()}
+        winners = {parameter: found[-1] for parameter, found in self.candidates.items()}
+        self.weak = {p: c for p, c in winners.items() if c.binding.layer is Layer.DEFAULT}
+        self.strong = {p: c for p, c in winners.items() if p not in self.weak}
+        self.missing = [
+            name
+            for name, spec in info.parameters.items()
+            if (spec.default is gin.REQUIRED and name not in winners)
+            or (name in winners and winners[name].ready is gin.REQUIRED)
+        ]
+
+
+class Call:
+    """One construction: where, of what, by which plan, and what the parent had to say."""
+
+    __slots__ = ("arguments", "defaults", "derived", "info", "path", "plan")
+
+    def __init__(self, path, info, plan, arguments, defaults, derived):
+        self.path = path
+        self.info = info
+        self.plan = plan
+        self.arguments = arguments  # what the parent decides
+        self.defaults = defaults
+        self.derived = derived
+
+
+def _ordered(found: list[Candidate]) -> list[Candidate]:
+    """The weakest first; what only requires a value gives way to one that was imported."""
+    found = sorted(found, key=lambda candidate: candidate.rank)
+    imported = [candidate for candidate in found if candidate.binding.layer is Layer.IMPORTED]
+    if imported and found[-1].binding.requires:
+        found.remove(imported[-1])
+        found.append(imported[-1])
+    return found
+
+
+def to_object(node: Any) -> Any:
+    """The Python object that a leaf of a value stands for, references without brackets included."""
+    if isinstance(node, Reference):
+        info = node.configurable
+        return ScopedConstructor(node.scopes, info.selector) if node.scopes else info.target
+    if isinstance(node, Constant):
+        return node.value
+    return copy.deepcopy(node)
