@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = -100  # a target that no loss counts, as in `torch.nn.functional.cross_entropy`
+from ml.layers.loss import IGNORED
 
 
 class Batch(NamedTuple):

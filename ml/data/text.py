@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from ml.config import child, configurable, require
-from ml.data.batch import IGNORED, Batch
+from ml.data.batch import Batch
 from ml.data.corpus import Corpus, Document, TextFiles
 from ml.data.errors import DataError
 from ml.data.sampling import Sampling, ShuffledEpochs
 from ml.data.split import hold_out
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
+from ml.layers.loss import IGNORED
 
 
 class TokenDataset:

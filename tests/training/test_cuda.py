@@ -1,0 +1,44 @@
+"""What is promised of a CUDA device; skipped where there is none."""
+
+import pytest
+import torch
+
+from ml.training.step import train_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def steps(trainer, device, count):
+    """The losses of the first steps, as tensors on the device."""
+    dataset, state = trainer.open_data(), trainer.start(device)
+    batches = [trainer.batches(dataset, step) for step in range(1, count + 1)]
+    return [train_step(state, b, trainer.precision, trainer.max_grad_norm, device).loss for b in batches]
+
+
+def test_initial_weights_are_those_of_the_cpu(tiny):
+    ours, theirs = (dict(tiny().start(device).model.named_parameters()) for device in (CUDA, CPU))
+    assert all(torch.equal(ours[name].cpu(), theirs[name]) for name in theirs)
+
+
+def test_training_follows_the_cpu(tiny):
+    ours, theirs = (steps(tiny("DecoderBlock.dropout = 0.0"), device, 5) for device in (CUDA, CPU))
+    # float32 on both: sums in another order differ in the last digits, and five steps let that grow a little
+    torch.testing.assert_close(torch.stack(ours).cpu(), torch.stack(theirs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["Float32", "MixedBFloat16", "PureBFloat16"])
+def test_a_step_never_waits_for_the_device(tiny, precision):
+    trainer = tiny(f"Trainer.precision = @{precision}")
+    dataset, state = trainer.open_data(), trainer.start(CUDA)
+    batches = [[b.pinned() for b in trainer.batches(dataset, step)] for step in (1, 2, 3)]
+    train_step(state, batches[0], trainer.precision, trainer.max_grad_norm, CUDA)  # the first one sets up libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            train_step(state, batch, trainer.precision, trainer.max_grad_norm, CUDA)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
