@@ -54,9 +54,9 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.norm_position == "pre":
             x = x + self.scaled(self.mixer(self.mixer_norm(x), context))  # (B, T, H) throughout
-            return x if self.mlp is None else x + self.scaled(self.mlp(self.mlp_norm(x)))
+            return x if self.mlp is None else x + self.scaled(self.mlp(self.mlp_norm(x), context))
         x = self.mixer_norm(x + self.scaled(self.mixer(x, context)))
-        return x if self.mlp is None else self.mlp_norm(x + self.scaled(self.mlp(x)))
+        return x if self.mlp is None else self.mlp_norm(x + self.scaled(self.mlp(x, context)))
 
     def scaled(self, branch: Tensor) -> Tensor:
         """The output of a mixer or MLP as it is added to the residual stream."""

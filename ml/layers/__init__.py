@@ -2,7 +2,7 @@
 
 from ml.layers import dtypes as dtypes
 from ml.layers.activations import gelu, relu, relu_squared, silu, tanh
-from ml.layers.context import Context
+from ml.layers.context import Auxiliary, Cache, Context
 from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
 from ml.layers.head import LanguageModelHead
 from ml.layers.initialization import (
@@ -18,31 +18,50 @@ from ml.layers.initialization import (
     xavier_uniform,
     zeros,
 )
-from ml.layers.linear import Linear
+from ml.layers.linear import Linear, Projections
+from ml.layers.lora import LoRA
 from ml.layers.loss import IGNORED, LossSums, cross_entropy_sums
 from ml.layers.mixers import Attention, attention_reference
 from ml.layers.mlp import MLP, GatedMLP
-from ml.layers.normalization import LayerNorm, NoNorm, RMSNorm
+from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNorm, RMSNorm
 from ml.layers.parameter import Parameter
-from ml.layers.rotary import Rotary
+from ml.layers.rotary import (
+    DynamicRotary,
+    LinearRotary,
+    Llama3Rotary,
+    Rotary,
+    TwoDimensionalRotary,
+    YarnRotary,
+)
 
 __all__ = [
     "IGNORED",
     "MLP",
     "Attention",
+    "Auxiliary",
+    "Cache",
     "Context",
+    "DynamicRotary",
     "Embeddings",
+    "FixedRMSNorm",
     "GatedMLP",
+    "GatedRMSNorm",
     "LanguageModelHead",
     "LayerNorm",
     "Linear",
+    "LinearRotary",
+    "Llama3Rotary",
+    "LoRA",
     "LossSums",
     "NoNorm",
     "Parameter",
     "PositionEmbedding",
+    "Projections",
     "RMSNorm",
     "Rotary",
     "TokenEmbedding",
+    "TwoDimensionalRotary",
+    "YarnRotary",
     "attention_reference",
     "constant",
     "cross_entropy_sums",

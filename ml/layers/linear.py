@@ -1,16 +1,22 @@
-"""The linear layer."""
+"""The linear layer, and several of them over one input."""
 
+from collections.abc import Callable, Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import child, configurable, require
 from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
 
 
 @configurable
 class Linear(nn.Module):
-    """y = x Wᵀ + b, with W of shape (out_features, in_features)."""
+    """y = x Wᵀ + b, with W of shape (out_features, in_features).
+
+    `apply_peft` adds an adapter (`@LoRA`) to the output.
+    """
 
     def __init__(
         self,
@@ -20,6 +26,7 @@ class Linear(nn.Module):
         bias: bool = True,
         weight_initialization: Initialization = normal,
         bias_initialization: Initialization = zeros,
+        apply_peft: Callable[..., nn.Module] | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__()
@@ -38,9 +45,33 @@ class Linear(nn.Module):
                 defaults={"weight_decay": 0.0},
                 derived={"initialization": bias_initialization},
             )
+        self.adapter = None if apply_peft is None else child("adapter", apply_peft, in_features, out_features)
+        self.is_merged = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.adapted(x, F.linear(x, self.weight, self.bias))
+
+    def adapted(self, x: Tensor, y: Tensor) -> Tensor:
+        """`y`, what weight and bias make of `x`, with what the adapter adds."""
+        return y if self.adapter is None or self.is_merged else y + self.adapter(x)
+
+    def whole_weight(self) -> Tensor:
+        """The matrix (out, in) that weight and adapter are together."""
+        return self.weight if self.adapter is None or self.is_merged else self.weight + self.adapter.weight()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Moves what the adapter does into the weight."""
+        if self.adapter is not None and not self.is_merged:
+            self.weight += self.adapter.weight()
+            self.is_merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Takes what the adapter does out of the weight again, within rounding."""
+        if self.is_merged:
+            self.weight -= self.adapter.weight()
+            self.is_merged = False
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""
@@ -48,3 +79,38 @@ class Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+@configurable
+class Projections(nn.Module):
+    """Applies linear layers to one input: (x W₁ᵀ + b₁, x W₂ᵀ + b₂, ...).
+
+    The layers belong to the parent, each with its own name, bias, scales and adapter. `fused` computes them as one
+    matrix product, over weights that are put side by side for it; parameters and their names are the same either way.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], *, fused: bool = False):
+        super().__init__()
+        self.layers = tuple(layers)  # not registered: they are the parent's
+        self.fused = fused
+        others = {type(layer).__name__ for layer in self.layers if not isinstance(layer, Linear)}
+        require(not (fused and others), "fused", f"needs Linear layers, not {', '.join(sorted(others))}")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.as_one_product(x) if self.fused else tuple(layer(x) for layer in self.layers)
+
+    def as_one_product(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The outputs by a single product."""
+        y = F.linear(x, torch.cat([layer.weight for layer in self.layers]), self._biases())
+        parts = y.split([layer.out_features for layer in self.layers], dim=-1)
+        return tuple(layer.adapted(x, part) for layer, part in zip(self.layers, parts, strict=True))
+
+    def _biases(self) -> Tensor | None:
+        if all(layer.bias is None for layer in self.layers):
+            return None
+        return torch.cat(
+            [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in self.layers]
+        )
+
+    def extra_repr(self) -> str:
+        return f"fused={self.fused}"

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from ml.config import child, configurable
 from ml.layers.activations import Activation, gelu, silu
 from ml.layers.checks import positive
-from ml.layers.linear import Linear
+from ml.layers.context import Context
+from ml.layers.linear import Linear, Projections
 from ml.layers.parameter import checked_lr_scale
 
 
@@ -33,7 +34,7 @@ class MLP(nn.Module):
         self.up = child("up", linear, hidden_size, intermediate_size)
         self.down = child("down", linear, intermediate_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         return self.down(self.activation(self.up(x)))  # (B, T, H) -> (B, T, F) -> (B, T, H)
 
 
@@ -62,6 +63,8 @@ class GatedMLP(nn.Module):
         self.gate = child("gate", linear, hidden_size, intermediate_size)
         self.up = child("up", linear, hidden_size, intermediate_size)
         self.down = child("down", linear, intermediate_size, hidden_size)
+        self.projections = child("projections", Projections, (self.gate, self.up))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)) * self.up(x))  # (B, T, H) -> (B, T, F) -> (B, T, H)
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        gate, up = self.projections(x)  # (B, T, H) -> (B, T, F)
+        return self.down(self.activation(gate) * up)  # (B, T, F) -> (B, T, H)

@@ -1,28 +1,100 @@
 """Normalizations over the last dimension. Statistics are at least float32; the output has the input's dtype."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
-from ml.layers.checks import positive_float
+from ml.config import child, configurable, require
+from ml.layers.activations import Activation, silu
+from ml.layers.checks import positive, positive_float
 from ml.layers.initialization import Initialization, ones, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
 
 
 @configurable
 class RMSNorm(nn.Module):
-    """y = w · x / √(mean(x²) + epsilon) (Zhang and Sennrich 2019)."""
+    """y = w · x / √(mean(x²) + epsilon) (Zhang and Sennrich 2019).
+
+    `zero_centred` keeps w - 1 as the parameter, so that weight decay pulls w to 1 (Gemma). `weight_initialization` None
+    is a w of one.
+    """
 
     def __init__(
         self,
         size: int,
         *,
         epsilon: float = 1e-5,
+        zero_centred: bool = False,
+        weight_initialization: Initialization | None = None,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.epsilon = positive_float("epsilon", epsilon)
+        self.zero_centred = zero_centred
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.weight = child(
+            "weight",
+            Parameter,
+            (size,),
+            defaults={"weight_decay": 0.0},
+            derived={"initialization": weight_initialization or (zeros if zero_centred else ones)},
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = 1 + self.weight.float() if self.zero_centred else self.weight  # 1 + w would round w away in bfloat16
+        return root_mean_square_normalized(x, self.epsilon) * weight.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, epsilon={self.epsilon}, zero_centred={self.zero_centred}"
+
+
+def root_mean_square_normalized(x: Tensor, epsilon: float) -> Tensor:
+    """x / √(mean(x²) + epsilon) over the last dimension."""
+    x_wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+@configurable
+class FixedRMSNorm(nn.Module):
+    """y = x / √(mean(x²) + epsilon): RMSNorm without a weight."""
+
+    def __init__(self, size: int, *, epsilon: float = 1e-5):
+        super().__init__()
+        self.epsilon = positive_float("epsilon", epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return root_mean_square_normalized(x, self.epsilon)
+
+    def extra_repr(self) -> str:
+        return f"epsilon={self.epsilon}"
+
+
+@configurable
+class GatedRMSNorm(nn.Module):
+    """RMSNorm with a gate z, over groups of neighbours (Mamba-2, section 7.1; Yang et al. 2024, gated delta net).
+
+    "before": y = w · norm(x · activation(z)); "after": y = w · norm(x) · activation(z). The mean square is taken over
+    each of `num_groups` equal parts.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        num_groups: int = 1,
+        gate_position: Literal["before", "after"] = "before",
+        activation: Activation = silu,
+        epsilon: float = 1e-5,
         weight_initialization: Initialization = ones,
         lr_scale: float = 1.0,
     ):
         super().__init__()
+        self.num_groups = positive("num_groups", num_groups)
+        require(size % self.num_groups == 0, "num_groups", f"must divide the size {size}, not be {num_groups}")
+        self.gate_position = gate_position
+        self.activation = child("activation", activation)
         self.epsilon = positive_float("epsilon", epsilon)
         self.lr_scale = checked_lr_scale(lr_scale)
         self.weight = child(
@@ -33,13 +105,20 @@ class RMSNorm(nn.Module):
             derived={"initialization": weight_initialization},
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x_wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return (x_wide * scale).to(x.dtype) * self.weight.to(x.dtype)
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y, gate = x.to(wide), self.activation(gate.to(wide))
+        if self.gate_position == "before":
+            y = y * gate
+        grouped = y.unflatten(-1, (self.num_groups, -1))  # (..., G, size / G)
+        y = root_mean_square_normalized(grouped, self.epsilon).flatten(-2) * self.weight.to(wide)
+        if self.gate_position == "after":
+            y = y * gate
+        return y.to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, epsilon={self.epsilon}"
+        groups = f"num_groups={self.num_groups}, gate_position={self.gate_position}"
+        return f"{self.weight.shape[0]}, {groups}, epsilon={self.epsilon}"
 
 
 @configurable

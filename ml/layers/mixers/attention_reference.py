@@ -1,8 +1,9 @@
-"""Attention as a person reads it: the plain form of what `Attention` computes, which the tests compare with."""
+"""Attention as a person reads it: the plain form of `dot_product_attention`, which the tests compare with."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,30 +15,61 @@ def attention_reference(
     causal: bool = True,
     window_size: int | None = None,
     scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    documents: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the keys that each query may see (Vaswani et al. 2017, equation 1).
 
-    `query` is (B, N, T, D), `key` and `value` (B, K, T, D); N/K neighbouring heads share one key and value (Ainslie et
-    al. 2023). `scale` None is 1/√D. `window_size` counts the keys that a causal query sees, itself included; without
-    causality it is the reach to both sides, again counting itself.
+    Args:
+        query: (B, N, T, D), at the last T of the S places that the keys have.
+        key: (B, K, S, D); N/K neighbouring heads share one key and value (Ainslie et al. 2023).
+        value: (B, K, S, Dv).
+        causal: no query sees a key behind its own place.
+        window_size: how many keys a causal query sees, itself included; without causality the reach to both sides,
+            again counting itself. None is all.
+        scale: None is 1/√D.
+        soft_cap: c in c · tanh(score / c) (Gemma 2, section 2.3).
+        sinks: (N), a score for each head that takes part in the softmax and has no value (gpt-oss 2025).
+        documents: (B, S); a query sees the keys of its own document only.
+        dropout: of the weights.
+
+    Returns:
+        (B, N, T, Dv).
     """
     group_size = query.shape[1] // key.shape[1]
-    key = key.repeat_interleave(group_size, dim=1)  # (B, N, T, D)
+    key = key.repeat_interleave(group_size, dim=1)  # (B, N, S, D)
     value = value.repeat_interleave(group_size, dim=1)
-    scores = (
-        query @ key.transpose(-1, -2) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    )  # (B, N, T, T)
-    visible = visible_keys(query.shape[2], causal, window_size, query.device)
-    return scores.masked_fill(~visible, -math.inf).softmax(-1) @ value
+    scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)  # (B, N, T, S)
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    visible = visible_keys(query.shape[2], key.shape[2], causal, window_size, documents, query.device)
+    scores = scores.masked_fill(~visible, -math.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, column), dim=-1)  # (B, N, T, S + 1)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return weights[..., : key.shape[2]] @ value
 
 
-def visible_keys(sequence_length: int, causal: bool, window_size: int | None, device: torch.device) -> Tensor:
-    """Returns (T, T), true where the query of the row may see the key of the column."""
-    places = torch.arange(sequence_length, device=device)
-    distance = places[:, None] - places[None, :]  # how far the key lies behind the query
+def visible_keys(
+    num_queries: int,
+    num_keys: int,
+    causal: bool,
+    window_size: int | None,
+    documents: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Returns (T, S), or (B, 1, T, S) for documents: true where the query of the row may see the key of the column."""
+    places = torch.arange(num_keys, device=device)
+    distance = places[num_keys - num_queries :, None] - places  # how far the key lies behind the query
     visible = torch.ones_like(distance, dtype=torch.bool)
     if causal:
         visible &= distance >= 0
     if window_size is not None:
         visible &= distance.abs() < window_size
-    return visible
+    if documents is None:
+        return visible
+    same = documents[:, num_keys - num_queries :, None] == documents[:, None, :]  # (B, T, S)
+    return (visible & same)[:, None]

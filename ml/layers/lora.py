@@ -1,0 +1,59 @@
+"""Low-rank adapters."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.checks import positive, positive_float, probability
+from ml.layers.initialization import Initialization, normal, zeros
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class LoRA(nn.Module):
+    """Adds s · B A dropout(x) to what a linear layer makes of x, with A (rank, in) and B (out, rank) (Hu et al. 2021).
+
+    s = alpha / rank, or alpha / √rank where it is `rank_stabilized` (Kalajdzievski 2023). B starts at zero, so that the
+    layer starts as it was. To train the adapters alone, freeze everything and free them: `Parameter.lr_scale = 0.0` and
+    `adapter/Parameter.lr_scale = 1.0`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        rank_stabilized: bool = False,
+        dropout: float = 0.0,
+        A_initialization: Initialization = normal,
+        B_initialization: Initialization = zeros,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        rank = positive("rank", rank)
+        self.scale = positive_float("alpha", alpha) / (math.sqrt(rank) if rank_stabilized else rank)
+        self.dropout = probability("dropout", dropout)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.A = child("A", Parameter, (rank, in_features), derived={"initialization": A_initialization})
+        self.B = child("B", Parameter, (out_features, rank), derived={"initialization": B_initialization})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the output: (..., in) -> (..., out)."""
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        return F.linear(F.linear(x, self.A), self.B) * self.scale
+
+    def weight(self) -> Tensor:
+        """The matrix (out, in) that does the same without dropout."""
+        return self.B @ self.A * self.scale
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Two operations an entry of A and B forward, four backward."""
+        return 6.0 * (self.A.numel() + self.B.numel())
+
+    def extra_repr(self) -> str:
+        return f"rank={self.A.shape[0]}, scale={self.scale:g}, dropout={self.dropout}"

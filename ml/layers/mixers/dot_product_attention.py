@@ -1,0 +1,57 @@
+"""Attention by the fastest path that there is for a device, a dtype and the options."""
+
+import torch.nn.functional as F
+from torch import Tensor, bfloat16
+
+from ml.layers.mixers.attention_reference import attention_reference, visible_keys
+from ml.layers.mixers.blockwise_attention import blockwise_attention
+
+
+def dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = True,
+    window_size: int | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    documents: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """What `attention_reference` computes, with the same arguments.
+
+    The library's kernel knows neither caps nor sinks. On the CPU it is slow in bfloat16, and slow where query and value
+    differ in size. There, attention goes one block of queries at a time.
+    """
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    has_more = soft_cap is not None or sinks is not None
+    options = {"causal": causal, "window_size": window_size, "scale": scale, "documents": documents}
+    if has_more and dropout:
+        return attention_reference(query, key, value, **options, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
+    slow_in_library = query.device.type == "cpu" and (query.dtype == bfloat16 or query.shape[-1] != value.shape[-1])
+    if has_more or (slow_in_library and not dropout):
+        return blockwise_attention(query, key, value, **options, soft_cap=soft_cap, sinks=sinks)
+    is_windowed = window_size is not None and window_size < num_keys
+    sees_a_part = is_windowed or documents is not None or (causal and 1 < num_queries < num_keys)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible_keys(num_queries, num_keys, causal, window_size, documents, query.device)
+        if sees_a_part
+        else None,
+        dropout_p=dropout,
+        is_causal=causal and not sees_a_part and num_queries == num_keys,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def mean_visible_keys(sequence_length: int, causal: bool, window_size: int | None) -> float:
+    """How many keys a query sees, averaged over a sequence that is one document."""
+    reach = min(window_size or sequence_length, sequence_length)
+    behind = reach * sequence_length - reach * (reach - 1) / 2  # pairs at a distance of 0 to reach - 1
+    pairs = behind if causal else 2 * behind - sequence_length
+    return pairs / sequence_length
