@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +23,9 @@ class DecoderBlock(nn.Module):
     "pre":  x + s · dropout(f(norm(x)))   (GPT-2, Llama)
     "post": norm(x + s · dropout(f(x)))   (Vaswani et al. 2017)
 
-    `mixer_norm` and `mlp_norm` None are `normalization`. `mlp` None leaves the second half out.
+    `mixer_norm` and `mlp_norm` None are `normalization`. `mlp` None leaves the second half out. `mixer_output_norm` and
+    `mlp_output_norm` normalize what f returns (Gemma 2, which has both; OLMo 2, whose other norms are `@NoNorm`).
+    activation_checkpointing: what is computed again in the backward pass; None is nothing.
     """
 
     def __init__(
@@ -34,9 +37,12 @@ class DecoderBlock(nn.Module):
         normalization: Callable[..., nn.Module] = RMSNorm,
         mixer_norm: Callable[..., nn.Module] | None = None,
         mlp_norm: Callable[..., nn.Module] | None = None,
+        mixer_output_norm: Callable[..., nn.Module] | None = None,
+        mlp_output_norm: Callable[..., nn.Module] | None = None,
         norm_position: Literal["pre", "post"] = "pre",
         residual_scale: float = 1.0,
         dropout: float = 0.0,
+        activation_checkpointing: Callable[..., Callable[..., Tensor]] | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__()
@@ -44,25 +50,42 @@ class DecoderBlock(nn.Module):
         self.residual_scale = finite("residual_scale", residual_scale)
         self.dropout = probability("dropout", dropout)
         self.lr_scale = checked_lr_scale(lr_scale)
+        self.activation_checkpointing = None
+        if activation_checkpointing is not None:
+            self.activation_checkpointing = child("activation_checkpointing", activation_checkpointing)
         self.mixer_norm = child("mixer_norm", mixer_norm or normalization, hidden_size)
         self.mixer = child("mixer", mixer, hidden_size)
-        self.mlp_norm = self.mlp = None
+        self.mixer_output_norm = self.mlp_norm = self.mlp = self.mlp_output_norm = None
+        if mixer_output_norm is not None:
+            self.mixer_output_norm = child("mixer_output_norm", mixer_output_norm, hidden_size)
         if mlp is not None:
             self.mlp_norm = child("mlp_norm", mlp_norm or normalization, hidden_size)
             self.mlp = child("mlp", mlp, hidden_size)
+            if mlp_output_norm is not None:
+                self.mlp_output_norm = child("mlp_output_norm", mlp_output_norm, hidden_size)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        if self.norm_position == "pre":
-            x = x + self.scaled(self.mixer(self.mixer_norm(x), context))  # (B, T, H) throughout
-            return x if self.mlp is None else x + self.scaled(self.mlp(self.mlp_norm(x), context))
-        x = self.mixer_norm(x + self.scaled(self.mixer(x, context)))
-        return x if self.mlp is None else self.mlp_norm(x + self.scaled(self.mlp(x, context)))
+        if self.activation_checkpointing is None or not torch.is_grad_enabled():
+            return self.compute(x, context)
+        return self.activation_checkpointing(self.compute, x, context)
 
-    def scaled(self, branch: Tensor) -> Tensor:
-        """The output of a mixer or MLP as it is added to the residual stream."""
+    def compute(self, x: Tensor, context: Context) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        x = self.around(x, context, self.mixer_norm, self.mixer, self.mixer_output_norm)
+        return x if self.mlp is None else self.around(x, context, self.mlp_norm, self.mlp, self.mlp_output_norm)
+
+    def around(
+        self, x: Tensor, context: Context, norm: nn.Module, layer: nn.Module, output_norm: nn.Module | None
+    ) -> Tensor:
+        """The residual around a mixer or an MLP."""
+        is_pre = self.norm_position == "pre"
+        branch = layer(norm(x) if is_pre else x, context)
+        if output_norm is not None:
+            branch = output_norm(branch)
         if self.dropout:
             branch = F.dropout(branch, self.dropout, self.training)
-        return branch if self.residual_scale == 1.0 else branch * self.residual_scale
+        x = x + (branch if self.residual_scale == 1.0 else branch * self.residual_scale)
+        return x if is_pre else norm(x)
 
     def extra_repr(self) -> str:
         return f"norm_position={self.norm_position}, residual_scale={self.residual_scale}, dropout={self.dropout}"

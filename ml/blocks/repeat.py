@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ml.blocks.decoder_block import DecoderBlock
+from ml.blocks.sharing import share_weights
 from ml.config import REQUIRED, child, configurable
 from ml.layers.checks import positive
 from ml.layers.context import Context
@@ -16,7 +17,7 @@ class Repeat(nn.Module):
     """`num_blocks` times `block`, one after the other, as `block_0`, `block_1`, ..., each with its own weights.
 
     The attribute names are the scopes, so `block_3/...` and `block_0_to_3/...` set blocks apart. A block may itself be
-    a sequence.
+    a sequence. `shared`: all blocks have the same weights (Dehghani et al. 2018; Lan et al. 2019, ALBERT).
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Repeat(nn.Module):
         *,
         block: Callable[..., nn.Module] = DecoderBlock,
         num_blocks: int = REQUIRED,
+        shared: bool = False,
         lr_scale: float = 1.0,
     ):
         super().__init__()
@@ -32,6 +34,8 @@ class Repeat(nn.Module):
         for index in range(positive("num_blocks", num_blocks)):
             name = f"block_{index}"
             setattr(self, name, child(name, block, hidden_size))
+        if shared:
+            share_weights(self.blocks, f"0 to {num_blocks - 1}")
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -41,9 +45,14 @@ class Repeat(nn.Module):
     @property
     def num_layers(self) -> int:
         """How many blocks a token passes, those of inner sequences counted one by one."""
-        return sum(getattr(block, "num_layers", 1) for block in self.children())
+        return count_layers(self.blocks)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         for block in self.children():
             x = block(x, context)
         return x
+
+
+def count_layers(blocks: list[nn.Module]) -> int:
+    """How many blocks there are, those of inner sequences counted one by one."""
+    return sum(getattr(block, "num_layers", 1) for block in blocks)

@@ -2,17 +2,29 @@
 
 from ml.data.batch import Batch
 from ml.data.corpus import Document, TextFiles
+from ml.data.dataset import Data, Dataset
 from ml.data.errors import DataError
+from ml.data.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
+from ml.data.images import ImageTextData, ImageTextDataset
 from ml.data.sampling import RandomWindows, ShuffledEpochs
+from ml.data.shapes import Shapes
 from ml.data.text import TextData, TokenDataset
 from ml.data.tokenizers import ByteTokenizer
 
 __all__ = [
     "Batch",
     "ByteTokenizer",
+    "CaptionedImage",
+    "Data",
     "DataError",
+    "Dataset",
     "Document",
+    "ImageCorpus",
+    "ImageTextData",
+    "ImageTextDataset",
+    "ImageTextFiles",
     "RandomWindows",
+    "Shapes",
     "ShuffledEpochs",
     "TextData",
     "TextFiles",

@@ -1,12 +1,10 @@
-"""Pictures that a program draws, and what it says of them: image and text to learn from on every machine."""
-
-import itertools
+"""Pictures that a program draws, and what it says of them: images and text to learn from on every machine."""
 
 import numpy as np
 
 from ml.config import configurable
 from ml.data.image_files import CaptionedImage, ImageCorpus
-from ml.data.randomness import derive_seed
+from ml.data.randomness import derive_seed, random_integers
 from ml.layers.checks import positive
 
 COLOURS = {
@@ -18,25 +16,24 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 SHAPES = ("square", "circle", "triangle", "cross")
-PLACES = {
-    (row, column): f"{vertical} {horizontal}".replace("middle middle", "middle").strip()
-    for row, vertical in enumerate(("top", "middle", "bottom"))
-    for column, horizontal in enumerate(("left", "middle", "right"))
-}
-_NOISE = 12.0  # standard deviation of each value of a pixel
-_BACKGROUNDS = 60  # the darkest levels of grey
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+
+_NOISE = 20  # the most that is added to a value of a pixel, or taken from it
+_BRIGHTEST_GROUND = 60
+_RADII = 0.09, 0.14  # in heights and widths of the image, as is
+_OFFSET = 0.025  # to either side of the middle of a ninth
 
 
 @configurable
 class Shapes(ImageCorpus):
     """Images of one coloured shape on a dark ground, with captions such as "a red square at the top left".
 
-    Shape, colour and place (one of nine) are drawn alike; size, exact place, ground and noise differ from image to
-    image. Only the image tells a caption from the 215 others.
+    Colour, shape and place (one of nine) are drawn alike, which makes 216 captions; size, exact place, ground and noise
+    differ from image to image. Nothing but the image tells which caption it is.
 
     Args:
         num_images: How many there are.
-        seed: Decides the images. It is apart from the seed of the run, which decides their order.
+        seed: Decides the images, on any machine. It is apart from the seed of the run, which decides their order.
     """
 
     def __init__(self, num_images: int = 4096, seed: int = 0):
@@ -48,22 +45,22 @@ class Shapes(ImageCorpus):
         return [self._draw(number, image_size) for number in range(self.num_images)]
 
     def _draw(self, number: int, image_size: tuple[int, int]) -> CaptionedImage:
-        random = np.random.default_rng(derive_seed(self.seed, "shapes", number))
-        colour, shape = random.choice(list(COLOURS)), random.choice(SHAPES)
-        row, column = random.integers(3, size=2).tolist()
-        height, width = image_size
-        radius = random.uniform(0.09, 0.15)  # in heights and widths of the image, as are the offsets
-        offset_row, offset_column = random.uniform(-0.025, 0.025, size=2)
-        inside = shape_mask(
-            shape,
-            ((np.arange(height) + 0.5) / height - (2 * row + 1) / 6 - offset_row)[:, None] / radius,
-            ((np.arange(width) + 0.5) / width - (2 * column + 1) / 6 - offset_column)[None, :] / radius,
+        draws = random_integers(derive_seed(self.seed, "shape", number), np.arange(7), 2**32) / 2**32  # in [0, 1)
+        colour, shape, place = (
+            choices[int(draw * len(choices))]
+            for choices, draw in zip((list(COLOURS), SHAPES, PLACES), draws, strict=False)
         )
-        image = np.full((height, width, 3), random.uniform(0, _BACKGROUNDS))
-        image[inside] = COLOURS[colour]
-        image += random.normal(0.0, _NOISE, image.shape)
-        caption = f"a {colour} {shape} at the {PLACES[row, column]}"
-        return CaptionedImage(f"shape {number}", image.round().clip(0, 255).astype(np.uint8), caption)
+        radius = _RADII[0] + draws[3] * (_RADII[1] - _RADII[0])
+        middles = (np.array(divmod(PLACES.index(place), 3)) + 0.5) / 3 + (2 * draws[4:6] - 1) * _OFFSET
+        rows, columns = (
+            ((np.arange(length) + 0.5) / length - middle) / radius
+            for length, middle in zip(image_size, middles, strict=True)
+        )
+        image = np.full((*image_size, 3), int(draws[6] * _BRIGHTEST_GROUND))
+        image[shape_mask(shape, rows[:, None], columns[None, :])] = COLOURS[colour]
+        noise = random_integers(derive_seed(self.seed, "noise", number), np.arange(image.size), 2 * _NOISE + 1) - _NOISE
+        pixels = (image + noise.reshape(image.shape)).clip(0, 255).astype(np.uint8)
+        return CaptionedImage(f"shape {number}", pixels, f"a {colour} {shape} at the {place}")
 
 
 def shape_mask(shape: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

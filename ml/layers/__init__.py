@@ -20,8 +20,8 @@ from ml.layers.initialization import (
 )
 from ml.layers.linear import Linear, Projections
 from ml.layers.lora import LoRA
-from ml.layers.loss import IGNORED, LossSums, cross_entropy_sums
-from ml.layers.mixers import Attention, attention_reference
+from ml.layers.loss import IGNORED, LossSums, Teacher, cross_entropy_sums
+from ml.layers.mixers import Attention, LatentAttention, StochasticMixer, attention_reference
 from ml.layers.mlp import MLP, GatedMLP
 from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNorm, RMSNorm
 from ml.layers.parameter import Parameter
@@ -47,6 +47,7 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "LanguageModelHead",
+    "LatentAttention",
     "LayerNorm",
     "Linear",
     "LinearRotary",
@@ -59,6 +60,8 @@ __all__ = [
     "Projections",
     "RMSNorm",
     "Rotary",
+    "StochasticMixer",
+    "Teacher",
     "TokenEmbedding",
     "TwoDimensionalRotary",
     "YarnRotary",

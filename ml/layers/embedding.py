@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml.config import child, configurable
-from ml.layers.checks import positive, probability
+from ml.layers.checks import finite, positive, probability
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
 from ml.layers.parameter import Parameter, checked_lr_scale
@@ -66,7 +66,7 @@ class PositionEmbedding(nn.Module):
 
 @configurable
 class Embeddings(nn.Module):
-    """x = dropout(token[t] + position[i]): what enters the first block."""
+    """x = dropout(scale · token[t] + position[i]): what enters the first block (scale √H: Gemma, section 2)."""
 
     def __init__(
         self,
@@ -75,10 +75,12 @@ class Embeddings(nn.Module):
         *,
         token: Callable[..., nn.Module] = TokenEmbedding,
         position: Callable[..., nn.Module] | None = None,
+        scale: float = 1.0,
         dropout: float = 0.0,
         lr_scale: float = 1.0,
     ):
         super().__init__()
+        self.scale = finite("scale", scale)
         self.dropout = probability("dropout", dropout)
         self.lr_scale = checked_lr_scale(lr_scale)
         self.token = child("token", token, vocab_size, hidden_size)
@@ -91,6 +93,8 @@ class Embeddings(nn.Module):
 
     def forward(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.token(tokens)  # (B, T, H)
+        if self.scale != 1.0:
+            x = x * self.scale
         if self.position is not None:
             x = x + self.position(tokens.shape[-1], context.positions)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

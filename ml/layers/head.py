@@ -1,15 +1,17 @@
 """The language model head: from the residual stream to logits, and to the loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml.config import child, configurable
-from ml.layers.checks import non_negative, positive_float
+from ml.layers.checks import non_negative, positive, positive_float
+from ml.layers.chunked_loss import chunked_sums
 from ml.layers.initialization import Initialization, normal
-from ml.layers.loss import LossSums, cross_entropy_sums
+from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
 
@@ -18,7 +20,8 @@ from ml.layers.parameter import Parameter, checked_lr_scale
 class LanguageModelHead(nn.Module):
     """logits = cap(norm(x) Wᵀ), with cap(z) = c · tanh(z / c) where `logit_soft_cap` is c (Gemma 2, section 2).
 
-    A `tied` head has no W of its own: each call is given the one of the token embedding.
+    A `tied` head has no W of its own: each call is given the one of the token embedding. `loss_chunk_size` is the
+    number of tokens whose logits exist at once while the loss is computed; None is all.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class LanguageModelHead(nn.Module):
         weight_initialization: Initialization = normal,
         z_loss: float = 0.0,
         logit_soft_cap: float | None = None,
+        loss_chunk_size: int | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__()
@@ -38,6 +42,7 @@ class LanguageModelHead(nn.Module):
         self.vocab_size = vocab_size
         self.z_loss = non_negative("z_loss", z_loss)
         self.logit_soft_cap = None if logit_soft_cap is None else positive_float("logit_soft_cap", logit_soft_cap)
+        self.loss_chunk_size = None if loss_chunk_size is None else positive("loss_chunk_size", loss_chunk_size)
         self.lr_scale = checked_lr_scale(lr_scale)
         self.norm = child("norm", normalization, hidden_size)
         self.weight = None
@@ -47,14 +52,34 @@ class LanguageModelHead(nn.Module):
             )
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        logits = F.linear(self.norm(x), self.weight if tied_weight is None else tied_weight)  # (B, T, H) -> (B, T, V)
+        return self.logits(self.norm(x), self.weight if tied_weight is None else tied_weight)
+
+    def logits(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(..., H) -> (..., V), of what is normalized."""
+        logits = F.linear(x, weight)
         if self.logit_soft_cap is not None:
             logits = self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
         return logits
 
-    def loss(self, x: Tensor, targets: Tensor, tied_weight: Tensor | None = None) -> LossSums:
+    def loss(
+        self, x: Tensor, targets: Tensor, tied_weight: Tensor | None = None, teacher: Teacher | None = None
+    ) -> LossSums:
         """The loss of predicting `targets` (B, T) from the residual stream `x` (B, T, H)."""
-        return cross_entropy_sums(self(x, tied_weight), targets, self.z_loss)
+        x, weight = self.norm(x).flatten(0, 1), self.weight if tied_weight is None else tied_weight
+        options = None if teacher is None else teacher._replace(logits=None)
+        loss = partial(self._loss, options)
+        others = [targets.flatten(), *([] if teacher is None else [teacher.logits.flatten(0, 1)])]
+        if self.loss_chunk_size is None:
+            return loss(x, weight, others)
+        return chunked_sums(loss, x, weight, others, self.loss_chunk_size)
+
+    def _loss(self, teacher: Teacher | None, x: Tensor, weight: Tensor, others: Sequence[Tensor]) -> LossSums:
+        """Of tokens x (n, H), where `others` are their targets and the logits of the teacher, if there is one."""
+        targets, *teacher_logits = others
+        logits = self.logits(x, weight)
+        if teacher is None:
+            return cross_entropy_sums(logits, targets, self.z_loss)
+        return distilled_sums(logits, targets, teacher._replace(logits=teacher_logits[0]), self.z_loss)
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""

@@ -1,10 +1,10 @@
 """Cross entropy over a vocabulary, as sums that can be added up over micro-batches."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORED = -100
 """The target of a token that has no loss, as in `torch.nn.functional.cross_entropy`."""
@@ -14,29 +14,62 @@ class LossSums(NamedTuple):
     """Sums over the valid tokens of a batch, all of them scalar tensors.
 
     total: what to minimize, differentiable. cross_entropy: in nats, without the other terms, detached. num_tokens: the
-    number of targets that are not ignored. Micro-batches are added up first and divided last.
+    number of targets that are not ignored. parts: the other terms by name, as they are in the total, detached. loads:
+    of each router, how many tokens went to each expert. Micro-batches are added up first and divided last.
     """
 
     total: Tensor
     cross_entropy: Tensor
     num_tokens: Tensor
+    parts: dict[str, Tensor] = {}  # noqa: RUF012  (never changed)
+    loads: list[tuple[nn.Module, Tensor]] = []  # noqa: RUF012
 
     @property
     def mean(self) -> Tensor:
         """The total for each valid token; 0 where there is none."""
         return self.total / self.num_tokens.clamp(min=1)
 
+    def with_part(self, name: str, value: Tensor) -> Self:
+        """Adds a term to the total."""
+        return self._replace(total=self.total + value, parts={**self.parts, name: value.detach()})
+
+
+class Teacher(NamedTuple):
+    """What a second model says of the same tokens, and how much of the loss it is."""
+
+    logits: Tensor  # (B, T, V)
+    weight: float
+    temperature: float
+
 
 def cross_entropy_sums(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> LossSums:
     """Σ (log Z - logit of the target) + z_loss · Σ (log Z)², in float32, where Z = Σ exp(logits) for each token.
 
-    `logits` is (..., V), `targets` integers of shape (...), `IGNORED` where a token has no loss. The z-loss keeps the
-    logits from drifting (PaLM, section 5).
+    `logits` is (..., V), `targets` integers of shape (...), `IGNORED` where a token has no loss (a prompt, padding).
+    The z-loss keeps the logits from drifting (PaLM, section 5).
     """
     logits, targets = logits.flatten(0, -2), targets.flatten()  # (B T, V), (B T)
     of_device = cpu_sums if logits.device.type == "cpu" else plain_sums
     total, cross_entropy = of_device(logits, targets, z_loss)
     return LossSums(total, cross_entropy.detach(), (targets != IGNORED).sum())
+
+
+def distilled_sums(logits: Tensor, targets: Tensor, teacher: Teacher, z_loss: float = 0.0) -> LossSums:
+    """(1 - w) · (cross entropy and z-loss) + w · τ² · Σ KL(softmax(teacher / τ) ‖ softmax(logits / τ)).
+
+    Hinton et al. 2015, section 2: τ² keeps the size of the gradient. Shapes as in `cross_entropy_sums`.
+    """
+    hard = cross_entropy_sums(logits, targets, z_loss)
+    soft = teacher.weight * divergence_sum(logits, targets, teacher)
+    return hard._replace(total=(1 - teacher.weight) * hard.total).with_part("distillation_loss", soft)
+
+
+def divergence_sum(logits: Tensor, targets: Tensor, teacher: Teacher) -> Tensor:
+    """τ² Σ KL(softmax(teacher / τ) ‖ softmax(logits / τ)) over the tokens that have a target, in float32."""
+    student = F.log_softmax(logits.float() / teacher.temperature, dim=-1)
+    expected = F.log_softmax(teacher.logits.float() / teacher.temperature, dim=-1)
+    divergence = F.kl_div(student, expected, reduction="none", log_target=True).sum(-1)
+    return teacher.temperature**2 * divergence.where(targets != IGNORED, 0.0).sum()
 
 
 def plain_sums(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ml.layers.parameter import checked_lr_scale
 
 @configurable
 class PatchEmbedding(nn.Module):
-    """x_i = norm(W patch_i + b + position_i): an image as a sequence of its patches (Dosovitskiy et al. 2020, equation 1).
+    """x_i = norm(W patch_i + b + position_i), for each patch i of an image (Dosovitskiy et al. 2020, equation 1).
 
     W acts on patches as vectors (C, rows, columns), so this is a convolution with stride `patch_size`. Patches follow
     one another row by row, the top left one first.

@@ -1,5 +1,6 @@
 """Models: what the trainer trains, and what it needs to know about one."""
 
+from ml.models.adapters import load_adapters, merge_adapters, save_adapters, unmerge_adapters
 from ml.models.flops import flops_per_token
 from ml.models.language_model import LanguageModel
 from ml.models.materialize import materialize
@@ -9,6 +10,10 @@ __all__ = [
     "LanguageModel",
     "ScaledParameter",
     "flops_per_token",
+    "load_adapters",
     "materialize",
+    "merge_adapters",
     "named_parameters_with_scales",
+    "save_adapters",
+    "unmerge_adapters",
 ]

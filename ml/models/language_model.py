@@ -3,15 +3,16 @@
 import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ml.blocks.repeat import Repeat
 from ml.config import REQUIRED, child, configurable
 from ml.layers.checks import positive
-from ml.layers.context import Context
+from ml.layers.context import Auxiliary, Cache, Context, places_in_documents
 from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
-from ml.layers.loss import LossSums
+from ml.layers.loss import IGNORED, LossSums, Teacher
 from ml.layers.parameter import checked_lr_scale, copy_settings
 from ml.models.parameters import freeze_unscaled
 
@@ -21,7 +22,7 @@ class LanguageModel(nn.Module):
     """logits = head(decoder(embeddings(tokens))).
 
     `tie_word_embeddings` gives the head the weight of the token embedding; the model then holds it once, as
-    `embeddings.token.weight`.
+    `embeddings.token.weight`. `multi_token` adds the prediction of further tokens to the loss.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class LanguageModel(nn.Module):
         embeddings: Callable[..., nn.Module] = Embeddings,
         decoder: Callable[..., nn.Module] = Repeat,
         head: Callable[..., nn.Module] = LanguageModelHead,
+        multi_token: Callable[..., nn.Module] | None = None,
         tie_word_embeddings: bool = False,
         lr_scale: float = 1.0,
     ):
@@ -43,6 +45,7 @@ class LanguageModel(nn.Module):
         self.embeddings = child("embeddings", embeddings, self.vocab_size, self.hidden_size)
         self.decoder = child("decoder", decoder, self.hidden_size)
         self.head = child("head", head, self.hidden_size, self.vocab_size, tie_word_embeddings)
+        self.multi_token = None if multi_token is None else child("multi_token", multi_token, self.hidden_size)
         freeze_unscaled(self)
 
     @property
@@ -55,18 +58,72 @@ class LanguageModel(nn.Module):
         """The longest sequence that the model takes, None for any."""
         return getattr(self.embeddings, "max_sequence_length", None)
 
-    def hidden_states(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The residual stream after the last block: (B, T) -> (B, T, H)."""
-        context = Context(positions)
-        return self.decoder(self.embeddings(tokens, context), context)
+    def context(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        auxiliary: Auxiliary | None = None,
+    ) -> Context:
+        """What the layers share in a pass over `tokens` (B, T); positions count from the start of each document."""
+        if positions is None and documents is not None:
+            all_documents = documents if cache is None else cache.with_cached(documents)
+            positions = places_in_documents(all_documents)[:, -tokens.shape[1] :]
+        elif positions is None and cache is not None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device) + cache.num_tokens
+        return Context(positions, documents, cache, auxiliary)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Returns logits (B, T, V) for `tokens` (B, T); `positions` (T) or (B, T), None for 0, 1, ..., T-1."""
-        return self.head(self.hidden_states(tokens, positions), self.tied_weight)
+    def embed(self, tokens: Tensor, context: Context) -> Tensor:
+        """What enters the first block: (B, T) -> (B, T, H)."""
+        return self.embeddings(tokens, context)
 
-    def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> LossSums:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """Returns logits (B, T, V) for `tokens` (B, T).
+
+        positions: (T) or (B, T), None for 0, 1, ..., T-1 in each document. documents: (B, T), the number of the
+        document of each token; None where each row is one. cache: of the tokens before these, which it then holds too.
+        inputs: what else `embed` takes.
+        """
+        context = self.context(tokens, positions, documents, cache)
+        x = self.decoder(self.embed(tokens, context, **inputs), context)
+        if cache is not None:
+            cache.advance(tokens.shape[1], documents)
+        return self.head(x, self.tied_weight)
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        teacher: Teacher | None = None,
+        **inputs: Tensor,
+    ) -> LossSums:
         """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss."""
-        return self.head.loss(self.hidden_states(tokens, positions), targets, self.tied_weight)
+        context = self.context(tokens, positions, documents, auxiliary=Auxiliary())
+        embedded = self.embed(tokens, context, **inputs)
+        x = self.decoder(embedded, context)
+        sums = self.head.loss(x, targets, self.tied_weight, teacher)
+        if self.multi_token is not None and self.training:
+            sums = sums.with_part("multi_token_loss", self._multi_token_loss(x, embedded, targets, context))
+        if context.auxiliary.losses:
+            sums = sums.with_part("router_loss", sum(context.auxiliary.losses) * sums.num_tokens)
+        return sums._replace(loads=context.auxiliary.loads)
+
+    def _multi_token_loss(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> Tensor:
+        """The weighted mean over the depths, as a sum over as many tokens as the main loss has."""
+        num_tokens = (targets != IGNORED).sum()
+        predictions = self.multi_token(x, embedded, targets, context)
+        means = [self.head.loss(hidden, later, self.tied_weight).mean for hidden, later in predictions]
+        return self.multi_token.loss_weight * num_tokens * sum(means) / len(means)
 
     def __deepcopy__(self, memo: dict) -> "LanguageModel":
         duplicate = type(self).__new__(type(self))

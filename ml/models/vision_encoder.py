@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ml.blocks.repeat import Repeat
 from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive
-from ml.layers.context import Context
+from ml.layers.context import Auxiliary, Context
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import checked_lr_scale
 from ml.layers.rotary import TwoDimensionalRotary
@@ -57,9 +57,9 @@ class VisionEncoder(nn.Module):
         """Channels, height and width of an image."""
         return self.patches.image_shape
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (I, C, height, width) to vectors (I, P, H) of the language model."""
-        context = Context(positions=self.patches.positions(images.device))
+    def forward(self, images: Tensor, auxiliary: Auxiliary | None = None) -> Tensor:
+        """Images (I, C, height, width) to vectors (I, P, H) of the language model; `auxiliary` as in a context."""
+        context = Context(positions=self.patches.positions(images.device), auxiliary=auxiliary)
         x = self.encoder(self.patches(images), context)  # (I, P, width of the encoder)
         return self.adapter(x if self.norm is None else self.norm(x))
 

@@ -1,6 +1,7 @@
 """Training: the trainer, what it is made of, and what it leaves behind."""
 
 from ml.training.checkpoints import Checkpoints
+from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
 from ml.training.loop import Outcome, train
 from ml.training.optimizers import AdamW
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "ConstantSchedule",
     "CosineSchedule",
+    "Distillation",
     "Float32",
     "LinearSchedule",
     "MixedBFloat16",

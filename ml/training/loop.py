@@ -9,13 +9,15 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from ml.data import Batch, TokenDataset
+from ml.data import Batch, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
+from ml.models.adapters import adapter_weights
 from ml.training.checkpoints import newest_checkpoint
 from ml.training.errors import RunFailure
 from ml.training.optimizers import set_learning_rate
 from ml.training.progress import Progress, progress_on
+from ml.training.router_load import spread
 from ml.training.run_folder import RunFolder
 from ml.training.signals import stop_on_signals
 from ml.training.state_files import read_state, read_weights
@@ -32,7 +34,7 @@ class Outcome(NamedTuple):
 
 def train(
     trainer: Trainer,
-    dataset: TokenDataset,
+    dataset: Dataset,
     run: RunFolder,
     device: torch.device,
     *,
@@ -73,15 +75,16 @@ def train(
 class Training:
     """One process's part of a run."""
 
-    def __init__(
-        self, trainer: Trainer, dataset: TokenDataset, run: RunFolder, device: torch.device, progress: Progress
-    ):
+    def __init__(self, trainer: Trainer, dataset: Dataset, run: RunFolder, device: torch.device, progress: Progress):
         self.trainer = trainer
         self.dataset = dataset
         self.run = run
         self.device = device
         self.progress = progress
+        self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
+        self._router_names = {module: name for name, module in self.state.model.named_modules()}
+        self._drawing = [(name, m) for name, m in self.state.model.named_modules() if hasattr(m, "draw")]
         self._saved_step = 0
         self._begun = time.monotonic()
         self._seconds_before = 0.0
@@ -100,7 +103,7 @@ class Training:
             read_state(checkpoint, self.state, self.dataset.sha256)
             self.progress.say(f"resuming from {checkpoint}")
         elif initial is not None:
-            read_weights(initial, self.state.model)
+            read_weights(initial, self.state.model, may_lack=adapter_weights(self.state.model))
             self.progress.say(f"starting from the weights of {initial}")
         self.run.truncate_metrics(self.state.step)
         self._saved_step = self.state.step
@@ -117,8 +120,10 @@ class Training:
         """Takes a step; measures, logs and saves where it is time to."""
         trainer, step = self.trainer, self.state.step + 1
         torch.manual_seed(derive_seed(trainer.seed, "dropout", step))
+        for name, module in self._drawing:
+            module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
         set_learning_rate(self.state.optimizer, trainer.learning_rate(step))
-        result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device)
+        result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
         self.progress.advance(step)
         is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
         if is_validated or trainer.is_logged(step):
@@ -178,7 +183,15 @@ class Training:
             "learning_rate": self.trainer.learning_rate(self.state.step),
             "tokens_per_second": rate,
             "seconds": self._seconds(),
+            **{name: part.item() for name, part in result.parts.items()},
+            **self._routers(result),
         }
+
+    def _routers(self, result: StepResult) -> dict[str, Any]:
+        """How evenly each router spread its tokens in the step just taken."""
+        if not result.loads:
+            return {}
+        return {"routers": {self._router_names[router]: spread(load) for router, load in result.loads.items()}}
 
     def _validated(self) -> dict[str, float]:
         trainer = self.trainer

@@ -1,7 +1,7 @@
 """The files of a checkpoint: what is in them, and how a state is read back from them bit by bit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -57,14 +57,15 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def read_weights(folder: Path, model: nn.Module) -> None:
-    """Puts the weights of a checkpoint into `model`, in place.
+def read_weights(folder: Path, model: nn.Module, may_lack: Collection[str] = ()) -> None:
+    """Puts the weights of a checkpoint into `model`, in place. What it lacks of `may_lack` stays as it is.
 
     Raises:
         RunError: They are of another model.
     """
     file = folder / WEIGHTS
     saved, weights = load_file(file), named_weights(model)
+    weights = {name: weight for name, weight in weights.items() if name in saved or name not in may_lack}
     _require_same_names(file, set(saved), set(weights))
     for name, weight in weights.items():
         if (saved[name].shape, saved[name].dtype) != (weight.shape, weight.dtype):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.data import Batch
+from ml.training.distillation import TeacherModel
 from ml.training.precision import Precision
 from ml.training.state import TrainState
 
@@ -16,6 +17,8 @@ class StepResult(NamedTuple):
 
     loss: Tensor  # () cross entropy, nats per token
     grad_norm: Tensor  # () of all gradients together, before clipping
+    parts: dict[str, Tensor]  # () each: the other terms of the loss, per token
+    loads: dict[nn.Module, Tensor]  # (E) of each router: how many tokens went to each expert
 
 
 def train_step(
@@ -24,6 +27,7 @@ def train_step(
     precision: Precision,
     max_grad_norm: float | None,
     device: torch.device,
+    teacher: TeacherModel | None = None,
 ) -> StepResult:
     """Takes one step on the mean loss over all valid tokens of `batches`; the host waits for nothing.
 
@@ -32,19 +36,29 @@ def train_step(
     """
     num_targets = max(1, sum(batch.num_targets for batch in batches))
     loss = torch.zeros((), device=device)
+    parts: dict[str, Tensor] = {}
+    loads: dict[nn.Module, Tensor] = {}
     for batch in batches:
         batch = batch.to(device)
         with precision.autocast(device):
-            losses = state.model.loss(batch.tokens, batch.targets)
+            taught = {} if teacher is None else {"teacher": teacher(batch)}
+            losses = state.model.loss(**batch.inputs, **taught)
         (losses.total / num_targets).backward()
         loss += losses.cross_entropy / num_targets
+        for name, part in losses.parts.items():
+            parts[name] = parts.get(name, 0.0) + part / num_targets
+        for router, load in losses.loads:
+            loads[router] = loads.get(router, 0.0) + load
     grad_norm = _clip(state, max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    for router, load in loads.items():
+        if hasattr(router, "balance"):
+            router.balance(load)
     state.step += 1
     state.tokens += num_targets
     _note_nonfinite(state, loss, grad_norm)
-    return StepResult(loss, grad_norm)
+    return StepResult(loss, grad_norm, parts, loads)
 
 
 def _clip(state: TrainState, max_grad_norm: float | None) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from ml.config import child, configurable, require
-from ml.data import Batch, TextData, TokenDataset
+from ml.data import Batch, Data, Dataset, TextData
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.training.checkpoints import Checkpoints
+from ml.training.distillation import Distillation, TeacherModel
 from ml.training.optimizers import AdamW, Optimizer, group_parameters
 from ml.training.precision import Float32, Precision, cast_parameters
 from ml.training.schedules import CosineSchedule, Schedule
@@ -22,12 +23,13 @@ class Trainer:
 
     Args:
         model: What is trained; its places are `embeddings`, `decoder` and `head`, without a prefix.
-        data: The text that it is trained on.
+        data: What it is trained on: text, or images with captions.
         optimizer: How gradients change the weights.
         schedule: How the learning rate changes over the steps.
         precision: The types in which the model is kept and computes.
         validation: How the model is measured on held-out text; None for not at all.
         checkpoints: When the state is saved.
+        distillation: What is learned from another model; None is nothing.
         num_steps: Optimizer steps of the whole run.
         batch_size: Sequences of one optimizer step.
         micro_batch_size: Sequences that go through the model at once; None for all of them. It changes memory and
@@ -43,12 +45,13 @@ class Trainer:
         self,
         *,
         model: Callable[..., nn.Module] = LanguageModel,
-        data: Callable[..., TextData] = TextData,
+        data: Callable[..., Data] = TextData,
         optimizer: Callable[..., Optimizer] = AdamW,
         schedule: Callable[..., Schedule] = CosineSchedule,
         precision: Callable[..., Precision] = Float32,
         validation: Callable[..., Validation] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
+        distillation: Callable[..., Distillation] | None = None,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -80,28 +83,43 @@ class Trainer:
         self.precision = child("precision", precision)
         self.validation = None if validation is None else child("validation", validation)
         self.checkpoints = child("checkpoints", checkpoints)
+        self.distillation = None if distillation is None else child("distillation", distillation)
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
         tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
         sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
         require(tokens <= vocabulary, "data", f"does not fit the model: {sizes}")
+        for name in ("image_token_id", "image_shape", "tokens_per_image"):
+            given, taken = (getattr(part, name, None) for part in (self.data, self.model))
+            require(
+                given in (None, taken), "data", f"does not fit the model: {name} is {given}, the model's is {taken}"
+            )
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
 
-    def open_data(self) -> TokenDataset:
+    def open_data(self) -> Dataset:
         """Reads the data.
 
         Raises:
             DataError: It cannot be used, or there is none to validate on.
         """
+        self.open_teacher(torch.device("meta"))
         dataset = self.data.open(self.sequence_length, self.seed)
         if self.validation is not None:
             self.validation.check(dataset)
         return dataset
+
+    def open_teacher(self, device: torch.device) -> TeacherModel | None:
+        """Loads the model that is learned from, if there is one.
+
+        Raises:
+            UserError: It is not there, or has another vocabulary.
+        """
+        return None if self.distillation is None else self.distillation.open(self.model.vocab_size, device)
 
     def start(self, device: torch.device) -> TrainState:
         """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there."""
@@ -114,7 +132,7 @@ class Trainer:
         self.model.train()
         return TrainState(self.model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device))
 
-    def batches(self, dataset: TokenDataset, step: int) -> list[Batch]:
+    def batches(self, dataset: Dataset, step: int) -> list[Batch]:
         """The micro-batches of a step."""
         return dataset.batch((step - 1) * self.batch_size, self.batch_size).split(self.micro_batch_size)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ml.config import configurable, require
-from ml.data import DataError, TokenDataset
+from ml.data import DataError, Dataset
 from ml.training.precision import Precision
 
 
@@ -36,7 +36,7 @@ class Validation:
     def is_due(self, step: int, num_steps: int) -> bool:
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
-    def check(self, dataset: TokenDataset) -> None:
+    def check(self, dataset: Dataset) -> None:
         """Stops before the first step rather than at the first measurement.
 
         Raises:
@@ -44,13 +44,13 @@ class Validation:
         """
         if len(dataset.validation) < 2:
             raise DataError(
-                "no text is held out to validate on: raise TextData.validation_fraction, "
+                "no text is held out to validate on: raise the validation_fraction of Trainer.data, "
                 "or set Trainer.validation = None"
             )
 
     @torch.no_grad()
     def measure(
-        self, model: nn.Module, dataset: TokenDataset, batch_size: int, precision: Precision, device: torch.device
+        self, model: nn.Module, dataset: Dataset, batch_size: int, precision: Precision, device: torch.device
     ) -> ValidationResult:
         """Mean loss over the held-out tokens, each predicted once, without dropout."""
         nats = torch.zeros((), dtype=torch.float64, device=device)
@@ -59,7 +59,7 @@ class Validation:
         for batch in dataset.validation_batches(batch_size, self.num_tokens):
             batch = batch.to(device)
             with precision.autocast(device):
-                nats += model.loss(batch.tokens, batch.targets).cross_entropy
+                nats += model.loss(**batch.inputs).cross_entropy
             num_targets += batch.num_targets
         model.train()
         total = nats.item()

@@ -1,15 +1,15 @@
 """One optimizer step: accumulation, clipping, precision."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ml.data import Batch
+from ml.layers import LossSums
 from ml.training import AdamW, Float32, MixedBFloat16, PureBFloat16
 from ml.training.optimizers import group_parameters
 from ml.training.precision import cast_parameters
@@ -17,11 +17,6 @@ from ml.training.state import TrainState
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
-
-
-class Sums(NamedTuple):
-    total: Tensor
-    cross_entropy: Tensor
 
 
 class Bigram(nn.Module):
@@ -35,7 +30,7 @@ class Bigram(nn.Module):
     def loss(self, tokens, targets):
         logits = self.out(torch.tanh(self.table(tokens)))
         total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
-        return Sums(total, total.detach())
+        return LossSums(total, total.detach(), (targets != -100).sum())
 
 
 def make_state(seed=0, dtype=torch.float64):

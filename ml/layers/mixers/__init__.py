@@ -2,5 +2,7 @@
 
 from ml.layers.mixers.attention import Attention
 from ml.layers.mixers.attention_reference import attention_reference
+from ml.layers.mixers.latent_attention import LatentAttention
+from ml.layers.mixers.stochastic_mixer import StochasticMixer
 
-__all__ = ["Attention", "attention_reference"]
+__all__ = ["Attention", "LatentAttention", "StochasticMixer", "attention_reference"]

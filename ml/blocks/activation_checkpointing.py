@@ -1,0 +1,59 @@
+"""What of a block's forward pass is kept for its backward pass, and what is computed again."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ml.config import configurable, require
+
+MATRIX_PRODUCTS_AND_ATTENTION = (
+    "aten.mm",
+    "aten.addmm",
+    "aten.bmm",
+    "aten._grouped_mm",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "juniper.blockwise_attention",
+)
+
+
+@configurable
+class ActivationCheckpointing:
+    """Keeps the input of the block alone and computes the whole block again (Chen et al. 2016): a third more work."""
+
+    def __call__(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Returns `function(*args)`. Dropout draws the same numbers again."""
+        return checkpoint(function, *args, use_reentrant=False)
+
+
+@configurable
+class SelectiveActivationCheckpointing:
+    """Keeps the results of some operations and computes the others again.
+
+    saved: their names; the default, matrix products and attention, leaves only cheap work to be done again.
+    """
+
+    def __init__(self, *, saved: tuple[str, ...] = MATRIX_PRODUCTS_AND_ATTENTION):
+        unknown = [name for name in saved if not _exists(name)]
+        require(not unknown, "saved", f"must name operations of torch, such as 'aten.mm', not {', '.join(unknown)}")
+        self.contexts = partial(create_selective_checkpoint_contexts, partial(_policy, frozenset(saved)))
+
+    def __call__(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Returns `function(*args)`. Dropout draws the same numbers again."""
+        return checkpoint(function, *args, use_reentrant=False, context_fn=self.contexts)
+
+
+def _exists(name: str) -> bool:
+    namespace, _, operation = name.partition(".")
+    return bool(operation) and hasattr(getattr(torch.ops, namespace), operation)
+
+
+def _policy(saved: frozenset[str], context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    is_saved = str(operation.overloadpacket) in saved
+    return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,89 @@
+"""Prediction of tokens beyond the next one."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.blocks.decoder_block import DecoderBlock
+from ml.config import child, configurable
+from ml.layers.checks import non_negative, positive
+from ml.layers.context import Context
+from ml.layers.linear import Linear
+from ml.layers.loss import IGNORED
+from ml.layers.normalization import RMSNorm
+from ml.layers.parameter import checked_lr_scale
+
+
+@configurable
+class PredictionDepth(nn.Module):
+    """h[t], e[t] -> block(projection([hidden_norm(h[t]); embedding_norm(e[t])]))."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        block: Callable[..., nn.Module] = DecoderBlock,
+        normalization: Callable[..., nn.Module] = RMSNorm,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.hidden_norm = child("hidden_norm", normalization, hidden_size)
+        self.embedding_norm = child("embedding_norm", normalization, hidden_size)
+        self.projection = child("projection", linear, 2 * hidden_size, hidden_size)
+        self.block = child("block", block, hidden_size)
+
+    def forward(self, x: Tensor, embedded: Tensor, context: Context) -> Tensor:
+        both = torch.cat((self.hidden_norm(x), self.embedding_norm(embedded)), dim=-1)  # (B, T, 2 H)
+        return self.block(self.projection(both), context)  # (B, T, H)
+
+
+@configurable
+class MultiTokenPrediction(nn.Module):
+    """Predicts `num_depths` further tokens, each from what predicted the one before (DeepSeek-V3, section 2.2).
+
+    h'_k[t] = block(projection([hidden_norm(h'_{k-1}[t]); embedding_norm(embedding(token[t + k]))])), from which the
+    model's own head predicts token[t + k + 1]. The mean loss over the depths, times `loss_weight`, is added to that of
+    the model. It acts in training alone; decoding does without.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_depths: int = 1,
+        depth: Callable[..., nn.Module] = PredictionDepth,
+        loss_weight: float = 0.3,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_depths = positive("num_depths", num_depths)
+        self.loss_weight = non_negative("loss_weight", loss_weight)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        for index in range(self.num_depths):
+            name = f"depth_{index}"
+            setattr(self, name, child(name, depth, hidden_size))
+
+    def forward(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> list[tuple[Tensor, Tensor]]:
+        """Returns the residual stream (B, T, H) and the targets (B, T) of each depth.
+
+        `x` is the residual stream behind the last block of the model, `embedded` that before the first.
+        """
+        predictions = []
+        for depth in self.children():
+            embedded = F.pad(embedded[:, 1:], (0, 0, 0, 1))  # one place later
+            targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
+            x = depth(x, embedded, context)
+            predictions.append((x, _within_documents(targets, context.documents, len(predictions) + 1)))
+        return predictions
+
+
+def _within_documents(targets: Tensor, documents: Tensor | None, distance: int) -> Tensor:
+    """Ignores the targets whose input, `distance` places later, is in another document."""
+    if documents is None:
+        return targets
+    later = F.pad(documents[:, distance:], (0, distance), value=-1)[:, : documents.shape[1]]
+    return targets.where(later == documents, IGNORED)

@@ -1,0 +1,81 @@
+"""A sequence of several kinds of blocks that follow a pattern."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ml.blocks.repeat import count_layers
+from ml.blocks.sharing import share_weights
+from ml.config import REQUIRED, child, configurable, require
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.parameter import checked_lr_scale
+
+
+@configurable
+class Pattern(nn.Module):
+    """`num_blocks` blocks whose kinds follow `pattern`, over and over: `['ssm', 'ssm', 'attention']`.
+
+    `blocks` names the kinds, and a block's place is its kind's name and its number in the whole sequence, so
+    `ssm/DecoderBlock.mixer = @Mamba2` sets a kind and `block_3/...` one block, whatever its kind.
+
+    num_blocks: None is the pattern once. shared: kinds whose blocks all have the same weights (Zamba 2024).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        blocks: dict[str, Callable[..., nn.Module]] = REQUIRED,
+        pattern: Sequence[str] = REQUIRED,
+        num_blocks: int | None = None,
+        shared: Sequence[str] = (),
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.kinds = _kinds(blocks, pattern, num_blocks)
+        unknown = [kind for kind in shared if kind not in blocks]
+        require(not unknown, "shared", f"must name blocks ({', '.join(blocks)}), not {', '.join(unknown)}")
+        for kind in dict.fromkeys(self.kinds):
+            require(kind.isidentifier() and not hasattr(self, kind), "blocks", f"cannot have the name {kind!r}")
+            indices = [index for index, other in enumerate(self.kinds) if other == kind]
+            setattr(self, kind, child(kind, _group, blocks[kind], hidden_size, indices))
+            if kind in shared:
+                share_weights(list(getattr(self, kind).children()), kind)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order."""
+        return [getattr(self, kind)[f"block_{index}"] for index, kind in enumerate(self.kinds)]
+
+    @property
+    def num_layers(self) -> int:
+        """How many blocks a token passes, those of inner sequences counted one by one."""
+        return count_layers(self.blocks)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        for block in self.blocks:
+            x = block(x, context)
+        return x
+
+    def extra_repr(self) -> str:
+        return " ".join(self.kinds)
+
+
+def _kinds(blocks: dict[str, Callable], pattern: Sequence[str], num_blocks: int | None) -> list[str]:
+    """The kind of each block, of those that exist."""
+    unknown = [kind for kind in pattern if kind not in blocks]
+    require(not unknown, "pattern", f"must name blocks ({', '.join(blocks)}), not {', '.join(map(str, unknown))}")
+    require(len(pattern) > 0, "pattern", "must name one block or more")
+    known = [kind for kind in pattern if kind in blocks] or list(blocks)[:1]
+    count = len(pattern) if num_blocks is None else positive("num_blocks", num_blocks)
+    kinds = [known[index % len(known)] for index in range(max(count, 1))]
+    unused = [kind for kind in blocks if kind not in kinds]
+    require(not unused, "blocks", f"has {', '.join(unused)}, which the pattern does not reach in {count} blocks")
+    return kinds
+
+
+def _group(block: Callable[..., nn.Module], hidden_size: int, indices: list[int]) -> nn.ModuleDict:
+    names = [f"block_{index}" for index in indices]
+    return nn.ModuleDict({name: child(name, block, hidden_size) for name in names})

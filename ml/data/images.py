@@ -1,0 +1,239 @@
+"""Images with captions as training data: a caption is predicted from the image before it."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ml.config import child, configurable, require
+from ml.data.batch import Batch
+from ml.data.dataset import Data, Dataset
+from ml.data.errors import DataError
+from ml.data.image_files import CaptionedImage, ImageCorpus
+from ml.data.sampling import Sampling, ShuffledEpochs
+from ml.data.shapes import Shapes
+from ml.data.tokenizers import ByteTokenizer, Tokenizer
+from ml.layers.checks import finite, positive, positive_float
+from ml.layers.loss import IGNORED
+
+
+class Rows(NamedTuple):
+    """How an image and its caption become a row of tokens and an array of numbers."""
+
+    length: int
+    image_token_id: int
+    tokens_per_image: int
+    pixel_mean: float
+    pixel_std: float
+
+    def batch(self, images: np.ndarray, captions: list[np.ndarray]) -> Batch:
+        """One row for each image (B, height, width, 3) and its caption.
+
+        The tokens of the image come first; the last of them predicts the first token of the caption. Targets are the
+        tokens of the caption alone.
+        """
+        tokens = np.zeros((len(captions), self.length), dtype=np.int64)
+        targets = np.full_like(tokens, IGNORED)
+        tokens[:, : self.tokens_per_image] = self.image_token_id
+        first = self.tokens_per_image - 1
+        for row, caption in enumerate(captions):
+            end = first + len(caption)
+            tokens[row, first + 1 : end] = caption[:-1]
+            targets[row, first:end] = caption
+        pixels = (images.astype(np.float32) / 255 - self.pixel_mean) / self.pixel_std
+        return Batch.of(tokens, targets, pixels.transpose(0, 3, 1, 2), (1,) * len(captions))
+
+
+class Captions(NamedTuple):
+    """A part of the data: the images once each, and each caption with the number of its image."""
+
+    images: np.ndarray  # (I, height, width, 3) uint8
+    image_numbers: np.ndarray  # (N)
+    captions: list[np.ndarray]  # N times (tokens,)
+
+    @classmethod
+    def of(cls, captioned: list[CaptionedImage], encode: Callable[[CaptionedImage], np.ndarray]) -> "Captions":
+        pixels: dict[str, np.ndarray] = {image.name: image.pixels for image in captioned}
+        numbers = {name: number for number, name in enumerate(pixels)}
+        return cls(
+            np.stack(list(pixels.values())) if pixels else np.zeros((0, 0, 0, 3), dtype=np.uint8),
+            np.array([numbers[image.name] for image in captioned], dtype=np.int64),
+            [encode(image) for image in captioned],
+        )
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Those of all captions, one after another."""
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self.captions])
+
+
+class ImageTextDataset(Dataset):
+    """Captioned images, in memory: rows to train on by their number, held-out ones from the first."""
+
+    def __init__(
+        self, train: Captions, validation: Captions, rows: Rows, tokenizer: Tokenizer, sampling: Sampling, seed: int
+    ):
+        self.train = train.tokens  # (tokens,)
+        self.validation = validation.tokens  # (tokens,)
+        self.sequence_length = rows.length
+        self._train = train
+        self._validation = validation
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._seed = seed
+        self.sha256 = _sha256(rows, train, validation)
+
+    def batch(self, first: int, size: int) -> Batch:
+        """The rows number `first` to `first + size - 1` of the run: a pure function of data, seed and numbers."""
+        # To the sampling, a caption is a window of one token.
+        num_captions = len(self._train.captions)
+        numbers = self._sampling.starts(np.arange(first, first + size), num_captions + 1, 1, self._seed)
+        return self._batch(self._train, numbers)
+
+    def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out captions in order, or the first of them: as many as predict no more than `num_tokens` tokens.
+
+        One there is always.
+        """
+        end = self._validation_end(num_tokens)
+        for first in range(0, end, size):
+            yield self._batch(self._validation, np.arange(first, min(first + size, end)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the data is, for the record."""
+        return {
+            "sha256": self.sha256,
+            "train_tokens": len(self.train),
+            "validation_tokens": len(self.validation),
+            "train_images": len(self._train.images),
+            "validation_images": len(self._validation.images),
+        }
+
+    def validation_bytes(self, num_tokens: int | None = None) -> int:
+        """The bytes of UTF-8 that the targets of `validation_batches` stand for."""
+        captions = self._validation.captions[: self._validation_end(num_tokens)]
+        return sum(self._tokenizer.num_bytes(caption) for caption in captions)
+
+    def _batch(self, part: Captions, numbers: np.ndarray) -> Batch:
+        images = part.images[part.image_numbers[numbers]]
+        return self._rows.batch(images, [part.captions[number] for number in numbers])
+
+    def _validation_end(self, num_tokens: int | None) -> int:
+        ends = np.cumsum([len(caption) for caption in self._validation.captions])
+        return len(ends) if num_tokens is None else max(1, int((ends <= num_tokens).sum()))
+
+
+@configurable
+class ImageTextData(Data):
+    """Images with captions: a row is the tokens that stand for an image, the caption, and the separator.
+
+    Args:
+        corpus: Where images and captions come from.
+        tokenizer: What the tokens of captions are.
+        sampling: Which caption each row is.
+        separator: Text put behind each caption, which ends it; "" for none.
+        image_token_id: The token in whose places the model puts an image; None is the first that the tokenizer leaves
+            free.
+        image_size: Height and width.
+        tokens_per_image: How many tokens an image takes.
+        pixel_mean: Of values between 0 and 1; it is taken from them, and
+        pixel_std: divides what is left.
+        validation_fraction: The part of the images that is held out, with all that is said of them.
+    """
+
+    def __init__(
+        self,
+        corpus: Callable[..., ImageCorpus] = Shapes,
+        tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
+        sampling: Callable[..., Sampling] = ShuffledEpochs,
+        separator: str = "\0",
+        image_token_id: int | None = None,
+        image_size: tuple[int, int] = (64, 64),
+        tokens_per_image: int = 16,
+        pixel_mean: float = 0.5,
+        pixel_std: float = 0.5,
+        validation_fraction: float = 0.05,
+    ):
+        require(
+            image_token_id is None or image_token_id >= 0, "image_token_id", f"must not be below 0: {image_token_id}"
+        )
+        require(
+            0.0 <= validation_fraction < 1.0, "validation_fraction", f"must be in [0, 1), not {validation_fraction}"
+        )
+        self.corpus = child("corpus", corpus)
+        self.tokenizer = child("tokenizer", tokenizer)
+        self.sampling = child("sampling", sampling)
+        self.separator = separator
+        self.image_token_id = self.tokenizer.vocab_size if image_token_id is None else image_token_id
+        self.image_size = tuple(positive("image_size", size) for size in image_size)
+        self.tokens_per_image = positive("tokens_per_image", tokens_per_image)
+        self.pixel_mean = finite("pixel_mean", pixel_mean)
+        self.pixel_std = positive_float("pixel_std", pixel_std)
+        self.validation_fraction = validation_fraction
+
+    @property
+    def vocab_size(self) -> int:
+        """All tokens are below this number."""
+        return max(self.tokenizer.vocab_size, self.image_token_id + 1)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return 3, *self.image_size
+
+    def open(self, sequence_length: int, seed: int) -> ImageTextDataset:
+        """Reads the corpus and resizes its images.
+
+        Raises:
+            DataError: There is nothing to train on, or an image or a caption cannot be used.
+        """
+        captioned = self.corpus.captioned_images(self.image_size)
+        parts = hold_out(captioned, self.validation_fraction)
+        train, validation = (self._encoded(part, sequence_length) for part in parts)
+        if not train.captions:
+            raise DataError("there is no image to train on: give more (ImageTextData.corpus)")
+        rows = Rows(sequence_length, self.image_token_id, self.tokens_per_image, self.pixel_mean, self.pixel_std)
+        return ImageTextDataset(train, validation, rows, self.tokenizer, self.sampling, seed)
+
+    def _encoded(self, captioned: list[CaptionedImage], sequence_length: int) -> Captions:
+        return Captions.of(captioned, lambda image: self._caption(image, sequence_length))
+
+    def _caption(self, image: CaptionedImage, sequence_length: int) -> np.ndarray:
+        tokens = self.tokenizer.encode(image.caption + self.separator)
+        if (tokens == self.image_token_id).any():
+            raise DataError(
+                f"the caption of {image.name} has token {self.image_token_id}, which stands for images: "
+                "set another ImageTextData.image_token_id"
+            )
+        needed = self.tokens_per_image + len(tokens) - 1
+        if needed > sequence_length:
+            raise DataError(
+                f"the caption of {image.name} and its image take {needed} tokens: "
+                f"raise Trainer.sequence_length, which is {sequence_length}, or shorten it"
+            )
+        return tokens
+
+
+def hold_out(captioned: list[CaptionedImage], fraction: float) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+    """Splits in those to train on and those held out: `fraction` of the images, at least one if there are several.
+
+    The hash of an image's name says whether, so that one image is never on both sides.
+    """
+    names = sorted({image.name for image in captioned}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    at_least = 1 if fraction > 0.0 and len(names) > 1 else 0
+    held_out = set(names[: max(at_least, round(fraction * len(names)))])
+    train = [image for image in captioned if image.name not in held_out]
+    return train, [image for image in captioned if image.name in held_out]
+
+
+def _sha256(rows: Rows, *parts: Captions) -> str:
+    """One hash of everything that a batch is made from."""
+    digest = hashlib.sha256(repr(rows._replace(length=0)).encode())  # whatever the length, a batch says the same
+    for part in parts:
+        lengths = np.array([len(caption) for caption in part.captions])
+        for array in (part.images, part.image_numbers, lengths, part.tokens):
+            digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

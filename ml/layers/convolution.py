@@ -1,0 +1,102 @@
+"""The short causal convolution of state-space and linear-attention mixers."""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.activations import Activation, silu
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.initialization import Initialization, kaiming_uniform, zeros
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class CausalConvolution(nn.Module):
+    """y_t = activation(Σ_k w_k · x_{t-K+1+k} + b): each channel is convolved with its own K taps, into the past alone.
+
+    w has the shape (channels, 1, K) of a grouped `torch.nn.Conv1d`. A tap that would reach into another document, or
+    before the first token, reads 0.
+
+    kernel_size: K. weight_initialization: None is U(-1/√K, 1/√K), that of `torch.nn.Conv1d`. activation: None for none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 4,
+        bias: bool = True,
+        activation: Activation | None = silu,
+        weight_initialization: Initialization | None = None,
+        bias_initialization: Initialization = zeros,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.channels = channels
+        self.kernel_size = positive("kernel_size", kernel_size)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.weight = child(
+            "weight",
+            Parameter,
+            (channels, 1, self.kernel_size),
+            derived={"initialization": weight_initialization or partial(kaiming_uniform, gain=math.sqrt(1 / 3))},
+        )
+        self.bias = None
+        if bias:
+            self.bias = child(
+                "bias",
+                Parameter,
+                (channels,),
+                defaults={"weight_decay": 0.0},
+                derived={"initialization": bias_initialization},
+            )
+        self.activation = child("activation", activation) if activation is not None else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        reach = self.kernel_size - 1
+        stretch = self._with_previous(x, context)  # (B, K - 1 + T, C)
+        if context.cache is not None:
+            # A copy, so that what is kept does not hold on to the whole stretch.
+            context.keep(self, stretch[:, stretch.shape[1] - reach :].clone())
+        y = causal_convolution(stretch, self.weight, self.bias, context.previous_documents(reach))
+        return y if self.activation is None else self.activation(y)  # (B, T, C)
+
+    def _with_previous(self, x: Tensor, context: Context) -> Tensor:
+        """`x` behind the K - 1 inputs that came before it, zeros at the start."""
+        kept = context.state(self)
+        if kept is None:
+            return F.pad(x, (0, 0, self.kernel_size - 1, 0))
+        return torch.cat((kept, x), dim=1)
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Two operations a tap forward, four backward."""
+        return 6.0 * self.channels * self.kernel_size
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
+
+
+def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None = None) -> Tensor:
+    """Convolves (B, K - 1 + T, C), the first K - 1 of them for their taps only, to (B, T, C).
+
+    weight: (C, 1, K). bias: (C). documents: (B, K - 1 + T); None where all is one document. The taps are added up one
+    after the other: on the CPU the convolutions of the library take two to four times as long forward and backward.
+    """
+    num_taps = weight.shape[-1]
+    length = x.shape[1] - num_taps + 1
+    taps = weight.squeeze(1).T.to(x.dtype)  # (K, C)
+    y = x[:, num_taps - 1 :] * taps[-1]
+    if bias is not None:
+        y = y + bias.to(x.dtype)
+    for tap in range(num_taps - 1):
+        seen = x[:, tap : tap + length]
+        if documents is not None:
+            same = documents[:, tap : tap + length] == documents[:, num_taps - 1 :]
+            seen = seen.where(same[..., None], 0)  # not multiplied: 0 · inf is nan
+        y = torch.addcmul(y, seen, taps[tap])
+    return y

@@ -1,0 +1,138 @@
+"""Multi-head latent attention."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import REQUIRED, child, configurable
+from ml.layers.checks import positive, positive_float, probability
+from ml.layers.context import Context
+from ml.layers.linear import Linear, Projections
+from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
+from ml.layers.mixers.growing import Growing
+from ml.layers.normalization import RMSNorm
+from ml.layers.parameter import checked_lr_scale
+from ml.layers.rotary import Rotary
+
+
+@configurable
+class LatentAttention(nn.Module):
+    """Attention whose keys and values are made from one small latent vector a token (DeepSeek-V2, section 2.1).
+
+    c = key_value_norm(key_value_down(x)), k = [key_up(c), rotary(key_rotary(x))], v = value_up(c), and a query
+    q = [query_up(·), rotary part], from x through query_down and query_norm where it has a rank. All heads share the
+    rotary part of the key. While decoding only c and that part are kept, and the heads meet them there: q keyᵀ is
+    computed as (q key_up) cᵀ, which is the same product.
+
+    query_rank: of the query's latent vector; None makes queries directly by `query_up`. softmax_scale: None is
+    1/√(head_size + rotary_size). dropout: of the attention weights, in training.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int = REQUIRED,
+        key_value_rank: int = 512,
+        query_rank: int | None = None,
+        head_size: int = 128,
+        rotary_size: int = 64,
+        value_head_size: int = 128,
+        normalization: Callable[..., nn.Module] = RMSNorm,
+        rotary: Callable[..., nn.Module] = Rotary,
+        window_size: int | None = None,
+        softmax_scale: float | None = None,
+        dropout: float = 0.0,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_heads = heads = positive("num_heads", num_heads)
+        self.head_size = positive("head_size", head_size)
+        self.rotary_size = positive("rotary_size", rotary_size)
+        self.value_head_size = positive("value_head_size", value_head_size)
+        self.window_size = None if window_size is None else positive("window_size", window_size)
+        self.softmax_scale = (self.head_size + self.rotary_size) ** -0.5
+        if softmax_scale is not None:
+            self.softmax_scale = positive_float("softmax_scale", softmax_scale)
+        self.dropout = probability("dropout", dropout)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        rank = positive("key_value_rank", key_value_rank)
+
+        self.query_down = self.query_norm = None
+        query_source = hidden_size
+        if query_rank is not None:
+            query_source = positive("query_rank", query_rank)
+            self.query_down = child("query_down", linear, hidden_size, query_source)
+            self.query_norm = child("query_norm", normalization, query_source)
+        self.query_up = child("query_up", linear, query_source, heads * (self.head_size + self.rotary_size))
+        self.key_value_down = child("key_value_down", linear, hidden_size, rank)
+        self.key_rotary = child("key_rotary", linear, hidden_size, self.rotary_size)
+        self.key_value_norm = child("key_value_norm", normalization, rank)
+        self.key_up = child("key_up", linear, rank, heads * self.head_size)
+        self.value_up = child("value_up", linear, rank, heads * self.value_head_size)
+        self.output = child("output", linear, heads * self.value_head_size, hidden_size)
+        self.rotary = child("rotary", rotary, self.rotary_size)
+        down = [self.key_value_down, self.key_rotary, self.query_up if query_rank is None else self.query_down]
+        self.projections = child("projections", Projections, down)
+        self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        latent, key_rotary, query = self.projections(x)
+        if self.query_norm is not None:
+            query = self.query_up(self.query_norm(query))
+        latent = self.key_value_norm(latent)  # (B, T, R)
+        query = query.unflatten(-1, (self.num_heads, -1))  # (B, T, N, D + Dr)
+        plain, turned = query.split((self.head_size, self.rotary_size), dim=-1)
+        turned, key_rotary = self.rotary(turned, key_rotary[:, :, None], context.positions)  # key: (B, T, 1, Dr)
+        mix = self._mix if context.cache is None else self._mix_with_kept
+        mixed = mix(plain, turned, latent, key_rotary, context)  # (B, N, T, Dv)
+        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, H)
+
+    def _mix(self, plain: Tensor, turned: Tensor, latent: Tensor, key_rotary: Tensor, context: Context) -> Tensor:
+        """Attention over the keys and values that the latent vectors are expanded to."""
+        key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in self.expansions(latent))
+        key = torch.cat((key, key_rotary.expand(-1, -1, self.num_heads, -1).to(key.dtype)), dim=-1)
+        query = torch.cat((plain, turned), dim=-1)
+        return self._attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context.documents)
+
+    def _mix_with_kept(
+        self, plain: Tensor, turned: Tensor, latent: Tensor, key_rotary: Tensor, context: Context
+    ) -> Tensor:
+        """Attention in the latent space, whose vectors are all that is kept."""
+        kept = context.state(self)
+        if kept is None:
+            kept = Growing(dim=2, kept=None if self.window_size is None else self.window_size - 1)
+            context.keep(self, kept)
+        (key,) = kept.append(torch.cat((latent, key_rotary.squeeze(2)), dim=-1)[:, None])  # (B, 1, S, R + Dr)
+        value = key[..., : latent.shape[-1]]
+        key_up = self.key_up.whole_weight().unflatten(0, (self.num_heads, -1)).to(plain.dtype)  # (N, D, R)
+        value_up = self.value_up.whole_weight().unflatten(0, (self.num_heads, -1)).to(plain.dtype)  # (N, Dv, R)
+        query = torch.cat((torch.einsum("btnd,ndr->bntr", plain, key_up), turned.transpose(1, 2)), dim=-1)
+        documents = context.all_documents()
+        documents = None if documents is None else documents[:, -key.shape[2] :]
+        mixed = torch.einsum("bntr,ndr->bntd", self._attend(query, key, value, documents), value_up)
+        # A bias of key_up adds the same to all scores of a query, which the softmax takes away.
+        bias = self.value_up.bias
+        return mixed if bias is None else mixed + bias.unflatten(0, (self.num_heads, 1, -1)).to(mixed.dtype)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, documents: Tensor | None) -> Tensor:
+        return dot_product_attention(
+            query,
+            key,
+            value,
+            window_size=self.window_size,
+            scale=self.softmax_scale,
+            documents=documents,
+            dropout=self.dropout if self.training else 0.0,
+        )
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """6 N (D + Dr + Dv) for each visible key: scores and mixing."""
+        sizes = self.head_size + self.rotary_size + self.value_head_size
+        return 6.0 * self.num_heads * sizes * mean_visible_keys(sequence_length, True, self.window_size)
+
+    def extra_repr(self) -> str:
+        sizes = f"head_size={self.head_size}+{self.rotary_size}, value_head_size={self.value_head_size}"
+        return f"num_heads={self.num_heads}, {sizes}"

@@ -1,0 +1,59 @@
+"""A mixer that is another one in each step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import REQUIRED, child, configurable, require
+from ml.layers.context import Context
+from ml.layers.parameter import checked_lr_scale
+
+
+@configurable
+class StochasticMixer(nn.Module):
+    """One of several mixers, drawn anew for each training step; outside of training always the same one.
+
+    A model trained so works with any choice of them, layer by layer. The names are the scopes:
+    `mixers = {'full': @Attention, 'linear': @GatedDeltaNet}` is set apart by `full/...` and `linear/...`.
+
+    weights: how often each is drawn, relative to the others; None draws all alike. main: the name of the one that is
+    used outside of training; None is the first.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        mixers: dict[str, Callable[..., nn.Module]] = REQUIRED,
+        weights: dict[str, float] | None = None,
+        main: str | None = None,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        require(len(mixers) > 0, "mixers", "must name one mixer or more")
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.names = list(mixers)
+        wrong = [name for name in mixers if not name.isidentifier() or hasattr(self, name)]
+        require(not wrong, "mixers", f"must have names that can be attributes, not {', '.join(wrong)}")
+        weights = dict.fromkeys(mixers, 1.0) if weights is None else weights
+        require(weights.keys() == mixers.keys(), "weights", f"must be given for {', '.join(mixers)}")
+        drawable = all(weight >= 0.0 for weight in weights.values()) and sum(weights.values()) > 0.0
+        require(drawable, "weights", f"must not be negative, nor all zero: {weights}")
+        self.weights = [weights.get(name, 1.0) for name in self.names]
+        require(main is None or main in mixers, "main", f"must be one of {', '.join(mixers)}, not {main}")
+        self.main = self.names[0] if main is None else main
+        self.drawn = self.main
+        for name, mixer in mixers.items():
+            setattr(self, name, child(name, mixer, hidden_size))
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Chooses the mixer of the steps until the next draw, by a generator of the CPU."""
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        self.drawn = self.names[int(torch.multinomial(weights, 1, generator=generator))]
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return getattr(self, self.drawn if self.training else self.main)(x, context)
+
+    def extra_repr(self) -> str:
+        return f"main={self.main}, weights={self.weights}"

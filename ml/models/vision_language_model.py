@@ -1,0 +1,82 @@
+"""The language model that sees images."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import REQUIRED, child, configurable, require
+from ml.layers.context import Context
+from ml.models.language_model import LanguageModel
+from ml.models.parameters import freeze_unscaled
+from ml.models.vision_encoder import VisionEncoder
+
+
+@configurable
+class VisionLanguageModel(LanguageModel):
+    """A language model that reads images in the places of some tokens (Liu et al. 2023, LLaVA).
+
+    Each image is given `vision.num_tokens` consecutive places, which hold `image_token_id`. The embeddings there,
+    learned positions included, are replaced by what `vision` makes of the images, in order: `model(tokens, images=...)`
+    and `model.loss(tokens, targets, images=...)`.
+
+    language_model: what this model is beside `vision`; its parts keep their names, so that what is set for a
+        LanguageModel holds here too.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_token_id: int = REQUIRED,
+        language_model: Callable[..., LanguageModel] = LanguageModel,
+        vision: Callable[..., nn.Module] = VisionEncoder,
+    ):
+        nn.Module.__init__(self)
+        vars(self).update(vars(language_model()))  # all that it is, whatever options it had
+        inside = 0 <= image_token_id < self.vocab_size
+        message = f"must be one of the {self.vocab_size} tokens of the vocabulary, not {image_token_id}"
+        require(inside, "image_token_id", message)
+        self.image_token_id = image_token_id
+        self.vision = child("vision", vision, self.hidden_size)
+        freeze_unscaled(self)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.vision.image_shape
+
+    @property
+    def tokens_per_image(self) -> int:
+        """How many places an image takes."""
+        return self.vision.num_tokens
+
+    def embed(self, tokens: Tensor, context: Context, images: Tensor | None = None) -> Tensor:
+        """What enters the first block, (B, T) -> (B, T, H), given `images` (I, C, height, width) in their order.
+
+        Raises:
+            ValueError: There are more or fewer image tokens than the images take. Where the tokens are on a GPU this
+                stops the program at some later call, for the host does not wait to count them.
+        """
+        x = super().embed(tokens, context)
+        is_decoding = context.cache is not None and context.cache.num_tokens > 0
+        if images is None and is_decoding:
+            return x  # an image token in there was generated, and stands for no image
+        places = (tokens == self.image_token_id).flatten()
+        num_images = 0 if images is None else len(images)
+        _require_count(places, num_images, self.tokens_per_image)
+        if num_images == 0:
+            return x
+        features = self.vision(images, context.auxiliary).flatten(0, 1).to(x.dtype)  # (I P, H)
+        # Unlike `masked_scatter`, whose gradient waits for the device to count, this is told how many places there are.
+        indices = places.nonzero_static(size=len(features)).squeeze(1)
+        return x.flatten(0, 1).index_copy(0, indices, features).view_as(x)
+
+
+def _require_count(places: Tensor, num_images: int, tokens_per_image: int) -> None:
+    count, wanted = places.sum(), num_images * tokens_per_image
+    if places.device.type != "cpu":
+        torch._assert_async(count == wanted, "the image tokens are not as many as the images take")
+    elif count != wanted:
+        raise ValueError(
+            f"{num_images} images take {wanted} image tokens ({tokens_per_image} each), and there are {count}"
+        )
