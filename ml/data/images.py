@@ -65,7 +65,7 @@ class Captions(NamedTuple):
     @property
     def tokens(self) -> np.ndarray:
         """Those of all captions, one after another."""
-        return np.concatenate([np.zeros(0, dtype=np.int64), *self.captions])
+        return np.concatenate(self.captions) if self.captions else np.zeros(0, dtype=np.uint8)
 
 
 class ImageTextDataset(Dataset):

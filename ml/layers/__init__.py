@@ -3,6 +3,7 @@
 from ml.layers import dtypes as dtypes
 from ml.layers.activations import gelu, relu, relu_squared, silu, tanh
 from ml.layers.context import Auxiliary, Cache, Context
+from ml.layers.convolution import CausalConvolution
 from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
 from ml.layers.head import LanguageModelHead
 from ml.layers.initialization import (
@@ -21,8 +22,19 @@ from ml.layers.initialization import (
 from ml.layers.linear import Linear, Projections
 from ml.layers.lora import LoRA
 from ml.layers.loss import IGNORED, LossSums, Teacher, cross_entropy_sums
-from ml.layers.mixers import Attention, LatentAttention, StochasticMixer, attention_reference
+from ml.layers.mixers import (
+    Attention,
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    LatentAttention,
+    Mamba,
+    Mamba2,
+    ShortConvolutionMixer,
+    StochasticMixer,
+    attention_reference,
+)
 from ml.layers.mlp import MLP, GatedMLP
+from ml.layers.moe import MixtureOfExperts
 from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNorm, RMSNorm
 from ml.layers.parameter import Parameter
 from ml.layers.rotary import (
@@ -33,6 +45,8 @@ from ml.layers.rotary import (
     TwoDimensionalRotary,
     YarnRotary,
 )
+from ml.layers.routing import SigmoidRouter, SoftmaxRouter
+from ml.layers.vision import PatchEmbedding
 
 __all__ = [
     "IGNORED",
@@ -40,12 +54,15 @@ __all__ = [
     "Attention",
     "Auxiliary",
     "Cache",
+    "CausalConvolution",
     "Context",
     "DynamicRotary",
     "Embeddings",
     "FixedRMSNorm",
+    "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
+    "KimiDeltaAttention",
     "LanguageModelHead",
     "LatentAttention",
     "LayerNorm",
@@ -54,12 +71,19 @@ __all__ = [
     "Llama3Rotary",
     "LoRA",
     "LossSums",
+    "Mamba",
+    "Mamba2",
+    "MixtureOfExperts",
     "NoNorm",
     "Parameter",
+    "PatchEmbedding",
     "PositionEmbedding",
     "Projections",
     "RMSNorm",
     "Rotary",
+    "ShortConvolutionMixer",
+    "SigmoidRouter",
+    "SoftmaxRouter",
     "StochasticMixer",
     "Teacher",
     "TokenEmbedding",

@@ -5,10 +5,14 @@ from ml.models.flops import flops_per_token
 from ml.models.language_model import LanguageModel
 from ml.models.materialize import materialize
 from ml.models.parameters import ScaledParameter, named_parameters_with_scales
+from ml.models.vision_encoder import VisionEncoder
+from ml.models.vision_language_model import VisionLanguageModel
 
 __all__ = [
     "LanguageModel",
     "ScaledParameter",
+    "VisionEncoder",
+    "VisionLanguageModel",
     "flops_per_token",
     "load_adapters",
     "materialize",

@@ -21,7 +21,7 @@ def write_state(folder: Path, state: TrainState, data_sha256: str, operative_con
     """Writes `state` to files in `folder`; tensors of the optimizer are named "parameter/tensor"."""
     save_file(_on_host(named_weights(state.model)), folder / WEIGHTS)
     save_file(_on_host(_optimizer_tensors(state)), folder / OPTIMIZER)
-    counts = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds}
+    counts = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "untouched": _untouched(state)}
     (folder / TRAINING).write_text(json.dumps({**counts, "data_sha256": data_sha256}, indent=1) + "\n", "utf-8")
     if operative_config is not None:
         (folder / OPERATIVE_CONFIG).write_text(operative_config, "utf-8")
@@ -40,7 +40,7 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
             f"{training['data_sha256'][:12]}): restore it, or start another run"
         )
     read_weights(folder, state.model)
-    _read_optimizer(folder / OPTIMIZER, state)
+    _read_optimizer(folder / OPTIMIZER, state, training["untouched"])
     state.step, state.tokens, state.seconds = training["step"], training["tokens"], training["seconds"]
 
 
@@ -52,7 +52,7 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": tensor
         for name, parameter in state.trained().items()
-        for key, tensor in state.optimizer.state[parameter].items()
+        for key, tensor in state.optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -76,9 +76,14 @@ def read_weights(folder: Path, model: nn.Module, may_lack: Collection[str] = ())
         weight.copy_(saved[name])
 
 
-def _read_optimizer(file: Path, state: TrainState) -> None:
+def _untouched(state: TrainState) -> list[str]:
+    """The parameters that no step has changed yet, such as those of an expert without a token."""
+    return [name for name, parameter in state.trained().items() if not state.optimizer.state.get(parameter)]
+
+
+def _read_optimizer(file: Path, state: TrainState, untouched: list[str]) -> None:
     saved, trained = load_file(file), state.trained()
-    _require_same_names(file, {name.rpartition("/")[0] for name in saved}, set(trained))
+    _require_same_names(file, {*(name.rpartition("/")[0] for name in saved), *untouched}, set(trained))
     for key, tensor in saved.items():
         name, _, part = key.rpartition("/")
         state.optimizer.state[trained[name]][part] = tensor.to(trained[name].device)

@@ -8,6 +8,7 @@ import torch
 
 from ml.layers import Attention, Context, Linear, RMSNorm, Rotary, attention_reference
 from ml.layers.mixers.blockwise_attention import blockwise_attention
+from ml.layers.mixers.dot_product_attention import dot_product_attention
 from ml.models import materialize
 
 B, T, H = 2, 13, 24
@@ -23,9 +24,14 @@ CASES = {
     "odd head size": {"head_size": 7},
     "query and key norm": {"query_norm": RMSNorm, "key_norm": RMSNorm},
     "query norm alone": {"query_norm": RMSNorm, "softmax_scale": 2.0},
+    "soft cap": {"soft_cap": 0.8},
+    "sinks": {"attention_sinks": True},
+    "gate": {"gated": True},
+    "cap and sinks in a window": {"soft_cap": 0.8, "attention_sinks": True, "window_size": 3, "num_kv_heads": 2},
+    "cap and sinks to both sides": {"soft_cap": 0.8, "attention_sinks": True, "causal": False},
     "all at once": {
         "num_kv_heads": 1, "head_size": 5, "window_size": 5, "softmax_scale": 0.3,
-        "query_norm": RMSNorm, "key_norm": RMSNorm,
+        "query_norm": RMSNorm, "key_norm": RMSNorm, "soft_cap": 2.0, "attention_sinks": True, "gated": True,
     },
 }  # fmt: skip
 
@@ -66,11 +72,16 @@ def attention_by_loops(layer: Attention, x: torch.Tensor) -> torch.Tensor:
                 seen = [j for j in range(x.shape[1]) if (j <= i or not layer.causal)]
                 if layer.window_size is not None:
                     seen = [j for j in seen if abs(i - j) < layer.window_size]
-                scores = torch.tensor([float(query[head] @ keys[j][head // group]) * scale for j in seen])
-                weights = (scores.double() - scores.max()).exp()
-                weights = weights / weights.sum()
-                mixed.append(sum(w * values[j][head // group] for w, j in zip(weights, seen, strict=True)))
-            output[batch, i] = layer.output.weight @ torch.cat(mixed) + layer.output.bias
+                scores = torch.tensor([float(query[head] @ keys[j][head // group]) * scale for j in seen]).double()
+                if layer.soft_cap is not None:
+                    scores = layer.soft_cap * torch.tanh(scores / layer.soft_cap)
+                weights = scores.exp()
+                total = weights.sum() + (0.0 if layer.sinks is None else layer.sinks[head].exp())
+                mixed.append(sum(w / total * values[j][head // group] for w, j in zip(weights, seen, strict=True)))
+            mixed = torch.cat(mixed)
+            if layer.gate is not None:
+                mixed = mixed / (1 + torch.exp(-(layer.gate.weight @ x[batch, i] + layer.gate.bias)))
+            output[batch, i] = layer.output.weight @ mixed + layer.output.bias
     return output
 
 
@@ -90,22 +101,50 @@ def test_reference_equals_loops_in_gradient_too():
     assert torch.autograd.gradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("length", [1, 100, 128, 300])
+WAYS_TO_SEE = [(True, None), (True, 1), (True, 7), (True, 130), (False, None), (False, 20), (False, 500)]
+EXTRAS = {
+    "plain": {},
+    "cap": {"soft_cap": 0.7},
+    "sinks": {"sinks": True},
+    "documents": {"documents": True},
+    "all": {"soft_cap": 0.7, "sinks": True, "documents": True},
+}
+
+
 @pytest.mark.parametrize(
-    ("causal", "window_size"),
-    [(True, None), (True, 1), (True, 7), (True, 130), (False, None), (False, 20), (False, 500)],
+    ("num_queries", "num_keys"), [(1, 1), (100, 100), (128, 128), (300, 300), (1, 150), (140, 300)]
 )
-def test_blockwise_attention_equals_the_reference_and_its_gradients(causal, window_size, length):
-    inputs = [random_input(2, heads, length, 5, seed=heads) for heads in (4, 2, 2)]
-    options = {"causal": causal, "window_size": window_size, "scale": 0.4}
-    gradient = random_input(2, 4, length, 5, seed=9)
-    expected, actual = (
-        outputs_and_gradients(partial(function, **options), inputs, gradient)
-        for function in (attention_reference, blockwise_attention)
-    )
-    for value, reference in zip(actual, expected, strict=True):
-        # Key and value gradients are summed in float32.
-        torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("causal", "window_size"), WAYS_TO_SEE)
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
+def test_the_fast_paths_equal_the_reference_and_its_gradients(extras, causal, window_size, num_queries, num_keys):
+    inputs = [random_input(2, 4, num_queries, 5), random_input(2, 2, num_keys, 5), random_input(2, 2, num_keys, 7)]
+    options = {"causal": causal, "window_size": window_size, "scale": 0.4, "soft_cap": extras.get("soft_cap")}
+    if "sinks" in extras:
+        inputs.append(random_input(4, seed=7))
+    if "documents" in extras:
+        options["documents"] = (torch.arange(num_keys) // 37).expand(2, -1)
+    gradient = random_input(2, 4, num_queries, 7, seed=9)
+
+    def results(function):
+        def call(query, key, value, sinks=None):
+            return function(query, key, value, sinks=sinks, **options)
+
+        return outputs_and_gradients(call, inputs, gradient)
+
+    expected = results(attention_reference)
+    for function in (blockwise_attention, dot_product_attention):
+        for value, reference in zip(results(function), expected, strict=True):
+            torch.testing.assert_close(value, reference, rtol=1e-7, atol=1e-9)
+
+
+def test_dropout_of_capped_weights_acts():
+    inputs = [random_input(1, 2, 30, 4, seed=seed) for seed in range(3)]
+    torch.manual_seed(0)
+    dropped = torch.stack([dot_product_attention(*inputs, soft_cap=1.0, dropout=0.3) for _ in range(4000)])
+    expected = attention_reference(*inputs, soft_cap=1.0)
+    assert not torch.allclose(dropped[0], dropped[1])
+    # The mean of 4,000 draws: the standard deviation of one is below 1, of the mean below 0.016.
+    torch.testing.assert_close(dropped.mean(0), expected, rtol=0, atol=0.08)
 
 
 def outputs_and_gradients(function, inputs, gradient):
@@ -158,17 +197,6 @@ def test_rotary_scores_depend_on_the_distance_alone():
     torch.testing.assert_close(torch.stack(scores), scores[0].expand(3), rtol=1e-4, atol=1e-4)
 
 
-def test_rotary_turns_pairs_by_the_angle_of_the_paper():
-    x = random_input(1, 6, 2, 4)
-    turned, _ = Rotary(4, theta=50.0)(x, x, None)
-    for place in range(6):
-        for pair, frequency in enumerate([1.0, 50.0**-0.5]):
-            first, second = x[0, place, :, pair], x[0, place, :, pair + 2]
-            expected = torch.complex(first, second) * complex(math.cos(place * frequency), math.sin(place * frequency))
-            torch.testing.assert_close(turned[0, place, :, pair], expected.real, rtol=1e-6, atol=1e-6)
-            torch.testing.assert_close(turned[0, place, :, pair + 2], expected.imag, rtol=1e-6, atol=1e-6)
-
-
 def test_dropout_acts_in_training_only():
     x = random_input(B, T, H)
     layer, plain = build(dropout=0.5), build()
@@ -188,6 +216,7 @@ def test_dropout_acts_in_training_only():
         ({"num_heads": 8}, "head_size must be even to be rotated in pairs, not 3"),
         ({"num_heads": 4, "window_size": 0}, "window_size must be positive"),
         ({"num_heads": 4, "softmax_scale": 0.0}, "softmax_scale must be positive"),
+        ({"num_heads": 4, "soft_cap": 0.0}, "soft_cap must be positive"),
         ({"num_heads": 4, "dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"num_heads": 4, "lr_scale": -1.0}, "lr_scale must be at least 0"),
         ({"num_heads": 4, "linear": partial(Linear, lr_scale=math.nan)}, "lr_scale must be at least 0"),

@@ -11,7 +11,9 @@ from ml.layers import (
     MLP,
     Context,
     Embeddings,
+    FixedRMSNorm,
     GatedMLP,
+    GatedRMSNorm,
     LayerNorm,
     Linear,
     NoNorm,
@@ -88,7 +90,20 @@ def layer_norm(x, weight, bias, epsilon):
     return weight * centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + epsilon) + bias
 
 
-NORMS = {"RMSNorm": (RMSNorm, rms_norm), "LayerNorm": (LayerNorm, layer_norm)}
+def zero_centred(x, weight, bias, epsilon):
+    return rms_norm(x, 1 + weight, bias, epsilon)
+
+
+def fixed(x, bias, epsilon):
+    return rms_norm(x, 1.0, bias, epsilon)
+
+
+NORMS = {
+    "RMSNorm": (RMSNorm, rms_norm),
+    "zero-centred RMSNorm": (partial(RMSNorm, zero_centred=True), zero_centred),
+    "FixedRMSNorm": (FixedRMSNorm, fixed),
+    "LayerNorm": (LayerNorm, layer_norm),
+}
 # Relative to the float64 formula: float32 within a few roundings of 6e-8, bfloat16 within two of 2^-9.
 PRECISIONS = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-7}}
 
@@ -103,7 +118,7 @@ def test_norms_and_their_gradients_follow_their_formulas(norm, formula, dtype):
     layer.to(dtype)
     x, gradient = random(3, 5, 48, seed=5).to(dtype), random(3, 5, 48, seed=6).to(dtype)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, *layer.parameters())]
-    expected = formula(*exact, *([None] if len(exact) == 2 else []), 0.01)
+    expected = formula(*exact, *([] if len(exact) == 3 else [None]), 0.01)
     expected.backward(gradient.double())
 
     x.requires_grad_()
@@ -115,6 +130,37 @@ def test_norms_and_their_gradients_follow_their_formulas(norm, formula, dtype):
     for parameter, reference in zip(layer.parameters(), exact[1:], strict=True):
         error = (parameter.grad.double() - reference.grad).abs().max() / reference.grad.abs().max()
         assert error < PRECISIONS[dtype]["rtol"]
+
+
+def test_a_zero_centred_norm_starts_at_one():
+    x = random(3, 16)
+    centred, plain = materialize(RMSNorm(16, zero_centred=True)), materialize(RMSNorm(16))
+    assert centred.weight.eq(0).all()
+    assert torch.equal(centred(x), plain(x))
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("gate_position", ["before", "after"])
+def test_a_gated_norm_follows_its_formula_in_each_group(gate_position, num_groups):
+    layer = materialize(
+        GatedRMSNorm(12, num_groups=num_groups, gate_position=gate_position, activation=relu, epsilon=0.01)
+    ).double()
+    with torch.no_grad():
+        layer.weight.add_(random(12, seed=3))
+    x, gate = random(2, 5, 12, seed=1).double(), random(2, 5, 12, seed=2).double()
+    opened = gate * (gate > 0)
+    inner = x * opened if gate_position == "before" else x
+    groups = [rms_norm(part, 1.0, None, 0.01) for part in inner.chunk(num_groups, dim=-1)]
+    expected = torch.cat(groups, dim=-1) * layer.weight * (opened if gate_position == "after" else 1.0)
+    # The statistics of float64 inputs are float64, the epsilon included.
+    torch.testing.assert_close(layer(x, gate), expected)
+
+
+def test_embeddings_are_scaled_before_positions_are_added():
+    layer = materialize(Embeddings(10, 6, scale=3.0, position=partial(PositionEmbedding, num_positions=8)))
+    tokens = torch.tensor([[3, 3, 9]])
+    expected = 3.0 * layer.token.weight[tokens] + layer.position.weight[:3]
+    torch.testing.assert_close(layer(tokens, Context()), expected)
 
 
 @pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])
@@ -167,6 +213,9 @@ def test_parameter_carries_its_settings():
         (lambda: Parameter((2,), weight_decay=-0.1), "weight_decay must be at least 0"),
         (lambda: Linear(2, 2, lr_scale=-1.0), "lr_scale must be at least 0"),
         (lambda: RMSNorm(2, epsilon=0.0), "epsilon must be positive"),
+        (lambda: GatedRMSNorm(4, num_groups=3), "num_groups must divide the size 4, not be 3"),
+        (lambda: FixedRMSNorm(4, epsilon=-1.0), "epsilon must be positive"),
+        (lambda: Embeddings(2, 2, scale=math.nan), "scale must be finite"),
         (lambda: LayerNorm(2, lr_scale=math.inf), "lr_scale must be at least 0"),
         (lambda: MLP(2, intermediate_size=0), "intermediate_size must be positive"),
         (lambda: GatedMLP(2, lr_scale=-1.0), "lr_scale must be at least 0"),

@@ -1,230 +1,31 @@
-"""Vision towers and the model around them against the transformers library, with its weights, in float32."""
+"""A language model with images in it: against the transformers library, and where the images go."""
 
 import copy
-import io
-import math
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import LLAMA_NAMES, rename, with_weights
-from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PixtralVisionConfig,
-    PixtralVisionModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
+from oracles import LLAMA_NAMES, with_weights
+from vision_oracles import (
+    CLOSE,
+    IMAGE,
+    LLAVA_NAMES,
+    PIXTRAL_NAMES,
+    VOCABULARY,
+    assert_same_gradients,
+    llava_like,
+    llava_oracle,
+    tensors,
 )
 
-import ml
-from ml.api import build_trainer
 from ml.blocks import DecoderBlock, Repeat
-from ml.layers import (
-    MLP,
-    Attention,
-    Cache,
-    Context,
-    GatedMLP,
-    LanguageModelHead,
-    LayerNorm,
-    Linear,
-    RMSNorm,
-    Rotary,
-    TwoDimensionalRotary,
-    gelu,
-)
-from ml.layers.vision import PatchEmbedding, Projector
-from ml.models import LanguageModel, flops_per_token, materialize, named_parameters_with_scales
+from ml.layers import MLP, Attention, Cache, Context, TwoDimensionalRotary
+from ml.layers.vision import PatchEmbedding
+from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.vision_encoder import VisionEncoder
 from ml.models.vision_language_model import VisionLanguageModel
-from ml.training import RunFolder, train
 
-# Both sides round in float32 and add up in another order; outputs and gradients of order one come out near 1e-6 apart,
-# and ten times that leaves room for the deepest sums.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-CPU = torch.device("cpu")
-
-PIXTRAL_NAMES = {
-    "patch_conv": "patches.projection",
-    "ln_pre": "patches.norm",
-    "transformer.layers.": "encoder.block_",
-    "attention_norm": "mixer_norm",
-    "ffn_norm": "mlp_norm",
-    "attention.q_proj": "mixer.query",
-    "attention.k_proj": "mixer.key",
-    "attention.v_proj": "mixer.value",
-    "attention.o_proj": "mixer.output",
-    "feed_forward.gate_proj": "mlp.gate",
-    "feed_forward.up_proj": "mlp.up",
-    "feed_forward.down_proj": "mlp.down",
-}
-SIGLIP_NAMES = {
-    "vision_model.": "",
-    "embeddings.patch_embedding": "patches.projection",
-    "embeddings.position_embedding": "patches.position",
-    "encoder.layers.": "encoder.block_",
-    "layer_norm1": "mixer_norm",
-    "layer_norm2": "mlp_norm",
-    "self_attn.q_proj": "mixer.query",
-    "self_attn.k_proj": "mixer.key",
-    "self_attn.v_proj": "mixer.value",
-    "self_attn.out_proj": "mixer.output",
-    "mlp.fc1": "mlp.up",
-    "mlp.fc2": "mlp.down",
-    "post_layernorm": "norm",
-}
-LLAVA_NAMES = {
-    "multi_modal_projector.linear_1": "vision.adapter.first",
-    "multi_modal_projector.linear_2": "vision.adapter.second",
-    "model.language_model.": "model.",
-    "model.vision_tower.": "vision.",
-    "model.vision.": "vision.",
-}
-
-
-def as_is(in_features: int, out_features: int) -> nn.Module:
-    return nn.Identity()
-
-
-def pixtral_like(config: PixtralVisionConfig, image_size: tuple[int, int], adapter=as_is) -> partial:
-    """The constructor of Juniper's encoder of a `PixtralVisionConfig`."""
-    no_bias = partial(Linear, bias=False)
-    rotary = partial(TwoDimensionalRotary, theta=config.rope_parameters["rope_theta"])
-    attention = partial(Attention, num_heads=config.num_attention_heads, causal=False, rotary=rotary, linear=no_bias)
-    mlp = partial(GatedMLP, intermediate_size=config.intermediate_size, activation=gelu, linear=no_bias)
-    return partial(
-        VisionEncoder,
-        hidden_size=config.hidden_size,
-        patches=partial(
-            PatchEmbedding,
-            image_size=image_size,
-            patch_size=config.patch_size,
-            num_channels=config.num_channels,
-            linear=no_bias,
-            position=None,
-            normalization=RMSNorm,
-        ),
-        encoder=partial(
-            Repeat, num_blocks=config.num_hidden_layers, block=partial(DecoderBlock, mixer=attention, mlp=mlp)
-        ),
-        normalization=None,
-        adapter=adapter,
-    )
-
-
-def siglip_like(config: SiglipVisionConfig) -> partial:
-    """The constructor of Juniper's encoder of a `SiglipVisionConfig`."""
-    norm = partial(LayerNorm, epsilon=config.layer_norm_eps)
-    attention = partial(Attention, num_heads=config.num_attention_heads, causal=False, rotary=None)
-    mlp = partial(MLP, intermediate_size=config.intermediate_size, activation=partial(gelu, approximate="tanh"))
-    block = partial(DecoderBlock, mixer=attention, mlp=mlp, normalization=norm)
-    size = config.image_size, config.image_size
-    return partial(
-        VisionEncoder,
-        hidden_size=config.hidden_size,
-        patches=partial(
-            PatchEmbedding, image_size=size, patch_size=config.patch_size, num_channels=config.num_channels
-        ),
-        encoder=partial(Repeat, num_blocks=config.num_hidden_layers, block=block),
-        normalization=norm,
-        adapter=as_is,
-    )
-
-
-def tensors(oracle: nn.Module, names: dict[str, str], gradients: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of `oracle`, or their gradients, under Juniper's names; a convolution as a matrix."""
-    found = {
-        rename(name, names): parameter.grad if gradients else parameter.detach()
-        for name, parameter in oracle.named_parameters()
-    }
-    return {name: tensor.flatten(1) if tensor.dim() == 4 else tensor for name, tensor in found.items()}
-
-
-def unsettled(oracle: nn.Module) -> nn.Module:
-    """With norms and biases moved from the 1 and 0 of transformers, which would hide a mistake."""
-    with torch.no_grad():
-        for parameter in oracle.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return oracle
-
-
-def assert_same_gradients(model: nn.Module, expected: dict[str, torch.Tensor]) -> None:
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        atol = CLOSE["atol"] * max(1.0, expected[name].abs().max().item())  # the sums of large terms round by more
-        torch.testing.assert_close(
-            gradient, expected[name], rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def assert_same_encoder(encoder, weights, oracle, names, images, expected):
-    with torch.device("meta"):
-        model = encoder(7)
-    model = with_weights(model, weights)
-    actual = model(images)
-    torch.testing.assert_close(actual, expected, **CLOSE)
-    gradient = torch.randn(actual.shape, generator=torch.Generator().manual_seed(5))
-    expected.backward(gradient)
-    actual.backward(gradient)
-    assert_same_gradients(model, tensors(oracle, names, gradients=True))
-
-
-PIXTRALS = {
-    "square": ((16, 16), {}),
-    "wide": ((8, 20), {}),
-    "high, deep": ((24, 4), {"num_hidden_layers": 4, "intermediate_size": 23}),
-    "another theta": ((16, 12), {"rope_parameters": {"rope_type": "axial", "rope_theta": 50.0}}),
-    "one channel, large heads": ((12, 12), {"num_channels": 1, "num_attention_heads": 2}),
-}
-
-
-def pixtral_config(**changes) -> PixtralVisionConfig:
-    settings = {
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "patch_size": 4,
-        "image_size": 64,
-        "initializer_range": 0.2,  # large enough that attention is far from uniform
-        "attn_implementation": "eager",
-    }
-    return PixtralVisionConfig(**{**settings, **changes})
-
-
-@pytest.mark.parametrize(("image_size", "changes"), PIXTRALS.values(), ids=PIXTRALS)
-def test_the_encoder_is_the_one_of_pixtral(image_size, changes):
-    torch.manual_seed(sum(image_size))
-    config = pixtral_config(**changes)
-    oracle = unsettled(PixtralVisionModel(config))
-    images = torch.randn(3, config.num_channels, *image_size)
-    expected = oracle(images).last_hidden_state.view(3, -1, config.hidden_size)  # it takes all images as one sequence
-    weights = tensors(oracle, PIXTRAL_NAMES)
-    assert_same_encoder(pixtral_like(config, image_size), weights, oracle, PIXTRAL_NAMES, images, expected)
-
-
-@pytest.mark.parametrize("changes", [{}, {"image_size": 20, "patch_size": 5, "num_hidden_layers": 3}], ids=str)
-def test_the_encoder_is_the_one_of_siglip(changes):
-    torch.manual_seed(3)
-    settings = {
-        "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3,
-        "image_size": 12, "patch_size": 4, "vision_use_head": False, "attn_implementation": "eager",
-    }  # fmt: skip
-    config = SiglipVisionConfig(**{**settings, **changes})
-    oracle = unsettled(SiglipVisionModel(config))
-    images = torch.randn(3, 3, config.image_size, config.image_size)
-    expected = oracle(images).last_hidden_state
-    weights = tensors(oracle, SIGLIP_NAMES)
-    assert_same_encoder(siglip_like(config), weights, oracle, SIGLIP_NAMES, images, expected)
-
-
-IMAGE, VOCABULARY = 60, 61
 LAYOUTS = {  # an image takes two tokens
     "one image a row": ["iittttttttttt", "tttiitttttttt"],
     "several images in a row": ["iiiittttiit", "tiitttttttt"],
@@ -241,44 +42,6 @@ def tokens_of(layout: list[str], seed: int = 0) -> torch.Tensor:
 
 def is_image(layout: list[str]) -> torch.Tensor:
     return torch.tensor([[letter == "i" for letter in row] for row in layout])
-
-
-def llava_oracle() -> LlavaForConditionalGeneration:
-    torch.manual_seed(1)
-    language = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, attn_implementation="eager",
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=pixtral_config(),
-        text_config=language,
-        image_token_id=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        attn_implementation="eager",
-    )
-    return unsettled(LlavaForConditionalGeneration(config))
-
-
-def llava_like(config: LlavaConfig, image_size: tuple[int, int]) -> VisionLanguageModel:
-    text, linear = config.text_config, partial(Linear, bias=False)
-    norm = partial(RMSNorm, epsilon=text.rms_norm_eps)
-    rotary = partial(Rotary, theta=text.rope_parameters["rope_theta"])
-    attention = partial(Attention, num_heads=4, num_kv_heads=2, rotary=rotary, linear=linear)
-    mlp = partial(GatedMLP, intermediate_size=text.intermediate_size, linear=linear)
-    block = partial(DecoderBlock, mixer=attention, mlp=mlp, normalization=norm)
-    with torch.device("meta"):
-        return VisionLanguageModel(
-            image_token_id=config.image_token_id,
-            language_model=partial(
-                LanguageModel,
-                vocab_size=text.vocab_size,
-                hidden_size=text.hidden_size,
-                decoder=partial(Repeat, num_blocks=text.num_hidden_layers, block=block),
-                head=partial(LanguageModelHead, normalization=norm),
-            ),
-            vision=pixtral_like(config.vision_config, image_size, adapter=Projector),
-        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -298,3 +61,148 @@ def test_the_whole_is_llava_with_a_tower_of_pixtral(layout):
     loss.backward()
     torch.testing.assert_close(loss, expected, **CLOSE)
     assert_same_gradients(model, tensors(oracle, names, gradients=True))
+
+
+def small(**options) -> VisionLanguageModel:
+    """A model of width 16 whose images have two patches."""
+    vision = vision_of(partial(Attention, num_heads=2, causal=False, rotary=TwoDimensionalRotary))
+    parts = {"language_model": small_language_model, "vision": vision, **options}
+    return VisionLanguageModel(image_token_id=IMAGE, **parts)
+
+
+def small_language_model() -> LanguageModel:
+    block = partial(DecoderBlock, mixer=partial(Attention, num_heads=2), mlp=partial(MLP, intermediate_size=24))
+    return LanguageModel(vocab_size=VOCABULARY, hidden_size=16, decoder=partial(Repeat, block=block, num_blocks=2))
+
+
+def vision_of(mixer, **options) -> partial:
+    block = partial(DecoderBlock, mixer=mixer, mlp=partial(MLP, intermediate_size=24))
+    patches = partial(PatchEmbedding, image_size=(2, 4), patch_size=2)
+    encoder = partial(Repeat, block=block, num_blocks=1)
+    return partial(VisionEncoder, hidden_size=8, patches=patches, encoder=encoder, **options)
+
+
+def random_images(number: int) -> torch.Tensor:
+    return torch.randn(number, 3, 2, 4, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_images_take_the_places_of_their_tokens_in_order(layout):
+    """`masked_scatter` is the reference, for the values and for the gradients."""
+    model, tokens, mask = materialize(small()), tokens_of(layout), is_image(layout)
+    images = random_images(int(mask.sum()) // 2)
+    context = Context()
+    before = model.embeddings(tokens, context)
+    expected = before.masked_scatter(mask[..., None], model.vision(images))
+    actual = model.embed(tokens, context, images=images)
+    assert torch.equal(actual, expected)
+    gradient = torch.randn(actual.shape, generator=torch.Generator().manual_seed(4))
+    weights = list(model.vision.parameters()) + list(model.embeddings.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(actual, weights, gradient), torch.autograd.grad(expected, weights, gradient), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_a_changed_image_changes_what_comes_after_it_in_its_row_and_nothing_else():
+    model, layout = materialize(small(), seed=1), ["tttttttt", "iitttiit", "tiittttt"]
+    tokens, images = tokens_of(layout), random_images(3)
+    before = model(tokens, images=images)
+    images[1] += 1.0  # the second of the second row, at places 5 and 6
+    changed = (model(tokens, images=images) - before).abs().amax(-1)
+    assert (changed > 0).tolist() == [[False] * 8, [False] * 5 + [True] * 3, [False] * 8]
+
+
+@torch.no_grad()
+def test_decoding_goes_on_from_images_and_reads_a_generated_image_token_as_a_token():
+    model, layout = materialize(small()).eval(), ["iitttt", "tiittt"]
+    tokens, images = tokens_of(layout), random_images(2)
+    tokens = torch.cat((tokens, torch.tensor([[5], [7]])), dim=1)
+    expected, cache = model(tokens, images=images), Cache()
+    steps = [
+        model(tokens[:, :4], cache=cache, images=images),
+        *(model(t, cache=cache) for t in tokens[:, 4:].split(2, 1)),
+    ]
+    torch.testing.assert_close(torch.cat(steps, dim=1), expected, **CLOSE)
+    assert model(torch.full((2, 1), IMAGE), cache=cache).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("layout", "num_images", "message"),
+    [
+        (["iit", "iit"], 1, r"1 images take 2 image tokens \(2 each\), and there are 4"),
+        (["iit", "itt"], 2, r"2 images take 4 image tokens \(2 each\), and there are 3"),
+        (["ttt", "iit"], 0, r"0 images take 0 image tokens \(2 each\), and there are 2"),
+        (["ttt", "ttt"], 1, r"1 images take 2 image tokens \(2 each\), and there are 0"),
+        (["ttt", "iit"], None, "0 images take 0 image tokens"),
+    ],
+)
+def test_image_tokens_that_do_not_fit_the_images_are_an_error(layout, num_images, message):
+    model = materialize(small())
+    images = None if num_images is None else random_images(num_images)
+    with pytest.raises(ValueError, match=message):
+        model(tokens_of(layout), images=images)
+    with pytest.raises(ValueError, match=message):
+        model.loss(tokens_of(layout), tokens_of(layout), images=images)
+
+
+def test_text_alone_is_what_the_language_model_makes_of_it():
+    model = materialize(small(), seed=5)
+    language = materialize(small_language_model(), seed=5)
+    tokens = tokens_of(["tttttt", "tttttt"])
+    assert torch.equal(model(tokens), language(tokens))
+    names = [name for name, _ in model.named_parameters() if not name.startswith("vision.")]
+    assert names == [name for name, _ in language.named_parameters()]
+
+
+def test_the_meta_device_a_deep_copy_and_frozen_parts():
+    with torch.device("meta"):
+        model = small(vision=vision_of(partial(Attention, num_heads=2, causal=False, rotary=None), lr_scale=0.0))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.tokens_per_image == 2
+    assert model.image_shape == (3, 2, 4)
+    for scaled in named_parameters_with_scales(model):
+        frozen = scaled.name.startswith("vision.")
+        assert scaled.parameter.requires_grad != frozen
+        assert scaled.lr_scale == (0.0 if frozen else 1.0)
+    model, tokens, images = materialize(model), tokens_of(["iit", "tii"]), random_images(2)
+    duplicate = copy.deepcopy(model)
+    assert torch.equal(duplicate(tokens, images=images), model(tokens, images=images))
+    model.loss(tokens, tokens, images=images).mean.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is None} == {
+        name for name, _ in model.named_parameters() if name.startswith("vision.")
+    }
+
+
+def test_images_join_the_residual_stream_in_its_type():
+    model = materialize(small()).bfloat16()
+    model.vision.float()
+    assert model.embed(tokens_of(["iit"]), Context(), images=random_images(1)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("pure", [False, True], ids=["autocast", "bfloat16 weights"])
+def test_bfloat16_is_near_float32(pure):
+    model, layout = materialize(small()), LAYOUTS["several images in a row"]
+    tokens, images = tokens_of(layout), random_images(4)
+    expected = model.loss(tokens, tokens, images=images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not pure):
+        sums = (model.bfloat16() if pure else model).loss(tokens, tokens, images=images)
+    sums.mean.backward()
+    torch.testing.assert_close(sums.total, expected.total, rtol=1e-3, atol=0)  # bfloat16 logits: 2^-9 of a few units
+    assert all(p.grad.dtype == (torch.bfloat16 if pure else torch.float32) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_token_id": VOCABULARY}, "image_token_id must be one of the 61 tokens of the vocabulary, not 61"),
+        ({"image_token_id": -1}, "image_token_id must be one of"),
+        ({"vision": vision_of(partial(Attention, num_heads=2))}, r"encoder hides from a patch .*\.causal = False"),
+        ({"vision": vision_of(partial(Attention, num_heads=2, causal=False))}, "@TwoDimensionalRotary"),
+        ({"vision": partial(VisionEncoder, hidden_size=0)}, "hidden_size must be positive"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        VisionLanguageModel(**{"image_token_id": IMAGE, "language_model": small_language_model, **options})

@@ -2,7 +2,22 @@
 
 from ml.layers.mixers.attention import Attention
 from ml.layers.mixers.attention_reference import attention_reference
+from ml.layers.mixers.gated_delta_net import GatedDeltaNet
+from ml.layers.mixers.kimi_delta_attention import KimiDeltaAttention
 from ml.layers.mixers.latent_attention import LatentAttention
+from ml.layers.mixers.mamba import Mamba
+from ml.layers.mixers.mamba2 import Mamba2
+from ml.layers.mixers.short_convolution import ShortConvolutionMixer
 from ml.layers.mixers.stochastic_mixer import StochasticMixer
 
-__all__ = ["Attention", "LatentAttention", "StochasticMixer", "attention_reference"]
+__all__ = [
+    "Attention",
+    "GatedDeltaNet",
+    "KimiDeltaAttention",
+    "LatentAttention",
+    "Mamba",
+    "Mamba2",
+    "ShortConvolutionMixer",
+    "StochasticMixer",
+    "attention_reference",
+]

@@ -33,17 +33,19 @@ def dot_product_attention(
     slow_in_library = query.device.type == "cpu" and (query.dtype == bfloat16 or query.shape[-1] != value.shape[-1])
     if has_more or (slow_in_library and not dropout):
         return blockwise_attention(query, key, value, **options, soft_cap=soft_cap, sinks=sinks)
+    mask, is_causal = None, False
     is_windowed = window_size is not None and window_size < num_keys
-    sees_a_part = is_windowed or documents is not None or (causal and 1 < num_queries < num_keys)
+    if is_windowed or documents is not None or (causal and 1 < num_queries < num_keys):
+        mask = visible_keys(num_queries, num_keys, causal, window_size, documents, query.device)
+    elif causal and num_queries == num_keys:  # a single query sees all keys there are
+        is_causal = True
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=visible_keys(num_queries, num_keys, causal, window_size, documents, query.device)
-        if sees_a_part
-        else None,
+        attn_mask=mask,
         dropout_p=dropout,
-        is_causal=causal and not sees_a_part and num_queries == num_keys,
+        is_causal=is_causal,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )

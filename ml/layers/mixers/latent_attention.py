@@ -21,11 +21,11 @@ class LatentAttention(nn.Module):
     """Attention whose keys and values are made from one small latent vector a token (DeepSeek-V2, section 2.1).
 
     c = key_value_norm(key_value_down(x)), k = [key_up(c), rotary(key_rotary(x))], v = value_up(c), and a query
-    q = [query_up(·), rotary part], from x through query_down and query_norm where it has a rank. All heads share the
-    rotary part of the key. While decoding only c and that part are kept, and the heads meet them there: q keyᵀ is
-    computed as (q key_up) cᵀ, which is the same product.
+    q = query_up(query_norm(query_down(x))), a part of which is turned. All heads share the rotary part of the key.
+    While decoding only c and that part are kept, and the heads meet them there: q keyᵀ is computed as (q key_up) cᵀ,
+    which is the same product.
 
-    query_rank: of the query's latent vector; None makes queries directly by `query_up`. softmax_scale: None is
+    query_rank: of the query's latent vector; None makes q by `query(x)`. softmax_scale: None is
     1/√(head_size + rotary_size). dropout: of the attention weights, in training.
     """
 
@@ -60,13 +60,15 @@ class LatentAttention(nn.Module):
         self.lr_scale = checked_lr_scale(lr_scale)
         rank = positive("key_value_rank", key_value_rank)
 
-        self.query_down = self.query_norm = None
-        query_source = hidden_size
-        if query_rank is not None:
-            query_source = positive("query_rank", query_rank)
-            self.query_down = child("query_down", linear, hidden_size, query_source)
-            self.query_norm = child("query_norm", normalization, query_source)
-        self.query_up = child("query_up", linear, query_source, heads * (self.head_size + self.rotary_size))
+        query_size = heads * (self.head_size + self.rotary_size)
+        if query_rank is None:
+            self.query_norm = self.query_up = None
+            self.query = from_x = child("query", linear, hidden_size, query_size)
+        else:
+            query_rank = positive("query_rank", query_rank)
+            self.query_down = from_x = child("query_down", linear, hidden_size, query_rank)
+            self.query_norm = child("query_norm", normalization, query_rank)
+            self.query_up = child("query_up", linear, query_rank, query_size)
         self.key_value_down = child("key_value_down", linear, hidden_size, rank)
         self.key_rotary = child("key_rotary", linear, hidden_size, self.rotary_size)
         self.key_value_norm = child("key_value_norm", normalization, rank)
@@ -74,13 +76,12 @@ class LatentAttention(nn.Module):
         self.value_up = child("value_up", linear, rank, heads * self.value_head_size)
         self.output = child("output", linear, heads * self.value_head_size, hidden_size)
         self.rotary = child("rotary", rotary, self.rotary_size)
-        down = [self.key_value_down, self.key_rotary, self.query_up if query_rank is None else self.query_down]
-        self.projections = child("projections", Projections, down)
+        self.projections = child("projections", Projections, (self.key_value_down, self.key_rotary, from_x))
         self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         latent, key_rotary, query = self.projections(x)
-        if self.query_norm is not None:
+        if self.query_up is not None:
             query = self.query_up(self.query_norm(query))
         latent = self.key_value_norm(latent)  # (B, T, R)
         query = query.unflatten(-1, (self.num_heads, -1))  # (B, T, N, D + Dr)

@@ -1,0 +1,161 @@
+"""The experts of a mixture, and two ways to compute them: one after the other, and by grouped matrix products."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.context import Context
+from ml.layers.grouped_experts import GROUPINGS, grouped_experts, obstacle_to_grouping
+from ml.layers.parameter import checked_lr_scale
+
+# On the CPU a product in 16 bits is compiled for its shape, which takes longer than a small product itself. Numbers of
+# rows that are rounded up to a multiple of this come again.
+_ROWS = 16
+
+
+@configurable
+class Experts(nn.Module):
+    """y_t = Σ_j weight_tj · expert_j(x_t) over the chosen experts j of a token t.
+
+    The experts are `expert_0`, `expert_1`, ..., each with its own scope and weights. `active_fraction`: what part of
+    them a token passes, see `ml.models.flops`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        experts_per_token: int,
+        expert: Callable[..., nn.Module],
+        grouped: bool | None,
+        *,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.grouped = grouped
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.active_fraction = experts_per_token / num_experts
+        for index in range(num_experts):
+            name = f"expert_{index}"
+            setattr(self, name, child(name, expert, hidden_size))
+        self.obstacle_to_grouping = obstacle_to_grouping(self.in_order)
+
+    @property
+    def in_order(self) -> list[nn.Module]:
+        """The experts by number."""
+        return list(self.children())
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None = None) -> Tensor:
+        """Tokens (N, H), with the weights and numbers (N, k) of their experts, to (N, H)."""
+        x = x.to(computing_dtype(x))  # once, and not for each layer of each expert
+        if self.is_grouped(x):
+            return grouped_experts(self.in_order, x, weights, chosen)
+        return self.one_by_one(x, weights, chosen, context)
+
+    def is_grouped(self, x: Tensor) -> bool:
+        """Whether grouped products are used for `x`."""
+        if self.grouped is not None:
+            return self.grouped
+        return x.is_cuda and self.obstacle_to_grouping is None
+
+    def one_by_one(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None) -> Tensor:
+        """Each expert on its own tokens, none of which is dropped.
+
+        The device is waited for, to know how many they are. An expert without tokens computes on none if there is a
+        gradient, which then is zero and not missing.
+        """
+        shares = shares_of_experts(chosen, len(self.in_order), self.row_multiple(x))
+        pairs = zip(self.in_order, shares, strict=True)
+        busy = [pair for pair in pairs if len(pair[1].tokens) or torch.is_grad_enabled()]
+        shares = [share for _, share in busy]
+        parts = _Dispatch.apply(x, shares)
+        outputs = [expert(part, context) for (expert, _), part in zip(busy, parts, strict=True)]
+        return _Combine.apply(weights, shares, *outputs)
+
+    def row_multiple(self, x: Tensor) -> int:
+        """To a multiple of how many rows the tokens of an expert are filled up, where its rows cannot tell."""
+        acts_on_rows = all(type(expert) in GROUPINGS for expert in self.in_order)
+        return _ROWS if x.device.type == "cpu" and x.element_size() == 2 and acts_on_rows else 1
+
+
+class Share(NamedTuple):
+    """What one expert gets: its tokens (n), their places among all choices (n), and rows of zeros to fill it up."""
+
+    tokens: Tensor
+    choices: Tensor
+    num_filling: int
+
+
+def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> list[Share]:
+    """Sorts the choices (N, k) by expert; within an expert the tokens stay in order."""
+    numbers, choices = chosen.flatten().sort(stable=True)
+    bounds = torch.searchsorted(numbers, torch.arange(num_experts + 1, device=numbers.device))
+    counts = bounds.diff().tolist()
+    tokens = (choices // chosen.shape[1]).split(counts)
+    fillings = [-count % row_multiple for count in counts]
+    return [Share(*share) for share in zip(tokens, choices.split(counts), fillings, strict=True)]
+
+
+class _Dispatch(torch.autograd.Function):
+    """The rows (1, n, H) of each expert out of x (N, H). Its gradient is one sum, and not one for each expert."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shares: list[Share]) -> tuple[Tensor, ...]:
+        ctx.shares, ctx.shape = shares, x.shape
+        return tuple(_filled(x.index_select(0, share.tokens), share).unsqueeze(0) for share in shares)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        dtype = gradients[0].dtype
+        total = gradients[0].new_zeros(ctx.shape, dtype=torch.promote_types(dtype, torch.float32))
+        for share, gradient in zip(ctx.shares, gradients, strict=True):
+            _add_rows(total, share, gradient.squeeze(0))
+        return total.to(dtype), None
+
+
+class _Combine(torch.autograd.Function):
+    """Σ_j weight_tj · output_j(t): the outputs (1, n, H) of the experts to (N, H), summed in float32."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, shares: list[Share], *outputs: Tensor) -> Tensor:
+        ctx.shares = shares
+        ctx.save_for_backward(weights, *outputs)
+        wide = torch.promote_types(outputs[0].dtype, weights.dtype)
+        total = outputs[0].new_zeros(len(weights), outputs[0].shape[-1], dtype=wide)
+        for share, output in zip(shares, outputs, strict=True):
+            _add_rows(total, share, output.squeeze(0), weights)
+        return total.to(outputs[0].dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        weights, *outputs = ctx.saved_tensors
+        weight_gradient = torch.zeros_like(weights).flatten()
+        output_gradients = []
+        for share, output in zip(ctx.shares, outputs, strict=True):
+            rows = gradient.index_select(0, share.tokens).to(weights.dtype)
+            products = rows * output.squeeze(0)[: len(rows)]
+            weight_gradient[share.choices] = products.sum(-1)
+            rows.mul_(weights.flatten()[share.choices].unsqueeze(-1))
+            output_gradients.append(_filled(rows.to(output.dtype), share).unsqueeze(0))
+        return weight_gradient.view_as(weights), None, *output_gradients
+
+
+def _filled(rows: Tensor, share: Share) -> Tensor:
+    return nn.functional.pad(rows, (0, 0, 0, share.num_filling)) if share.num_filling else rows
+
+
+def _add_rows(total: Tensor, share: Share, rows: Tensor, weights: Tensor | None = None) -> None:
+    """Adds rows to those of their tokens. No token comes twice in a share, so the order of the sum is always the same."""
+    rows = rows[: len(share.tokens)]
+    if weights is not None:
+        rows = rows * weights.flatten()[share.choices].unsqueeze(-1)
+    total.index_add_(0, share.tokens, rows.to(total.dtype))
+
+
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer computes on `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,0 +1,147 @@
+"""Experts that are all alike, computed at once: a grouped matrix product for each of their layers."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.layers.linear import Linear
+from ml.layers.mlp import MLP, GatedMLP
+
+
+def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). The device is not waited for."""
+    order = Order.by_expert(chosen, len(experts))
+    y = GROUPINGS[type(experts[0])].compute(experts, _Gather.apply(x, order), order)  # (N k, H)
+    return _WeightedSum.apply(y, weights, order)
+
+
+class Order(NamedTuple):
+    """The choices of N tokens, k each, sorted by expert.
+
+    experts, tokens: of each choice (N k), sorted. ends: where each expert's choices end (E). slots: where a sorted
+    choice stood before (N k). places: where the choices of a token went (N, k).
+    """
+
+    experts: Tensor
+    tokens: Tensor
+    ends: Tensor
+    slots: Tensor
+    places: Tensor
+
+    @classmethod
+    def by_expert(cls, experts: Tensor, num_experts: int) -> "Order":
+        """Sorts the experts (N, k) of the tokens; within an expert the tokens stay in order."""
+        sorted_experts, slots = experts.flatten().sort(stable=True)
+        places = torch.empty_like(slots).scatter_(0, slots, torch.arange(len(slots), device=slots.device))
+        numbers = torch.arange(num_experts, device=slots.device)
+        ends = torch.searchsorted(sorted_experts, numbers, right=True, out_int32=True)
+        return cls(sorted_experts, slots // experts.shape[1], ends, slots, places.view_as(experts))
+
+
+class _Gather(torch.autograd.Function):
+    """x[tokens]: (N, H) -> (N k, H). Backward gathers too, where `index_select` adds one row after the other."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Order) -> Tensor:
+        ctx.places = order.places
+        return x.index_select(0, order.tokens)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return rows_of_tokens(gradient, ctx.places).sum(1), None
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Σ_j weights_tj · y[places_tj]: (N k, H) -> (N, H)."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, weights: Tensor, order: Order) -> Tensor:
+        ctx.save_for_backward(y, weights)
+        ctx.order = order
+        return torch.bmm(weights.to(y.dtype).unsqueeze(1), rows_of_tokens(y, order.places)).squeeze(1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        y, weights = ctx.saved_tensors
+        rows = gradient.index_select(0, ctx.order.tokens)
+        weight_gradient = (rows * y).sum(-1)[ctx.order.places].to(weights.dtype)
+        return rows * weights.to(y.dtype).flatten()[ctx.order.slots].unsqueeze(-1), weight_gradient, None
+
+
+def rows_of_tokens(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows of each token: (N k, H), (N, k) -> (N, k, H)."""
+    return rows.index_select(0, places.flatten()).unflatten(0, places.shape)
+
+
+def grouped_linear(x: Tensor, layers: Sequence[Linear], order: Order) -> Tensor:
+    """Layer e on the choices of expert e: (N k, in) -> (N k, out)."""
+    weight = torch.stack([layer.whole_weight() for layer in layers]).to(x.dtype)  # (E, out, in)
+    y = F.grouped_mm(x, weight.transpose(-2, -1), offs=order.ends)
+    if all(layer.bias is None for layer in layers):
+        return y
+    absent = layers[0].weight.new_zeros(layers[0].out_features)
+    biases = torch.stack([absent if layer.bias is None else layer.bias for layer in layers])
+    return y + F.embedding(order.experts, biases.to(y.dtype))
+
+
+def grouped_mlp(experts: Sequence[MLP], x: Tensor, order: Order) -> Tensor:
+    """As `MLP`."""
+    up = grouped_linear(x, [expert.up for expert in experts], order)
+    return grouped_linear(experts[0].activation(up), [expert.down for expert in experts], order)
+
+
+def grouped_gated_mlp(experts: Sequence[GatedMLP], x: Tensor, order: Order) -> Tensor:
+    """As `GatedMLP`."""
+    gate = grouped_linear(x, [expert.gate for expert in experts], order)
+    up = grouped_linear(x, [expert.up for expert in experts], order)
+    return grouped_linear(experts[0].activation(gate) * up, [expert.down for expert in experts], order)
+
+
+class Grouping(NamedTuple):
+    """How experts of a type are computed at once, and which of their attributes are the layers."""
+
+    compute: Callable[[Sequence[nn.Module], Tensor, Order], Tensor]
+    layers: tuple[str, ...]
+
+
+GROUPINGS: dict[type[nn.Module], Grouping] = {
+    MLP: Grouping(grouped_mlp, ("up", "down")),
+    GatedMLP: Grouping(grouped_gated_mlp, ("gate", "up", "down")),
+}
+
+
+def obstacle_to_grouping(experts: Sequence[nn.Module]) -> str | None:
+    """Why grouped products cannot compute `experts`; None where they can."""
+    types = {type(expert) for expert in experts}
+    if len(types) > 1 or not types <= GROUPINGS.keys():
+        names = ", ".join(sorted(kind.__name__ for kind in types))
+        return f"takes experts that are all GatedMLP or all MLP, not {names}"
+    if len({comparable(expert.activation) for expert in experts}) > 1:
+        return "takes experts with one activation"
+    for name in GROUPINGS[type(experts[0])].layers:
+        layers = [getattr(expert, name) for expert in experts]
+        if obstacle := _obstacle_in(layers):
+            return f"{obstacle} as {name}"
+    return None
+
+
+def _obstacle_in(layers: Sequence[nn.Module]) -> str | None:
+    others = sorted({type(layer).__name__ for layer in layers if type(layer) is not Linear})
+    if others:
+        return f"takes Linear layers, not {', '.join(others)},"
+    if len({layer.weight.shape for layer in layers}) > 1:
+        return "takes experts of one size, not layers of several"
+    if any(getattr(layer.adapter, "dropout", 0.0) for layer in layers):
+        return "takes adapters without dropout, not layers with it"
+    return None
+
+
+def comparable(function: Callable) -> object:
+    """What is equal for equal functions: of a partial one, the function and its arguments."""
+    if not isinstance(function, partial):
+        return function
+    return function.func, function.args, tuple(sorted(function.keywords.items()))

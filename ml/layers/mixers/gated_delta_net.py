@@ -1,0 +1,116 @@
+"""The gated delta net."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import REQUIRED, child, configurable, require
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.convolution import CausalConvolution
+from ml.layers.linear import Linear, Projections
+from ml.layers.mixers.delta_rule import (
+    checked_chunk_size,
+    checked_head_size,
+    gated_delta_rule,
+    log_of_decay,
+    unit_length,
+)
+from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
+from ml.layers.normalization import GatedRMSNorm
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class GatedDeltaNet(nn.Module):
+    """y = output(norm(o, gate(x))), o the gated delta rule with one decay for a head (Yang et al. 2024).
+
+    q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
+    g = -exp(A_log) · softplus(decay(x) + dt_bias), as Qwen3-Next has it. `gated_delta_rule_reference` is the rule.
+
+    num_heads: of queries and keys. num_value_heads: each has a state and a decay of its own, and neighbours share a
+        query and a key; None is `num_heads`. key_head_size: None is hidden_size / num_heads. value_head_size: None is
+        `key_head_size`. chunk_size: how many tokens are computed at once; the result does not depend on it.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int = REQUIRED,
+        num_value_heads: int | None = None,
+        key_head_size: int | None = None,
+        value_head_size: int | None = None,
+        chunk_size: int = 32,
+        linear: Callable[..., nn.Module] = Linear,
+        convolution: Callable[..., nn.Module] = CausalConvolution,
+        norm: Callable[..., nn.Module] = GatedRMSNorm,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_heads = positive("num_heads", num_heads)
+        self.num_value_heads = self.num_heads
+        if num_value_heads is not None:
+            self.num_value_heads = positive("num_value_heads", num_value_heads)
+        divides = self.num_value_heads % self.num_heads == 0
+        require(divides, "num_value_heads", f"must be a multiple of num_heads ({num_heads}), not {num_value_heads}")
+        self.key_head_size = checked_head_size(hidden_size, self.num_heads, "key_head_size", key_head_size)
+        self.value_head_size = self.key_head_size
+        if value_head_size is not None:
+            self.value_head_size = positive("value_head_size", value_head_size)
+        self.chunk_size = checked_chunk_size(chunk_size)
+        self.lr_scale = checked_lr_scale(lr_scale)
+
+        size, value_size = self.num_heads * self.key_head_size, self.num_value_heads * self.value_head_size
+        self.query = child("query", linear, hidden_size, size)
+        self.key = child("key", linear, hidden_size, size)
+        self.value = child("value", linear, hidden_size, value_size)
+        self.gate = child("gate", linear, hidden_size, value_size)
+        self.beta = child("beta", linear, hidden_size, self.num_value_heads)
+        # dt_bias is the bias of this one.
+        self.decay = child("decay", linear, hidden_size, self.num_value_heads, defaults={"bias": False})
+        projected = (self.query, self.key, self.value, self.gate, self.beta, self.decay)
+        self.projections = child("projections", Projections, projected)
+        self.convolution = child("convolution", convolution, 2 * size + value_size, defaults={"bias": False})
+        A_log_defaults = {"initialization": log_of_uniform, "weight_decay": 0.0}
+        dt_bias_defaults = {"initialization": time_step_bias, "weight_decay": 0.0}
+        self.A_log = child("A_log", Parameter, (self.num_value_heads,), defaults=A_log_defaults)
+        self.dt_bias = child("dt_bias", Parameter, (self.num_value_heads,), defaults=dt_bias_defaults)
+        self.norm = child("norm", norm, self.value_head_size, defaults={"gate_position": "after"})
+        self.output = child("output", linear, value_size, hidden_size)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        query, key, value, gate, beta, decay = self.projections(x)
+        query, key, value = self.convolved(query, key, value, context)
+        mixed, state = gated_delta_rule(
+            query,
+            key,
+            value,
+            log_of_decay(decay, self.A_log, self.dt_bias),
+            beta.sigmoid(),
+            initial_state=context.state(self),
+            document_starts=context.document_starts(),
+            chunk_size=self.chunk_size,
+        )
+        context.keep(self, state)
+        gate = gate.unflatten(-1, (self.num_value_heads, self.value_head_size))
+        return self.output(self.norm(mixed, gate).flatten(2))  # (B, T, N V) -> (B, T, H)
+
+    def convolved(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """For the N heads of the values: queries and keys (B, T, N, D) of unit length, and values (B, T, N, V)."""
+        sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
+        query, key, value = self.convolution(torch.cat((query, key, value), dim=-1), context).split(sizes, dim=-1)
+        query = unit_length(query.unflatten(-1, (self.num_heads, -1))) * self.key_head_size**-0.5
+        key = unit_length(key.unflatten(-1, (self.num_heads, -1)))
+        if (group_size := self.num_value_heads // self.num_heads) > 1:
+            query, key = (x.repeat_interleave(group_size, dim=2) for x in (query, key))
+        return query, key, value.unflatten(-1, (self.num_value_heads, -1))
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Three products with a state of D V entries forward (recall, write, read), twice that backward."""
+        return 18.0 * self.num_value_heads * self.key_head_size * self.value_head_size
+
+    def extra_repr(self) -> str:
+        heads = f"num_heads={self.num_heads}, num_value_heads={self.num_value_heads}"
+        return f"{heads}, key_head_size={self.key_head_size}, value_head_size={self.value_head_size}"

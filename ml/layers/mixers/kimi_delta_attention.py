@@ -1,0 +1,127 @@
+"""Kimi delta attention."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import REQUIRED, child, configurable
+from ml.layers.activations import Elementwise
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.convolution import CausalConvolution
+from ml.layers.linear import Linear, Projections
+from ml.layers.mixers.delta_rule import (
+    checked_chunk_size,
+    checked_head_size,
+    gated_delta_rule,
+    log_of_decay,
+    unit_length,
+)
+from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
+from ml.layers.normalization import GatedRMSNorm
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+def sigmoid() -> Elementwise:
+    """1 / (1 + exp(-x))."""
+    return torch.sigmoid
+
+
+@configurable
+class KimiDeltaAttention(nn.Module):
+    """y = output(norm(o) · sigmoid(gate_up(gate_down(x)))), o the gated delta rule with a decay for each channel of the
+    key (Kimi Linear, arXiv:2510.26692, section 4).
+
+    q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
+    g = -exp(A_log) · softplus(decay_up(decay_down(x)) + dt_bias), with an A_log for a head and a dt_bias for a channel.
+
+    key_head_size: D; None is hidden_size / num_heads. value_head_size: None is `key_head_size`. decay_rank, gate_rank:
+        the sizes between down and up; None is `value_head_size`. chunk_size: how many tokens are computed at once; the
+        result does not depend on it.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int = REQUIRED,
+        key_head_size: int | None = None,
+        value_head_size: int | None = None,
+        decay_rank: int | None = None,
+        gate_rank: int | None = None,
+        chunk_size: int = 32,
+        linear: Callable[..., nn.Module] = Linear,
+        convolution: Callable[..., nn.Module] = CausalConvolution,
+        norm: Callable[..., nn.Module] = GatedRMSNorm,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_heads = positive("num_heads", num_heads)
+        self.key_head_size = checked_head_size(hidden_size, self.num_heads, "key_head_size", key_head_size)
+        self.value_head_size = self.key_head_size
+        if value_head_size is not None:
+            self.value_head_size = positive("value_head_size", value_head_size)
+        decay_rank = self.value_head_size if decay_rank is None else positive("decay_rank", decay_rank)
+        gate_rank = self.value_head_size if gate_rank is None else positive("gate_rank", gate_rank)
+        self.chunk_size = checked_chunk_size(chunk_size)
+        self.lr_scale = checked_lr_scale(lr_scale)
+
+        size, value_size = self.num_heads * self.key_head_size, self.num_heads * self.value_head_size
+        self.query = child("query", linear, hidden_size, size)
+        self.key = child("key", linear, hidden_size, size)
+        self.value = child("value", linear, hidden_size, value_size)
+        self.beta = child("beta", linear, hidden_size, self.num_heads)
+        # dt_bias is the bias of the decay, and gate_up has that of the gate.
+        self.decay_down = child("decay_down", linear, hidden_size, decay_rank, defaults={"bias": False})
+        self.decay_up = child("decay_up", linear, decay_rank, size, defaults={"bias": False})
+        self.gate_down = child("gate_down", linear, hidden_size, gate_rank, defaults={"bias": False})
+        self.gate_up = child("gate_up", linear, gate_rank, value_size)
+        projected = (self.query, self.key, self.value, self.beta, self.decay_down, self.gate_down)
+        self.projections = child("projections", Projections, projected)
+        self.convolution = child("convolution", convolution, 2 * size + value_size, defaults={"bias": False})
+        A_log_defaults = {"initialization": log_of_uniform, "weight_decay": 0.0}
+        dt_bias_defaults = {"initialization": time_step_bias, "weight_decay": 0.0}
+        self.A_log = child("A_log", Parameter, (self.num_heads,), defaults=A_log_defaults)
+        self.dt_bias = child("dt_bias", Parameter, (size,), defaults=dt_bias_defaults)
+        norm_defaults = {"gate_position": "after", "activation": sigmoid}
+        self.norm = child("norm", norm, self.value_head_size, defaults=norm_defaults)
+        self.output = child("output", linear, value_size, hidden_size)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        query, key, value, beta, decay, gate = self.projections(x)
+        query, key, value = self.convolved(query, key, value, context)
+        decay = self.in_heads(self.decay_up(decay))  # (B, T, N, D)
+        mixed, state = gated_delta_rule(
+            query,
+            key,
+            value,
+            log_of_decay(decay, self.A_log[:, None], self.in_heads(self.dt_bias)),
+            beta.sigmoid(),
+            initial_state=context.state(self),
+            document_starts=context.document_starts(),
+            chunk_size=self.chunk_size,
+        )
+        context.keep(self, state)
+        mixed = self.norm(mixed, self.in_heads(self.gate_up(gate)))  # (B, T, N, V)
+        return self.output(mixed.flatten(2))  # (B, T, H)
+
+    def convolved(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys (B, T, N, D) of unit length, the queries over √D, and values (B, T, N, V)."""
+        sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
+        convolved = self.convolution(torch.cat((query, key, value), dim=-1), context).split(sizes, dim=-1)
+        query, key, value = (self.in_heads(part) for part in convolved)
+        return unit_length(query) * self.key_head_size**-0.5, unit_length(key), value
+
+    def in_heads(self, x: Tensor) -> Tensor:
+        """(..., N D) to (..., N, D)."""
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Three products with a state of D V entries forward (recall, write, read), twice that backward."""
+        return 18.0 * self.num_heads * self.key_head_size * self.value_head_size
+
+    def extra_repr(self) -> str:
+        sizes = f"key_head_size={self.key_head_size}, value_head_size={self.value_head_size}"
+        return f"num_heads={self.num_heads}, {sizes}"

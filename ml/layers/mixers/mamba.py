@@ -1,0 +1,113 @@
+"""Mamba."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.activations import Activation, silu
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.convolution import CausalConvolution
+from ml.layers.initialization import ones
+from ml.layers.linear import Linear, Projections
+from ml.layers.mixers.selective_scan import selective_scan
+from ml.layers.mixers.state_space_initialization import log_index, time_step_bias, time_step_weight
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class Mamba(nn.Module):
+    """Each of F channels u = convolution(x) has a state h of size N, and what it takes in depends on the input:
+
+    h_t = exp(dt_t A) · h_{t-1} + dt_t B_t u_t,   y_t = C_t h_t + D u_t,   output(y · activation(gate))
+
+    with A = -exp(A_log), B and C projections of u, and dt = softplus(dt(dt_down(u)) + dt_bias) (Gu and Dao 2023,
+    algorithm 2). `dt_bias` is a parameter beside the projection `dt`, so that `Linear.bias = False` leaves it alone.
+
+    intermediate_size: F, None is 2 H. state_size: N. dt_rank: of what dt_down returns, None is H / 16, rounded up.
+    activation: of the gate. dt_norm, B_norm and C_norm normalize what dt_down, B and C return (Jamba; Falcon Mamba has
+    `@FixedRMSNorm`).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        intermediate_size: int | None = None,
+        state_size: int = 16,
+        dt_rank: int | None = None,
+        convolution: Callable[..., nn.Module] = CausalConvolution,
+        activation: Activation = silu,
+        dt_norm: Callable[..., nn.Module] | None = None,
+        B_norm: Callable[..., nn.Module] | None = None,
+        C_norm: Callable[..., nn.Module] | None = None,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        size = 2 * hidden_size if intermediate_size is None else positive("intermediate_size", intermediate_size)
+        self.intermediate_size = size
+        self.state_size = positive("state_size", state_size)
+        self.dt_rank = -(-hidden_size // 16) if dt_rank is None else positive("dt_rank", dt_rank)
+        self.lr_scale = checked_lr_scale(lr_scale)
+
+        self.x = child("x", linear, hidden_size, size)
+        self.gate = child("gate", linear, hidden_size, size)
+        self.projections = child("projections", Projections, (self.x, self.gate))
+        self.convolution = child("convolution", convolution, size)
+        self.dt_down = child("dt_down", linear, size, self.dt_rank, defaults={"bias": False})
+        self.B = child("B", linear, size, self.state_size, defaults={"bias": False})
+        self.C = child("C", linear, size, self.state_size, defaults={"bias": False})
+        self.selection = child("selection", Projections, (self.dt_down, self.B, self.C))
+        self.dt_norm = child("dt_norm", dt_norm, self.dt_rank) if dt_norm is not None else None
+        self.B_norm = child("B_norm", B_norm, self.state_size) if B_norm is not None else None
+        self.C_norm = child("C_norm", C_norm, self.state_size) if C_norm is not None else None
+        dt_defaults = {"bias": False, "weight_initialization": time_step_weight}
+        self.dt = child("dt", linear, self.dt_rank, size, defaults=dt_defaults)
+        self.activation = child("activation", activation)
+        self.output = child("output", linear, size, hidden_size)
+        self.dt_bias = _parameter("dt_bias", (size,), time_step_bias)
+        self.A_log = _parameter("A_log", (size, self.state_size), log_index)
+        self.D = _parameter("D", (size,), ones)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x, gate = self.projections(x)  # (B, T, F)
+        x = self.convolution(x, context)
+        y = self.scan(x, context) * self.activation(gate)  # float32 at least
+        return self.output(y.to(x.dtype))  # (B, T, H)
+
+    def scan(self, x: Tensor, context: Context) -> Tensor:
+        """The state-space model over (B, T, F), from the state that the context has kept."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dt, B, C = self.select(x)  # (B, T, F), (B, T, N), (B, T, N)
+        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
+        A = -torch.exp(self.A_log.to(wide))
+        y, state = selective_scan(x, dt, A, B, C, context.state(self), context.document_starts())
+        context.keep(self, state)
+        return y + x * self.D.to(wide)
+
+    def select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dt, without its bias and softplus, B and C of each token."""
+        dt, B, C = self.selection(x)
+        if self.dt_norm is not None:
+            dt = self.dt_norm(dt)
+        if self.B_norm is not None:
+            B = self.B_norm(B)
+        if self.C_norm is not None:
+            C = self.C_norm(C)
+        return self.dt(dt), B, C
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Six operations an entry of the state forward (its exponent, input, decay, sum, output), twelve backward."""
+        return 18.0 * self.intermediate_size * self.state_size
+
+    def extra_repr(self) -> str:
+        sizes = f"intermediate_size={self.intermediate_size}, state_size={self.state_size}"
+        return f"{sizes}, dt_rank={self.dt_rank}"
+
+
+def _parameter(name: str, shape: tuple[int, ...], initialization: Callable) -> nn.Parameter:
+    return child(name, Parameter, shape, defaults={"initialization": initialization, "weight_decay": 0.0})

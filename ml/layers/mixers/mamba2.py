@@ -1,0 +1,126 @@
+"""Mamba-2."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable, require
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.convolution import CausalConvolution
+from ml.layers.initialization import ones
+from ml.layers.linear import Linear, Projections
+from ml.layers.mixers.state_space_duality import ssd_chunked
+from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
+from ml.layers.normalization import GatedRMSNorm
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+@configurable
+class Mamba2(nn.Module):
+    """Each of N heads has P channels, one decay a step, and a state h of size P x S:
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_tᵀ,   y_t = h_t C_t + D x_t,   output(norm(y, gate))
+
+    with A = -exp(A_log) and dt = softplus(dt(·) + dt_bias). gate, x, B, C and dt are all projections of the input; x, B
+    and C go through one convolution, and groups of heads share B and C (Dao and Gu 2024, sections 6 and 7).
+
+    num_heads: None is what gives intermediate_size. intermediate_size: None is num_heads · head_size, or 2 H without
+    num_heads. state_size: S. chunk_size: the length of the parts that are computed as matrix products; it changes the
+    speed alone. dt_limit: the least and the greatest dt. norm: None is y · silu(gate).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int | None = None,
+        head_size: int = 64,
+        intermediate_size: int | None = None,
+        state_size: int = 128,
+        num_groups: int = 1,
+        chunk_size: int = 64,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        convolution: Callable[..., nn.Module] = CausalConvolution,
+        norm: Callable[..., nn.Module] | None = GatedRMSNorm,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.head_size = positive("head_size", head_size)
+        self.num_heads = self._checked_num_heads(hidden_size, num_heads, intermediate_size)
+        self.state_size = positive("state_size", state_size)
+        self.num_groups = positive("num_groups", num_groups)
+        divides = self.num_heads % self.num_groups == 0
+        require(divides, "num_groups", f"must divide the {self.num_heads} heads, not be {num_groups}")
+        self.chunk_size = positive("chunk_size", chunk_size)
+        self.dt_limit = dt_limit
+        require(0.0 <= dt_limit[0] < dt_limit[1], "dt_limit", f"must be a range of numbers from 0, not {dt_limit}")
+        self.lr_scale = checked_lr_scale(lr_scale)
+
+        size, group_size = self.num_heads * self.head_size, self.num_groups * self.state_size
+        self.gate = child("gate", linear, hidden_size, size)
+        self.x = child("x", linear, hidden_size, size)
+        self.B = child("B", linear, hidden_size, group_size)
+        self.C = child("C", linear, hidden_size, group_size)
+        self.dt = child("dt", linear, hidden_size, self.num_heads, defaults={"bias": False})
+        self.projections = child("projections", Projections, (self.gate, self.x, self.B, self.C, self.dt))
+        self.convolution = child("convolution", convolution, size + 2 * group_size)
+        self.norm = None
+        if norm is not None:
+            self.norm = child("norm", norm, size, derived={"num_groups": self.num_groups})
+        self.output = child("output", linear, size, hidden_size)
+        self.dt_bias = self._parameter("dt_bias", time_step_bias)
+        self.A_log = self._parameter("A_log", log_of_uniform)
+        self.D = self._parameter("D", ones)
+
+    def _parameter(self, name: str, initialization: Callable) -> nn.Parameter:
+        defaults = {"initialization": initialization, "weight_decay": 0.0}
+        return child(name, Parameter, (self.num_heads,), defaults=defaults)
+
+    def _checked_num_heads(self, hidden_size: int, num_heads: int | None, intermediate_size: int | None) -> int:
+        if intermediate_size is not None:
+            intermediate_size = positive("intermediate_size", intermediate_size)
+        if num_heads is None:
+            size = 2 * hidden_size if intermediate_size is None else intermediate_size
+            message = f"must divide intermediate_size ({size}) where num_heads is None, not be {self.head_size}"
+            require(size % self.head_size == 0, "head_size", message)
+            return max(size // self.head_size, 1)
+        num_heads = positive("num_heads", num_heads)
+        size = num_heads * self.head_size
+        message = f"must be num_heads · head_size ({size}) or None, not {intermediate_size}"
+        require(intermediate_size in (None, size), "intermediate_size", message)
+        return num_heads
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        gate, *mixed, dt = self.projections(x)
+        sizes = [part.shape[-1] for part in mixed]
+        x, B, C = self.convolution(torch.cat(mixed, dim=-1), context).split(sizes, dim=-1)
+        x = x.unflatten(-1, (self.num_heads, self.head_size))  # (B, T, N, P)
+        B, C = (part.unflatten(-1, (self.num_groups, self.state_size)) for part in (B, C))  # (B, T, G, S)
+        y = self.scan(x, dt, B, C, context).flatten(2).to(gate.dtype)  # (B, T, F)
+        y = y * F.silu(gate) if self.norm is None else self.norm(y, gate)
+        return self.output(y)  # (B, T, H)
+
+    def scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, context: Context) -> Tensor:
+        """The state-space model of each head, from the state that the context has kept; float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))  # (B, T, N)
+        if self.dt_limit != (0.0, math.inf):
+            dt = dt.clamp(*self.dt_limit)
+        A = -torch.exp(self.A_log.to(wide))
+        starts, kept = context.document_starts(), context.state(self)
+        y, state = ssd_chunked(x, dt, A, B, C, kept, starts, chunk_size=self.chunk_size)
+        context.keep(self, state)
+        return y + x * self.D.to(wide)[:, None]
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Five operations an entry of the states forward (its input, decay, sum, output), ten backward."""
+        return 15.0 * self.num_heads * self.head_size * self.state_size
+
+    def extra_repr(self) -> str:
+        heads = f"num_heads={self.num_heads}, head_size={self.head_size}"
+        return f"{heads}, state_size={self.state_size}, num_groups={self.num_groups}"

@@ -1,0 +1,38 @@
+"""The gated short convolution."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ml.config import child, configurable
+from ml.layers.context import Context
+from ml.layers.convolution import CausalConvolution
+from ml.layers.linear import Linear, Projections
+from ml.layers.parameter import checked_lr_scale
+
+
+@configurable
+class ShortConvolutionMixer(nn.Module):
+    """y = output(C(x) · convolution(B(x) · x(x))), with a convolution of three taps and no activation (LFM2)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        convolution: Callable[..., nn.Module] = CausalConvolution,
+        linear: Callable[..., nn.Module] = Linear,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.B = child("B", linear, hidden_size, hidden_size)
+        self.C = child("C", linear, hidden_size, hidden_size)
+        self.x = child("x", linear, hidden_size, hidden_size)
+        self.projections = child("projections", Projections, (self.B, self.C, self.x))
+        defaults = {"kernel_size": 3, "bias": False, "activation": None}
+        self.convolution = child("convolution", convolution, hidden_size, defaults=defaults)
+        self.output = child("output", linear, hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        B, C, x = self.projections(x)  # (B, T, H)
+        return self.output(C * self.convolution(B * x, context))

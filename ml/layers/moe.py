@@ -1,0 +1,75 @@
+"""Mixture of experts."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import child, configurable, require
+from ml.layers.checks import positive
+from ml.layers.context import Context
+from ml.layers.experts import Experts
+from ml.layers.linear import Linear
+from ml.layers.mlp import GatedMLP
+from ml.layers.parameter import checked_lr_scale
+from ml.layers.routing import SoftmaxRouter
+
+
+@configurable
+class MixtureOfExperts(nn.Module):
+    """y = Σ_j weight_j · expert_j(x) over the experts j that the router chooses for a token, each an MLP of its own.
+
+    Shazeer et al. 2017; Jiang et al. 2024, Mixtral. Dropless: an expert takes all tokens that are sent to it. The
+    experts are `experts/expert_0`, `experts/expert_1`, ...
+
+    expert: its `intermediate_size` is that of one expert. shared_expert: an MLP that every token passes, added to y
+        (Dai et al. 2024, DeepSeekMoE); with `shared_expert_gate` times sigmoid(shared_expert_gate(x)) (Qwen2-MoE).
+    grouped: all experts at once, by grouped matrix products, or one after the other. None: grouped on a CUDA device if
+        the experts allow it.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_experts: int = 8,
+        experts_per_token: int = 2,
+        expert: Callable[..., nn.Module] = GatedMLP,
+        router: Callable[..., nn.Module] = SoftmaxRouter,
+        shared_expert: Callable[..., nn.Module] | None = None,
+        shared_expert_gate: bool = False,
+        grouped: bool | None = None,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_experts = positive("num_experts", num_experts)
+        chosen = positive("experts_per_token", experts_per_token)
+        fits = chosen <= self.num_experts
+        require(fits, "experts_per_token", f"must be at most num_experts ({num_experts}), not {experts_per_token}")
+        self.experts_per_token = min(chosen, self.num_experts)
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.router = child("router", router, hidden_size, self.num_experts, self.experts_per_token)
+        self.experts = child(
+            "experts", Experts, hidden_size, self.num_experts, self.experts_per_token, expert, grouped
+        )
+        obstacle = self.experts.obstacle_to_grouping
+        require(not grouped or obstacle is None, "grouped", str(obstacle))
+        self.shared_expert = self.shared_expert_gate = None
+        has_shared = shared_expert is not None
+        require(has_shared or not shared_expert_gate, "shared_expert_gate", "needs a shared_expert")
+        if has_shared:
+            self.shared_expert = child("shared_expert", shared_expert, hidden_size)
+            self.shared_expert_gate = child("shared_expert_gate", Linear, hidden_size, 1) if shared_expert_gate else None
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        tokens = x.flatten(0, -2)  # (B T, H)
+        y = self.experts(tokens, *self.router(tokens, context), context).view_as(x)
+        if self.shared_expert is None:
+            return y
+        shared = self.shared_expert(x, context)
+        if self.shared_expert_gate is not None:
+            shared = torch.sigmoid(self.shared_expert_gate(x)) * shared
+        return y + shared
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, experts_per_token={self.experts_per_token}"

@@ -1,0 +1,199 @@
+"""Routers: which experts a token goes to, and how much each of them counts."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ml.config import child, configurable, require
+from ml.layers.checks import non_negative, positive, positive_float
+from ml.layers.context import Context
+from ml.layers.initialization import Initialization, normal
+from ml.layers.parameter import Parameter, checked_lr_scale
+
+
+class Router(nn.Module):
+    """What routers share: the logits W x, with W of shape (E, H), and what they tell the training loop.
+
+    Called as `router(x, context)` with tokens (N, H), a router returns weights and numbers of the chosen experts, both
+    (N, experts_per_token). In training it adds to `context.auxiliary` how many tokens each expert got, and its losses.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        experts_per_token: int,
+        weight_initialization: Initialization,
+        lr_scale: float,
+    ):
+        super().__init__()
+        self.experts_per_token = experts_per_token
+        self.lr_scale = checked_lr_scale(lr_scale)
+        self.weight = child(
+            "weight", Parameter, (num_experts, hidden_size), derived={"initialization": weight_initialization}
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, H) -> (N, E), at least float32 under autocast too: a rounded score would send tokens elsewhere."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(dtype), self.weight.to(dtype))
+
+    def is_watched(self, context: Context | None) -> bool:
+        """Whether someone takes the load and the losses of this pass."""
+        return self.training and context is not None and context.auxiliary is not None
+
+    def load(self, experts: Tensor) -> Tensor:
+        """How many tokens chose each expert: (N, k) -> (E), float32."""
+        chosen = experts.detach().flatten()
+        counts = torch.zeros(len(self.weight), dtype=torch.int64, device=chosen.device)
+        return counts.scatter_add_(0, chosen, torch.ones_like(chosen)).float()  # `bincount` would wait for the device
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Two operations an entry of W forward, four backward."""
+        return 6.0 * self.weight.numel()
+
+    def extra_repr(self) -> str:
+        num_experts, hidden_size = self.weight.shape
+        return f"{hidden_size}, num_experts={num_experts}, experts_per_token={self.experts_per_token}"
+
+
+@configurable
+class SoftmaxRouter(Router):
+    """The k most probable experts, weighted with p = softmax(W x) (Shazeer et al. 2017; Fedus et al. 2021, Switch).
+
+    normalize: the weights of the chosen experts are divided by their sum (Mixtral, Qwen3-MoE).
+    auxiliary_loss: coefficient of E Σ_e f_e P_e, with f_e the choices of e per token and P_e the mean of p_e; it is k
+        where the load is even. 0.01 is that of Switch (section 2.2), found there to even out the load from the first
+        steps without costing quality. For a model that is balanced already, Mixtral's and Qwen's 0.001 will do.
+    z_loss: coefficient of mean(log Σ exp(logits)²), which keeps the logits small (Zoph et al. 2022, ST-MoE; there 0.001).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        experts_per_token: int,
+        *,
+        normalize: bool = True,
+        auxiliary_loss: float = 0.01,
+        z_loss: float = 0.0,
+        weight_initialization: Initialization = normal,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__(hidden_size, num_experts, experts_per_token, weight_initialization, lr_scale)
+        self.normalize = normalize
+        self.auxiliary_loss = non_negative("auxiliary_loss", auxiliary_loss)
+        self.z_loss = non_negative("z_loss", z_loss)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.logits(x)  # (N, E)
+        probabilities = logits.softmax(-1)
+        weights, experts = probabilities.topk(self.experts_per_token, dim=-1)  # (N, k)
+        if self.is_watched(context):
+            load = self.load(experts)
+            context.auxiliary.add(self, load, self.losses(logits, probabilities, load))
+        if self.normalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights, experts
+
+    def losses(self, logits: Tensor, probabilities: Tensor, load: Tensor) -> list[Tensor]:
+        """The losses that have a coefficient, each times it."""
+        losses = []
+        if self.auxiliary_loss:
+            choices = load / len(logits)  # (E) per token
+            losses.append(self.auxiliary_loss * len(load) * (choices * probabilities.mean(0)).sum())
+        if self.z_loss:
+            losses.append(self.z_loss * logits.logsumexp(-1).square().mean())
+        return losses
+
+    def extra_repr(self) -> str:
+        losses = f"auxiliary_loss={self.auxiliary_loss}, z_loss={self.z_loss}"
+        return f"{super().extra_repr()}, normalize={self.normalize}, {losses}"
+
+
+@configurable
+class SigmoidRouter(Router):
+    """The k experts with the greatest s + b, weighted with scale · s / Σ s, where s = sigmoid(W x) (DeepSeek-V3, 2.1.2).
+
+    The bias b evens out the load without a loss: it counts in the choice alone, and after each step it rises by
+    `bias_update_rate` for an expert that got fewer tokens than the mean and falls for one that got more (Wang et al.
+    2024). A rate of 0 leaves it as it is.
+
+    num_groups: the experts form so many groups of neighbours, and a token chooses among those of `groups_per_token`
+        groups: the ones whose two best experts have the greatest sum of s + b.
+    normalize: divides by Σ s over the chosen experts. scale: of the weights (`routed_scaling_factor`).
+    """
+
+    balance_bias: Tensor  # (E), float32
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        experts_per_token: int,
+        *,
+        normalize: bool = True,
+        scale: float = 1.0,
+        num_groups: int = 1,
+        groups_per_token: int = 1,
+        bias_update_rate: float = 0.001,
+        weight_initialization: Initialization = normal,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__(hidden_size, num_experts, experts_per_token, weight_initialization, lr_scale)
+        self.normalize = normalize
+        self.scale = positive_float("scale", scale)
+        self.num_groups = positive("num_groups", num_groups)
+        self.groups_per_token = positive("groups_per_token", groups_per_token)
+        self.bias_update_rate = non_negative("bias_update_rate", bias_update_rate)
+        self._check_groups(num_experts)
+        self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32))
+
+    def _check_groups(self, num_experts: int) -> None:
+        divides = num_experts % self.num_groups == 0
+        require(divides, "num_groups", f"must divide num_experts ({num_experts}), not be {self.num_groups}")
+        enough_groups = self.groups_per_token <= self.num_groups
+        message = f"must be at most num_groups ({self.num_groups}), not {self.groups_per_token}"
+        require(enough_groups, "groups_per_token", message)
+        reachable = self.groups_per_token * num_experts // self.num_groups
+        message = f"leaves a token {reachable} experts, and experts_per_token is {self.experts_per_token}"
+        enough_experts = not (divides and enough_groups) or reachable >= self.experts_per_token
+        require(enough_experts, "groups_per_token", message)
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Sets the balancing bias to zero."""
+        self.balance_bias = torch.zeros(len(self.weight), dtype=torch.float32, device=device)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        scores = self.logits(x).sigmoid()  # (N, E)
+        experts = self.choose(scores.detach() + self.balance_bias)  # (N, k)
+        if self.is_watched(context):
+            context.auxiliary.add(self, self.load(experts), [])
+        weights = scores.gather(-1, experts)
+        if self.normalize:
+            # All scores of a token may underflow; then its weights are 0 and not NaN.
+            weights = weights / (weights.sum(-1, keepdim=True) + torch.finfo(weights.dtype).tiny)
+        return weights * self.scale, experts
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """The numbers of the best experts in the best groups: (N, E) -> (N, k)."""
+        if self.groups_per_token < self.num_groups:
+            groups = scores.unflatten(-1, (self.num_groups, -1))  # (N, groups, experts of a group)
+            best_two = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)  # (N, groups)
+            chosen = best_two.topk(self.groups_per_token, dim=-1).indices
+            is_open = torch.zeros_like(best_two, dtype=torch.bool).scatter_(-1, chosen, True)
+            scores = groups.masked_fill(~is_open.unsqueeze(-1), -torch.inf).flatten(-2)
+        return scores.topk(self.experts_per_token, dim=-1).indices
+
+    @torch.no_grad()
+    def balance(self, load: Tensor) -> None:
+        """Moves the bias by the tokens (E) that each expert got in a step: b += rate · sign(mean(load) - load)."""
+        self.balance_bias += self.bias_update_rate * torch.sign(load.mean() - load)
+
+    def extra_repr(self) -> str:
+        groups = f"num_groups={self.num_groups}, groups_per_token={self.groups_per_token}"
+        return (
+            f"{super().extra_repr()}, {groups}, normalize={self.normalize}, scale={self.scale}, "
+            f"bias_update_rate={self.bias_update_rate}"
+        )

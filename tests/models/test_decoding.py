@@ -1,0 +1,86 @@
+"""The whole model with a cache, and with documents told apart."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ml.blocks import DecoderBlock, Pattern, Repeat
+from ml.layers import Attention, Cache, Embeddings, PositionEmbedding, ShortConvolutionMixer
+from ml.models import LanguageModel, materialize
+
+V, H, T = 19, 16, 12
+ATTENTION = partial(Attention, num_heads=4)
+MODELS = {
+    "rotary": {},
+    "learned positions": {
+        "embeddings": partial(Embeddings, position=PositionEmbedding),
+        "decoder": partial(Repeat, num_blocks=2, block=partial(DecoderBlock, mixer=partial(ATTENTION, rotary=None))),
+    },
+    "hybrid": {
+        "decoder": partial(
+            Pattern,
+            blocks={
+                "short": partial(DecoderBlock, mixer=ShortConvolutionMixer),
+                "full": partial(DecoderBlock, mixer=ATTENTION),
+            },
+            pattern=["short", "full"],
+            num_blocks=3,
+        )
+    },
+    "shared": {"decoder": partial(Repeat, num_blocks=3, shared=True, block=partial(DecoderBlock, mixer=ATTENTION))},
+}
+
+
+def build(decoder=None, **options) -> LanguageModel:
+    decoder = decoder or partial(Repeat, num_blocks=2, block=partial(DecoderBlock, mixer=ATTENTION))
+    return materialize(LanguageModel(vocab_size=V, hidden_size=H, decoder=decoder, **options)).eval()
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_tokens_one_by_one_have_the_logits_of_all_at_once(options):
+    model, text = build(**options), tokens(2, T)
+    cache = Cache()
+    pieces = [model(piece, cache=cache) for piece in text.split([5, 1, 1, 1, 4], dim=1)]
+    assert cache.num_tokens == T
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(text), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_padding_on_the_left_is_another_document_and_changes_nothing(options):
+    model, prompts = build(**options), [tokens(1, 3), tokens(1, 7)]
+    rows = torch.cat([torch.nn.functional.pad(prompt, (7 - prompt.shape[1], 0)) for prompt in prompts])
+    documents = torch.cat([torch.arange(7)[None] >= 7 - prompt.shape[1] for prompt in prompts]).long()
+    cache = Cache()
+    first = model(rows, documents=documents, cache=cache)[:, -1]
+    following = torch.tensor([[4], [5]])
+    second = model(following, documents=torch.ones(2, 1, dtype=torch.long), cache=cache)[:, -1]
+    for row, prompt in enumerate(prompts):
+        expected = model(torch.cat((prompt, following[row : row + 1]), dim=1))[0]
+        torch.testing.assert_close(torch.stack((first[row], second[row])), expected[-2:], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_packed_documents_have_the_loss_and_gradients_of_each_alone(options):
+    model, text = build(**options), tokens(1, T)
+    targets = tokens(1, T).flip(1)
+    lengths = [4, 1, 7]
+    documents = torch.repeat_interleave(torch.tensor([5, 2, 9]), torch.tensor(lengths))[None]
+    packed = torch.autograd.grad(model.loss(text, targets, documents=documents).total, list(model.parameters()))
+    alone = [model.loss(t, y).total for t, y in zip(text.split(lengths, 1), targets.split(lengths, 1), strict=True)]
+    expected = torch.autograd.grad(sum(alone), list(model.parameters()), materialize_grads=True)
+    for value, other in zip(packed, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_to_both_sides_cannot_decode():
+    block = partial(DecoderBlock, mixer=partial(ATTENTION, causal=False))
+    model = build(partial(Repeat, num_blocks=1, block=block))
+    with pytest.raises(ValueError, match="not causal cannot decode"):
+        model(tokens(1, 3), cache=Cache())
