@@ -26,7 +26,8 @@ setup(
         "safetensors>=0.4.3",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "scipy>=1.11", "transformers>=5.0"],
+        "images": ["pillow>=10.0"],
+        "test": ["pillow>=10.0", "pytest>=8.0", "scipy>=1.11", "transformers>=5.0"],
         "lint": ["ruff>=0.15"],
     },
 )

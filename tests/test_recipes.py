@@ -3,22 +3,92 @@
 To accept a change: JUNIPER_UPDATE_GOLDEN=1 python -m pytest tests/test_recipes.py
 """
 
+import io
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 import ml
 from ml.api import build_trainer
+from ml.training import RunFolder, train
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = [
     "base.gin",
     *sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("recipes/*.gin")),
 ]
-# GPT-2 small as published; Llama 3.2 1B as published; the others by 12 H² and their vocabularies, checked by hand.
+# GPT-2 small and Llama 3.2 1B as published; the others are counted in the models of transformers of the same shape.
 PARAMETERS = {"recipes/gpt2_124m.gin": 124_439_808, "recipes/llama_1b.gin": 1_235_814_400}
+PUBLISHED = {
+    "recipes/qwen3_0.6b.gin": (
+        "Qwen3",
+        {
+            "vocab_size": 151936, "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
+            "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "tie_word_embeddings": True,
+        },
+    ),
+    "recipes/mistral_7b.gin": ("Mistral", {"vocab_size": 32000, "intermediate_size": 14336}),
+    "recipes/mixtral_8x7b.gin": ("Mixtral", {"vocab_size": 32000, "intermediate_size": 14336}),
+    "recipes/gemma3_1b.gin": (
+        "Gemma3",
+        {
+            "vocab_size": 262144, "hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4,
+            "num_key_value_heads": 1, "head_dim": 256, "intermediate_size": 6912,
+        },
+    ),
+    "recipes/deepseek_v3_16b.gin": (
+        "DeepseekV3",
+        {
+            "vocab_size": 163840, "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64, "v_head_dim": 128, "intermediate_size": 11264, "moe_intermediate_size": 1408,
+            "n_routed_experts": 64, "num_experts_per_tok": 6, "n_shared_experts": 2, "first_k_dense_replace": 1,
+            "n_group": 1, "topk_group": 1,
+        },
+    ),
+    "recipes/mamba2_1.3b.gin": (
+        "Mamba2",
+        {
+            "vocab_size": 50288, "hidden_size": 2048, "num_hidden_layers": 48, "num_heads": 64, "head_dim": 64,
+            "n_groups": 1, "tie_word_embeddings": True,
+        },
+    ),
+}  # fmt: skip
+# What makes a recipe small enough to be trained for a few steps.
+TRAINING = [
+    "Trainer.num_steps = 3", "Trainer.batch_size = 2", "Trainer.micro_batch_size = 1", "Trainer.sequence_length = 32",
+    "Trainer.compile = False", "Trainer.precision = @Float32", "CosineSchedule.warmup_steps = 1",
+    "Validation.num_tokens = 64", "Validation.every = None", "Checkpoints.every = None",
+]  # fmt: skip
+WIDTHS = ["LanguageModel.vocab_size = 256", "LanguageModel.hidden_size = 32"]
+REPEATED = [*WIDTHS, "decoder/Repeat.num_blocks = 2"]
+HEADS = ["Attention.num_heads = 4", "Attention.num_kv_heads = 2", "Attention.head_size = 8"]
+GATED = ["GatedMLP.intermediate_size = 48"]
+SMALL = {
+    "base.gin": [],
+    "recipes/tiny.gin": [],
+    "recipes/lora.gin": [],
+    "recipes/vision_language.gin": ["Shapes.num_images = 60", "Trainer.sequence_length = 56"],
+    "recipes/llama_30m.gin": [*REPEATED, *HEADS, *GATED],
+    "recipes/llama_1b.gin": [*REPEATED, *HEADS, *GATED],
+    "recipes/gpt2_124m.gin": [*REPEATED, "Attention.num_heads = 4", "MLP.intermediate_size = 64"],
+    "recipes/qwen3_0.6b.gin": [*REPEATED, *HEADS, *GATED],
+    "recipes/mistral_7b.gin": [*REPEATED, *HEADS, *GATED, "Attention.window_size = 8"],
+    "recipes/mixtral_8x7b.gin": [*REPEATED, *HEADS, *GATED],
+    "recipes/gemma3_1b.gin": [*WIDTHS, *HEADS, *GATED, "Pattern.num_blocks = 6", "local/Attention.window_size = 8"],
+    "recipes/deepseek_v3_16b.gin": [
+        *WIDTHS, "sparse/Repeat.num_blocks = 2", "LatentAttention.num_heads = 2", "LatentAttention.head_size = 8",
+        "LatentAttention.key_value_rank = 16", "LatentAttention.rotary_size = 4", "LatentAttention.value_head_size = 8",
+        "MixtureOfExperts.num_experts = 8", "dense/GatedMLP.intermediate_size = 48",
+        "experts/GatedMLP.intermediate_size = 16", "shared_expert/GatedMLP.intermediate_size = 16",
+    ],
+    "recipes/mamba2_1.3b.gin": [*REPEATED, "Mamba2.head_size = 16", "Mamba2.state_size = 8"],
+    "recipes/hybrid_1.5b.gin": [*WIDTHS, *HEADS, *GATED, "Pattern.num_blocks = 4", "GatedDeltaNet.num_heads = 2"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -43,6 +113,32 @@ def test_there_is_no_golden_config_without_a_recipe():
 @pytest.mark.parametrize(("recipe", "count"), PARAMETERS.items(), ids=PARAMETERS)
 def test_a_recipe_of_a_published_model_has_as_many_parameters(recipe, count):
     assert sum(p.numel() for p in build_trainer(ml.load(recipe)).model.parameters()) == count
+
+
+@pytest.mark.parametrize(("recipe", "published"), PUBLISHED.items(), ids=PUBLISHED)
+def test_a_recipe_of_a_published_shape_has_the_parameters_that_transformers_counts(recipe, published):
+    name, shape = published
+    config_class = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    with torch.device("meta"):
+        oracle = getattr(transformers, f"{name}ForCausalLM")(config_class(**shape))
+    model = build_trainer(ml.load(recipe)).model
+    further = 0 if model.multi_token is None else sum(p.numel() for p in model.multi_token.parameters())
+    count = sum(p.numel() for p in model.parameters())
+    assert count - further == sum(p.numel() for p in oracle.parameters())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_small_version_of_a_recipe_trains(recipe, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{number} and {number + 1}.\n" for number in range(400)))
+    is_text = recipe != "recipes/vision_language.gin"
+    data = [f"TextFiles.paths = {str(tmp_path / 'text.txt')!r}"] if is_text else []
+    trainer = build_trainer(ml.load(recipe, [*TRAINING, *data, *SMALL[recipe]], allow_unused_bindings=True))
+    run = RunFolder(tmp_path / "run")
+    outcome = train(trainer, trainer.open_data(), run, torch.device("cpu"), stream=io.StringIO())
+    assert outcome.is_finished
+    losses = [record["loss"] for record in run.metrics()]
+    assert all(0.0 < loss < 8.0 for loss in losses)
+    assert losses[-1] != losses[0]
 
 
 def test_the_recipe_of_30_million_parameters_has_about_as_many():

@@ -5,6 +5,7 @@ configurable that is called there asks it for values.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from ml.config.statements import Binding
 from ml.config.values import Reference, substitute
 
 _NOTHING: Mapping[str, Any] = {}
+_DEEPEST = 100  # constructors inside one another; a deep model has twenty
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
 
 
@@ -172,6 +174,8 @@ class Build:
         if plan.missing:
             self._missing(record, values, decided)
         self._calling.append(record)
+        if len(self._calling) > _DEEPEST:
+            self._endless()
         try:
             return plain(*args, **values)
         except TypeError as error:
@@ -264,6 +268,24 @@ class Build:
         except TypeError as mismatch:
             message = f"{call.info.name} cannot be built{_at(call.path)}: {mismatch}"
             raise ConfigError([*self.problems, Problem(self._selected_by(), message)]) from error
+
+    def _endless(self) -> None:
+        """Reports a constructor that is built inside itself again and again."""
+        counts = Counter(call.info for call in self._calling)
+        info = counts.most_common(1)[0][0]
+        binding = next(
+            (
+                candidates[-1].binding
+                for call in self._calling
+                for candidates in call.plan.candidates.values()
+                if isinstance(candidates[-1].binding.value, Reference)
+                and candidates[-1].binding.value.configurable is info
+            ),
+            None,
+        )
+        message = f"{info.name} is built inside itself without end"
+        where, text = (binding.location, binding.text(written=True)) if binding else (None, "")
+        raise ConfigError([*self.problems, Problem(where, message, text)])
 
     def _selected_by(self) -> Location | None:
         """The place of the binding that chose the constructor that is being called, if one did."""

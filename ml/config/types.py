@@ -71,15 +71,44 @@ def _reference_mismatch(reference: Reference, annotation: Any, origin: Any, argu
     takes_callable = annotation in (collections.abc.Callable, type) or origin in (collections.abc.Callable, type)
     if not takes_callable and not getattr(annotation, "_is_protocol", False):
         return _expected(annotation, reference)
-    wanted = arguments[-1] if arguments else Any
-    if (
-        wanted not in _UNCHECKED
-        and isinstance(wanted, type)
-        and isinstance(target, type)
-        and not _may_stand_for(target, wanted)
-    ):
-        return f"must build a {wanted.__name__}, and {describe(reference)} builds a {target.__name__}"
-    return None
+    wanted, made = arguments[-1] if arguments else Any, _made_by(target)
+    if wanted in _UNCHECKED or made in _UNCHECKED or _fits_what_is_wanted(made, wanted):
+        return None
+    return f"must build a {_product(wanted)}, and {describe(reference)} builds a {_product(made)}"
+
+
+def _made_by(target: Any) -> Any:
+    """The type of what a class or function makes, as far as it says."""
+    if isinstance(target, type):
+        return target
+    try:
+        return typing.get_type_hints(inspect.unwrap(target)).get("return", Any)
+    except (NameError, TypeError, AttributeError):
+        return Any
+
+
+def _fits_what_is_wanted(made: Any, wanted: Any) -> bool:
+    """Whether a constructor of the one may stand where a constructor of the other is asked for."""
+    if isinstance(made, type) and isinstance(wanted, type):
+        return _may_stand_for(made, wanted)
+    is_function = [typing.get_origin(kind) is collections.abc.Callable for kind in (made, wanted)]
+    if all(is_function):
+        return typing.get_args(made) == typing.get_args(wanted)
+    if is_function[0] and isinstance(wanted, type):
+        return False
+    if is_function[1] and isinstance(made, type):
+        return any("__call__" in vars(base) for base in made.__mro__)
+    return True
+
+
+def _product(kind: Any) -> str:
+    if isinstance(kind, type):
+        return kind.__name__
+    arguments = typing.get_args(kind)
+    returned = arguments[-1] if arguments else Any
+    if returned in (None, type(None)):
+        return "function that returns nothing"
+    return f"function that returns a {returned.__name__}" if isinstance(returned, type) else "function"
 
 
 def _may_stand_for(made: type, wanted: type) -> bool:

@@ -2,7 +2,7 @@
 
 from ml.data.batch import Batch
 from ml.data.corpus import Document, TextFiles
-from ml.data.dataset import Data, Dataset
+from ml.data.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
 from ml.data.images import ImageTextData, ImageTextDataset
@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "Document",
     "ImageCorpus",
+    "ImageFormat",
     "ImageTextData",
     "ImageTextDataset",
     "ImageTextFiles",

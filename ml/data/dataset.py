@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,14 +37,26 @@ class Dataset(abc.ABC):
         """What the data is, for the record."""
 
 
+class ImageFormat(NamedTuple):
+    """The images that a model takes."""
+
+    token_id: int  # what stands in the places of an image
+    tokens_per_image: int
+    shape: tuple[int, int, int]  # channels, height, width
+
+
 class Data(abc.ABC):
     """What a configuration says of data; nothing is read before it is opened."""
 
     vocab_size: int  # all tokens are below it
 
+    def misfit(self, images: ImageFormat | None) -> str | None:
+        """Why it does not suit a model that takes such images, or none; None where it does."""
+        return None
+
     @abc.abstractmethod
-    def open(self, sequence_length: int, seed: int) -> Dataset:
-        """Reads the data.
+    def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> Dataset:
+        """Reads the data, for a model that takes such images.
 
         Raises:
             DataError: It cannot be used.

@@ -8,13 +8,13 @@ import numpy as np
 
 from ml.config import child, configurable, require
 from ml.data.batch import Batch
-from ml.data.dataset import Data, Dataset
+from ml.data.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.image_files import CaptionedImage, ImageCorpus
 from ml.data.sampling import Sampling, ShuffledEpochs
 from ml.data.shapes import Shapes
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
-from ml.layers.checks import finite, positive, positive_float
+from ml.layers.checks import finite, positive_float
 from ml.layers.loss import IGNORED
 
 
@@ -134,10 +134,6 @@ class ImageTextData(Data):
         tokenizer: What the tokens of captions are.
         sampling: Which caption each row is.
         separator: Text put behind each caption, which ends it; "" for none.
-        image_token_id: The token in whose places the model puts an image; None is the first that the tokenizer leaves
-            free.
-        image_size: Height and width.
-        tokens_per_image: How many tokens an image takes.
         pixel_mean: Of values between 0 and 1; it is taken from them, and
         pixel_std: divides what is left.
         validation_fraction: The part of the images that is held out, with all that is said of them.
@@ -149,16 +145,10 @@ class ImageTextData(Data):
         tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
         sampling: Callable[..., Sampling] = ShuffledEpochs,
         separator: str = "\0",
-        image_token_id: int | None = None,
-        image_size: tuple[int, int] = (64, 64),
-        tokens_per_image: int = 16,
         pixel_mean: float = 0.5,
         pixel_std: float = 0.5,
         validation_fraction: float = 0.05,
     ):
-        require(
-            image_token_id is None or image_token_id >= 0, "image_token_id", f"must not be below 0: {image_token_id}"
-        )
         require(
             0.0 <= validation_fraction < 1.0, "validation_fraction", f"must be in [0, 1), not {validation_fraction}"
         )
@@ -166,9 +156,6 @@ class ImageTextData(Data):
         self.tokenizer = child("tokenizer", tokenizer)
         self.sampling = child("sampling", sampling)
         self.separator = separator
-        self.image_token_id = self.tokenizer.vocab_size if image_token_id is None else image_token_id
-        self.image_size = tuple(positive("image_size", size) for size in image_size)
-        self.tokens_per_image = positive("tokens_per_image", tokens_per_image)
         self.pixel_mean = finite("pixel_mean", pixel_mean)
         self.pixel_std = positive_float("pixel_std", pixel_std)
         self.validation_fraction = validation_fraction
@@ -176,42 +163,44 @@ class ImageTextData(Data):
     @property
     def vocab_size(self) -> int:
         """All tokens are below this number."""
-        return max(self.tokenizer.vocab_size, self.image_token_id + 1)
+        return self.tokenizer.vocab_size
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return 3, *self.image_size
+    def misfit(self, images: ImageFormat | None) -> str | None:
+        if images is None:
+            return "it has images, and the model takes none"
+        return None if images.shape[0] == 3 else f"its images have 3 channels, the model's {images.shape[0]}"
 
-    def open(self, sequence_length: int, seed: int) -> ImageTextDataset:
+    def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> ImageTextDataset:
         """Reads the corpus and resizes its images.
 
         Raises:
             DataError: There is nothing to train on, or an image or a caption cannot be used.
         """
-        captioned = self.corpus.captioned_images(self.image_size)
+        if problem := self.misfit(images):
+            raise DataError(f"the data does not fit the model: {problem}")
+        captioned = self.corpus.captioned_images(images.shape[1:])
+        rows = Rows(sequence_length, images.token_id, images.tokens_per_image, self.pixel_mean, self.pixel_std)
         parts = hold_out(captioned, self.validation_fraction)
-        train, validation = (self._encoded(part, sequence_length) for part in parts)
+        train, validation = (self._encoded(part, rows) for part in parts)
         if not train.captions:
             raise DataError("there is no image to train on: give more (ImageTextData.corpus)")
-        rows = Rows(sequence_length, self.image_token_id, self.tokens_per_image, self.pixel_mean, self.pixel_std)
         return ImageTextDataset(train, validation, rows, self.tokenizer, self.sampling, seed)
 
-    def _encoded(self, captioned: list[CaptionedImage], sequence_length: int) -> Captions:
-        return Captions.of(captioned, lambda image: self._caption(image, sequence_length))
+    def _encoded(self, captioned: list[CaptionedImage], rows: Rows) -> Captions:
+        return Captions.of(captioned, lambda image: self._caption(image, rows))
 
-    def _caption(self, image: CaptionedImage, sequence_length: int) -> np.ndarray:
+    def _caption(self, image: CaptionedImage, rows: Rows) -> np.ndarray:
         tokens = self.tokenizer.encode(image.caption + self.separator)
-        if (tokens == self.image_token_id).any():
+        if (tokens == rows.image_token_id).any():
             raise DataError(
-                f"the caption of {image.name} has token {self.image_token_id}, which stands for images: "
-                "set another ImageTextData.image_token_id"
+                f"the caption of {image.name} has token {rows.image_token_id}, which stands for images: "
+                "set another VisionLanguageModel.image_token_id"
             )
-        needed = self.tokens_per_image + len(tokens) - 1
-        if needed > sequence_length:
+        needed = rows.tokens_per_image + len(tokens) - 1
+        if needed > rows.length:
             raise DataError(
                 f"the caption of {image.name} and its image take {needed} tokens: "
-                f"raise Trainer.sequence_length, which is {sequence_length}, or shorten it"
+                f"raise Trainer.sequence_length, which is {rows.length}, or shorten it"
             )
         return tokens
 

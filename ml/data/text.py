@@ -9,7 +9,7 @@ import numpy as np
 from ml.config import child, configurable, require
 from ml.data.batch import Batch
 from ml.data.corpus import Corpus, Document, TextFiles
-from ml.data.dataset import Data, Dataset
+from ml.data.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.sampling import Sampling, ShuffledEpochs
 from ml.data.split import hold_out
@@ -128,7 +128,7 @@ class TextData(Data):
         """All tokens are below this number."""
         return self.tokenizer.vocab_size
 
-    def open(self, sequence_length: int, seed: int) -> TokenDataset:
+    def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads the corpus.
 
         Nothing is kept on disk: the default corpus is read and tokenized in a fraction of a second.

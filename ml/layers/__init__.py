@@ -8,6 +8,7 @@ from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
 from ml.layers.head import LanguageModelHead
 from ml.layers.initialization import (
     constant,
+    fan_in_uniform,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -92,6 +93,7 @@ __all__ = [
     "attention_reference",
     "constant",
     "cross_entropy_sums",
+    "fan_in_uniform",
     "gelu",
     "kaiming_normal",
     "kaiming_uniform",

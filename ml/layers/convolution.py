@@ -1,8 +1,5 @@
 """The short causal convolution of state-space and linear-attention mixers."""
 
-import math
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +8,7 @@ from ml.config import child, configurable
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive
 from ml.layers.context import Context
-from ml.layers.initialization import Initialization, kaiming_uniform, zeros
+from ml.layers.initialization import Initialization, fan_in_uniform, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
 
 
@@ -22,7 +19,7 @@ class CausalConvolution(nn.Module):
     w has the shape (channels, 1, K) of a grouped `torch.nn.Conv1d`. A tap that would reach into another document, or
     before the first token, reads 0.
 
-    kernel_size: K. weight_initialization: None is U(-1/√K, 1/√K), that of `torch.nn.Conv1d`. activation: None for none.
+    kernel_size: K. activation: None for none.
     """
 
     def __init__(
@@ -32,7 +29,7 @@ class CausalConvolution(nn.Module):
         kernel_size: int = 4,
         bias: bool = True,
         activation: Activation | None = silu,
-        weight_initialization: Initialization | None = None,
+        weight_initialization: Initialization = fan_in_uniform,
         bias_initialization: Initialization = zeros,
         lr_scale: float = 1.0,
     ):
@@ -44,7 +41,7 @@ class CausalConvolution(nn.Module):
             "weight",
             Parameter,
             (channels, 1, self.kernel_size),
-            derived={"initialization": weight_initialization or partial(kaiming_uniform, gain=math.sqrt(1 / 3))},
+            derived={"initialization": weight_initialization},
         )
         self.bias = None
         if bias:

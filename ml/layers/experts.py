@@ -59,7 +59,7 @@ class Experts(nn.Module):
         """Whether grouped products are used for `x`."""
         if self.grouped is not None:
             return self.grouped
-        return x.is_cuda and self.obstacle_to_grouping is None
+        return x.is_cuda and x.dtype == torch.bfloat16 and self.obstacle_to_grouping is None
 
     def one_by_one(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None) -> Tensor:
         """Each expert on its own tokens, none of which is dropped.
@@ -82,11 +82,10 @@ class Experts(nn.Module):
 
 
 class Share(NamedTuple):
-    """What one expert gets: its tokens (n), their places among all choices (n), and rows of zeros to fill it up."""
+    """What one expert gets: which of all choices (n), and their tokens (n), behind which others fill up the rows."""
 
-    tokens: Tensor
     choices: Tensor
-    num_filling: int
+    tokens: Tensor
 
 
 def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> list[Share]:
@@ -95,8 +94,8 @@ def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> li
     bounds = torch.searchsorted(numbers, torch.arange(num_experts + 1, device=numbers.device))
     counts = bounds.diff().tolist()
     tokens = (choices // chosen.shape[1]).split(counts)
-    fillings = [-count % row_multiple for count in counts]
-    return [Share(*share) for share in zip(tokens, choices.split(counts), fillings, strict=True)]
+    filled = [nn.functional.pad(part, (0, -len(part) % row_multiple)) for part in tokens]
+    return [Share(*share) for share in zip(choices.split(counts), filled, strict=True)]
 
 
 class _Dispatch(torch.autograd.Function):
@@ -105,14 +104,14 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, shares: list[Share]) -> tuple[Tensor, ...]:
         ctx.shares, ctx.shape = shares, x.shape
-        return tuple(_filled(x.index_select(0, share.tokens), share).unsqueeze(0) for share in shares)
+        return tuple(_taken(x, share).unsqueeze(0) for share in shares)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         dtype = gradients[0].dtype
         total = gradients[0].new_zeros(ctx.shape, dtype=torch.promote_types(dtype, torch.float32))
         for share, gradient in zip(ctx.shares, gradients, strict=True):
-            _add_rows(total, share, gradient.squeeze(0))
+            _add(total, share, gradient.squeeze(0)[: len(share.choices)])
         return total.to(dtype), None
 
 
@@ -126,7 +125,8 @@ class _Combine(torch.autograd.Function):
         wide = torch.promote_types(outputs[0].dtype, weights.dtype)
         total = outputs[0].new_zeros(len(weights), outputs[0].shape[-1], dtype=wide)
         for share, output in zip(shares, outputs, strict=True):
-            _add_rows(total, share, output.squeeze(0), weights)
+            of_choices = weights.flatten()[share.choices].unsqueeze(-1)
+            _add(total, share, output.squeeze(0)[: len(of_choices)] * of_choices)
         return total.to(outputs[0].dtype)
 
     @staticmethod
@@ -135,24 +135,24 @@ class _Combine(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weights).flatten()
         output_gradients = []
         for share, output in zip(ctx.shares, outputs, strict=True):
-            rows = gradient.index_select(0, share.tokens).to(weights.dtype)
-            products = rows * output.squeeze(0)[: len(rows)]
-            weight_gradient[share.choices] = products.sum(-1)
-            rows.mul_(weights.flatten()[share.choices].unsqueeze(-1))
-            output_gradients.append(_filled(rows.to(output.dtype), share).unsqueeze(0))
+            rows = _taken(gradient, share).to(weights.dtype)
+            in_use = rows[: len(share.choices)]
+            weight_gradient[share.choices] = (in_use * output.squeeze(0)[: len(in_use)]).sum(-1)
+            in_use.mul_(weights.flatten()[share.choices].unsqueeze(-1))
+            output_gradients.append(rows.to(output.dtype).unsqueeze(0))
         return weight_gradient.view_as(weights), None, *output_gradients
 
 
-def _filled(rows: Tensor, share: Share) -> Tensor:
-    return nn.functional.pad(rows, (0, 0, 0, share.num_filling)) if share.num_filling else rows
+def _taken(x: Tensor, share: Share) -> Tensor:
+    """The rows of a share's tokens, filled up with zeros."""
+    rows = x.index_select(0, share.tokens)
+    rows[len(share.choices) :].zero_()
+    return rows
 
 
-def _add_rows(total: Tensor, share: Share, rows: Tensor, weights: Tensor | None = None) -> None:
-    """Adds rows to those of their tokens. No token comes twice in a share, so the order of the sum is always the same."""
-    rows = rows[: len(share.tokens)]
-    if weights is not None:
-        rows = rows * weights.flatten()[share.choices].unsqueeze(-1)
-    total.index_add_(0, share.tokens, rows.to(total.dtype))
+def _add(total: Tensor, share: Share, rows: Tensor) -> None:
+    """Adds rows to those of their tokens. No token comes twice in a share, so sums are always in the same order."""
+    total.index_add_(0, share.tokens[: len(rows)], rows.to(total.dtype))
 
 
 def computing_dtype(x: Tensor) -> torch.dtype:

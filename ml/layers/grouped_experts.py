@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ml.layers.linear import Linear
 from ml.layers.mlp import MLP, GatedMLP
 
+_ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so many entries
+
 
 def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
     """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). The device is not waited for."""
@@ -68,7 +70,7 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         y, weights = ctx.saved_tensors
         rows = gradient.index_select(0, ctx.order.tokens)
-        weight_gradient = (rows * y).sum(-1)[ctx.order.places].to(weights.dtype)
+        weight_gradient = (rows * y).sum(-1, dtype=weights.dtype)[ctx.order.places]
         return rows * weights.to(y.dtype).flatten()[ctx.order.slots].unsqueeze(-1), weight_gradient, None
 
 
@@ -132,9 +134,11 @@ def obstacle_to_grouping(experts: Sequence[nn.Module]) -> str | None:
 def _obstacle_in(layers: Sequence[nn.Module]) -> str | None:
     others = sorted({type(layer).__name__ for layer in layers if type(layer) is not Linear})
     if others:
-        return f"takes Linear layers, not {', '.join(others)},"
+        return f"takes Linear layers, not {', '.join(others)}"
     if len({layer.weight.shape for layer in layers}) > 1:
         return "takes experts of one size, not layers of several"
+    if any(size % _ALIGNMENT for size in layers[0].weight.shape):
+        return f"takes layers whose sizes are multiples of {_ALIGNMENT}, not {tuple(layers[0].weight.shape)}"
     if any(getattr(layer.adapter, "dropout", 0.0) for layer in layers):
         return "takes adapters without dropout, not layers with it"
     return None

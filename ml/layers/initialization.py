@@ -113,6 +113,17 @@ def _fill_xavier_normal(tensor: Tensor, *, gain: float, generator: torch.Generat
 
 
 @configurable
+def fan_in_uniform(*, gain: float = 1.0) -> Fill:
+    """U(-a, a), a = gain / √fan_in: what torch gives its own linear and convolution layers."""
+    return partial(_fill_fan_in_uniform, gain=non_negative("gain", gain))
+
+
+def _fill_fan_in_uniform(tensor: Tensor, *, gain: float, generator: torch.Generator) -> None:
+    bound = gain / math.sqrt(fans(tensor.shape)[0])
+    tensor.uniform_(-bound, bound, generator=generator)
+
+
+@configurable
 def kaiming_uniform(*, gain: float = math.sqrt(2.0), mode: Literal["fan_in", "fan_out"] = "fan_in") -> Fill:
     """U(-a, a), a = gain √(3 / fan) (He et al. 2015); the default gain √2 is the one for ReLU."""
     return partial(_fill_kaiming_uniform, gain=non_negative("gain", gain), mode=mode)

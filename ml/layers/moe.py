@@ -24,8 +24,8 @@ class MixtureOfExperts(nn.Module):
 
     expert: its `intermediate_size` is that of one expert. shared_expert: an MLP that every token passes, added to y
         (Dai et al. 2024, DeepSeekMoE); with `shared_expert_gate` times sigmoid(shared_expert_gate(x)) (Qwen2-MoE).
-    grouped: all experts at once, by grouped matrix products, or one after the other. None: grouped on a CUDA device if
-        the experts allow it.
+    grouped: all experts at once, by grouped matrix products, or one after the other. None: grouped where that is one
+        kernel, on a CUDA device in bfloat16, if the experts allow it; on the CPU one after the other is the faster.
     """
 
     def __init__(
@@ -49,9 +49,7 @@ class MixtureOfExperts(nn.Module):
         self.experts_per_token = min(chosen, self.num_experts)
         self.lr_scale = checked_lr_scale(lr_scale)
         self.router = child("router", router, hidden_size, self.num_experts, self.experts_per_token)
-        self.experts = child(
-            "experts", Experts, hidden_size, self.num_experts, self.experts_per_token, expert, grouped
-        )
+        self.experts = child("experts", Experts, hidden_size, self.num_experts, self.experts_per_token, expert, grouped)
         obstacle = self.experts.obstacle_to_grouping
         require(not grouped or obstacle is None, "grouped", str(obstacle))
         self.shared_expert = self.shared_expert_gate = None
@@ -59,7 +57,8 @@ class MixtureOfExperts(nn.Module):
         require(has_shared or not shared_expert_gate, "shared_expert_gate", "needs a shared_expert")
         if has_shared:
             self.shared_expert = child("shared_expert", shared_expert, hidden_size)
-            self.shared_expert_gate = child("shared_expert_gate", Linear, hidden_size, 1) if shared_expert_gate else None
+        if has_shared and shared_expert_gate:
+            self.shared_expert_gate = child("shared_expert_gate", Linear, hidden_size, 1)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         tokens = x.flatten(0, -2)  # (B T, H)

@@ -66,7 +66,7 @@ class SoftmaxRouter(Router):
     auxiliary_loss: coefficient of E Σ_e f_e P_e, with f_e the choices of e per token and P_e the mean of p_e; it is k
         where the load is even. 0.01 is that of Switch (section 2.2), found there to even out the load from the first
         steps without costing quality. For a model that is balanced already, Mixtral's and Qwen's 0.001 will do.
-    z_loss: coefficient of mean(log Σ exp(logits)²), which keeps the logits small (Zoph et al. 2022, ST-MoE; there 0.001).
+    z_loss: coefficient of mean((log Σ_e exp logit_e)²), which keeps the logits small (Zoph et al. 2022, ST-MoE: 0.001).
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class SoftmaxRouter(Router):
 
 @configurable
 class SigmoidRouter(Router):
-    """The k experts with the greatest s + b, weighted with scale · s / Σ s, where s = sigmoid(W x) (DeepSeek-V3, 2.1.2).
+    """The k experts with the greatest s + b, weighted with scale · s / Σ s; s = sigmoid(W x) (DeepSeek-V3, 2.1.2).
 
     The bias b evens out the load without a loss: it counts in the choice alone, and after each step it rises by
     `bias_update_rate` for an expert that got fewer tokens than the mean and falls for one that got more (Wang et al.

@@ -11,10 +11,13 @@ def flops_per_token(model: nn.Module, sequence_length: int) -> float:
     the mean number of keys that a query sees. PaLM sets it to the sequence length T; here it is what the layer needs,
     (T + 1) / 2 for causal attention and less in a window, so utilization is never credited for skipped work.
 
-    A module states its own share, without its children's, in `training_flops_per_token(sequence_length)`.
+    A module states its own share, without its children's, in `training_flops_per_token(sequence_length)`. One that a
+    token passes only in part, as experts, states in `active_fraction` which part it is; one that works on something
+    else than tokens, as an encoder of images, states all of it in `whole_training_flops_per_token(sequence_length)`.
     """
-    return sum(
-        module.training_flops_per_token(sequence_length)
-        for module in model.modules()
-        if hasattr(module, "training_flops_per_token")
-    )
+    if hasattr(model, "whole_training_flops_per_token"):
+        return model.whole_training_flops_per_token(sequence_length)
+    own = getattr(model, "training_flops_per_token", None)
+    flops = own(sequence_length) if own is not None else 0.0
+    flops += sum(flops_per_token(child, sequence_length) for child in model.children())
+    return flops * getattr(model, "active_fraction", 1.0)

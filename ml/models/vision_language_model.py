@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable, require
+from ml.config import child, configurable, require
 from ml.layers.context import Context
 from ml.models.language_model import LanguageModel
 from ml.models.parameters import freeze_unscaled
@@ -20,6 +20,7 @@ class VisionLanguageModel(LanguageModel):
     learned positions included, are replaced by what `vision` makes of the images, in order: `model(tokens, images=...)`
     and `model.loss(tokens, targets, images=...)`.
 
+    image_token_id: None is the last token of the vocabulary.
     language_model: what this model is beside `vision`; its parts keep their names, so that what is set for a
         LanguageModel holds here too.
     """
@@ -27,12 +28,14 @@ class VisionLanguageModel(LanguageModel):
     def __init__(
         self,
         *,
-        image_token_id: int = REQUIRED,
+        image_token_id: int | None = None,
         language_model: Callable[..., LanguageModel] = LanguageModel,
         vision: Callable[..., nn.Module] = VisionEncoder,
     ):
         nn.Module.__init__(self)
         vars(self).update(vars(language_model()))  # all that it is, whatever options it had
+        if image_token_id is None:
+            image_token_id = self.vocab_size - 1
         inside = 0 <= image_token_id < self.vocab_size
         message = f"must be one of the {self.vocab_size} tokens of the vocabulary, not {image_token_id}"
         require(inside, "image_token_id", message)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ml.config import child, configurable, require
-from ml.data import Batch, Data, Dataset, TextData
+from ml.data import Batch, Data, Dataset, ImageFormat, TextData
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation, TeacherModel
@@ -90,16 +90,20 @@ class Trainer:
         tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
         sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
         require(tokens <= vocabulary, "data", f"does not fit the model: {sizes}")
-        for name in ("image_token_id", "image_shape", "tokens_per_image"):
-            given, taken = (getattr(part, name, None) for part in (self.data, self.model))
-            require(
-                given in (None, taken), "data", f"does not fit the model: {name} is {given}, the model's is {taken}"
-            )
+        problem = self.data.misfit(self.image_format)
+        require(problem is None, "data", f"does not fit the model: {problem}")
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
+
+    @property
+    def image_format(self) -> ImageFormat | None:
+        """The images that the model takes, if it takes any."""
+        if not hasattr(self.model, "image_token_id"):
+            return None
+        return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
 
     def open_data(self) -> Dataset:
         """Reads the data.
@@ -108,7 +112,7 @@ class Trainer:
             DataError: It cannot be used, or there is none to validate on.
         """
         self.open_teacher(torch.device("meta"))
-        dataset = self.data.open(self.sequence_length, self.seed)
+        dataset = self.data.open(self.sequence_length, self.seed, self.image_format)
         if self.validation is not None:
             self.validation.check(dataset)
         return dataset

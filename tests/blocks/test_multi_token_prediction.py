@@ -68,7 +68,7 @@ def test_it_acts_in_training_alone():
 
 def test_ignored_targets_and_other_documents_are_not_predicted():
     model = build(1)
-    tokens, targets = data()
+    _, targets = data()
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1]]).expand(2, -1)
     targets[:, 2] = -100  # the first token of the second document
     (_, further), *_ = model.multi_token(

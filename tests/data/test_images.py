@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml.data import Batch, ByteTokenizer, DataError, ImageTextData, ImageTextFiles, RandomWindows, Shapes
+from ml.data import Batch, ByteTokenizer, DataError, ImageFormat, ImageTextData, ImageTextFiles, RandomWindows, Shapes
 from ml.data.image_files import CaptionedImage, ImageCorpus, resized
 from ml.data.images import hold_out
 from ml.data.shapes import COLOURS, PLACES, SHAPES, shape_mask
@@ -33,8 +33,15 @@ class Given(ImageCorpus):
 
 
 def data(captions, images=None, **options):
-    settings = {"image_size": (2, 3), "tokens_per_image": 4, "validation_fraction": 0.0, **options}
+    settings = {"validation_fraction": 0.0, **options}
     return ImageTextData(corpus=lambda: Given(captions, images), **settings)
+
+
+def format_of(token_id=256, tokens_per_image=4, size=(2, 3)):
+    return ImageFormat(token_id, tokens_per_image, (3, *size))
+
+
+FORMAT = format_of()
 
 
 def rows_of(batch):
@@ -44,7 +51,7 @@ def rows_of(batch):
 
 
 def test_a_row_is_the_image_the_caption_and_the_end_and_only_the_caption_counts():
-    dataset = data(["ab", "cdef"], separator="|").open(9, seed=0)
+    dataset = data(["ab", "cdef"], separator="|").open(9, 0, FORMAT)
     batch = dataset.batch(0, 2)
     found = {tuple(tokens): tuple(targets) for tokens, targets, _ in rows_of(batch)}
     pad, i = IGNORED, 256
@@ -60,7 +67,7 @@ def test_a_row_is_the_image_the_caption_and_the_end_and_only_the_caption_counts(
 
 def test_each_row_has_its_own_image_as_numbers_around_zero():
     captions = [chr(65 + number) for number in range(20)]
-    batch = data(captions, pixel_mean=0.25, pixel_std=2.0).open(8, seed=1).batch(0, 20)
+    batch = data(captions, pixel_mean=0.25, pixel_std=2.0).open(8, 1, FORMAT).batch(0, 20)
     assert batch.images.shape == (20, 3, 2, 3)
     assert batch.images.dtype == torch.float32
     assert batch.images_per_sequence == (1,) * 20
@@ -73,8 +80,8 @@ def test_the_planes_of_an_image_are_its_colours():
     corpus = Given(["a"])
     pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     corpus.captioned_images = lambda size: [CaptionedImage("image", pixels, "a")]
-    whole = ImageTextData(corpus=lambda: corpus, image_size=(2, 3), pixel_mean=0.0, pixel_std=1.0, tokens_per_image=1)
-    image = whole.open(4, 0).batch(0, 1).images[0]
+    whole = ImageTextData(corpus=lambda: corpus, pixel_mean=0.0, pixel_std=1.0)
+    image = whole.open(4, 0, format_of(tokens_per_image=1)).batch(0, 1).images[0]
     for row, column, colour in np.ndindex(2, 3, 3):
         assert round(image[colour, row, column].item() * 255) == pixels[row, column, colour]
 
@@ -83,7 +90,7 @@ def test_the_planes_of_an_image_are_its_colours():
 def test_a_batch_is_a_pure_function_of_data_seed_and_number(sampling):
     options = {} if sampling is None else {"sampling": sampling}
     captions = [f"caption {number}" for number in range(40)]
-    first, second, other = (data(captions, **options).open(20, seed) for seed in (1, 1, 2))
+    first, second, other = (data(captions, **options).open(20, seed, FORMAT) for seed in (1, 1, 2))
     expected = [first.batch(4 * step, 4) for step in range(30)]
     for step in (29, 3, 17, 3):
         assert torch.equal(second.batch(4 * step, 4).tokens, expected[step].tokens)
@@ -93,7 +100,7 @@ def test_a_batch_is_a_pure_function_of_data_seed_and_number(sampling):
 
 
 def test_an_epoch_shows_each_caption_once():
-    dataset = data([chr(65 + number) for number in range(13)]).open(8, seed=3)
+    dataset = data([chr(65 + number) for number in range(13)]).open(8, 3, FORMAT)
     for epoch in range(3):
         assert sorted(dataset.batch(13 * epoch, 13).tokens[:, 4].tolist()) == list(range(65, 78))
 
@@ -102,7 +109,7 @@ def test_an_epoch_shows_each_caption_once():
 @pytest.mark.parametrize("size", [1, 2, 100])
 def test_validation_predicts_whole_captions_once_in_order(num_tokens, size):
     captions = ["aa", "bbb", "c", "dddd", "e", "ffff", "g", "hh", "iii", "jj"]
-    dataset = data(captions, validation_fraction=0.5).open(12, 0)
+    dataset = data(captions, validation_fraction=0.5).open(12, 0, FORMAT)
     held_out = bytes(dataset.validation).split(b"\0")[:-1]
     assert len(held_out) == 5
     ends = np.cumsum([len(caption) + 1 for caption in held_out])
@@ -130,7 +137,7 @@ def test_all_captions_of_an_image_are_on_one_side():
 
 
 def test_an_image_with_several_captions_is_kept_once():
-    dataset = data(["a", "b", "c"], images=[0, 0, 1]).open(8, 0)
+    dataset = data(["a", "b", "c"], images=[0, 0, 1]).open(8, 0, FORMAT)
     assert dataset.describe()["train_images"] == 2
     batch = dataset.batch(0, 3)
     shown = {chr(tokens[4]): round((image.mean().item() * 0.5 + 0.5) * 255) for tokens, _, image in rows_of(batch)}
@@ -138,16 +145,17 @@ def test_an_image_with_several_captions_is_kept_once():
 
 
 def test_the_hash_names_the_data_and_not_the_order():
-    original = data(["a", "b"]).open(6, 0).sha256
-    assert data(["a", "b"]).open(9, 5).sha256 == original
+    original = data(["a", "b"]).open(6, 0, FORMAT).sha256
+    assert data(["a", "b"]).open(9, 5, FORMAT).sha256 == original
     changes = [
         data(["a", "c"]), data(["ab", ""]), data(["a", "b"], images=[0, 2]), data(["a", "b"], images=[0, 0]),
-        data(["a", "b"], separator=""), data(["a", "b"], image_token_id=300), data(["a", "b"], tokens_per_image=3),
-        data(["a", "b"], pixel_mean=0.1), data(["a", "b"], image_size=(3, 2)),
+        data(["a", "b"], separator=""), data(["a", "b"], pixel_mean=0.1),
         data(["a", "b"], validation_fraction=0.5),
     ]  # fmt: skip
-    hashes = [changed.open(6, 0).sha256 for changed in changes]
-    assert len({original, *hashes}) == len(changes) + 1
+    hashes = [changed.open(6, 0, FORMAT).sha256 for changed in changes]
+    formats = [format_of(300), format_of(tokens_per_image=3), format_of(size=(3, 2))]
+    hashes += [data(["a", "b"]).open(6, 0, images).sha256 for images in formats]
+    assert len({original, *hashes}) == len(changes) + len(formats) + 1
 
 
 @pytest.mark.parametrize(
@@ -159,14 +167,12 @@ def test_the_hash_names_the_data_and_not_the_order():
     ids=["which image", "which caption"],
 )
 def test_the_hash_knows_what_belongs_together(first, second):
-    assert data(**first).open(6, 0).sha256 != data(**second).open(6, 0).sha256
+    assert data(**first).open(6, 0, FORMAT).sha256 != data(**second).open(6, 0, FORMAT).sha256
 
 
-@pytest.mark.parametrize(("image_token_id", "vocab_size"), [(None, 257), (7, 256), (255, 256), (256, 257), (300, 301)])
-def test_the_vocabulary_has_room_for_the_image_token(image_token_id, vocab_size):
-    built = data(["a"], image_token_id=image_token_id)
-    assert built.vocab_size == vocab_size
-    assert (built.open(8, 0).batch(0, 1).tokens[0, :4] == (256 if image_token_id is None else image_token_id)).all()
+@pytest.mark.parametrize("token_id", [7, 255, 256, 300])
+def test_the_image_token_stands_in_the_places_of_the_image(token_id):
+    assert (data(["a"]).open(8, 0, format_of(token_id)).batch(0, 1).tokens[0, :4] == token_id).all()
 
 
 @pytest.mark.parametrize(
@@ -174,25 +180,29 @@ def test_the_vocabulary_has_room_for_the_image_token(image_token_id, vocab_size)
     [
         ({"captions": []}, "there is no image to train on"),
         ({"captions": ["short", "longer"]}, r"caption of image 1 and its image take 10 tokens: raise .*, which is 9"),
-        (
-            {"captions": ["ab", "xyz"], "image_token_id": 121},
-            "caption of image 1 has token 121, which stands for images",
-        ),
-        ({"captions": ["ab"], "image_token_id": 0}, "caption of image 0 has token 0"),
+        ({"captions": ["ab", "xyz"], "token_id": 121}, "caption of image 1 has token 121, which stands for images"),
+        ({"captions": ["ab"], "token_id": 0}, "caption of image 0 has token 0"),
     ],
 )
 def test_captions_that_cannot_be_used_are_named(options, message):
+    token_id = options.pop("token_id", 256)
     with pytest.raises(DataError, match=message):
-        data(**options).open(sequence_length=9, seed=0)
+        data(**options).open(9, 0, format_of(token_id))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [(None, "the model takes none"), (ImageFormat(256, 4, (1, 2, 3)), "its images have 3 channels, the model's 1")],
+)
+def test_a_model_that_takes_other_images_or_none_is_named(images, message):
+    with pytest.raises(DataError, match=message):
+        data(["a"]).open(8, 0, images)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
-        ({"image_token_id": -1}, "image_token_id must not be below 0: -1"),
-        ({"image_size": (0, 4)}, "image_size must be positive"),
-        ({"tokens_per_image": 0}, "tokens_per_image must be positive"),
         ({"pixel_std": 0.0}, "pixel_std must be positive"),
         ({"pixel_mean": math.nan}, "pixel_mean must be finite"),
         ({"corpus": functools.partial(Shapes, num_images=0)}, "num_images must be positive"),
@@ -228,7 +238,7 @@ def test_a_batch_of_text_names_no_images():
 
 def test_shapes_look_as_their_captions_say():
     """The brightest pixels are in the place, of the colour and of the shape that the caption names."""
-    size = 60, 90
+    size = 120, 180
     seen = set()
     for image in Shapes(num_images=300, seed=4).captioned_images(size):
         colour, shape, place = re.fullmatch(r"a (\w+) (\w+) at the ([\w ]+)", image.caption).groups()
@@ -239,9 +249,10 @@ def test_shapes_look_as_their_captions_say():
         row, column = (rows.min() + rows.max() + 1) / 2 / size[0], (columns.min() + columns.max() + 1) / 2 / size[1]
         assert PLACES[int(row * 3) * 3 + int(column * 3)] == place
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert height / size[0] == pytest.approx(width / size[1], abs=2 / size[0])  # nothing is cut off at an edge
         # The share of the box around it that a shape fills, a few pixels off.
         share = {"square": 1.0, "circle": math.pi / 4, "triangle": 0.5, "cross": 0.51}[shape]
-        assert len(rows) / (height * width) == pytest.approx(share, abs=0.15)
+        assert len(rows) / (height * width) == pytest.approx(share, abs=0.1)
         if shape in ("triangle", "cross"):  # the one is full at the bottom, the other at its middle
             fullest = (near.sum(1).argmax() - rows.min() + 0.5) / height
             assert (fullest > 0.75) == (shape == "triangle")
@@ -378,15 +389,14 @@ def test_a_smaller_image_is_the_means_of_what_it_covers_and_an_equal_one_is_unto
 
 def test_large_images_are_resized_to_what_the_model_takes(folder, tmp_path):
     np.save(tmp_path / "large.npy", np.full((40, 30, 3), 9, dtype=np.uint8))
-    whole = ImageTextData(
-        corpus=lambda: folder({"image": "large.npy", "text": "x"}), image_size=(4, 6), tokens_per_image=2
-    )
-    assert whole.image_shape == (3, 4, 6)
-    assert whole.open(5, 0).batch(0, 2).images.shape == (2, 3, 4, 6)
+    whole = ImageTextData(corpus=lambda: folder({"image": "large.npy", "text": "x"}))
+    assert whole.open(5, 0, format_of(tokens_per_image=2, size=(4, 6))).batch(0, 2).images.shape == (2, 3, 4, 6)
 
 
 def test_the_default_data_has_images_to_train_and_to_validate_on():
-    dataset = ImageTextData(corpus=functools.partial(Shapes, num_images=60)).open(64, 0)
+    dataset = ImageTextData(corpus=functools.partial(Shapes, num_images=60)).open(
+        64, 0, format_of(tokens_per_image=16, size=(64, 64))
+    )
     described = dataset.describe()
     assert (described["train_images"], described["validation_images"]) == (57, 3)
     assert described["sha256"] == dataset.sha256

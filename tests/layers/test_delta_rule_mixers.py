@@ -97,8 +97,8 @@ def test_bfloat16_under_autocast_is_close_to_float32(mixer):
     assert actual.dtype == torch.bfloat16
     # A handful of roundings to 2^-9, which the norm enlarges where an output is small, and its gradient more so. The
     # gated delta net of the transformers library is off by 0.02 and 0.1 on such weights.
-    assert relative_error(actual, expected) < 0.03
-    assert relative_error(gradient, expected_gradient) < 0.1
+    assert relative_error(actual, expected) < 0.04
+    assert relative_error(gradient, expected_gradient) < 0.15
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

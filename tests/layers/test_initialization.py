@@ -8,6 +8,7 @@ from scipy import stats
 
 from ml.layers import (
     constant,
+    fan_in_uniform,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -40,6 +41,7 @@ CASES = {
     "uniform": (uniform, {"low": -1.0, "high": 3.0}, stats.uniform(-1.0, 4.0)),
     "xavier uniform": (xavier_uniform, {"gain": 2.0}, uniform_of(2.0 * math.sqrt(6 / (OUT + IN)))),
     "xavier normal": (xavier_normal, {}, stats.norm(0, math.sqrt(2 / (OUT + IN)))),
+    "fan in uniform": (fan_in_uniform, {"gain": 2.0}, uniform_of(2.0 / math.sqrt(IN))),
     "kaiming uniform": (kaiming_uniform, {}, uniform_of(math.sqrt(6 / IN))),
     "kaiming uniform, fan out": (kaiming_uniform, {"gain": 1.0, "mode": "fan_out"}, uniform_of(math.sqrt(3 / OUT))),
     "kaiming normal": (kaiming_normal, {}, stats.norm(0, math.sqrt(2 / IN))),

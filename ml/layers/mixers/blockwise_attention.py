@@ -118,8 +118,9 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, gradient):
-    sinks = ctx.saved_tensors[3]
-    *gradients, sink_gradient = _attend_backward(gradient, *ctx.saved_tensors, *ctx.options)
+    saved = ctx.saved_tensors  # asked for once: an activation that is computed again is handed out once
+    *gradients, sink_gradient = _attend_backward(gradient, *saved, *ctx.options)
+    sinks = saved[3]
     return *gradients, None if sinks is None else sink_gradient.to(sinks.dtype), None, None, None, None, None
 
 

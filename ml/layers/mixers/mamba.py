@@ -11,10 +11,10 @@ from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
-from ml.layers.initialization import ones
+from ml.layers.initialization import fan_in_uniform, ones
 from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.selective_scan import selective_scan
-from ml.layers.mixers.state_space_initialization import log_index, time_step_bias, time_step_weight
+from ml.layers.mixers.state_space_initialization import log_index, time_step_bias
 from ml.layers.parameter import Parameter, checked_lr_scale
 
 
@@ -65,7 +65,7 @@ class Mamba(nn.Module):
         self.dt_norm = child("dt_norm", dt_norm, self.dt_rank) if dt_norm is not None else None
         self.B_norm = child("B_norm", B_norm, self.state_size) if B_norm is not None else None
         self.C_norm = child("C_norm", C_norm, self.state_size) if C_norm is not None else None
-        dt_defaults = {"bias": False, "weight_initialization": time_step_weight}
+        dt_defaults = {"bias": False, "weight_initialization": fan_in_uniform}
         self.dt = child("dt", linear, self.dt_rank, size, defaults=dt_defaults)
         self.activation = child("activation", activation)
         self.output = child("output", linear, size, hidden_size)

@@ -87,8 +87,8 @@ class _Decays(NamedTuple):
 
 def _decays(exponents: Tensor, starts: Tensor | None) -> _Decays:
     """From dt A, (B, Z, L, G, K), and where documents begin, (B, Z, L)."""
-    # In float64: the difference of two large sums may be the decay between neighbours.
-    sums = exponents.cumsum(2, dtype=torch.float64)
+    # In float64, and so in the backward pass: the difference of two large sums may be the decay between neighbours.
+    sums = exponents.double().cumsum(2)
     since_start, until_end = (part.exp().to(exponents.dtype) for part in (sums, sums[:, :, -1:] - sums))
     seen = torch.ones(2 * exponents.shape[2:3], dtype=torch.bool, device=exponents.device).tril()
     if starts is not None:
@@ -97,7 +97,8 @@ def _decays(exponents: Tensor, starts: Tensor | None) -> _Decays:
         until_end = until_end.where((document == document[:, :, -1:])[..., None, None], 0)
         seen = (seen & (document[..., :, None] == document[..., None, :]))[:, :, None, None]
     sums = sums.permute(0, 1, 3, 4, 2)
-    between = (sums[..., :, None] - sums[..., None, :]).to(exponents.dtype)
+    # The sum is turned over before it is spread out, since the backward pass would turn over all pairs.
+    between = (sums[..., :, None] + (-sums)[..., None, :]).to(exponents.dtype)
     # Of what is not seen it may be so far above 0 that its exponential overflows.
     return _Decays(between.masked_fill(~seen, -torch.inf).exp(), since_start, until_end)
 

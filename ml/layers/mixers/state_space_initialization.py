@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ml.config import configurable, require
-from ml.layers.checks import non_negative, positive_float
-from ml.layers.initialization import Fill, fans
+from ml.layers.checks import positive_float
+from ml.layers.initialization import Fill
 
 
 @configurable
@@ -45,17 +45,6 @@ def _fill_time_step_bias(
     dt = tensor.uniform_(math.log(dt_min), math.log(dt_max), generator=generator).exp_().clamp_(min=dt_floor)
     # log(exp(dt) - 1), in a form that neither overflows nor cancels
     tensor.copy_(dt + torch.log(-torch.expm1(-dt)))
-
-
-@configurable
-def time_step_weight(*, scale: float = 1.0) -> Fill:
-    """U(-a, a), a = scale / √fan_in: what dt is made with keeps the variance of its low-rank input (Mamba)."""
-    return partial(_fill_time_step_weight, scale=non_negative("scale", scale))
-
-
-def _fill_time_step_weight(tensor: Tensor, *, scale: float, generator: torch.Generator) -> None:
-    bound = scale / math.sqrt(fans(tensor.shape)[0])
-    tensor.uniform_(-bound, bound, generator=generator)
 
 
 def _checked_range(low_name: str, low: float, high_name: str, high: float) -> tuple[float, float]:

@@ -46,6 +46,7 @@ class StochasticMixer(nn.Module):
         self.drawn = self.main
         for name, mixer in mixers.items():
             setattr(self, name, child(name, mixer, hidden_size))
+            getattr(self, name).active_fraction = weights.get(name, 1.0) / max(sum(weights.values()), 1e-9)
 
     def draw(self, generator: torch.Generator) -> None:
         """Chooses the mixer of the steps until the next draw, by a generator of the CPU."""

@@ -1,0 +1,439 @@
+"""Mixtures of experts against transformers, a loop over tokens in float64, and one way to compute against the other."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers import DeepseekV3Config, MixtralConfig, Qwen2MoeConfig
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+
+from ml.config import load
+from ml.layers import MLP, GatedMLP, Linear, LoRA, RMSNorm, relu, silu
+from ml.layers.context import Auxiliary, Context
+from ml.layers.experts import Experts
+from ml.layers.moe import MixtureOfExperts
+from ml.layers.routing import SigmoidRouter, SoftmaxRouter
+from ml.models import LanguageModel, flops_per_token, materialize
+
+H, F = 24, 40
+PLAIN = partial(Linear, bias=False)
+
+# Both sides round in float32 and add up in another order, on outputs and gradients of order one to ten.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build(dtype=torch.float32, std=0.3, **options) -> MixtureOfExperts:
+    """With random values in every parameter, those that start at zero included."""
+    options = {"num_experts": 6, "expert": partial(GatedMLP, intermediate_size=F), **options}
+    layer = materialize(MixtureOfExperts(H, **options)).to(dtype)
+    with torch.no_grad():
+        for index, parameter in enumerate(layer.parameters()):
+            parameter.copy_(random(*parameter.shape, seed=index) * std)
+    return layer
+
+
+def outputs_and_gradients(layer, x, gradient=None) -> dict[str, torch.Tensor]:
+    x = x.detach().clone().requires_grad_()
+    y = layer(x)
+    y.backward(random(*y.shape, seed=99).to(y.dtype) if gradient is None else gradient)
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return {"y": y.detach(), "x": x.grad, **gradients}
+
+
+def assert_same(actual, expected, **tolerance):
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        torch.testing.assert_close(value, expected[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def renamed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight of transformers under our names."""
+    if name == "experts.gate_up_proj":
+        halves = {part: tensor.chunk(2, dim=1)[i] for i, part in enumerate(("gate", "up"))}
+        return {
+            f"experts.expert_{e}.{part}.weight": half[e] for part, half in halves.items() for e in range(len(tensor))
+        }
+    if name == "experts.down_proj":
+        return {f"experts.expert_{e}.down.weight": matrix for e, matrix in enumerate(tensor)}
+    if name.startswith("gate."):
+        return {name.replace("gate", "router").replace("e_score_correction_bias", "balance_bias"): tensor}
+    return {name.replace("shared_experts.", "shared_expert.").replace("_proj", ""): tensor}
+
+
+def under_our_names(tensors) -> dict[str, torch.Tensor]:
+    return {ours: part for name, tensor in tensors for ours, part in renamed(name, tensor).items()}
+
+
+def mixtral(num_experts, experts_per_token):
+    config = MixtralConfig(
+        hidden_size=H, intermediate_size=F, num_local_experts=num_experts, num_experts_per_tok=experts_per_token
+    )
+    options = {"num_experts": num_experts, "experts_per_token": experts_per_token}
+    return MixtralSparseMoeBlock, config, options
+
+
+def qwen2_moe(normalize):
+    config = Qwen2MoeConfig(
+        hidden_size=H, moe_intermediate_size=F, shared_expert_intermediate_size=56, num_experts=7,
+        num_experts_per_tok=3, norm_topk_prob=normalize,
+    )  # fmt: skip
+    shared = partial(GatedMLP, intermediate_size=56, linear=PLAIN)
+    router = partial(SoftmaxRouter, normalize=normalize)
+    options = {"num_experts": 7, "experts_per_token": 3, "router": router, "shared_expert": shared}
+    return Qwen2MoeSparseMoeBlock, config, {**options, "shared_expert_gate": True}
+
+
+def deepseek_v3(num_groups, groups_per_token, normalize=True, num_shared=1):
+    config = DeepseekV3Config(
+        hidden_size=H, moe_intermediate_size=F, n_routed_experts=12, num_experts_per_tok=4, n_group=num_groups,
+        topk_group=groups_per_token, norm_topk_prob=normalize, routed_scaling_factor=1.7, n_shared_experts=num_shared,
+    )  # fmt: skip
+    router = partial(
+        SigmoidRouter, num_groups=num_groups, groups_per_token=groups_per_token, normalize=normalize, scale=1.7
+    )
+    shared = partial(GatedMLP, intermediate_size=num_shared * F, linear=PLAIN)
+    return DeepseekV3MoE, config, {"num_experts": 12, "experts_per_token": 4, "router": router, "shared_expert": shared}
+
+
+FAMILIES = {
+    "Mixtral": mixtral(8, 2),
+    "Mixtral, all experts": mixtral(3, 3),
+    "Mixtral, one of many": mixtral(20, 1),
+    "Qwen2-MoE": qwen2_moe(normalize=False),
+    "Qwen2-MoE, normalized": qwen2_moe(normalize=True),
+    "DeepSeek-V3": deepseek_v3(4, 2),
+    "DeepSeek-V3, one group": deepseek_v3(1, 1),
+    "DeepSeek-V3, not normalized": deepseek_v3(3, 2, normalize=False, num_shared=2),
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+@pytest.mark.parametrize(("block", "config", "options"), FAMILIES.values(), ids=FAMILIES)
+def test_outputs_and_gradients_are_those_of_transformers(block, config, options, grouped):
+    config._experts_implementation = "eager"
+    oracle = block(config)
+    with torch.no_grad():
+        for index, tensor in enumerate((*oracle.parameters(), *oracle.buffers())):
+            tensor.copy_(random(*tensor.shape, seed=index) * 0.3)
+    expert = partial(GatedMLP, intermediate_size=F, linear=PLAIN)
+    layer = materialize(MixtureOfExperts(H, expert=expert, grouped=grouped, **options))
+    if layer.shared_expert_gate is not None:
+        layer.shared_expert_gate.bias = None
+    layer.load_state_dict(under_our_names([*oracle.named_parameters(), *oracle.named_buffers()]), strict=True)
+    x = random(3, 17, H)
+    expected = outputs_and_gradients(oracle, x)
+    found = {"y": expected.pop("y"), "x": expected.pop("x"), **under_our_names(expected.items())}
+    assert_same(outputs_and_gradients(layer, x), found, **CLOSE)
+
+
+def mixture_by_loops(layer: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
+    """One token after the other, through whole experts."""
+    rows = []
+    for token in x.flatten(0, 1):
+        scores = (layer.router.weight @ token).softmax(-1)
+        best = scores.argsort(descending=True)[: layer.experts_per_token]
+        y = sum(scores[e] / scores[best].sum() * getattr(layer.experts, f"expert_{e}")(token) for e in best)
+        rows.append(y if layer.shared_expert is None else y + layer.shared_expert(token))
+    return torch.stack(rows).view_as(x)
+
+
+EXPERTS = {
+    "gated": {},
+    "plain": {"expert": partial(MLP, intermediate_size=F)},
+    "of other kinds": {"expert": partial(MLP, intermediate_size=11, linear=partial(LoRA, rank=3))},
+    "one of them": {"experts_per_token": 1},
+    "all of them": {"experts_per_token": 6},
+    "a shared expert": {"shared_expert": partial(MLP, intermediate_size=9)},
+}
+
+
+@pytest.mark.parametrize("row_multiple", [1, 4])
+@pytest.mark.parametrize("options", EXPERTS.values(), ids=EXPERTS)
+def test_the_mixture_equals_a_loop_over_tokens(options, row_multiple, monkeypatch):
+    monkeypatch.setattr(Experts, "row_multiple", lambda self, x: row_multiple)
+    layer, x = build(torch.float64, grouped=False, **options), random(2, 13, H).double()
+    actual = outputs_and_gradients(layer, x)
+    layer.zero_grad()
+    reference = partial(mixture_by_loops, layer)
+    reference.named_parameters = layer.named_parameters
+    expected = outputs_and_gradients(reference, x)
+    zero = torch.zeros(())
+    expected = {k: zero.expand_as(actual[k]).double() if v is None else v for k, v in expected.items()}
+    assert_same(actual, expected)  # float64 throughout
+
+
+def without_one(layer: MixtureOfExperts) -> MixtureOfExperts:
+    """No token goes to expert 2, where the first entry of a token is positive."""
+    with torch.no_grad():
+        layer.router.weight[2].zero_()[0] = -1000.0
+    return layer
+
+
+def with_some_biases(layer: MixtureOfExperts) -> MixtureOfExperts:
+    layer.experts.expert_1.up.bias = layer.experts.expert_4.up.bias = None
+    return layer
+
+
+ADAPTED = partial(GatedMLP, intermediate_size=F, linear=partial(Linear, apply_peft=partial(LoRA, rank=3)))
+PATHS = {
+    "gated": {},
+    "without biases": {"expert": partial(GatedMLP, intermediate_size=F, linear=PLAIN)},
+    "plain": {"expert": partial(MLP, intermediate_size=F)},
+    "ReLU": {"expert": partial(MLP, intermediate_size=F, activation=relu)},
+    "adapters": {"expert": ADAPTED},
+    "one expert": {"num_experts": 1, "experts_per_token": 1},
+    "many experts": {"num_experts": 40, "experts_per_token": 5},
+    "all at once": {"shared_expert": MLP, "shared_expert_gate": True, "router": SigmoidRouter, "experts_per_token": 3},
+}
+
+
+def both_paths(change=lambda layer: layer, **options) -> tuple[MixtureOfExperts, MixtureOfExperts]:
+    loop, grouped = (change(build(grouped=grouped, std=0.15, **options)) for grouped in (False, True))
+    assert list(loop.state_dict()) == list(grouped.state_dict())
+    return loop, grouped
+
+
+@pytest.mark.parametrize("options", PATHS.values(), ids=PATHS)
+def test_grouped_products_equal_one_expert_after_the_other(options):
+    loop, grouped = both_paths(**options)
+    x = random(2, 31, H)
+    assert_same(outputs_and_gradients(grouped, x), outputs_and_gradients(loop, x), **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{}, {"expert": ADAPTED}], ids=["gated", "adapters"])
+def test_an_expert_without_tokens_has_a_gradient_of_zero_on_both_paths(options):
+    loop, grouped = both_paths(without_one, **options)
+    x = random(2, 31, H)
+    x[..., 0] = x[..., 0].abs() + 0.1
+    _, chosen = loop.router(x.flatten(0, 1))
+    assert 2 not in chosen
+    actual, expected = outputs_and_gradients(grouped, x), outputs_and_gradients(loop, x)
+    assert_same(actual, expected, **CLOSE)
+    ours = [value for name, value in expected.items() if "expert_2." in name]
+    assert ours
+    assert all(not value.any() for value in ours)
+
+
+def test_experts_with_and_without_a_bias_may_be_grouped():
+    loop, grouped = both_paths(with_some_biases)
+    x = random(1, 31, H)
+    assert_same(outputs_and_gradients(grouped, x), outputs_and_gradients(loop, x), **CLOSE)
+
+
+def test_merged_adapters_are_not_added_twice():
+    _, layer = both_paths(expert=ADAPTED)
+    x = random(1, 31, H)
+    expected = layer(x)
+    for expert in layer.experts.in_order:
+        expert.up.merge()
+    torch.testing.assert_close(layer(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights", "compute"])
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+def test_bfloat16_errs_by_its_rounding(grouped, autocast):
+    # Tokens are rounded for both sides, so that both choose the same experts.
+    x = random(2, 50, H).bfloat16().float()
+    reference = build(grouped=False, std=0.2)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(parameter.bfloat16())
+    layer = copy.deepcopy(reference)
+    layer.experts.grouped = grouped
+    expected = outputs_and_gradients(reference, x, random(2, 50, H, seed=4))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        layer = layer if autocast else layer.bfloat16()
+        gradient = random(2, 50, H, seed=4).bfloat16()
+        actual = outputs_and_gradients(layer, x if autocast else x.bfloat16(), gradient)
+    assert actual["y"].dtype == torch.bfloat16
+    for name, value in actual.items():
+        error = (value.float() - expected[name]).norm() / expected[name].norm()
+        assert error < 4 * 2**-8, name  # roundings of 2^-9 of input, hidden state, output, gradient and some sums
+
+
+def test_on_the_cpu_in_16_bits_rows_are_filled_up_where_rows_are_all_the_same_to_the_expert():
+    seen = []
+    layer = build(torch.bfloat16, grouped=False)
+    for expert in layer.experts.in_order:
+        expert.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    layer(random(1, 50, H).bfloat16())
+    assert all(x.shape[:-1].numel() % 16 == 0 for x in seen)
+    inner = build(torch.bfloat16, expert=partial(MixtureOfExperts, num_experts=2), experts_per_token=1)
+    auxiliary = Auxiliary()
+    inner(random(1, 50, H).bfloat16(), Context(auxiliary=auxiliary))
+    loads = [load for router, load in auxiliary.loads if router is not inner.router]
+    assert sum(float(load.sum()) for load in loads) == 50 * 2  # of which none is a filling
+
+
+def test_without_gradients_experts_without_tokens_are_left_out():
+    layer, calls = build(grouped=False), []
+    for expert in layer.experts.in_order:
+        expert.register_forward_hook(lambda module, args, output: calls.append(module))
+    with torch.no_grad():
+        layer(random(1, 1, H))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+def test_a_token_does_not_depend_on_the_others(grouped):
+    layer, x = build(grouped=grouped), random(3, 20, H)
+    alone = torch.cat([layer(x[i : i + 1, j : j + 1]) for i in range(3) for j in range(20)])
+    torch.testing.assert_close(layer(x).flatten(0, 1), alone.squeeze(1), **CLOSE)
+
+
+OBSTACLES = {
+    "experts that are no MLPs": ({"expert": RMSNorm}, "takes experts that are all GatedMLP or all MLP, not RMSNorm"),
+    "layers that are not linear": (
+        {"expert": partial(MLP, linear=partial(LoRA, rank=3))}, "takes Linear layers, not LoRA as up",
+    ),
+    "sizes that are not aligned": (
+        {"expert": partial(MLP, intermediate_size=12)},
+        r"takes layers whose sizes are multiples of 8, not \(12, 24\) as up",
+    ),
+    "dropout in adapters": (
+        {"expert": partial(MLP, linear=partial(Linear, apply_peft=partial(LoRA, dropout=0.1)))},
+        "takes adapters without dropout, not layers with it as up",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), OBSTACLES.values(), ids=OBSTACLES)
+def test_what_cannot_be_grouped_is_refused_and_otherwise_computed_one_by_one(options, message):
+    with pytest.raises(ValueError, match=f"grouped {message}"):
+        MixtureOfExperts(H, grouped=True, **options)
+    layer = MixtureOfExperts(H, **options)
+    assert not layer.experts.is_grouped(torch.empty(1, H))
+    assert layer.experts.obstacle_to_grouping
+
+
+def test_grouped_products_do_not_wait_for_the_device():
+    """A fake tensor has no values that could be asked for."""
+    options = {"expert": ADAPTED, "shared_expert": MLP, "router": SigmoidRouter}
+    with FakeTensorMode():
+        x, auxiliary = torch.empty(2, 9, H, requires_grad=True), Auxiliary()
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # fake products know no other type
+            y = MixtureOfExperts(H, grouped=True, **options)(x, Context(auxiliary=auxiliary))
+        y.backward(torch.empty_like(y))
+        with pytest.raises(DataDependentOutputException):
+            MixtureOfExperts(H, grouped=False, **options)(x)
+    assert x.grad.shape == x.shape
+    assert auxiliary.loads[0][1].shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_experts": 0}, "num_experts must be positive"),
+        ({"experts_per_token": 0}, "experts_per_token must be positive"),
+        ({"num_experts": 4, "experts_per_token": 5}, r"experts_per_token must be at most num_experts \(4\), not 5"),
+        ({"shared_expert_gate": True}, "shared_expert_gate needs a shared_expert"),
+        ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExperts(H, **options)
+
+
+def test_losses_and_loads_reach_the_training_loop():
+    layer, auxiliary = build(), Auxiliary()
+    layer(random(2, 9, H), Context(auxiliary=auxiliary))
+    ((router, load),) = auxiliary.loads
+    assert router is layer.router
+    assert load.sum() == 2 * 9 * 2
+    assert len(auxiliary.losses) == 1
+    auxiliary.losses[0].backward()
+    assert layer.router.weight.grad.any()
+
+
+MODEL = """
+LanguageModel.vocab_size = 64
+LanguageModel.hidden_size = 32
+decoder/Repeat.num_blocks = 2
+Attention.num_heads = 4
+DecoderBlock.mlp = @MixtureOfExperts
+MixtureOfExperts.num_experts = 5
+MixtureOfExperts.shared_expert = @GatedMLP
+MixtureOfExperts.shared_expert_gate = True
+GatedMLP.intermediate_size = 16
+"""
+
+
+def built(*bindings: str) -> LanguageModel:
+    with torch.device("meta"):
+        return load([], [MODEL, *bindings], root=LanguageModel).build(LanguageModel)
+
+
+def test_every_expert_and_every_layer_of_it_is_set_by_its_own_scope():
+    model = built(
+        "Linear.bias = False",
+        "expert_3/up/Linear.bias = True",
+        "block_0/expert_0_to_1/Linear.bias = True",
+        "shared_expert/GatedMLP.intermediate_size = 48",
+        "shared_expert_gate/Linear.bias = True",
+        "experts/expert_2/GatedMLP.lr_scale = 0.5",
+        "mlp/router/weight/Parameter.lr_scale = 0.25",
+        "block_1/expert_4/GatedMLP.activation = @relu",
+    )
+    names = {name.removeprefix("decoder.") for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert names == {
+        *(f"block_{block}.mlp.experts.expert_3.up.bias" for block in (0, 1)),
+        *(f"block_0.mlp.experts.expert_{e}.{part}.bias" for e in (0, 1) for part in ("gate", "up", "down")),
+        *(f"block_{block}.mlp.shared_expert_gate.bias" for block in (0, 1)),
+    }
+    mixture = model.decoder.block_1.mlp
+    assert mixture.shared_expert.up.out_features == 48
+    assert [expert.up.out_features for expert in mixture.experts.in_order] == [16] * 5
+    assert [expert.lr_scale for expert in mixture.experts.in_order] == [1.0, 1.0, 0.5, 1.0, 1.0]
+    assert mixture.router.weight.lr_scale == 0.25
+    assert mixture.experts.obstacle_to_grouping == "takes experts with one activation"
+    assert model.decoder.block_0.mlp.experts.obstacle_to_grouping is None
+
+
+def test_names_of_the_weights():
+    layer = MixtureOfExperts(
+        H, num_experts=2, expert=MLP, shared_expert=partial(MLP, linear=PLAIN), shared_expert_gate=True
+    )
+    experts = [f"expert_{e}.{part}.{kind}" for e in (0, 1) for part in ("up", "down") for kind in ("weight", "bias")]
+    assert [name for name, _ in layer.named_parameters()] == [
+        "router.weight",
+        *(f"experts.{name}" for name in experts),
+        "shared_expert.up.weight",
+        "shared_expert.down.weight",
+        "shared_expert_gate.weight",
+        "shared_expert_gate.bias",
+    ]
+
+
+def test_a_model_with_experts_trains_on_its_router_loss_too():
+    model = materialize(built())
+    tokens = torch.randint(0, 64, (2, 11), generator=torch.Generator().manual_seed(0))
+    sums = model.loss(tokens, tokens)
+    assert len(sums.loads) == 2
+    assert "router_loss" in sums.parts
+    sums.mean.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_flops_count_the_experts_that_a_token_passes():
+    expert = partial(GatedMLP, intermediate_size=F)
+    layer = MixtureOfExperts(H, num_experts=10, experts_per_token=3, expert=expert)
+    assert flops_per_token(layer, 7) == pytest.approx(6 * (3 * 3 * H * F + 10 * H))
+    layer = MixtureOfExperts(H, num_experts=10, experts_per_token=3, shared_expert=expert, shared_expert_gate=True)
+    expected = 3 * 3 * H * GatedMLP(H).up.out_features + 10 * H + 3 * H * F + H
+    assert flops_per_token(layer, 7) == pytest.approx(6 * expected)
+
+
+def test_flops_of_mixtures_in_mixtures_multiply():
+    expert = partial(MLP, intermediate_size=F, activation=silu)
+    inner = partial(MixtureOfExperts, num_experts=4, experts_per_token=1, expert=expert)
+    layer = MixtureOfExperts(H, num_experts=6, experts_per_token=2, expert=inner)
+    assert flops_per_token(layer, 7) == pytest.approx(6 * (6 * H + 2 * (4 * H + 2 * H * F)))

@@ -1,0 +1,411 @@
+"""No option is accepted and ignored: every parameter of every configurable changes something when it is set.
+
+The test finds configurables and parameters by itself, in the registry. A few small runs, `BASES`, build most of them;
+what merely stands in for another (an initialization, a norm, a schedule) is put in the place of its neighbours. For
+each parameter, values that differ from the one in force are made from its type. One of them must be valid, and it must
+change the model, the operations that a step executes, the groups of the optimizer, or what training leaves behind.
+"""
+
+import ast
+import collections.abc
+import functools
+import hashlib
+import io
+import itertools
+import json
+import tempfile
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ml
+from ml.api import build_trainer
+from ml.config import ConfigError
+from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidates, known_names
+from ml.data import ByteTokenizer, TextFiles
+from ml.training import RunFolder, train
+from ml.training.step import train_step
+
+CPU = torch.device("cpu")
+TINY = """
+LanguageModel.vocab_size = 256
+LanguageModel.hidden_size = 16
+decoder/Repeat.num_blocks = 2
+Attention.num_heads = 4
+DecoderBlock.dropout = 0.2
+AdamW.learning_rate = 1e-2
+CosineSchedule.warmup_steps = 2
+Trainer.num_steps = 6
+Trainer.batch_size = 4
+Trainer.sequence_length = 16
+Trainer.log_every = 2
+Checkpoints.every = 2
+Checkpoints.keep = None
+Validation.every = 3
+Validation.num_tokens = 200
+TextFiles.paths = ['text.txt']
+"""
+MIXER = "DecoderBlock.mixer = @{0}"
+EXPERTS = "DecoderBlock.mlp = @MixtureOfExperts\nMixtureOfExperts.num_experts = 4\nMixtureOfExperts.router = @{0}"
+VISION = """
+Trainer.model = @VisionLanguageModel
+LanguageModel.vocab_size = 257
+Trainer.data = @ImageTextData
+Trainer.sequence_length = 64
+Shapes.num_images = 40
+VisionEncoder.hidden_size = 16
+vision/Repeat.num_blocks = 1
+vision/Attention.causal = False
+vision/Attention.rotary = @TwoDimensionalRotary
+"""
+FILES = "ImageTextData.corpus = @ImageTextFiles\nImageTextFiles.path = 'images.jsonl'"
+BASES = {
+    "plain": "",
+    "plain, other sides": """
+        Attention.query_norm = @RMSNorm
+        Attention.window_size = 3
+        Attention.attention_sinks = True
+        Attention.soft_cap = 5.0
+        LanguageModelHead.z_loss = 0.01
+        Linear.apply_peft = @LoRA
+        LoRA.B_initialization = @normal
+        LoRA.dropout = 0.1
+        DecoderBlock.mlp = @MLP
+        Embeddings.position = @PositionEmbedding
+        TextData.separate_documents = True
+        Trainer.micro_batch_size = 2
+        DecoderBlock.activation_checkpointing = @SelectiveActivationCheckpointing
+        DecoderBlock.normalization = @LayerNorm""",
+    "pattern": """
+        LanguageModel.decoder = @Pattern
+        Pattern.blocks = {'a': @DecoderBlock, 'b': @DecoderBlock}
+        Pattern.pattern = ['a', 'b']
+        Pattern.num_blocks = 4
+        b/DecoderBlock.mlp = None""",
+    "chain": """
+        LanguageModel.decoder = @Chain
+        Chain.sequences = {'first': @DecoderBlock, 'rest': @Repeat}
+        rest/Repeat.num_blocks = 2""",
+    "dynamic rotary": """
+        Attention.rotary = @DynamicRotary
+        DynamicRotary.original_length = 8
+        Attention.head_size = 8""",
+    "multi-token": """
+        LanguageModel.multi_token = @MultiTokenPrediction
+        MultiTokenPrediction.num_depths = 2""",
+    "distillation": """
+        Trainer.distillation = @Distillation
+        Distillation.teacher = 'teacher'""",
+    "latent attention": MIXER.format("LatentAttention")
+    + """
+        LatentAttention.num_heads = 2
+        LatentAttention.key_value_rank = 6
+        LatentAttention.query_rank = 5
+        LatentAttention.head_size = 4
+        LatentAttention.rotary_size = 4
+        LatentAttention.value_head_size = 6""",
+    "Mamba": MIXER.format("Mamba"),
+    "Mamba-2": MIXER.format("Mamba2") + "\nMamba2.head_size = 8\nMamba2.chunk_size = 4\nMamba2.num_groups = 2",
+    "gated delta net": MIXER.format("GatedDeltaNet") + "\nGatedDeltaNet.num_heads = 2\nGatedDeltaNet.chunk_size = 4",
+    "Kimi delta attention": MIXER.format("KimiDeltaAttention")
+    + "\nKimiDeltaAttention.num_heads = 2\nKimiDeltaAttention.chunk_size = 4",
+    "short convolution": MIXER.format("ShortConvolutionMixer"),
+    "stochastic": MIXER.format("StochasticMixer")
+    + "\nStochasticMixer.mixers = {'full': @Attention, 'short': @ShortConvolutionMixer}"
+    + "\nStochasticMixer.weights = {'full': 1.0, 'short': 1.0}",
+    "softmax router": EXPERTS.format("SoftmaxRouter") + "\nMixtureOfExperts.shared_expert = @GatedMLP",
+    "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
+    "vision": VISION,
+    "images from files": VISION.replace("Shapes.num_images = 40", FILES),
+}
+TIMING = {"seconds", "tokens_per_second"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder():
+    """Where the runs find their files: two texts, images with captions, and two trained models."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(name)
+        for file, factor in (("text.txt", 1), ("other.txt", 7)):
+            lines = (f"{number} times {factor} is {number * factor}.\n" for number in range(150))
+            Path(file).write_text("".join(lines))
+        images = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
+        for listing, step in (("images.jsonl", 1), ("others.jsonl", 2)):
+            with Path(listing).open("w") as lines:
+                for index, image in enumerate(images[::step]):
+                    np.save(f"{listing}_{index}.npy", image)
+                    lines.write(json.dumps({"image": f"{listing}_{index}.npy", "text": f"number {index}"}) + "\n")
+        for teacher, seed in (("teacher", 1), ("another_teacher", 2)):
+            config = ml.load(bindings=[TINY, f"Trainer.seed = {seed}"])
+            run = RunFolder(teacher)
+            run.create()
+            run.write_config(config.text, config.operative, config.provenance())
+            trainer = build_trainer(config)
+            train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
+        yield
+
+
+@ml.config.configurable
+class OtherBytes(ByteTokenizer):
+    """There is one tokenizer so far; a second one tells whether it can be chosen."""
+
+    def encode(self, text):
+        return super().encode(text)[::-1]
+
+
+@ml.config.configurable
+class OtherFiles(TextFiles):
+    """Likewise the one corpus."""
+
+    def documents(self):
+        return [document._replace(text=document.text.upper()) for document in super().documents()]
+
+
+def all_configurables() -> list[Configurable]:
+    found = [info for name in known_names() for info in candidates(name)]
+    return [info for info in found if info.selector.startswith("ml.")]
+
+
+def bindable(info: Configurable) -> list[ParameterSpec]:
+    return [spec for spec in info.parameters.values() if spec.default is not EMPTY]
+
+
+CASES = [(info.name, spec.name) for info in all_configurables() for spec in bindable(info)]
+
+
+@functools.cache
+def loaded(*bindings: str) -> ml.Config:
+    return ml.load(bindings=[TINY, *(line.strip() for text in bindings for line in text.splitlines())])
+
+
+@functools.cache
+def places(bindings: tuple[str, ...]) -> dict[str, list]:
+    """The records of a run by configurable."""
+    found: dict[str, list] = {}
+    for record in loaded(*bindings).records():
+        found.setdefault(record.configurable, []).append(record)
+    return found
+
+
+@functools.cache
+def bases_with(name: str) -> list[tuple[str, ...]]:
+    """Bindings of runs that build a configurable: those that do so anyway, else some where it replaces a neighbour."""
+    direct = [(text,) for text in BASES.values() if name in places((text,))]
+    return direct or list(itertools.islice(replacements(name), 2))
+
+
+def replacements(name: str) -> Iterator[tuple[str, ...]]:
+    (info,) = candidates(name)
+    neighbours = {other.name for other in all_configurables() if module_of(other) in siblings(info)}
+    for text in BASES.values():
+        tried = set()
+        for record in itertools.chain.from_iterable(places((text,)).values()):
+            taken = (record.configurable, record.parameter, record.value)
+            if record.value.startswith("@") and record.value[1:] in neighbours and taken not in tried:
+                tried.add(taken)
+                binding = f"{record.path}/{record.configurable}.{record.parameter} = @{name}".lstrip("/")
+                if is_valid(text, binding) and name in places((text, binding)):
+                    yield (text, binding)
+
+
+def module_of(info: Configurable) -> str:
+    return info.selector.rpartition(".")[0]
+
+
+def siblings(info: Configurable) -> set[str]:
+    """The modules whose configurables may stand in for one another: its own, and those that are like it by base."""
+    module = module_of(info)
+    bases = set(info.target.__mro__[1:-1]) if isinstance(info.target, type) else set()
+    alike = {
+        module_of(other)
+        for other in all_configurables()
+        if isinstance(other.target, type) and bases & set(other.target.__mro__) - {torch.nn.Module}
+    }
+    return {module, *alike, *(["ml.layers.initialization"] if "initialization" in module else [])}
+
+
+def is_valid(*bindings: str) -> bool:
+    try:
+        build_trainer(loaded(*bindings))
+    except ConfigError:
+        return False
+    return True
+
+
+class Trace(TorchDispatchMode):
+    """Everything that is computed: operations and the shapes and types of what they return."""
+
+    def __init__(self):
+        super().__init__()
+        self.digest = hashlib.sha256()
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        first = result[0] if isinstance(result, tuple | list) and result else result
+        shown = (tuple(first.shape), first.dtype) if isinstance(first, torch.Tensor) else ()
+        self.digest.update(f"{function} {shown}".encode())
+        return result
+
+
+@functools.cache
+def what_is_built(*bindings: str) -> tuple:
+    """The model, its first step, and the groups of the optimizer."""
+    trainer = build_trainer(loaded(*bindings))
+    dataset, teacher, state = trainer.open_data(), trainer.open_teacher(CPU), trainer.start(CPU)
+    compiled = [module._compiled_call_impl is not None for module in state.model.modules()]
+    parameters = [(name, tuple(p.shape), p.dtype, p.requires_grad, digest(p)) for name, p in named(state.model)]
+    groups = [(group.lr_scale, group.weight_decay, tuple(group.names)) for group in state.groups]
+    torch.manual_seed(0)
+    for module in state.model.modules():
+        if hasattr(module, "draw"):
+            module.draw(torch.Generator().manual_seed(0))
+    if any(compiled):
+        return compiled, parameters, groups
+    with Trace() as trace:
+        result = train_step(state, trainer.batches(dataset, 1), trainer.precision, trainer.max_grad_norm, CPU, teacher)
+    return compiled, parameters, groups, trace.digest.hexdigest(), result.loss.item(), result.grad_norm.item()
+
+
+@functools.cache
+def what_is_left(*bindings: str) -> tuple:
+    """What a whole run leaves behind."""
+    trainer = build_trainer(loaded(*bindings))
+    with tempfile.TemporaryDirectory() as name:
+        run = RunFolder(Path(name) / "run")
+        train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
+        metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
+        kept = sorted(path.name for path in run.checkpoints.iterdir())
+    return json.dumps(metrics), kept, [digest(p) for _, p in named(trainer.model)]
+
+
+def named(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return list(model.named_parameters())
+
+
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
+    """Gin texts of values of a type, the ones most likely to be valid first."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        for argument in arguments:
+            yield from other_values(argument, current)
+    elif origin is typing.Literal:
+        yield from map(repr, arguments)
+    elif origin is collections.abc.Callable:
+        yield from references(current)
+    elif annotation is type(None):
+        yield "None"
+    elif annotation is bool:
+        yield from ("True", "False")
+    elif annotation is int:
+        number = ast.literal_eval(current) if current.lstrip("-").isdigit() else 4
+        yield from map(str, (2 * number, number + 1, number // 2, 3, 2, 1, 4, 8, 16, 0))
+    elif annotation is float:
+        number = float(current) if is_number(current) else 1.0
+        yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
+    elif annotation is str:
+        yield from map(repr, ("other.txt", "another_teacher", "others.jsonl", "|"))
+    else:
+        yield from other_collections(origin, arguments, current)
+
+
+def other_collections(origin: typing.Any, arguments: tuple, current: str) -> Iterator[str]:
+    """Tuples, lists and dicts: shorter, turned round, and with other elements."""
+    if origin in (dict, collections.abc.Mapping):
+        pairs = [pair.split(":", 1) for pair in current.strip("{}").split(", ") if ":" in pair]
+        for key, value in pairs:
+            for other in other_values(arguments[1], value.strip()):
+                changed = [(k, other if k == key else v) for k, v in pairs]
+                yield "{" + ", ".join(f"{k}: {v}" for k, v in changed) + "}"
+        return
+    items = ast.literal_eval(current) if current[:1] in "([" else []
+    kinds = [kind for kind in arguments if kind is not ...]
+    for index, item in enumerate(items):
+        for other in other_values(kinds[index] if len(kinds) == len(items) else kinds[0], repr(item)):
+            yield repr(type(items)([*items[:index], ast.literal_eval(other), *items[index + 1 :]]))
+    if items:
+        yield from (repr(items[:-1]), repr(items[::-1]), repr(type(items)([*items, items[-1]])))
+    first = next(other_values(kinds[0], ""))
+    yield from (f"[{first}]", f"({first},)", "['others.jsonl']", "['a', 'b', 'b']", "['a']", "['aten.mm']")
+
+
+def references(current: str) -> Iterator[str]:
+    """References: to what is in force now with a learning rate of its own, to its neighbours, to everything else."""
+    name = current.rpartition("/")[2].lstrip("@")
+    here = [info for info in all_configurables() if info.name == name]
+    if here and "lr_scale" in here[0].parameters:
+        yield f"@other/{name}\nother/{name}.lr_scale = 0.125"
+    near = siblings(here[0]) if here else ()
+    yield from ("@OtherBytes", "@OtherFiles\nOtherFiles.paths = ['text.txt']")
+    yield from (f"@{info.name}" for info in sorted(all_configurables(), key=lambda i: module_of(i) not in near))
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def changes(name: str, spec: ParameterSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Runs, and bindings that give a parameter another value in them."""
+    for base in bases_with(name):
+        here = [record for record in places(base)[name] if record.parameter == spec.name]
+        current = here[0].value if here else "None"
+        path = here[0].path if here else places(base)[name][0].path
+        for value in dict.fromkeys(other_values(spec.annotation, current)):
+            if value != current:
+                for scope in ("", f"{path}/"):
+                    yield base, f"{scope.lstrip('/')}{name}.{spec.name} = {value}"
+
+
+def test_every_configurable_is_built_somewhere():
+    missing = [info.name for info in all_configurables() if bindable(info) and not bases_with(info.name)]
+    assert not missing
+
+
+@pytest.mark.parametrize(("name", "parameter"), CASES, ids=[".".join(case) for case in CASES])
+def test_a_parameter_changes_something(name, parameter):
+    (info,) = candidates(name)
+    tried, failure = [], None
+    for base, binding in changes(name, info.parameters[parameter]):
+        if len(tried) >= 12:
+            break
+        if not is_valid(*base, binding):
+            continue
+        try:
+            if what_is_built(*base, binding) != what_is_built(*base):
+                return
+            if what_is_left(*base, binding) != what_is_left(*base):
+                return
+        except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+            failure = error  # what was referred to fits the signature and not the place
+            continue
+        tried.append(binding)
+    assert tried, f"no other value of {name}.{parameter} is valid; the last one that was: {failure!r}"
+    pytest.fail(f"{name}.{parameter} changes nothing: tried {tried}")
+
+
+def test_a_parameter_that_is_ignored_is_found(monkeypatch):
+    """The test itself is tested: an option that a layer takes and forgets."""
+    from ml.layers import Attention
+
+    monkeypatch.setattr(Attention, "soft_cap", property(lambda self: None, lambda self, value: None), raising=False)
+    for cached in (what_is_built, what_is_left):
+        cached.cache_clear()
+    try:
+        with pytest.raises(pytest.fail.Exception, match=r"Attention\.soft_cap changes nothing"):
+            test_a_parameter_changes_something("Attention", "soft_cap")
+    finally:
+        for cached in (what_is_built, what_is_left):
+            cached.cache_clear()
