@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import tempfile
 import types
 import typing
@@ -28,8 +29,10 @@ import ml
 from ml.api import build_trainer
 from ml.config import ConfigError
 from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidates, known_names
-from ml.data import ByteTokenizer, TextFiles
-from ml.training import RunFolder, train
+from ml.config.types import mismatch
+from ml.config.values import Reference
+from ml.data import ByteTokenizer, DataError, TextFiles
+from ml.training import AdamW, Checkpoints, RunFolder, Validation, train
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -49,7 +52,7 @@ Checkpoints.every = 2
 Checkpoints.keep = None
 Validation.every = 3
 Validation.num_tokens = 200
-TextFiles.paths = ['text.txt']
+TextFiles.paths = ['texts']
 """
 MIXER = "DecoderBlock.mixer = @{0}"
 EXPERTS = "DecoderBlock.mlp = @MixtureOfExperts\nMixtureOfExperts.num_experts = 4\nMixtureOfExperts.router = @{0}"
@@ -96,6 +99,11 @@ BASES = {
         Attention.rotary = @DynamicRotary
         DynamicRotary.original_length = 8
         Attention.head_size = 8""",
+    "YaRN": """
+        Attention.rotary = @YarnRotary
+        Attention.head_size = 32
+        YarnRotary.original_length = 16
+        YarnRotary.truncate = False""",
     "multi-token": """
         LanguageModel.multi_token = @MultiTokenPrediction
         MultiTokenPrediction.num_depths = 2""",
@@ -132,6 +140,9 @@ def folder():
     """Where the runs find their files: two texts, images with captions, and two trained models."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.chdir(name)
+        Path("texts").mkdir()
+        Path("texts/a.txt").write_text("A text of some length, which is long enough. " * 60)
+        Path("texts/b.log").write_bytes(b"Another one with a byte \xff that no text has. " * 60)
         for file, factor in (("text.txt", 1), ("other.txt", 7)):
             lines = (f"{number} times {factor} is {number * factor}.\n" for number in range(150))
             Path(file).write_text("".join(lines))
@@ -165,6 +176,30 @@ class OtherFiles(TextFiles):
 
     def documents(self):
         return [document._replace(text=document.text.upper()) for document in super().documents()]
+
+
+@ml.config.configurable
+class OtherAdamW(AdamW):
+    """Likewise the one optimizer."""
+
+    def create(self, groups, device):
+        return torch.optim.SGD([{"params": g.parameters, "lr_scale": g.lr_scale} for g in groups], lr=0.1, momentum=0.5)
+
+
+@ml.config.configurable
+class OtherCheckpoints(Checkpoints):
+    """Likewise the one way to save."""
+
+    def is_due(self, step, num_steps):
+        return step == 5
+
+
+@ml.config.configurable
+class OtherValidation(Validation):
+    """Likewise the one way to validate."""
+
+    def is_due(self, step, num_steps):
+        return step == 5
 
 
 def all_configurables() -> list[Configurable]:
@@ -210,8 +245,16 @@ def replacements(name: str) -> Iterator[tuple[str, ...]]:
             if record.value.startswith("@") and record.value[1:] in neighbours and taken not in tried:
                 tried.add(taken)
                 binding = f"{record.path}/{record.configurable}.{record.parameter} = @{name}".lstrip("/")
-                if is_valid(text, binding) and name in places((text, binding)):
+                if is_valid(text, binding) and name in places((text, binding)) and starts(text, binding):
                     yield (text, binding)
+
+
+def starts(*bindings: str) -> bool:
+    try:
+        what_is_built(*bindings)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+    return True
 
 
 def module_of(info: Configurable) -> str:
@@ -267,9 +310,11 @@ def what_is_built(*bindings: str) -> tuple:
             module.draw(torch.Generator().manual_seed(0))
     if any(compiled):
         return compiled, parameters, groups
+    batches = trainer.batches(dataset, 1)
+    data = [digest(tensor) for batch in batches for tensor in batch.inputs.values()]
     with Trace() as trace:
-        result = train_step(state, trainer.batches(dataset, 1), trainer.precision, trainer.max_grad_norm, CPU, teacher)
-    return compiled, parameters, groups, trace.digest.hexdigest(), result.loss.item(), result.grad_norm.item()
+        result = train_step(state, batches, trainer.precision, trainer.max_grad_norm, CPU, teacher)
+    return compiled, parameters, groups, data, trace.digest.hexdigest(), result.loss.item(), result.grad_norm.item()
 
 
 @functools.cache
@@ -301,7 +346,7 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
     elif origin is typing.Literal:
         yield from map(repr, arguments)
     elif origin is collections.abc.Callable:
-        yield from references(current)
+        yield from references(annotation, current)
     elif annotation is type(None):
         yield "None"
     elif annotation is bool:
@@ -313,7 +358,8 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
         number = float(current) if is_number(current) else 1.0
         yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
     elif annotation is str:
-        yield from map(repr, ("other.txt", "another_teacher", "others.jsonl", "|"))
+        yield from ("'other.txt'", "'another_teacher'", "'others.jsonl'", "'*.log'", "'|'")
+        yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # the names that some run gives to its parts
     else:
         yield from other_collections(origin, arguments, current)
 
@@ -327,26 +373,36 @@ def other_collections(origin: typing.Any, arguments: tuple, current: str) -> Ite
                 changed = [(k, other if k == key else v) for k, v in pairs]
                 yield "{" + ", ".join(f"{k}: {v}" for k, v in changed) + "}"
         return
-    items = ast.literal_eval(current) if current[:1] in "([" else []
+    items = parsed(current) if current[:1] in "([" else []
     kinds = [kind for kind in arguments if kind is not ...]
     for index, item in enumerate(items):
         for other in other_values(kinds[index] if len(kinds) == len(items) else kinds[0], repr(item)):
-            yield repr(type(items)([*items[:index], ast.literal_eval(other), *items[index + 1 :]]))
+            yield written(type(items)([*items[:index], parsed(other), *items[index + 1 :]]))
     if items:
-        yield from (repr(items[:-1]), repr(items[::-1]), repr(type(items)([*items, items[-1]])))
+        yield from map(written, (items[:-1], items[::-1], type(items)([*items, items[-1]])))
     first = next(other_values(kinds[0], ""))
     yield from (f"[{first}]", f"({first},)", "['others.jsonl']", "['a', 'b', 'b']", "['a']", "['aten.mm']")
 
 
-def references(current: str) -> Iterator[str]:
-    """References: to what is in force now with a learning rate of its own, to its neighbours, to everything else."""
+def parsed(text: str) -> typing.Any:
+    return ast.literal_eval(re.sub(r"(%math\.)?\binf\b", "1e999", text))
+
+
+def written(value: typing.Any) -> str:
+    return re.sub(r"\binf\b", "%math.inf", repr(value))
+
+
+def references(annotation: typing.Any, current: str) -> Iterator[str]:
+    """References: to what is in force now with a learning rate of its own, to its neighbours, to all that fits."""
     name = current.rpartition("/")[2].lstrip("@")
     here = [info for info in all_configurables() if info.name == name]
     if here and "lr_scale" in here[0].parameters:
         yield f"@other/{name}\nother/{name}.lr_scale = 0.125"
     near = siblings(here[0]) if here else ()
-    yield from ("@OtherBytes", "@OtherFiles\nOtherFiles.paths = ['text.txt']")
-    yield from (f"@{info.name}" for info in sorted(all_configurables(), key=lambda i: module_of(i) not in near))
+    known = [info for name in known_names() for info in candidates(name)]
+    for info in sorted(known, key=lambda i: (module_of(i) not in near, i.selector.startswith("ml."))):
+        if mismatch(Reference((), info), annotation) is None:
+            yield f"@{info.name}"
 
 
 def is_number(text: str) -> bool:
@@ -358,15 +414,19 @@ def is_number(text: str) -> bool:
 
 
 def changes(name: str, spec: ParameterSpec) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Runs, and bindings that give a parameter another value in them."""
-    for base in bases_with(name):
-        here = [record for record in places(base)[name] if record.parameter == spec.name]
-        current = here[0].value if here else "None"
-        path = here[0].path if here else places(base)[name][0].path
-        for value in dict.fromkeys(other_values(spec.annotation, current)):
-            if value != current:
-                for scope in ("", f"{path}/"):
-                    yield base, f"{scope.lstrip('/')}{name}.{spec.name} = {value}"
+    """Runs, and bindings that give a parameter another value in them; one of each run in turn."""
+    in_turn = itertools.zip_longest(*(changes_in(base, name, spec) for base in bases_with(name)))
+    yield from (change for changes in in_turn for change in changes if change is not None)
+
+
+def changes_in(base: tuple[str, ...], name: str, spec: ParameterSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    here = [record for record in places(base)[name] if record.parameter == spec.name]
+    current = here[0].value if here else "None"
+    path = (here or places(base)[name])[0].path
+    for value in dict.fromkeys(other_values(spec.annotation, current)):
+        if value != current:
+            for scope in dict.fromkeys(("", f"{path}/".lstrip("/"))):
+                yield base, f"{scope}{name}.{spec.name} = {value}"
 
 
 def test_every_configurable_is_built_somewhere():
@@ -379,7 +439,7 @@ def test_a_parameter_changes_something(name, parameter):
     (info,) = candidates(name)
     tried, failure = [], None
     for base, binding in changes(name, info.parameters[parameter]):
-        if len(tried) >= 12:
+        if len(tried) >= 48:
             break
         if not is_valid(*base, binding):
             continue
@@ -388,6 +448,9 @@ def test_a_parameter_changes_something(name, parameter):
                 return
             if what_is_left(*base, binding) != what_is_left(*base):
                 return
+        except DataError:
+            if typing.get_origin(info.parameters[parameter].annotation) is typing.Literal:
+                return  # it stops at what another way of reading takes
         except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             failure = error  # what was referred to fits the signature and not the place
             continue

@@ -59,8 +59,13 @@ def child(
         return build.child(name, constructor, args, kwargs, defaults, derived)
     info = find(constructor)
     bound = gin.get_bindings(info.selector, resolve_references=False) if info and (defaults or derived) else _NOTHING
-    suggested = {key: value for key, value in {**defaults, **derived}.items() if key not in bound}
-    return constructor(*args, **{**suggested, **kwargs})
+    return constructor(*args, **{**_suggested(constructor, defaults, derived, bound), **kwargs})
+
+
+def _suggested(constructor: Any, defaults: Mapping, derived: Mapping, bound: Mapping = _NOTHING) -> dict[str, Any]:
+    """What a parent suggests and nobody set: neither gin, nor who made a `functools.partial` of the constructor."""
+    said = {**getattr(constructor, "keywords", _NOTHING), **bound}
+    return {key: value for key, value in {**defaults, **derived}.items() if key not in said}
 
 
 def require(condition: bool, parameter: str, message: str) -> None:
@@ -128,7 +133,7 @@ class Build:
         try:
             if find(constructor) is None and not isinstance(constructor, ScopedConstructor):
                 self._suggested = ()
-                return constructor(*args, **{**defaults, **derived, **kwargs})
+                return constructor(*args, **{**_suggested(constructor, defaults, derived), **kwargs})
             return constructor(*args, **kwargs)
         finally:
             self._suggested = ()

@@ -168,7 +168,8 @@ class ImageTextData(Data):
     def misfit(self, images: ImageFormat | None) -> str | None:
         if images is None:
             return "it has images, and the model takes none"
-        return None if images.shape[0] == 3 else f"its images have 3 channels, the model's {images.shape[0]}"
+        channels = images.shape[0]
+        return None if channels in (1, 3) else f"its images have 3 channels or 1 of grey, the model's {channels}"
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> ImageTextDataset:
         """Reads the corpus and resizes its images.
@@ -179,6 +180,8 @@ class ImageTextData(Data):
         if problem := self.misfit(images):
             raise DataError(f"the data does not fit the model: {problem}")
         captioned = self.corpus.captioned_images(images.shape[1:])
+        if images.shape[0] == 1:
+            captioned = [image._replace(pixels=grey(image.pixels)) for image in captioned]
         rows = Rows(sequence_length, images.token_id, images.tokens_per_image, self.pixel_mean, self.pixel_std)
         parts = hold_out(captioned, self.validation_fraction)
         train, validation = (self._encoded(part, rows) for part in parts)
@@ -203,6 +206,11 @@ class ImageTextData(Data):
                 f"raise Trainer.sequence_length, which is {rows.length}, or shorten it"
             )
         return tokens
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """The brightness of (h, w, 3) uint8, (h, w, 1) (ITU-R BT.601)."""
+    return np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
 
 
 def hold_out(captioned: list[CaptionedImage], fraction: float) -> tuple[list[CaptionedImage], list[CaptionedImage]]:

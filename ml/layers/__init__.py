@@ -1,7 +1,7 @@
 """Layers: pure torch modules that gin wires. They know nothing of training, distribution or files."""
 
 from ml.layers import dtypes as dtypes
-from ml.layers.activations import gelu, relu, relu_squared, silu, tanh
+from ml.layers.activations import gelu, relu, relu_squared, sigmoid, silu, tanh
 from ml.layers.context import Auxiliary, Cache, Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
@@ -47,7 +47,7 @@ from ml.layers.rotary import (
     YarnRotary,
 )
 from ml.layers.routing import SigmoidRouter, SoftmaxRouter
-from ml.layers.vision import PatchEmbedding
+from ml.layers.vision import PatchEmbedding, Projector
 
 __all__ = [
     "IGNORED",
@@ -80,6 +80,7 @@ __all__ = [
     "PatchEmbedding",
     "PositionEmbedding",
     "Projections",
+    "Projector",
     "RMSNorm",
     "Rotary",
     "ShortConvolutionMixer",
@@ -102,6 +103,7 @@ __all__ = [
     "relu",
     "relu_squared",
     "scaled_normal",
+    "sigmoid",
     "silu",
     "tanh",
     "truncated_normal",

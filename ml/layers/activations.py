@@ -46,3 +46,9 @@ def _relu_squared(x: Tensor) -> Tensor:
 def tanh() -> Elementwise:
     """tanh(x)."""
     return torch.tanh
+
+
+@configurable
+def sigmoid() -> Elementwise:
+    """1 / (1 + exp(-x))."""
+    return torch.sigmoid

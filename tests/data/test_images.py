@@ -12,7 +12,7 @@ import torch
 
 from ml.data import Batch, ByteTokenizer, DataError, ImageFormat, ImageTextData, ImageTextFiles, RandomWindows, Shapes
 from ml.data.image_files import CaptionedImage, ImageCorpus, resized
-from ml.data.images import hold_out
+from ml.data.images import grey, hold_out
 from ml.data.shapes import COLOURS, PLACES, SHAPES, shape_mask
 
 IGNORED = -100
@@ -192,7 +192,10 @@ def test_captions_that_cannot_be_used_are_named(options, message):
 
 @pytest.mark.parametrize(
     ("images", "message"),
-    [(None, "the model takes none"), (ImageFormat(256, 4, (1, 2, 3)), "its images have 3 channels, the model's 1")],
+    [
+        (None, "the model takes none"),
+        (ImageFormat(256, 4, (2, 2, 3)), "its images have 3 channels or 1 of grey, the model's 2"),
+    ],
 )
 def test_a_model_that_takes_other_images_or_none_is_named(images, message):
     with pytest.raises(DataError, match=message):
@@ -212,6 +215,13 @@ def test_a_model_that_takes_other_images_or_none_is_named(images, message):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ImageTextData(**options)
+
+
+def test_a_model_of_one_channel_sees_brightness():
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+    assert grey(colours)[..., 0].tolist() == [[76, 150], [29, 255]]
+    batch = data(["a", "b"]).open(8, 0, ImageFormat(256, 4, (1, 2, 3))).batch(0, 2)
+    assert batch.images.shape == (2, 1, 2, 3)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9])

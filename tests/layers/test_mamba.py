@@ -164,7 +164,7 @@ def ours(oracle: torch.nn.Module, **options) -> Mamba:
         state_size=oracle.ssm_state_size,
         dt_rank=oracle.time_step_rank,
         convolution=partial(CausalConvolution, kernel_size=oracle.conv_kernel_size, bias="convolution.bias" in weights),
-        linear=partial(Linear, bias="output.bias" in weights),
+        linear=Linear if "output.bias" in weights else partial(Linear, bias=False),
         **options,
     )
     materialize(layer).load_state_dict(weights, strict=True)

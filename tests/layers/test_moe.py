@@ -11,6 +11,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
+from ml.blocks.activation_checkpointing import ActivationCheckpointing, SelectiveActivationCheckpointing
 from ml.config import load
 from ml.layers import MLP, GatedMLP, Linear, LoRA, RMSNorm, relu, silu
 from ml.layers.context import Auxiliary, Context
@@ -437,3 +438,14 @@ def test_flops_of_mixtures_in_mixtures_multiply():
     inner = partial(MixtureOfExperts, num_experts=4, experts_per_token=1, expert=expert)
     layer = MixtureOfExperts(H, num_experts=6, experts_per_token=2, expert=inner)
     assert flops_per_token(layer, 7) == pytest.approx(6 * (6 * H + 2 * (4 * H + 2 * H * F)))
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+@pytest.mark.parametrize("checkpointing", [ActivationCheckpointing, SelectiveActivationCheckpointing])
+def test_activation_checkpointing_changes_no_gradient(checkpointing, grouped):
+    layer, x = build(grouped=grouped), random(2, 15, H)
+    expected = outputs_and_gradients(layer, x)
+    layer.zero_grad()
+    recomputed = partial(checkpointing(), layer)
+    recomputed.named_parameters = layer.named_parameters
+    assert_same(outputs_and_gradients(recomputed, x), expected, rtol=0.0, atol=0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import REQUIRED, child, configurable
-from ml.layers.activations import Elementwise
+from ml.layers.activations import sigmoid
 from ml.layers.checks import positive
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
@@ -21,12 +21,6 @@ from ml.layers.mixers.delta_rule import (
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
-
-
-@configurable
-def sigmoid() -> Elementwise:
-    """1 / (1 + exp(-x))."""
-    return torch.sigmoid
 
 
 @configurable
