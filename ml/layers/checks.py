@@ -11,6 +11,11 @@ def positive(parameter: str, value: int) -> int:
     return max(value, 1)
 
 
+def heads_or_default(hidden_size: int, num_heads: int | None) -> int:
+    """`num_heads`, or where it is None one head for each 128 of the width, and one at least."""
+    return max(hidden_size // 128, 1) if num_heads is None else positive("num_heads", num_heads)
+
+
 def probability(parameter: str, value: float) -> float:
     """Requires `0 <= value < 1`: the share of activations that dropout sets to zero."""
     require(0.0 <= value < 1.0, parameter, f"must be at least 0 and below 1, not {value}")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable, require
-from ml.layers.checks import positive
+from ml.config import child, configurable, require
+from ml.layers.checks import heads_or_default, positive
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
@@ -29,16 +29,17 @@ class GatedDeltaNet(nn.Module):
     q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
     g = -exp(A_log) · softplus(decay(x) + dt_bias), as Qwen3-Next has it. `gated_delta_rule_reference` is the rule.
 
-    num_heads: of queries and keys. num_value_heads: each has a state and a decay of its own, and neighbours share a
-        query and a key; None is `num_heads`. key_head_size: None is hidden_size / num_heads. value_head_size: None is
-        `key_head_size`. chunk_size: how many tokens are computed at once; the result does not depend on it.
+    num_heads: of queries and keys; None is hidden_size / 128. num_value_heads: each has a state and a decay of its
+        own, and neighbours share a query and a key; None is `num_heads`. key_head_size: None is hidden_size /
+        num_heads. value_head_size: None is `key_head_size`. chunk_size: how many tokens are computed at once; the
+        result does not depend on it.
     """
 
     def __init__(
         self,
         hidden_size: int,
         *,
-        num_heads: int = REQUIRED,
+        num_heads: int | None = None,
         num_value_heads: int | None = None,
         key_head_size: int | None = None,
         value_head_size: int | None = None,
@@ -49,12 +50,14 @@ class GatedDeltaNet(nn.Module):
         lr_scale: float = 1.0,
     ):
         super().__init__()
-        self.num_heads = positive("num_heads", num_heads)
+        self.num_heads = heads_or_default(hidden_size, num_heads)
         self.num_value_heads = self.num_heads
         if num_value_heads is not None:
             self.num_value_heads = positive("num_value_heads", num_value_heads)
         divides = self.num_value_heads % self.num_heads == 0
-        require(divides, "num_value_heads", f"must be a multiple of num_heads ({num_heads}), not {num_value_heads}")
+        require(
+            divides, "num_value_heads", f"must be a multiple of num_heads ({self.num_heads}), not {num_value_heads}"
+        )
         self.key_head_size = checked_head_size(hidden_size, self.num_heads, "key_head_size", key_head_size)
         self.value_head_size = self.key_head_size
         if value_head_size is not None:

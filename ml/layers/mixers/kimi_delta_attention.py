@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable
+from ml.config import child, configurable
 from ml.layers.activations import sigmoid
-from ml.layers.checks import positive
+from ml.layers.checks import heads_or_default, positive
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
@@ -31,16 +31,16 @@ class KimiDeltaAttention(nn.Module):
     q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
     g = -exp(A_log) · softplus(decay_up(decay_down(x)) + dt_bias), with an A_log for a head and a dt_bias for a channel.
 
-    key_head_size: D; None is hidden_size / num_heads. value_head_size: None is `key_head_size`. decay_rank, gate_rank:
-        the sizes between down and up; None is `value_head_size`. chunk_size: how many tokens are computed at once; the
-        result does not depend on it.
+    num_heads: None is hidden_size / 128. key_head_size: D; None is hidden_size / num_heads. value_head_size: None is
+        `key_head_size`. decay_rank, gate_rank: the sizes between down and up; None is `value_head_size`. chunk_size:
+        how many tokens are computed at once; the result does not depend on it.
     """
 
     def __init__(
         self,
         hidden_size: int,
         *,
-        num_heads: int = REQUIRED,
+        num_heads: int | None = None,
         key_head_size: int | None = None,
         value_head_size: int | None = None,
         decay_rank: int | None = None,
@@ -52,7 +52,7 @@ class KimiDeltaAttention(nn.Module):
         lr_scale: float = 1.0,
     ):
         super().__init__()
-        self.num_heads = positive("num_heads", num_heads)
+        self.num_heads = heads_or_default(hidden_size, num_heads)
         self.key_head_size = checked_head_size(hidden_size, self.num_heads, "key_head_size", key_head_size)
         self.value_head_size = self.key_head_size
         if value_head_size is not None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable
-from ml.layers.checks import positive, positive_float, probability
+from ml.config import child, configurable
+from ml.layers.checks import heads_or_default, positive, positive_float, probability
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
@@ -25,15 +25,15 @@ class LatentAttention(nn.Module):
     While decoding only c and that part are kept, and the heads meet them there: q keyᵀ is computed as (q key_up) cᵀ,
     which is the same product.
 
-    query_rank: of the query's latent vector; None makes q by `query(x)`. softmax_scale: None is
-    1/√(head_size + rotary_size). dropout: of the attention weights, in training.
+    num_heads: None is hidden_size / 128. query_rank: of the query's latent vector; None makes q by `query(x)`.
+    softmax_scale: None is 1/√(head_size + rotary_size). dropout: of the attention weights, in training.
     """
 
     def __init__(
         self,
         hidden_size: int,
         *,
-        num_heads: int = REQUIRED,
+        num_heads: int | None = None,
         key_value_rank: int = 512,
         query_rank: int | None = None,
         head_size: int = 128,
@@ -48,7 +48,7 @@ class LatentAttention(nn.Module):
         lr_scale: float = 1.0,
     ):
         super().__init__()
-        self.num_heads = heads = positive("num_heads", num_heads)
+        self.num_heads = heads = heads_or_default(hidden_size, num_heads)
         self.head_size = positive("head_size", head_size)
         self.rotary_size = positive("rotary_size", rotary_size)
         self.value_head_size = positive("value_head_size", value_head_size)

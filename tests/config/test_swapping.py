@@ -1,0 +1,81 @@
+"""Swapping a mixer, an MLP or a norm takes one binding, everywhere or in one block, and leaves nothing of the old one."""
+
+import re
+
+import pytest
+import torch
+
+import ml
+from ml.config.configurable import candidates, known_names
+
+BASE = "recipes/tiny.gin"
+# What builds others by name needs those names; a norm with a gate stands inside of mixers.
+NOT_ALONE = {"StochasticMixer", "GatedRMSNorm"}
+
+
+def layers_of(*modules: str) -> list[str]:
+    infos = [info for name in known_names() for info in candidates(name)]
+    found = [i.name for i in infos if i.selector.startswith(modules) and isinstance(i.target, type)]
+    return [name for name in found if name not in NOT_ALONE]
+
+
+MIXERS = layers_of("ml.layers.mixers.")
+MLPS = layers_of("ml.layers.mlp.", "ml.layers.moe.")
+NORMS = layers_of("ml.layers.normalization.")
+SWAPS = [
+    *(("mixer", "Attention", name) for name in MIXERS if name != "Attention"),
+    *(("mlp", "GatedMLP", name) for name in MLPS if name not in ("GatedMLP", "MixtureOfExperts")),
+    *(("normalization", "RMSNorm", name) for name in NORMS if name != "RMSNorm"),
+]
+
+
+def places(config: ml.Config, configurable: str) -> set[str]:
+    return {record.path for record in config.records() if record.configurable == configurable}
+
+
+def load(tmp_path, binding: str, way: str) -> ml.Config:
+    if way == "flag":
+        return ml.load(BASE, [binding])
+    file = tmp_path / "mine.gin"
+    file.write_text(f"include '{BASE}'\n{binding}\n")
+    return ml.load(file)
+
+
+@pytest.mark.parametrize("way", ["file", "flag"])
+@pytest.mark.parametrize(("part", "old", "new"), SWAPS, ids=[f"{part} {new}" for part, _, new in SWAPS])
+def test_one_binding_swaps_a_part_everywhere(tmp_path, way, part, old, new):
+    config = load(tmp_path, f"DecoderBlock.{part} = @{new}", way)
+    blocks = [module for name, module in ml.build(config).named_modules() if name.startswith("decoder.block_")]
+    kinds = {type(module).__name__ for module in blocks}
+    assert new in kinds
+    inside = {path for path in places(config, old) if path.startswith("decoder/") and "/" in path}
+    assert not {path for path in inside if path.endswith(("mixer", "mlp", "mixer_norm", "mlp_norm"))}
+    if old != "RMSNorm":  # the head has one too
+        assert not re.search(rf"^(.*/)?{old}\.", config.operative, re.MULTILINE)
+    assert ml.load(bindings=[config.operative]).operative == config.operative
+
+
+@pytest.mark.parametrize(("part", "old", "new"), SWAPS, ids=[f"{part} {new}" for part, _, new in SWAPS])
+def test_one_binding_swaps_a_part_in_one_block(part, old, new):
+    model = ml.build(ml.load(BASE, [f"block_1/DecoderBlock.{part} = @{new}"]))
+    attribute = "mixer_norm" if part == "normalization" else part
+    kinds = [type(getattr(block, attribute)).__name__ for block in model.decoder.blocks]
+    assert kinds == [old, new]
+    tokens = torch.arange(20).view(2, 10)
+    assert model(tokens).shape == (2, 10, 256)
+    model.loss(tokens, tokens).mean.backward()
+
+
+def test_experts_take_the_place_of_an_mlp_and_are_made_of_it():
+    config = ml.load(BASE, ["DecoderBlock.mlp = @MixtureOfExperts"])
+    assert places(config, "GatedMLP") == {
+        f"decoder/block_{block}/mlp/experts/expert_{expert}" for block in range(2) for expert in range(8)
+    }
+
+
+def test_options_of_the_part_that_was_swapped_out_are_listed_as_left_out():
+    config = ml.load(BASE, ["DecoderBlock.mixer = @Mamba2"])
+    assert "Attention.num_heads" in config.text
+    assert "left out" in config.text
+    with pytest.raises(ml.ConfigError, match="Mamba2"):
+        ml.load(BASE, ["Mamba2.state_size = 8"])
