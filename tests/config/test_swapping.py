@@ -1,4 +1,4 @@
-"""Swapping a mixer, an MLP or a norm takes one binding, everywhere or in one block, and leaves nothing of the old one."""
+"""Swapping a mixer, an MLP or a norm takes one binding, everywhere or in one block; nothing of the old one stays."""
 
 import re
 
