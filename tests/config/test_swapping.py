@@ -79,3 +79,35 @@ def test_options_of_the_part_that_was_swapped_out_are_listed_as_left_out():
     assert "left out" in config.text
     with pytest.raises(ml.ConfigError, match="Mamba2"):
         ml.load(BASE, ["Mamba2.state_size = 8"])
+
+
+SEQUENCES = {
+    "pattern": [
+        "LanguageModel.decoder = @Pattern",
+        "Pattern.blocks = {'a': @DecoderBlock, 'b': @DecoderBlock}",
+        "Pattern.pattern = ['a', 'b']",
+        "Pattern.num_blocks = 4",
+    ],
+    "chain": [
+        "LanguageModel.decoder = @Chain",
+        "Chain.sequences = {'first': @Repeat, 'second': @Repeat}",
+        "Repeat.num_blocks = 4",
+    ],
+    "a sequence in a sequence": [
+        "Repeat.num_blocks = 4",
+        "decoder/Repeat.block = @inner/Repeat",
+        "inner/Repeat.block = @DecoderBlock",
+    ],
+}
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
+def test_blocks_are_reached_by_number_and_range_in_every_sequence(sequence):
+    bindings = [*sequence, "block_1_to_2/Attention.window_size = 5", "block_2/Attention.window_size = 6"]
+    config = ml.load(BASE, bindings, allow_unused_bindings=True)
+    windows = {r.path: r.value for r in config.records() if r.parameter == "window_size"}
+    assert len(windows) >= 4
+    for path, window in windows.items():
+        numbers = [int(part[-1]) for part in path.split("/") if part.startswith("block_")]
+        expected = "6" if 2 in numbers else "5" if 1 in numbers else "None"
+        assert window == expected, path

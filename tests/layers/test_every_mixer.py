@@ -1,9 +1,12 @@
 """What holds for every mixer: it looks back alone, decodes what it computes at once, and keeps documents apart."""
 
+from functools import partial
+
 import pytest
 import torch
 from mixer_cases import MIXERS, classes_of_mixers
 
+from ml.blocks import ActivationCheckpointing, DecoderBlock, SelectiveActivationCheckpointing
 from ml.layers import Cache, Context
 from ml.layers.context import places_in_documents
 from ml.models import materialize
@@ -91,6 +94,20 @@ def test_a_later_token_changes_no_earlier_output(mixer):
     before, after = layer(x, Context()), layer(changed, Context())
     assert torch.equal(before[:, :13], after[:, :13]) or torch.allclose(before[:, :13], after[:, :13], atol=1e-12)
     assert not torch.allclose(before[:, 13:], after[:, 13:])
+
+
+@every_mixer
+@pytest.mark.parametrize("policy", [ActivationCheckpointing, SelectiveActivationCheckpointing])
+def test_checkpointed_activations_give_the_same_bits(mixer, policy):
+    results = []
+    for checkpointing in (None, policy):
+        block = build(partial(DecoderBlock, mixer=mixer, activation_checkpointing=checkpointing)).float().train()
+        x = random_input(B, T, H).float().requires_grad_()
+        output = block(x, Context())
+        output.square().sum().backward()
+        results.append([output.detach(), x.grad, *(p.grad for p in block.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1])
+    assert all(torch.equal(value, expected) for value, expected in zip(*results, strict=True))
 
 
 def test_every_mixer_there_is_has_a_case():

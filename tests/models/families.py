@@ -11,6 +11,8 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
     MixtralConfig,
     PreTrainedConfig,
     Qwen3NextConfig,
@@ -19,6 +21,7 @@ from transformers import (
 from ml.blocks import DecoderBlock, Pattern, Repeat
 from ml.layers import (
     Attention,
+    CausalConvolution,
     DynamicRotary,
     Embeddings,
     GatedMLP,
@@ -28,6 +31,8 @@ from ml.layers import (
     Linear,
     LinearRotary,
     Llama3Rotary,
+    Mamba,
+    Mamba2,
     RMSNorm,
     Rotary,
     YarnRotary,
@@ -40,7 +45,7 @@ from ml.models import LanguageModel
 
 NO_BIAS = partial(Linear, bias=False)
 NAMES = {
-    r"^model\.embed_tokens": "embeddings.token",
+    r"^(model\.embed_tokens|backbone\.embeddings)": "embeddings.token",
     r"self_attn\.q_proj": "mixer.query",
     r"self_attn\.k_proj": "mixer.key",
     r"self_attn\.v_proj": "mixer.value",
@@ -57,7 +62,8 @@ NAMES = {
     r"(gate|up|down)_proj\b": r"\1",
     r"input_layernorm": "mixer_norm",
     r"post_attention_layernorm": "mlp_norm",
-    r"^model\.norm": "head.norm",
+    r"^(model\.norm|backbone\.norm_f)": "head.norm",
+    r"^norm": "mixer_norm",
     r"^lm_head": "head",
     r"linear_attn\.conv1d": "mixer.convolution",
     r"linear_attn\.(A_log|dt_bias)": r"mixer.\1",
@@ -238,6 +244,25 @@ def qwen3_next(config: Qwen3NextConfig) -> LanguageModel:
     return model_of(config, partial(Pattern, blocks=blocks, pattern=kinds), norm)
 
 
+def mamba(config: MambaConfig | Mamba2Config) -> LanguageModel:
+    """Blocks of a state-space mixer and no MLP."""
+    norm = partial(RMSNorm, epsilon=config.layer_norm_epsilon)
+    options = {
+        "state_size": config.state_size,
+        "linear": NO_BIAS,
+        "convolution": partial(CausalConvolution, kernel_size=config.conv_kernel),
+    }
+    if isinstance(config, Mamba2Config):
+        sizes = {"head_size": config.head_dim, "num_groups": config.n_groups, "chunk_size": 4}
+        gated_norm = partial(GatedRMSNorm, epsilon=config.layer_norm_epsilon)
+        mixer = partial(Mamba2, **options, **sizes, norm=gated_norm)
+    else:
+        sizes = {"dt_rank": config.time_step_rank, "intermediate_size": config.intermediate_size}
+        mixer = partial(Mamba, **options, **sizes)
+    block = partial(DecoderBlock, mixer=mixer, mlp=None, normalization=norm)
+    return model_of(config, partial(Repeat, num_blocks=config.num_hidden_layers, block=block), norm)
+
+
 def tensors_of(oracle: nn.Module, model: LanguageModel, gradients: bool) -> dict[str, Tensor]:
     """The weights of `oracle` and its buffers that are kept, or its gradients, under the names of `model`."""
     config = oracle.config
@@ -249,7 +274,7 @@ def tensors_of(oracle: nn.Module, model: LanguageModel, gradients: bool) -> dict
         found |= {name: buffer for name, buffer in oracle.named_buffers() if "correction_bias" in name}
     tensors = {}
     for name, tensor in found.items():
-        layer = re.match(r"model\.layers\.(\d+)\.(.*)", name)
+        layer = re.match(r"(?:model|backbone)\.layers\.(\d+)\.(.*)", name)
         place, rest = "", name
         if layer:
             kind = f"{kinds[int(layer[1])]}." if kinds else ""
@@ -278,9 +303,33 @@ def _parts(name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Ten
         return parts
     if name.endswith("experts.down_proj"):
         return {f"mlp.experts.expert_{index}.down.weight": expert for index, expert in enumerate(tensor)}
+    if name.startswith("mixer.") and isinstance(config, MambaConfig | Mamba2Config):
+        return _parts_of_mamba(name, tensor, config)
     if isinstance(config, Qwen3NextConfig):
         return _parts_of_qwen3_next(name, tensor, config)
     return {name: tensor}
+
+
+def _parts_of_mamba(name: str, tensor: Tensor, config: MambaConfig | Mamba2Config) -> dict[str, Tensor]:
+    size = config.expand * config.hidden_size
+    if name == "mixer.x_proj.weight":
+        sizes = {"dt_down": config.time_step_rank, "B": config.state_size, "C": config.state_size}
+    elif name != "mixer.in_proj.weight":
+        names = {
+            "conv1d": "convolution",
+            "dt_proj.weight": "dt.weight",
+            "dt_proj.bias": "dt_bias",
+            "out_proj": "output",
+        }
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        return {name: tensor}
+    elif isinstance(config, Mamba2Config):
+        group_size = config.n_groups * config.state_size
+        sizes = {"gate": size, "x": size, "B": group_size, "C": group_size, "dt": config.num_heads}
+    else:
+        sizes = {"x": config.intermediate_size, "gate": config.intermediate_size}
+    return {f"mixer.{key}.weight": part for key, part in zip(sizes, tensor.split(list(sizes.values())), strict=True)}
 
 
 def _parts_of_qwen3_next(name: str, tensor: Tensor, config: Qwen3NextConfig) -> dict[str, Tensor]:

@@ -69,6 +69,12 @@ FAMILIES = {
     ),
     "DeepSeek-V3": ("DeepseekV3", families.deepseek_v3, DEEPSEEK),
     "DeepSeek-V3, whole queries": ("DeepseekV3", families.deepseek_v3, {**DEEPSEEK, "q_lora_rank": None}),
+    "Mamba": ("Mamba", families.mamba, {"state_size": 5, "time_step_rank": 3, "conv_kernel": 3}),
+    "Mamba-2": (
+        "Mamba2",
+        families.mamba,
+        {"state_size": 6, "num_heads": 10, "head_dim": 8, "n_groups": 2, "conv_kernel": 3, "chunk_size": 5},
+    ),
     "Qwen 3 Next": (
         "Qwen3Next",
         families.qwen3_next,
