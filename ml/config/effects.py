@@ -12,7 +12,7 @@ from ml.config.statements import UNSET, Binding
 from ml.config.types import takes_constructor
 from ml.config.values import Reference, walk
 
-_FAR = 2
+_FAR = 3
 
 
 @dataclass
@@ -164,12 +164,14 @@ class _Places:
 
 
 def _distance(found: Configurable | None, wanted: Configurable) -> int:
-    """0 for two configurables of one module, 1 for two of one package."""
+    """0 for two of one module, 1 for two of one package that a parent calls alike, 2 for others of one package."""
     if found is None:
         return _FAR
     if found.selector.rpartition(".")[0] == wanted.selector.rpartition(".")[0]:
         return 0
-    return 1 if found.package == wanted.package else _FAR
+    if found.package != wanted.package:
+        return _FAR
+    return 1 if found.positional == wanted.positional else 2
 
 
 def _constructors(call: Call) -> Iterator[tuple[str, Configurable | None, str]]:

@@ -77,8 +77,21 @@ def test_options_of_the_part_that_was_swapped_out_are_listed_as_left_out():
     config = ml.load(BASE, ["DecoderBlock.mixer = @Mamba2"])
     assert "Attention.num_heads" in config.text
     assert "left out" in config.text
-    with pytest.raises(ml.ConfigError, match="Mamba2"):
-        ml.load(BASE, ["Mamba2.state_size = 8"])
+
+
+NOT_SELECTED = {
+    "Mamba2.state_size = 8": "Mamba2 is not built: DecoderBlock.mixer = @Attention",
+    "MixtureOfExperts.num_experts = 4": "MixtureOfExperts is not built: DecoderBlock.mlp = @GatedMLP",
+    "LayerNorm.epsilon = 0.1": "LayerNorm is not built: DecoderBlock.normalization = @RMSNorm",
+    "YarnRotary.factor = 2.0": "YarnRotary is not built: Attention.rotary = @Rotary",
+    "Pattern.num_blocks = 4": "Pattern is not built: LanguageModel.decoder = @Repeat",
+}
+
+
+@pytest.mark.parametrize(("binding", "message"), NOT_SELECTED.items(), ids=NOT_SELECTED)
+def test_an_option_of_a_part_that_nobody_selected_names_what_is_built_instead(binding, message):
+    with pytest.raises(ml.ConfigError, match=re.escape(message)):
+        ml.load(BASE, [binding])
 
 
 SEQUENCES = {
