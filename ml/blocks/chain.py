@@ -28,7 +28,11 @@ class Chain(nn.Module):
         require(len(sequences) > 0, "sequences", "must name one sequence or more")
         self.lr_scale = checked_lr_scale(lr_scale)
         for name, sequence in sequences.items():
-            require(name.isidentifier() and not hasattr(self, name), "sequences", f"cannot have the name {name!r}")
+            require(
+                name.isidentifier() and not hasattr(type(self), name) and not hasattr(self, name),
+                "sequences",
+                f"cannot have the name {name!r}",
+            )
             setattr(self, name, child(name, sequence, hidden_size))
 
     @property

@@ -46,13 +46,14 @@ class MultiTokenPrediction(nn.Module):
     """Predicts `num_depths` further tokens, each from what predicted the one before (DeepSeek-V3, section 2.2).
 
     h'_k[t] = block(projection([hidden_norm(h'_{k-1}[t]); embedding_norm(embedding(token[t + k]))])), from which the
-    model's own head predicts token[t + k + 1]. The mean loss over the depths, times `loss_weight`, is added to that of
-    the model. It acts in training alone; decoding does without.
+    model's own head predicts token[t + k + 1]. The mean over the depths of Σ cross entropy / T, times `loss_weight`, is
+    added to the loss of the model. It acts in training alone; decoding does without.
     """
 
     def __init__(
         self,
         hidden_size: int,
+        num_layers: int,
         *,
         num_depths: int = 1,
         depth: Callable[..., nn.Module] = PredictionDepth,
@@ -61,6 +62,7 @@ class MultiTokenPrediction(nn.Module):
     ):
         super().__init__()
         self.num_depths = positive("num_depths", num_depths)
+        self.num_layers = num_layers + self.num_depths  # that stand behind one another, which initial values depend on
         self.loss_weight = non_negative("loss_weight", loss_weight)
         self.lr_scale = checked_lr_scale(lr_scale)
         for index in range(self.num_depths):

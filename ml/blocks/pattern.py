@@ -38,7 +38,11 @@ class Pattern(nn.Module):
         unknown = [kind for kind in shared if kind not in blocks]
         require(not unknown, "shared", f"must name blocks ({', '.join(blocks)}), not {', '.join(unknown)}")
         for kind in dict.fromkeys(self.kinds):
-            require(kind.isidentifier() and not hasattr(self, kind), "blocks", f"cannot have the name {kind!r}")
+            require(
+                kind.isidentifier() and not hasattr(type(self), kind) and not hasattr(self, kind),
+                "blocks",
+                f"cannot have the name {kind!r}",
+            )
             indices = [index for index, other in enumerate(self.kinds) if other == kind]
             setattr(self, kind, child(kind, _group, blocks[kind], hidden_size, indices))
             if kind in shared:

@@ -35,7 +35,7 @@ class Repeat(nn.Module):
             name = f"block_{index}"
             setattr(self, name, child(name, block, hidden_size))
         if shared:
-            share_weights(self.blocks, f"0 to {num_blocks - 1}")
+            share_weights(self.blocks, "the blocks")
 
     @property
     def blocks(self) -> list[nn.Module]:

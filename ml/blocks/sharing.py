@@ -2,30 +2,31 @@
 
 from torch import nn
 
+from ml.config import require
 from ml.layers.parameter import SETTINGS
 
 
 def share_weights(blocks: list[nn.Module], name: str) -> None:
     """Gives every block the parameters of the first; the blocks stay apart, each with its own place and state.
 
-    Raises ValueError where they are not alike: a shared weight has one shape, one initialization and one scale.
+    Requires of `shared` that they are alike: a shared weight has one shape, one initialization and one scale.
     """
     first = dict(blocks[0].named_modules())
     for block in blocks[1:]:
         others = dict(block.named_modules())
         if others.keys() != first.keys():
             different = sorted(others.keys() ^ first.keys())[0]
-            raise ValueError(f"the blocks {name} share their weights, and {different} is not in all of them")
+            require(False, "shared", f"needs blocks that are alike, and {different} is not in all of {name}")
+            return
         for path, module in others.items():
-            _share(first[path], module, f"{name}: {path}")
+            _share(first[path], module, f"{path or 'the block'} of {name}")
 
 
 def _share(source: nn.Module, target: nn.Module, place: str) -> None:
     same_scale = getattr(source, "lr_scale", 1.0) == getattr(target, "lr_scale", 1.0)
-    if not same_scale or _described(source) != _described(target):
-        raise ValueError(
-            f"shared weights have one shape, one initialization, one lr_scale and one weight_decay; not so in {place}"
-        )
+    alike = same_scale and _described(source) == _described(target)
+    message = f"needs one shape, initialization, lr_scale and weight_decay in all blocks; not so for {place}"
+    require(alike, "shared", message)
     for name, parameter in source._parameters.items():
         target._parameters[name] = parameter
 

@@ -15,6 +15,7 @@ from ml.config.errors import report
 from ml.errors import UserError
 from ml.models.summary import summarize
 from ml.training import RunFolder, train
+from ml.training.precision import cast_parameters
 
 _MOST_DIFFERENCES = 20
 
@@ -60,6 +61,7 @@ def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
     """Prints the model and who set what, and writes the configuration of the run that would be."""
     config = job.config
     trainer = build_trainer(config)
+    cast_parameters(trainer.model, trainer.precision.parameter_dtype)
     print(summarize(trainer.model, trainer.sequence_length))
     if pattern is not None:
         found = select(config.records(), pattern)

@@ -38,7 +38,7 @@ class TokenDataset(Dataset):
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
-        self.sha256 = _sha256(train, validation)
+        self.sha256 = _sha256(train, validation, *(document_ends or ()))
 
     def batch(self, first: int, size: int) -> Batch:
         """The sequences number `first` to `first + size - 1` of the run: a pure function of data, seed and numbers."""

@@ -40,7 +40,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, loss: Loss, pieces: list, kept: list[LossSums]) -> Tensor:
         x_gradient = torch.empty_like(x) if x.requires_grad else None
-        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
+        wide = torch.promote_types(weight.dtype, torch.float32)  # a sum over many chunks
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if weight.requires_grad else None
         whole = weight.detach().requires_grad_(weight.requires_grad)
         start = 0
         for piece, *rest in zip(*pieces, strict=True):
@@ -55,7 +56,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 weight_gradient += gradients.pop(0)
             kept.append(sums._replace(total=sums.total.detach()))
             start += len(piece)
-        ctx.save_for_backward(x_gradient, weight_gradient)
+        ctx.save_for_backward(x_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
         return sum(sums.total for sums in kept)
 
     @staticmethod

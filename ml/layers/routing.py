@@ -188,7 +188,12 @@ class SigmoidRouter(Router):
 
     @torch.no_grad()
     def balance(self, load: Tensor) -> None:
-        """Moves the bias by the tokens (E) that each expert got in a step: b += rate · sign(mean(load) - load)."""
+        """Moves the bias by the tokens (E) that each expert got in a step: b += rate · sign(mean(load) - load).
+
+        That of a frozen router stays.
+        """
+        if not self.weight.requires_grad:
+            return
         self.balance_bias += self.bias_update_rate * torch.sign(load.mean() - load)
 
     def extra_repr(self) -> str:

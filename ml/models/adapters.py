@@ -14,14 +14,26 @@ from ml.layers.linear import Linear
 def merge_adapters(model: nn.Module) -> None:
     """Moves what every adapter does into the weight of its layer: as fast as a model without adapters, and equal to it
     within rounding, where dropout is off."""
-    for _, linear in adapted_linears(model):
+    for linear in _once_for_each_weight(model):
         linear.merge()
+    _mark(model, is_merged=True)
 
 
 def unmerge_adapters(model: nn.Module) -> None:
     """Undoes `merge_adapters`, within rounding."""
-    for _, linear in adapted_linears(model):
+    for linear in _once_for_each_weight(model):
         linear.unmerge()
+    _mark(model, is_merged=False)
+
+
+def _once_for_each_weight(model: nn.Module) -> list[Linear]:
+    """The adapted layers; of those that share their weights, one."""
+    return list({id(linear.weight): linear for _, linear in adapted_linears(model)}.values())
+
+
+def _mark(model: nn.Module, is_merged: bool) -> None:
+    for _, linear in adapted_linears(model):
+        linear.is_merged = is_merged
 
 
 def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Linear]]:
@@ -32,12 +44,9 @@ def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Linear]]:
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of the adapters, by their names in the model."""
-    return {
-        f"{name}.adapter.{key}": parameter
-        for name, linear in adapted_linears(model)
-        for key, parameter in linear.adapter.named_parameters()
-    }
+    """The parameters of the adapters, by their names in the model; of shared ones, the first name."""
+    adapters = {id(p) for _, linear in adapted_linears(model) for p in linear.adapter.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in adapters}
 
 
 def save_adapters(model: nn.Module, file: str | Path) -> None:

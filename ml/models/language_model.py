@@ -1,19 +1,20 @@
 """The causal language model."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ml.blocks.repeat import Repeat
-from ml.config import REQUIRED, child, configurable
+from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive
 from ml.layers.context import Auxiliary, Cache, Context, places_in_documents
 from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
-from ml.layers.loss import IGNORED, LossSums, Teacher
+from ml.layers.loss import LossSums, Teacher
 from ml.layers.parameter import checked_lr_scale, copy_settings
+from ml.layers.rotary import TwoDimensionalRotary
 from ml.models.parameters import freeze_unscaled
 
 
@@ -45,7 +46,12 @@ class LanguageModel(nn.Module):
         self.embeddings = child("embeddings", embeddings, self.vocab_size, self.hidden_size)
         self.decoder = child("decoder", decoder, self.hidden_size)
         self.head = child("head", head, self.hidden_size, self.vocab_size, tie_word_embeddings)
-        self.multi_token = None if multi_token is None else child("multi_token", multi_token, self.hidden_size)
+        self.multi_token = None
+        if multi_token is not None:
+            num_layers = getattr(self.decoder, "num_layers", 1)
+            self.multi_token = child("multi_token", multi_token, self.hidden_size, num_layers)
+        for problem in _misfits([self.decoder, self.multi_token]):
+            require(False, "decoder", problem)
         freeze_unscaled(self)
 
     @property
@@ -116,14 +122,13 @@ class LanguageModel(nn.Module):
             sums = sums.with_part("multi_token_loss", self._multi_token_loss(x, embedded, targets, context))
         if context.auxiliary.losses:
             sums = sums.with_part("router_loss", sum(context.auxiliary.losses) * sums.num_tokens)
-        return sums._replace(loads=context.auxiliary.loads)
+        return sums._replace(loads=list(context.auxiliary.loads))  # the list grows when a layer is computed again
 
     def _multi_token_loss(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> Tensor:
-        """The weighted mean over the depths, as a sum over as many tokens as the main loss has."""
-        num_tokens = (targets != IGNORED).sum()
+        """The weighted mean over the depths of their sums over tokens (DeepSeek-V3, equations 24 and 25)."""
         predictions = self.multi_token(x, embedded, targets, context)
-        means = [self.head.loss(hidden, later, self.tied_weight).mean for hidden, later in predictions]
-        return self.multi_token.loss_weight * num_tokens * sum(means) / len(means)
+        totals = [self.head.loss(hidden, later, self.tied_weight).total for hidden, later in predictions]
+        return self.multi_token.loss_weight * sum(totals) / len(totals)
 
     def __deepcopy__(self, memo: dict) -> "LanguageModel":
         duplicate = type(self).__new__(type(self))
@@ -132,3 +137,12 @@ class LanguageModel(nn.Module):
         for original, copied in zip(self.parameters(), duplicate.parameters(), strict=True):
             copy_settings(original, copied)
         return duplicate
+
+
+def _misfits(sequences: list[nn.Module | None]) -> Iterator[str]:
+    """What is wrong with mixers that were made for images."""
+    modules = [module for sequence in sequences if sequence is not None for module in sequence.modules()]
+    if any(getattr(module, "causal", True) is False for module in modules):
+        yield "lets a token see those that it is to predict: leave `causal` True, or set it in the scope of an encoder"
+    if any(isinstance(module, TwoDimensionalRotary) for module in modules):
+        yield "turns by rows and columns, which tokens of a text do not have: choose another `rotary`"

@@ -32,6 +32,17 @@ def materialize(model: nn.Module, device: torch.device | str = "cpu", seed: int 
     return model
 
 
+def without_depth(model: nn.Module) -> list[str]:
+    """The parameters whose initialization scales with the depth and which stand in no sequence that tells it."""
+    modules = dict(model.named_modules())
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if has_open_depth(parameter.initialization)
+        and all(getattr(modules[path], "num_layers", None) is None for path in ancestors(name))
+    ]
+
+
 def initial_values(name: str, shape: torch.Size, initialization: Fill, seed: int) -> Tensor:
     """Returns float32 values on the CPU for the parameter `name`. Raises ValueError where the initialization cannot."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -47,10 +58,14 @@ def initial_values(name: str, shape: torch.Size, initialization: Fill, seed: int
 
 def at_depth(initialization: Fill, num_layers: int | None) -> Fill:
     """Fills in `num_layers` of an initialization that scales with the depth, unless the configuration did."""
-    open_depth = getattr(initialization, "keywords", {}).get("num_layers", 0) is None
-    if not open_depth:
+    if not has_open_depth(initialization):
         return initialization
     return functools.partial(initialization, num_layers=num_layers)
+
+
+def has_open_depth(initialization: Fill) -> bool:
+    """Whether an initialization scales with a depth that it was not given."""
+    return getattr(initialization, "keywords", {}).get("num_layers", 0) is None
 
 
 def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

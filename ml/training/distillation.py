@@ -14,30 +14,42 @@ class Distillation:
     """Lets a trained model say what it expects of each token, which becomes part of the loss (Hinton et al. 2015).
 
     Args:
-        teacher: The folder of a run over the same tokens, whose newest checkpoint teaches.
+        teacher: The folder of a run over the same tokens.
+        step: Of the checkpoint that teaches; None is the newest, which changes if that run goes on.
         weight: The part of the loss that follows the teacher; the rest follows the text.
         temperature: Both distributions are flattened by it.
     """
 
-    def __init__(self, *, teacher: str, weight: float = 0.5, temperature: float = 1.0):
+    def __init__(self, *, teacher: str, step: int | None = None, weight: float = 0.5, temperature: float = 1.0):
         require(0.0 < weight <= 1.0, "weight", f"must be above 0 and at most 1, not {weight}")
         require(temperature > 0.0, "temperature", f"must be positive, not {temperature}")
+        require(step is None or step > 0, "step", f"must be positive, not {step}")
         self.teacher = teacher
+        self.step = step
         self.weight = weight
         self.temperature = temperature
 
-    def open(self, vocab_size: int, device: torch.device) -> "TeacherModel":
-        """Loads the teacher.
+    def open(self, student: nn.Module, sequence_length: int, device: torch.device) -> "TeacherModel":
+        """Loads the teacher of `student`.
 
         Raises:
-            UserError: There is no such run, or its vocabulary is another one.
+            UserError: There is no such run, or what it was trained on does not suit the student.
         """
         from ml.runs import Run
 
-        model = Run(self.teacher).build(device=device)
-        if model.vocab_size != vocab_size:
-            sizes = f"{model.vocab_size} tokens, that of the model {vocab_size}"
+        model = Run(self.teacher).build(self.step, device)
+        if model.vocab_size != student.vocab_size:
+            sizes = f"{model.vocab_size} tokens, that of the model {student.vocab_size}"
             raise RunError(f"the vocabulary of the teacher {self.teacher} has {sizes}")
+        longest = model.max_sequence_length
+        if longest is not None and longest < sequence_length:
+            raise RunError(
+                f"the teacher {self.teacher} takes {longest} tokens; Trainer.sequence_length is {sequence_length}"
+            )
+        for name in ("image_token_id", "tokens_per_image", "image_shape"):
+            theirs, ours = (getattr(m, name, None) for m in (model, student))
+            if theirs != ours:
+                raise RunError(f"{name} of the teacher {self.teacher} is {theirs}, that of the model {ours}")
         return TeacherModel(model.requires_grad_(False), self.weight, self.temperature)
 
 

@@ -14,7 +14,7 @@ from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints import newest_checkpoint
-from ml.training.errors import RunFailure
+from ml.training.errors import RunError, RunFailure
 from ml.training.optimizers import set_learning_rate
 from ml.training.progress import Progress, progress_on
 from ml.training.router_load import spread
@@ -65,7 +65,10 @@ def train(
         training = Training(trainer, dataset, run, device, progress)
         training.resume(initial)
         for batches in training.batches():
-            training.advance(batches)
+            if training.state.step:
+                training.advance(batches)
+            else:
+                training.begin(batches)
             if stop:
                 break
         training.finish()
@@ -115,6 +118,17 @@ class Training:
         """The micro-batches of each step that is left, made in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
         return prefetched(self._load, steps)
+
+    def begin(self, batches: list[Batch]) -> None:
+        """Takes the first step of the run, in which parts that do not fit each other are found out.
+
+        Raises:
+            RunError: They do not.
+        """
+        try:
+            self.advance(batches)
+        except ValueError as error:
+            raise RunError(f"the first step cannot be taken: {error}") from error
 
     def advance(self, batches: list[Batch]) -> None:
         """Takes a step; measures, logs and saves where it is time to."""

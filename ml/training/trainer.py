@@ -8,6 +8,7 @@ from torch import nn
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, Dataset, ImageFormat, TextData
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
+from ml.models.materialize import without_depth
 from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation, TeacherModel
 from ml.training.optimizers import AdamW, Optimizer, group_parameters
@@ -33,7 +34,7 @@ class Trainer:
         num_steps: Optimizer steps of the whole run.
         batch_size: Sequences of one optimizer step.
         micro_batch_size: Sequences that go through the model at once; None for all of them. It changes memory and
-            speed, and the result only by rounding.
+            speed, and the result only by rounding; but a router's loss is that of each part.
         sequence_length: Tokens of a sequence that are predicted.
         max_grad_norm: Gradients with a larger global norm are scaled down to it; None for no limit.
         seed: Decides the initial weights, the order of the data and the dropout.
@@ -95,6 +96,9 @@ class Trainer:
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
+        open_depths = without_depth(self.model)
+        place = "stands in no sequence of blocks: set scaled_normal.num_layers there, or another initialization"
+        require(not open_depths, "model", f"scales {', '.join(open_depths[:3])} with the depth, and it {place}")
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
 
@@ -123,7 +127,7 @@ class Trainer:
         Raises:
             UserError: It is not there, or has another vocabulary.
         """
-        return None if self.distillation is None else self.distillation.open(self.model.vocab_size, device)
+        return None if self.distillation is None else self.distillation.open(self.model, self.sequence_length, device)
 
     def start(self, device: torch.device) -> TrainState:
         """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there."""

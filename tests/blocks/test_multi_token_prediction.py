@@ -40,7 +40,8 @@ def expected_loss(model, tokens, targets, num_depths) -> torch.Tensor:
         joined = torch.cat((depth.hidden_norm(x[:, : length - k]), depth.embedding_norm(later)), dim=-1)
         x = depth.block(depth.projection(joined), Context())
         logits = model.head(x)
-        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, k:].flatten()))
+        total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, k:].flatten(), reduction="sum")
+        losses.append(total / targets.numel())  # by T, and not by the T - k that are there: equation 24
     return sum(losses) / num_depths
 
 
@@ -97,4 +98,4 @@ def test_a_sequence_shorter_than_the_depth_has_no_further_loss():
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        MultiTokenPrediction(H, depth=lambda size: NoNorm(size), **options)
+        MultiTokenPrediction(H, 2, depth=lambda size: NoNorm(size), **options)

@@ -121,7 +121,7 @@ def test_blocks_that_are_not_alike_cannot_share(different):
     def block(hidden_size):
         return different(next(indices))(hidden_size)
 
-    with pytest.raises(ValueError, match="share"):
+    with pytest.raises(ValueError, match="shared needs"):
         Repeat(H, block=block, num_blocks=2, shared=True)
 
 
@@ -138,6 +138,8 @@ def test_blocks_that_are_not_alike_cannot_share(different):
         (partial(Pattern, blocks={"a": WIDE}, pattern=["a"], shared=["z"]), "shared must name blocks .a., not z"),
         (partial(Pattern, blocks={"a b": WIDE}, pattern=["a b"]), "blocks cannot have the name 'a b'"),
         (partial(Pattern, blocks={"forward": WIDE}, pattern=["forward"]), "blocks cannot have the name 'forward'"),
+        (partial(Pattern, blocks={"blocks": WIDE}, pattern=["blocks"]), "blocks cannot have the name 'blocks'"),
+        (partial(Chain, sequences={"num_layers": WIDE}), "sequences cannot have the name 'num_layers'"),
         (partial(Pattern, blocks={"a": WIDE}, pattern=["a"], num_blocks=0), "num_blocks must be positive"),
         (partial(Chain, sequences={}), "sequences must name one sequence or more"),
         (partial(Chain, sequences={"train": WIDE}), "sequences cannot have the name 'train'"),

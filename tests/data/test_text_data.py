@@ -137,3 +137,30 @@ def test_an_error_in_the_background_is_raised_where_its_result_was_due():
     assert next(items) == 1
     with pytest.raises(ZeroDivisionError):
         next(items)
+
+
+def test_the_hash_knows_where_documents_end(data):
+    def sha256(*texts):
+        return data(list(texts), separator="", separate_documents=True, validation_fraction=0.0).open(4, 0).sha256
+
+    assert sha256("abcd", "efgh") != sha256("ab", "cdefgh")
+
+
+def test_documents_that_are_told_apart_neither_see_nor_predict_each_other(data):
+    texts = ["one", "three", "x", "fourteen"]
+    dataset = data(texts, separator="|", separate_documents=True, validation_fraction=0.0).open(5, seed=0)
+    stream = "one|three|x|fourteen|"
+    for row in range(4):
+        batch = dataset.batch(row, 1)
+        tokens, targets, documents = (tensor[0].tolist() for tensor in (batch.tokens, batch.targets, batch.documents))
+        start = stream.index(bytes(tokens).decode())
+        for place, (target, document) in enumerate(zip(targets, documents, strict=True), start):
+            assert document == stream[:place].count("|")
+            assert target == (-100 if stream[place] == "|" else ord(stream[place + 1]))
+
+
+def test_bits_per_byte_leave_out_the_starts_of_documents(data):
+    dataset = data(["abcdefgh"] * 40, separator="|", separate_documents=True, validation_fraction=0.3).open(4, 0)
+    batches = list(dataset.validation_batches(2))
+    assert sum(batch.num_targets for batch in batches) == dataset.validation_bytes()
+    assert dataset.validation_bytes() < len(dataset.validation) - 1

@@ -105,6 +105,19 @@ def test_a_prompt_without_targets_changes_no_gradient():
     assert x.grad[targets != IGNORED].ne(0).any(-1).all()
 
 
+@pytest.mark.parametrize("chunk_size", [1, 64])
+def test_the_gradient_of_a_bfloat16_weight_is_summed_in_float32(chunk_size):
+    generator = torch.Generator().manual_seed(0)
+    x, targets = torch.randn(1, 2048, 16, generator=generator), torch.randint(0, 32, (1, 2048), generator=generator)
+    gradients = []
+    for dtype, size in ((torch.float64, None), (torch.bfloat16, chunk_size)):
+        layer = materialize(LanguageModelHead(16, 32, False, loss_chunk_size=size)).to(torch.bfloat16).to(dtype)
+        layer.loss(x.bfloat16().to(dtype), targets).total.backward()
+        gradients.append(layer.weight.grad.double())
+    # Each logit and each gradient of a chunk is rounded to 2^-9; the sum over 2,048 chunks of one adds nothing.
+    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.006
+
+
 def test_a_chunk_of_no_tokens_is_refused():
     with pytest.raises(ValueError, match="loss_chunk_size must be positive"):
         LanguageModelHead(H, V, False, loss_chunk_size=0)

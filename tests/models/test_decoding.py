@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from ml.blocks import DecoderBlock, Pattern, Repeat
-from ml.layers import Attention, Cache, Embeddings, PositionEmbedding, ShortConvolutionMixer
+from ml.layers import (
+    Attention,
+    Cache,
+    Context,
+    Embeddings,
+    PositionEmbedding,
+    ShortConvolutionMixer,
+    TwoDimensionalRotary,
+)
 from ml.models import LanguageModel, materialize
 
 V, H, T = 19, 16, 12
@@ -80,7 +88,18 @@ def test_packed_documents_have_the_loss_and_gradients_of_each_alone(options):
 
 
 def test_attention_to_both_sides_cannot_decode():
-    block = partial(DecoderBlock, mixer=partial(ATTENTION, causal=False))
-    model = build(partial(Repeat, num_blocks=1, block=block))
+    mixer = materialize(Attention(H, num_heads=4, causal=False))
     with pytest.raises(ValueError, match="not causal cannot decode"):
-        model(tokens(1, 3), cache=Cache())
+        mixer(torch.randn(1, 3, H), Context(cache=Cache()))
+
+
+IMAGE_PARTS = {
+    "lets a token see those that it is to predict": partial(ATTENTION, causal=False),
+    "turns by rows and columns": partial(ATTENTION, rotary=TwoDimensionalRotary),
+}
+
+
+@pytest.mark.parametrize(("message", "mixer"), IMAGE_PARTS.items(), ids=IMAGE_PARTS)
+def test_what_is_made_for_images_is_refused_in_a_text(message, mixer):
+    with pytest.raises(ValueError, match=f"decoder {message}"):
+        build(partial(Repeat, num_blocks=1, block=partial(DecoderBlock, mixer=mixer)))

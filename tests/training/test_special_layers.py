@@ -8,7 +8,13 @@ from test_resume import stop_after, what_it_learned
 
 import ml
 from ml.errors import UserError
-from ml.models import load_adapters, named_parameters_with_scales, save_adapters
+from ml.models import (
+    load_adapters,
+    merge_adapters,
+    named_parameters_with_scales,
+    save_adapters,
+    unmerge_adapters,
+)
 from ml.models.adapters import adapter_weights
 from ml.training import RunError, RunFolder, train
 from ml.training.router_load import spread
@@ -177,6 +183,54 @@ def test_a_run_that_lacks_more_than_adapters_is_refused(tiny, run_in, tmp_path):
         train(trainer, trainer.open_data(), RunFolder(tmp_path / "x"), CPU, initial=base.checkpoints / "step_12")
 
 
+def test_adapters_of_shared_weights_are_merged_and_saved_once(tiny, tmp_path):
+    bindings = [*ADAPTERS, "Repeat.shared = True", "LoRA.B_initialization = @normal"]
+    model, other = (tiny(*bindings, f"Trainer.seed = {seed}").start(CPU).model.eval() for seed in (0, 1))
+    tokens = torch.arange(30)[None]
+    before, weight = model(tokens), model.decoder.block_0.mlp.up.weight.clone()
+    merge_adapters(model)
+    assert not torch.equal(model.decoder.block_0.mlp.up.weight, weight)
+    torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-5)
+    unmerge_adapters(model)
+    torch.testing.assert_close(model.decoder.block_0.mlp.up.weight, weight, rtol=0, atol=1e-6)
+    save_adapters(model, tmp_path / "adapters.safetensors")
+    load_adapters(other, tmp_path / "adapters.safetensors")
+    assert torch.equal(other.decoder.block_1.mlp.up.adapter.B, model.decoder.block_0.mlp.up.adapter.B)
+
+
+def test_the_balance_of_a_frozen_router_stays(tiny):
+    frozen = [*EXPERTS, "router/weight/Parameter.lr_scale = 0.0"]
+    *_, (state, result) = steps_of(tiny(*frozen), 2)
+    assert state.model.decoder.block_0.mlp.router.balance_bias.eq(0).all()
+    assert result.loads
+
+
+def test_loads_are_counted_once_where_activations_are_computed_twice(tiny):
+    (_, result), *_ = steps_of(tiny(*KINDS["checkpointed experts"]), 1)
+    assert [load.sum().item() for load in result.loads.values()] == [4 * 16 * 2] * 2
+
+
+def test_micro_batches_do_not_change_the_gradient_of_further_tokens(tiny):
+    bindings = [*MULTI_TOKEN, *PACKED, "DecoderBlock.dropout = 0.0"]
+    norms = [
+        next(steps_of(tiny(*bindings, f"Trainer.micro_batch_size = {size}"), 1))[1].grad_norm for size in (1, 2, 4)
+    ]
+    torch.testing.assert_close(norms[0], norms[2], rtol=1e-5, atol=0)
+    torch.testing.assert_close(norms[1], norms[2], rtol=1e-5, atol=0)
+
+
+def test_further_tokens_can_be_predicted_in_every_recipe_of_llama_kind():
+    config = ml.load("recipes/tiny.gin", ["LanguageModel.multi_token = @MultiTokenPrediction"])
+    weight = ml.build(config).multi_token.depth_0.block.mixer.output.weight
+    # Two blocks and one depth: 0.02 / √6, and 4,096 draws are within 4 % for any seed that one would meet.
+    assert weight.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.05)
+
+
+def test_an_initialization_without_its_depth_is_found_when_the_configuration_is_loaded():
+    with pytest.raises(ml.ConfigError, match=r"scales head\.weight with the depth"):
+        ml.load("recipes/tiny.gin", ["LanguageModelHead.weight_initialization = @scaled_normal"])
+
+
 FROZEN = "block_0/DecoderBlock.lr_scale = {}"
 
 
@@ -224,6 +278,34 @@ def teacher(tmp_path, tiny_bindings):
     return folder.path
 
 
+def test_a_teacher_of_shorter_sequences_or_without_eyes_is_refused(tmp_path, tiny_bindings):
+    import test_training_on_images as images
+
+    short = ["Embeddings.position = @PositionEmbedding", "PositionEmbedding.num_positions = 8"]
+    text = [
+        *tiny_bindings,
+        "Trainer.num_steps = 1",
+        "CosineSchedule.warmup_steps = 0",
+        "LanguageModel.vocab_size = 257",
+    ]
+    for name, bindings in {"short": [*text, *short, "Trainer.sequence_length = 8"], "blind": text}.items():
+        config = ml.load(bindings=bindings, allow_unused_bindings=True)
+        trainer, folder = ml.api.build_trainer(config), RunFolder(tmp_path / name)
+        folder.create()
+        folder.write_config(config.text, config.operative, config.provenance())
+        train(trainer, trainer.open_data(), folder, CPU)
+    distilled = ["Trainer.distillation = @Distillation", "Distillation.teacher = {!r}"]
+    student = ml.load(
+        bindings=[*text, distilled[0], distilled[1].format(str(tmp_path / "short"))], allow_unused_bindings=True
+    )
+    with pytest.raises(RunError, match=r"takes 8 tokens; Trainer\.sequence_length is 16"):
+        ml.api.build_trainer(student).open_teacher(CPU)
+    seeing = [images.SHAPES, distilled[0], distilled[1].format(str(tmp_path / "blind"))]
+    student = ml.load(["models/llama.gin"], seeing)
+    with pytest.raises(RunError, match=r"image_token_id of the teacher .* is None, that of the model 256"):
+        ml.api.build_trainer(student).open_teacher(CPU)
+
+
 def test_a_student_comes_closer_to_its_teacher(tiny, run_in, teacher):
     bindings = [
         "Trainer.distillation = @Distillation", f"Distillation.teacher = {str(teacher)!r}", "Distillation.weight = 1.0",
@@ -239,8 +321,22 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(tiny,
     distilled = ["Trainer.distillation = @Distillation", "Distillation.teacher = {!r}"]
     with pytest.raises(UserError, match="there is no run in nowhere"):
         tiny(distilled[0], distilled[1].format("nowhere")).open_data()
+    with pytest.raises(UserError, match="there is no checkpoint of step 3"):
+        tiny(distilled[0], distilled[1].format(str(teacher)), "Distillation.step = 3").open_data()
     with pytest.raises(UserError, match=r"the vocabulary of the teacher .* has 256 tokens, that of the model 300"):
         tiny(distilled[0], distilled[1].format(str(teacher)), "LanguageModel.vocab_size = 300").open_data()
+
+
+def refuse(*_):
+    raise ValueError("no")
+
+
+def test_parts_that_do_not_fit_are_named_at_the_first_step(tiny, run_in, monkeypatch):
+    from ml.layers import GatedMLP
+
+    monkeypatch.setattr(GatedMLP, "forward", refuse)
+    with pytest.raises(RunError, match="the first step cannot be taken: no"):
+        run_in(tiny())
 
 
 def test_documents_of_a_sequence_do_not_meet(tiny):

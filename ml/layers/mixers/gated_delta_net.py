@@ -35,6 +35,8 @@ class GatedDeltaNet(nn.Module):
         result does not depend on it.
     """
 
+    causal = True  # no token sees a later one
+
     def __init__(
         self,
         hidden_size: int,

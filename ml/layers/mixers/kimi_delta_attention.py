@@ -36,6 +36,8 @@ class KimiDeltaAttention(nn.Module):
         how many tokens are computed at once; the result does not depend on it.
     """
 
+    causal = True  # no token sees a later one
+
     def __init__(
         self,
         hidden_size: int,

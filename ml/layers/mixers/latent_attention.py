@@ -29,6 +29,8 @@ class LatentAttention(nn.Module):
     softmax_scale: None is 1/√(head_size + rotary_size). dropout: of the attention weights, in training.
     """
 
+    causal = True  # no token sees a later one
+
     def __init__(
         self,
         hidden_size: int,

@@ -32,6 +32,8 @@ class Mamba(nn.Module):
     `@FixedRMSNorm`).
     """
 
+    causal = True  # no token sees a later one
+
     def __init__(
         self,
         hidden_size: int,

@@ -33,6 +33,8 @@ class Mamba2(nn.Module):
     speed alone. dt_limit: the least and the greatest dt. norm: None is y · silu(gate).
     """
 
+    causal = True  # no token sees a later one
+
     def __init__(
         self,
         hidden_size: int,

@@ -15,6 +15,8 @@ from ml.layers.parameter import checked_lr_scale
 class ShortConvolutionMixer(nn.Module):
     """y = output(C(x) · convolution(B(x) · x(x))), with a convolution of three taps and no activation (LFM2)."""
 
+    causal = True  # no token sees a later one
+
     def __init__(
         self,
         hidden_size: int,
