@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-from ml.blocks.repeat import count_layers
+from ml.blocks.sequence import BlockSequence
 from ml.config import REQUIRED, child, configurable, require
-from ml.layers.context import Context
 from ml.layers.parameter import checked_lr_scale
 
 
 @configurable
-class Chain(nn.Module):
+class Chain(BlockSequence):
     """Blocks or sequences of blocks, each once and in order: `{'dense': @Repeat, 'sparse': @Repeat}`.
 
     The names are the scopes: `dense/Repeat.num_blocks = 3`, `sparse/block_0_to_3/DecoderBlock.mlp = ...`.
@@ -28,24 +27,5 @@ class Chain(nn.Module):
         require(len(sequences) > 0, "sequences", "must name one sequence or more")
         self.lr_scale = checked_lr_scale(lr_scale)
         for name, sequence in sequences.items():
-            require(
-                name.isidentifier() and not hasattr(type(self), name) and not hasattr(self, name),
-                "sequences",
-                f"cannot have the name {name!r}",
-            )
+            require(self.can_hold(name), "sequences", f"cannot have the name {name!r}")
             setattr(self, name, child(name, sequence, hidden_size))
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The sequences in order."""
-        return list(self.children())
-
-    @property
-    def num_layers(self) -> int:
-        """How many blocks a token passes, those of inner sequences counted one by one."""
-        return count_layers(self.blocks)
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        for sequence in self.children():
-            x = sequence(x, context)
-        return x

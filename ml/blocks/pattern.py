@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from ml.blocks.repeat import count_layers
+from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
 from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive
-from ml.layers.context import Context
 from ml.layers.parameter import checked_lr_scale
 
 
 @configurable
-class Pattern(nn.Module):
+class Pattern(BlockSequence):
     """`num_blocks` blocks whose kinds follow `pattern`, over and over: `['ssm', 'ssm', 'attention']`.
 
     `blocks` names the kinds, and a block's place is its kind's name and its number in the whole sequence, so
@@ -38,11 +37,7 @@ class Pattern(nn.Module):
         unknown = [kind for kind in shared if kind not in blocks]
         require(not unknown, "shared", f"must name blocks ({', '.join(blocks)}), not {', '.join(unknown)}")
         for kind in dict.fromkeys(self.kinds):
-            require(
-                kind.isidentifier() and not hasattr(type(self), kind) and not hasattr(self, kind),
-                "blocks",
-                f"cannot have the name {kind!r}",
-            )
+            require(self.can_hold(kind), "blocks", f"cannot have the name {kind!r}")
             indices = [index for index, other in enumerate(self.kinds) if other == kind]
             setattr(self, kind, child(kind, _group, blocks[kind], hidden_size, indices))
             if kind in shared:
@@ -52,16 +47,6 @@ class Pattern(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The blocks in order."""
         return [getattr(self, kind)[f"block_{index}"] for index, kind in enumerate(self.kinds)]
-
-    @property
-    def num_layers(self) -> int:
-        """How many blocks a token passes, those of inner sequences counted one by one."""
-        return count_layers(self.blocks)
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        for block in self.blocks:
-            x = block(x, context)
-        return x
 
     def extra_repr(self) -> str:
         return " ".join(self.kinds)
