@@ -1,6 +1,7 @@
 """The verbs of `python -m ml`: each is a module with `add_arguments(parser)` and `run(arguments)`."""
 
 import argparse
+import os
 import sys
 
 from ml.cli import configs, diff, explain, show
@@ -19,6 +20,9 @@ def main(arguments: list[str]) -> int:
     parsed = parser.parse_args(arguments)
     try:
         VERBS[parsed.verb].run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -88,3 +88,10 @@ def test_what_needs_no_torch_imports_none(arguments):
 
 def test_a_verb_that_does_not_exist_is_refused_with_those_that_do(call):
     assert "invalid choice: 'shwo'" in call("shwo", check=2)
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    command = f"{sys.executable} -m ml show Attention | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
