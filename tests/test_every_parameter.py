@@ -274,11 +274,16 @@ def siblings(info: Configurable) -> set[str]:
 
 
 def is_valid(*bindings: str) -> bool:
+    return refusal(*bindings) is None
+
+
+def refusal(*bindings: str) -> str | None:
+    """Why a configuration is refused; None where it is not."""
     try:
         build_trainer(loaded(*bindings))
-    except ConfigError:
-        return False
-    return True
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 class Trace(TorchDispatchMode):
@@ -444,7 +449,9 @@ def test_a_parameter_changes_something(name, parameter):
     for base, binding in changes(name, info.parameters[parameter]):
         if len({other.partition("=")[2] for other in tried}) > 12:
             break
-        if not is_valid(*base, binding):
+        if reason := refusal(*base, binding):
+            if f"`{parameter}`" in reason:
+                return  # it would change what the run is for, and the other parts know that
             continue
         try:
             if what_is_built(*base, binding) != what_is_built(*base):

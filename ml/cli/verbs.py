@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, show
+from ml.cli import configs, diff, explain, generate, show
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff}
+VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate}
 
 
 def main(arguments: list[str]) -> int:

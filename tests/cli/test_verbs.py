@@ -1,12 +1,15 @@
 """`python -m ml VERB` from a terminal."""
 
+import contextlib
+import io
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import ml
-from ml.training import RunFolder
+from ml.training import RunFolder, train
 
 
 @pytest.fixture
@@ -95,3 +98,51 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a run with a checkpoint."""
+    (tmp_path / "text.txt").write_text("one two three four five six seven. " * 40)
+    small = ["Trainer.num_steps = 2", "CosineSchedule.warmup_steps = 1", "Validation.num_tokens = 32"]
+    bindings = [*small, "TextFiles.paths = ['text.txt']", "TextData.validation_fraction = 0.1"]
+    config, folder = ml.load("recipes/tiny.gin", bindings), RunFolder(tmp_path / "trained")
+    folder.create()
+    folder.write_config(config.text, config.operative, config.provenance())
+    with contextlib.chdir(tmp_path):
+        trainer = ml.api.build_trainer(config)
+        train(trainer, trainer.open_data(), folder, torch.device("cpu"), stream=io.StringIO())
+    return folder.path
+
+
+def test_generate_goes_on_from_prompts(call, trained, tmp_path):
+    def generate(*arguments, seed=3):
+        return call("generate", trained, "--num_tokens", "12", "--seed", seed, *arguments).removesuffix("\n")
+
+    alone = generate("--prompt", "one")
+    assert alone.startswith("one")
+    assert generate("--prompt", "one") == alone
+    assert generate("--prompt", "one", seed=4) != alone
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\nthree\n")
+    several = generate("--prompt_file", prompts)
+    assert several.startswith(f"[0] {alone}\n\n[1] three")
+    likeliest = generate("--prompt", "one", "--temperature", "0").removeprefix("one")
+    assert len(likeliest) == 12
+    stopped = generate("--prompt", "one", "--temperature", "0", "--stop", likeliest[3:])
+    assert stopped == "one" + likeliest[: likeliest.index(likeliest[3:])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give a text to go on from"),
+        (("--prompt", ""), "give a text to go on from"),
+        (("--prompt", "x", "--top_p", "2"), "--top_p cannot be 2.0"),
+        (("--prompt", "x", "--temperature", "-1"), "--temperature cannot be -1.0"),
+        (("--prompt_file", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--prompt", "x", "--step", "77"), "there is no checkpoint of step 77"),
+    ],
+)
+def test_what_cannot_be_generated_is_said(call, trained, arguments, message):
+    assert message in call("generate", trained, *arguments, check=2)

@@ -1,0 +1,115 @@
+"""Generated text: what is drawn against transformers, with a cache against without, many prompts against one."""
+
+from functools import partial
+
+import pytest
+import torch
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from ml.blocks import DecoderBlock, Pattern, Repeat
+from ml.layers import Attention, Embeddings, GatedDeltaNet, Mamba2, PositionEmbedding
+from ml.models import LanguageModel, materialize
+from ml.models.generation import Sampler, generate
+
+V, H = 40, 32
+ATTENTION = partial(Attention, num_heads=4)
+SAMPLERS = {
+    "temperature": (Sampler(0.7), [TemperatureLogitsWarper(0.7)]),
+    "top k": (Sampler(top_k=5), [TopKLogitsWarper(5)]),
+    "top k of all": (Sampler(top_k=1000), []),
+    "top p": (Sampler(top_p=0.6), [TopPLogitsWarper(0.6)]),
+    "min p": (Sampler(min_p=0.2), [MinPLogitsWarper(0.2)]),
+    "all": (
+        Sampler(1.5, 20, 0.8, 0.1),
+        [TemperatureLogitsWarper(1.5), TopKLogitsWarper(20), TopPLogitsWarper(0.8), MinPLogitsWarper(0.1)],
+    ),
+}
+
+
+def random_logits(seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(6, V, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("sampler", "warpers"), SAMPLERS.values(), ids=SAMPLERS)
+def test_probabilities_are_those_of_transformers(sampler, warpers):
+    logits = expected = random_logits()
+    for warper in warpers:
+        expected = warper(None, expected)
+    torch.testing.assert_close(sampler.probabilities(logits), expected.softmax(-1))
+
+
+def test_a_temperature_of_zero_takes_the_likeliest():
+    logits = random_logits()
+    drawn = Sampler(0.0).draw(logits, torch.rand(6, dtype=torch.float64))
+    assert torch.equal(drawn, logits.argmax(-1))
+
+
+def test_draws_follow_the_probabilities():
+    sampler, logits = Sampler(0.9, top_k=6), random_logits()[:1]
+    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    counts = sampler.draw(logits.expand(20_000, -1), uniform).bincount(minlength=V) / 20_000
+    # An even grid of 20,000 numbers meets each interval within one of them.
+    torch.testing.assert_close(counts, sampler.probabilities(logits)[0], rtol=0, atol=1e-4)
+
+
+def test_the_ends_of_the_range_draw_a_token_that_has_a_probability():
+    sampler, logits = Sampler(top_k=3), random_logits()
+    for number in (0.0, 1.0 - 2**-53):
+        drawn = sampler.draw(logits, torch.full((6,), number, dtype=torch.float64))
+        assert sampler.probabilities(logits).gather(1, drawn[:, None]).gt(0).all()
+
+
+MODELS = {
+    "attention": partial(Repeat, num_blocks=2, block=partial(DecoderBlock, mixer=ATTENTION)),
+    "a window": partial(Repeat, num_blocks=2, block=partial(DecoderBlock, mixer=partial(ATTENTION, window_size=4))),
+    "hybrid": partial(
+        Pattern,
+        blocks={
+            "ssm": partial(DecoderBlock, mixer=partial(Mamba2, head_size=16, state_size=8)),
+            "delta": partial(DecoderBlock, mixer=partial(GatedDeltaNet, num_heads=2)),
+            "full": partial(DecoderBlock, mixer=ATTENTION),
+        },
+        pattern=["ssm", "delta", "full"],
+    ),
+}
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
+
+
+def build(decoder, **options) -> LanguageModel:
+    model = materialize(LanguageModel(vocab_size=V, hidden_size=H, decoder=decoder, **options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # so that the likeliest token is not a matter of rounding
+    return model
+
+
+def texts(model, prompts=PROMPTS, num_tokens=20, sampler=Sampler(0.0), seed=0, **options) -> list[list[int]]:  # noqa: B008
+    return torch.stack(list(generate(model, prompts, num_tokens, sampler, seed, **options)), dim=1).tolist()
+
+
+@pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(0.9, top_p=0.9)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("decoder", MODELS.values(), ids=MODELS)
+def test_text_with_a_cache_is_that_without_and_each_prompt_is_by_itself(decoder, sampler):
+    model = build(decoder)
+    expected = texts(model, sampler=sampler, use_cache=False)
+    assert texts(model, sampler=sampler) == expected
+    assert texts(model, PROMPTS[:1], sampler=sampler) == expected[:1]
+    assert len({tuple(text) for text in expected}) > 1
+
+
+def test_seeds_change_what_is_drawn_and_nothing_else_does():
+    model = build(MODELS["attention"])
+    first = texts(model, sampler=Sampler(), seed=1)
+    torch.manual_seed(5)
+    assert texts(model, sampler=Sampler(), seed=1) == first
+    assert texts(model, sampler=Sampler(), seed=2) != first
+
+
+def test_more_tokens_than_positions_and_empty_prompts_are_refused():
+    embeddings = partial(Embeddings, position=partial(PositionEmbedding, num_positions=12))
+    model = build(MODELS["attention"], embeddings=embeddings)
+    assert len(texts(model, num_tokens=5)[0]) == 5
+    with pytest.raises(ValueError, match="a prompt of 7 tokens and 6 more are beyond the model's 12 positions"):
+        texts(model, num_tokens=6)
+    with pytest.raises(ValueError, match="one token or more"):
+        texts(model, [[1], []])
