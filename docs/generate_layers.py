@@ -20,8 +20,9 @@ Generated from the code by `python docs/generate_layers.py`. *parent* marks what
 The names of attributes are the scopes: `embeddings`, `decoder`, `head`; `block_0`, `block_1`, ... in a sequence;
 `mixer_norm`, `mixer`, `mlp_norm`, `mlp` in a block, with `mixer_output_norm` and `mlp_output_norm` where it has them;
 `query`, `key`, `value`, `output`, `query_norm`, `key_norm` and `rotary` in attention; `gate`, `up`, `down` in MLPs;
-`router`, `experts`, `expert_0`, ..., and `shared_expert` in a mixture of experts; `adapter` in a linear layer; `weight`,
-`bias`, `A_log`, ... for parameters, with `initialization` below. [Models](models.md) shows how they go together.
+`router`, `experts`, `expert_0`, ..., and `shared_expert` in a mixture of experts; `adapter` in a linear layer;
+`weight`, `bias`, `A_log`, ... for parameters, with `initialization` below. [Models](models.md) shows how they go
+together.
 """
 
 
