@@ -6,6 +6,17 @@ from setuptools import find_packages, setup
 
 SHIPPED_CONFIGS = "ml.shipped_configs"
 
+EXTRAS = {
+    "images": ["pillow>=10.0"],
+    "tokenizers": ["sentencepiece>=0.2", "tiktoken>=0.7", "tokenizers>=0.20"],
+    "parquet": ["pyarrow>=15.0"],
+    "tensorboard": ["tensorboard>=2.16"],
+    "wandb": ["wandb>=0.17"],
+    "plot": ["matplotlib>=3.8"],
+    "harness": ["lm-eval>=0.4.8"],
+}
+ALL = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
+
 setup(
     name="juniper-trainer",
     version="0.1.0",
@@ -26,8 +37,9 @@ setup(
         "safetensors>=0.4.3",
     ],
     extras_require={
-        "images": ["pillow>=10.0"],
-        "test": ["pillow>=10.0", "pytest>=8.0", "scipy>=1.11", "transformers>=5.0"],
+        **EXTRAS,
+        "all": ALL,
+        "test": [*ALL, "pytest>=8.0", "scipy>=1.11", "transformers>=5.0"],
         "lint": ["ruff>=0.15"],
     },
 )
