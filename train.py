@@ -15,6 +15,11 @@ flags.DEFINE_string("run_dir", None, "The folder of the run; a run that is in it
 flags.DEFINE_bool("dry_run", False, "Check everything, show the model, write the configuration, train nothing.")
 flags.DEFINE_string("explain", None, "With --dry_run: who set the parameters that match, as in 'query/Linear.bias'.")
 flags.DEFINE_string("init_from", None, "The folder of a run whose model and weights this one starts from.")
+flags.DEFINE_multi_string(
+    "init_may_differ",
+    [],
+    "With --init_from: weights that may differ or be missing there, such as 'head.*'; repeatable.",
+)
 flags.DEFINE_bool("allow_unused_bindings", False, "Make bindings that have no effect warnings instead of errors.")
 
 
@@ -29,6 +34,7 @@ def main(_: list[str]) -> int:
         FLAGS.gin_bindings,
         search_path=FLAGS.gin_search_path,
         init_from=FLAGS.init_from,
+        init_may_differ=FLAGS.init_may_differ,
         allow_unused_bindings=FLAGS.allow_unused_bindings,
     )
     if FLAGS.dry_run:

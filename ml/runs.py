@@ -36,22 +36,23 @@ class Run:
 
         return load(self._operative)
 
-    def build(self, step: int | None = None, device: str | torch.device = "cpu") -> nn.Module:
+    def build(self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False) -> nn.Module:
         """Builds the model with the weights of a checkpoint.
 
         Args:
             step: of the checkpoint; None is the newest whole one.
             device: where the model is put.
+            average: takes the running average of the weights instead of the last ones.
 
         Raises:
-            RunError: where there is no such checkpoint, or it is damaged.
+            RunError: where there is no such checkpoint, or it is damaged, or has no average.
         """
         from ml.api import build
         from ml.training.state_files import read_weights
 
         checkpoint = self.checkpoint(step)
         model = build(self.config, device)
-        read_weights(checkpoint, model)
+        read_weights(checkpoint, model, average=average)
         return model.eval()
 
     def checkpoint(self, step: int | None = None) -> Path:
@@ -63,6 +64,16 @@ class Run:
         from ml.training.checkpoints import open_checkpoint
 
         return open_checkpoint(self.path / "checkpoints", step)
+
+    def export(self, file: str | Path, step: int | None = None, *, average: bool = False) -> int:
+        """Writes the weights of a checkpoint alone to a safetensors file; returns how many tensors.
+
+        Raises:
+            RunError: where there is no such checkpoint, or the file cannot be written.
+        """
+        from ml.training.state_files import export_weights
+
+        return export_weights(self.checkpoint(step), Path(file), average=average)
 
     def imported_values(self) -> list[ImportedValue]:
         """What the configuration says of the model, as the imported layer of a run that starts from this one."""

@@ -9,7 +9,7 @@ import torch
 
 import ml
 from ml.api import build_trainer
-from ml.training import RunFolder, train
+from ml.training import Initial, RunFolder, train
 
 CPU = torch.device("cpu")
 
@@ -105,7 +105,7 @@ def test_a_run_starts_from_the_model_and_weights_of_another(tmp_path, text):
     )
     trainer = build_trainer(config)
     folder = RunFolder(tmp_path / "next")
-    train(trainer, trainer.open_data(), folder, CPU, initial=source.checkpoint())
+    train(trainer, trainer.open_data(), folder, CPU, initial=Initial(source.checkpoint()))
     ours, theirs = trainer.model.state_dict(), source.build().state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -117,7 +117,7 @@ def test_weights_of_another_shape_are_refused(tmp_path, text):
     source = trained(ml.load("recipes/tiny.gin", bindings=[text]), tmp_path / "source")
     trainer = build_trainer(ml.load("recipes/tiny.gin", bindings=[text, "GatedMLP.intermediate_size = 64"]))
     with pytest.raises(ValueError, match=r"the model has torch.float32 \(64, 64\)"):
-        train(trainer, trainer.open_data(), RunFolder(tmp_path / "next"), CPU, initial=source.checkpoint())
+        train(trainer, trainer.open_data(), RunFolder(tmp_path / "next"), CPU, initial=Initial(source.checkpoint()))
 
 
 def test_importing_the_package_imports_no_torch():

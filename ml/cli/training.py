@@ -14,7 +14,7 @@ from ml.config import Config, ConfigError, difference, explain, select
 from ml.config.errors import report
 from ml.errors import UserError
 from ml.models.summary import summarize
-from ml.training import RunFolder, train
+from ml.training import Initial, RunFolder, train
 from ml.training.precision import cast_parameters
 
 _MOST_DIFFERENCES = 20
@@ -26,6 +26,7 @@ class Job:
 
     config: Config
     init_from: ml.Run | None = None
+    init_may_differ: tuple[str, ...] = ()
 
 
 def load_job(
@@ -34,6 +35,7 @@ def load_job(
     *,
     search_path: Sequence[str] = (),
     init_from: str | None = None,
+    init_may_differ: Sequence[str] = (),
     allow_unused_bindings: bool = False,
 ) -> Job:
     """Loads and checks what the flags name.
@@ -44,6 +46,8 @@ def load_job(
     if not gin_files and not bindings:
         shipped = ", ".join(sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in _shipped()))
         raise UserError(f"no configuration: name one with --gin_file=base.gin. There are {shipped}")
+    if init_may_differ and init_from is None:
+        raise UserError("--init_may_differ goes with --init_from")
     source = ml.open_run(init_from) if init_from is not None else None
     config = ml.load(
         gin_files,
@@ -54,7 +58,7 @@ def load_job(
     )
     if config.warnings:
         print(report(list(config.warnings), "warning"), file=sys.stderr)
-    return Job(config, source)
+    return Job(config, source, tuple(init_may_differ))
 
 
 def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
@@ -87,7 +91,8 @@ def run(job: Job, run_dir: str | None) -> int:
     folder.write_environment(dataset.describe())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
-    train(trainer, dataset, folder, device, initial=job.init_from.checkpoint() if job.init_from else None)
+    initial = Initial(job.init_from.checkpoint(), job.init_may_differ) if job.init_from else None
+    train(trainer, dataset, folder, device, initial=initial)
     return 0
 
 

@@ -4,10 +4,17 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, generate, show
+from ml.cli import configs, diff, explain, export, generate, show
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate}
+VERBS = {
+    "configs": configs,
+    "show": show,
+    "explain": explain,
+    "diff": diff,
+    "generate": generate,
+    "export": export,
+}
 
 
 def main(arguments: list[str]) -> int:

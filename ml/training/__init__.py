@@ -3,7 +3,7 @@
 from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
-from ml.training.loop import Outcome, train
+from ml.training.loop import Initial, Outcome, train
 from ml.training.optimizers import AdamW
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
 from ml.training.run_folder import RunFolder
@@ -18,6 +18,7 @@ __all__ = [
     "CosineSchedule",
     "Distillation",
     "Float32",
+    "Initial",
     "LinearSchedule",
     "MixedBFloat16",
     "Outcome",

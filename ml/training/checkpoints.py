@@ -1,17 +1,14 @@
 """When checkpoints are written, how many are kept, and which one a run goes on from."""
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from ml.config import configurable, require
-from ml.training.committed import commit, damage, remove_leftovers
-from ml.training.errors import RunError, RunFailure
-from ml.training.state import TrainState
-from ml.training.state_files import write_state
+from ml.training.committed import damage, remove_leftovers
+from ml.training.errors import RunError
+from ml.training.saver import Saver
+from ml.training.state_files import read_counts
 
 
 @configurable
@@ -21,37 +18,37 @@ class Checkpoints:
     Args:
         every: Steps between two checkpoints; one more is written when the run ends or is stopped. None for no other.
         keep: How many of the newest are kept; None for all.
+        keep_every: Those of steps that it divides are kept too, however old; None for no other.
+        asynchronous: Whether training goes on while a checkpoint is written. It takes the memory of a copy on the host.
     """
 
-    def __init__(self, every: int | None = 500, keep: int | None = 2):
-        require(every is None or every > 0, "every", f"must be positive, not {every}")
-        require(keep is None or keep > 0, "keep", f"must be positive, not {keep}")
+    def __init__(
+        self,
+        every: int | None = 500,
+        keep: int | None = 2,
+        keep_every: int | None = None,
+        asynchronous: bool = True,
+    ):
+        for name, number in {"every": every, "keep": keep, "keep_every": keep_every}.items():
+            require(number is None or number > 0, name, f"must be positive, not {number}")
+        needless = keep is None and keep_every is not None
+        require(not needless, "keep_every", "has no effect where Checkpoints.keep = None keeps all")
         self.every = every
         self.keep = keep
+        self.keep_every = keep_every
+        self.asynchronous = asynchronous
 
     def is_due(self, step: int, num_steps: int) -> bool:
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
-    def save(self, folder: Path, state: TrainState, data_sha256: str, operative_config: str | None) -> None:
-        """Writes a checkpoint of `state` below `folder`, then removes the oldest ones.
+    def open(self, folder: Path, before_commit: Callable[[], None]) -> Saver:
+        """What writes checkpoints below `folder`; `before_commit` is called before each is made valid."""
+        return Saver(folder, self.is_kept, before_commit, asynchronous=self.asynchronous)
 
-        Raises:
-            RunFailure: The disk takes no more; the checkpoints that were there still are.
-        """
-        before = [step for step, _ in _found(folder)]
-        try:
-            commit(
-                folder / f"step_{state.step}",
-                lambda temporary: write_state(temporary, state, data_sha256, operative_config),
-            )
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            last = f"the one of step {max(before)} is untouched" if before else "there is none before it"
-            raise RunFailure(
-                f"the checkpoint of step {state.step} could not be written to {folder}: {reason}; {last}"
-            ) from error
-        for _, old in _found(folder)[: -self.keep] if self.keep else []:
-            shutil.rmtree(old, ignore_errors=True)
+    def is_kept(self, step: int, num_newer: int) -> bool:
+        """Whether the checkpoint of `step` stays, where so many newer ones are there."""
+        is_one_of_the_newest = self.keep is None or num_newer < self.keep
+        return is_one_of_the_newest or (self.keep_every is not None and step % self.keep_every == 0)
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -93,6 +90,17 @@ def open_checkpoint(folder: Path, step: int | None = None) -> Path:
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints below `folder` with their steps, oldest first."""
-    matches = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*")]
-    return sorted((int(match[1]), path) for match, path in matches if match)
+    """The checkpoints below `folder`, oldest first, with the steps that they say they are of, whatever their names."""
+    folders = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
+    return sorted((step, path) for path in folders if (step := _step(path)) is not None)
+
+
+def _step(checkpoint: Path) -> int | None:
+    """What a checkpoint says, and its name where a damaged one says nothing or something else."""
+    match = re.fullmatch(r"step_(\d+)", checkpoint.name)
+    named = int(match[1]) if match else None
+    try:
+        said = int(read_counts(checkpoint)["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return named
+    return said if named in (said, None) or damage(checkpoint) is None else named

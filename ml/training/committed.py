@@ -1,7 +1,8 @@
 """Folders that are written whole or not at all, and that know when they were damaged.
 
-The files are written to a hidden sibling and flushed, then a manifest with their sizes and SHA-256 hashes, then the
-folder is renamed. A crash at any moment leaves the hidden sibling, which nobody reads.
+The files are written to a hidden sibling and flushed, then a manifest with their sizes and SHA-256 hashes, and last a
+marker with the hash of the manifest; then the folder is renamed. A crash at any moment leaves the hidden sibling, which
+nobody reads, or, on a file system where renaming is not atomic, a folder without a marker.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from ml.training.files import flush_to_disk
 
 MANIFEST = "manifest.json"
+MARKER = "COMMITTED"
 
 
 def commit(folder: Path, write: Callable[[Path], None]) -> None:
@@ -44,22 +46,35 @@ def remove_leftovers(parent: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a committed folder, or None when every byte is as it was written."""
     try:
+        if (folder / MARKER).read_text("utf-8") != _marker_of(folder / MANIFEST):
+            return f"{MARKER} is not that of its {MANIFEST}"
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    problems = (_damage_of_file(folder / name, *entry) for name, entry in sorted(expected.items()))
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing: it was never finished, or lost since"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {error}"
+    problems = (
+        _damage_of_file(folder / name, entry["size"], entry["sha256"])
+        for name, entry in sorted(manifest["files"].items())
+    )
     return next((problem for problem in problems if problem), None)
 
 
 def _seal(folder: Path) -> None:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     entries = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
-    for file in [*files, folder / MANIFEST, folder]:
-        flush_to_disk(file)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
+    for written in [*files, manifest]:
+        flush_to_disk(written)
+    marker = folder / MARKER
+    marker.write_text(_marker_of(manifest), "utf-8")
+    for written in [marker, folder]:
+        flush_to_disk(written)
+
+
+def _marker_of(manifest: Path) -> str:
+    return f"{MANIFEST} {_sha256(manifest)}\n"
 
 
 def _damage_of_file(file: Path, size: int, sha256: str) -> str | None:

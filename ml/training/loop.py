@@ -19,8 +19,8 @@ from ml.training.optimizers import set_learning_rate
 from ml.training.progress import Progress, progress_on
 from ml.training.router_load import spread
 from ml.training.run_folder import RunFolder
-from ml.training.signals import stop_on_signals
-from ml.training.state_files import read_state, read_weights
+from ml.training.signals import Requests, noted_signals
+from ml.training.state_files import read_state, read_weights, snapshot
 from ml.training.step import StepResult, train_step
 from ml.training.trainer import Trainer
 
@@ -32,27 +32,34 @@ class Outcome(NamedTuple):
     is_finished: bool
 
 
+class Initial(NamedTuple):
+    """The weights that a fresh run starts from."""
+
+    checkpoint: Path
+    may_differ: tuple[str, ...] = ()  # patterns of the names of weights that it need not have
+
+
 def train(
     trainer: Trainer,
     dataset: Dataset,
     run: RunFolder,
     device: torch.device,
     *,
-    initial: Path | None = None,
+    initial: Initial | None = None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
     """Trains to the last step and leaves everything in the folder of the run.
 
     A run that was stopped goes on as if it never had been: on one device with deterministic kernels, every later
     weight and metric is the same to the last bit. SIGINT and SIGTERM end it after the step that is being taken, with a
-    checkpoint.
+    checkpoint; SIGUSR1 saves one and goes on.
 
     Args:
         trainer: What is trained and how; its model may still be on the meta device.
         dataset: What `trainer.open_data` gave.
         run: The folder, which is made where it is not there.
         device: Where to train.
-        initial: A checkpoint whose weights a fresh run starts from.
+        initial: Whose weights a fresh run starts from.
         stream: Takes the progress.
 
     Raises:
@@ -61,29 +68,40 @@ def train(
     """
     run.create()
     progress = progress_on(stream, trainer.num_steps)
-    with stop_on_signals() as stop, contextlib.closing(progress):
-        training = Training(trainer, dataset, run, device, progress)
-        training.resume(initial)
-        for batches in training.batches():
-            if training.state.step:
-                training.advance(batches)
-            else:
-                training.begin(batches)
-            if stop:
-                break
-        training.finish()
-    return Outcome(training.state.step, training.state.step >= trainer.num_steps)
+    with noted_signals() as requests, run.locked(), contextlib.closing(progress):
+        training = Training(trainer, dataset, run, device, progress, requests)
+        with contextlib.closing(training.saver):
+            training.resume(initial)
+            for batches in training.batches():
+                if requests.stop:
+                    break
+                if training.state.step:
+                    training.advance(batches)
+                else:
+                    training.begin(batches)
+            training.finish()
+    return Outcome(training.state.step, training.is_finished)
 
 
 class Training:
     """One process's part of a run."""
 
-    def __init__(self, trainer: Trainer, dataset: Dataset, run: RunFolder, device: torch.device, progress: Progress):
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        run: RunFolder,
+        device: torch.device,
+        progress: Progress,
+        requests: Requests,
+    ):
         self.trainer = trainer
         self.dataset = dataset
         self.run = run
         self.device = device
         self.progress = progress
+        self.requests = requests
+        self.saver = trainer.checkpoints.open(run.checkpoints, run.flush_metrics)
         self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
         self._router_names = {module: name for name, module in self.state.model.named_modules()}
@@ -93,10 +111,14 @@ class Training:
         self._seconds_before = 0.0
         self._lap()
 
-    def resume(self, initial: Path | None = None) -> None:
+    @property
+    def is_finished(self) -> bool:
+        return self.state.step >= self.trainer.num_steps and self.state.unvalidated is None
+
+    def resume(self, initial: Initial | None = None) -> None:
         """Goes back to the newest whole checkpoint and forgets what was measured after it.
 
-        Where there is none, the weights of the checkpoint `initial` replace those that the model was made with.
+        Where there is none, the weights of `initial` replace those that the model was made with.
 
         Raises:
             RunError: It is of other data or of another model.
@@ -106,13 +128,24 @@ class Training:
             read_state(checkpoint, self.state, self.dataset.sha256)
             self.progress.say(f"resuming from {checkpoint}")
         elif initial is not None:
-            read_weights(initial, self.state.model, may_lack=adapter_weights(self.state.model))
-            self.progress.say(f"starting from the weights of {initial}")
-        self.run.truncate_metrics(self.state.step)
+            self._start_from(initial)
+        # What its own validation would add to the record of the last step is measured again where it was broken off.
+        self.run.truncate_metrics(self.state.step - (self.state.unvalidated is not None))
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
         self._lap()
         self.progress.start(self.state.step)
+        if self.state.unvalidated is not None:
+            self._saved_step = 0
+            self._record(self.state.unvalidated, is_validated=True)
+
+    def _start_from(self, initial: Initial) -> None:
+        model = self.state.model
+        kept = read_weights(initial.checkpoint, model, adapter_weights(model), initial.may_differ)
+        self.progress.say(f"starting from the weights of {initial.checkpoint}")
+        if kept:
+            shown = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
+            self.progress.say(f"{len(kept)} weights start as they are made: {shown}")
 
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
@@ -142,16 +175,14 @@ class Training:
         is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
         if is_validated or trainer.is_logged(step):
             self._require_finite()
-            record = self._measured(result)
-            if is_validated:
-                record |= self._validated()
-            self.run.append_metrics(record)
-            self.progress.report(record)
-        if trainer.checkpoints.is_due(step, trainer.num_steps):
+            self._record(self._measured(result), is_validated)
+        if trainer.checkpoints.is_due(step, trainer.num_steps) or self.requests.save:
+            self.requests.save = False
             self.save()
+        self.saver.check()
 
     def save(self) -> None:
-        """Writes a checkpoint, unless there is one of this step.
+        """Writes a checkpoint, or begins to, unless there is one of this step.
 
         Raises:
             RunFailure: The state is not worth keeping, or the disk takes no more.
@@ -160,20 +191,21 @@ class Training:
             return
         self._require_finite()
         self.state.seconds = self._seconds()
-        self.run.flush_metrics()
-        self.trainer.checkpoints.save(
-            self.run.checkpoints, self.state, self.dataset.sha256, self.run.operative_config()
-        )
+        self.saver.save(snapshot(self.state, self.dataset.sha256, self.run.operative_config()))
         self._saved_step = self.state.step
         self._lap()
 
     def finish(self) -> None:
         """Saves where the run stands and says so."""
-        self.save()
+        if self.state.step:
+            self.save()
+        self.saver.wait()
         self.progress.close()
         step, num_steps = self.state.step, self.trainer.num_steps
-        if step >= num_steps:
+        if self.is_finished:
             self.progress.say(f"trained to step {step}: {self.run.path}")
+        elif step == 0:
+            self.progress.say("stopped before the first step")
         else:
             self.progress.say(
                 f"stopped after step {step} of {num_steps} and saved; the same command with --run_dir={self.run.path} "
@@ -207,12 +239,31 @@ class Training:
             return {}
         return {"routers": {self._router_names[router]: spread(load) for router, load in result.loads.items()}}
 
-    def _validated(self) -> dict[str, float]:
+    def _record(self, record: dict[str, Any], is_validated: bool) -> None:
+        """Adds a step to the metrics, unless its validation is broken off: then it is left to the next process."""
+        validated = self._validated() if is_validated else {}
+        if validated is None:
+            self.state.unvalidated = record
+            return
+        self.state.unvalidated = None
+        record |= validated
+        self.run.append_metrics(record)
+        self.progress.report(record)
+
+    def _validated(self) -> dict[str, float] | None:
+        """What validation measures; None when the run was asked to stop before it was done."""
         trainer = self.trainer
         result = trainer.validation.measure(
-            self.state.model, self.dataset, trainer.micro_batch_size, trainer.precision, self.device
+            self.state.model,
+            self.dataset,
+            trainer.micro_batch_size,
+            trainer.precision,
+            self.device,
+            should_stop=lambda: self.requests.stop is not None,
         )
         self._lap()
+        if result is None:
+            return None
         return {"validation_loss": result.loss, "validation_bits_per_byte": result.bits_per_byte}
 
     def _require_finite(self) -> None:

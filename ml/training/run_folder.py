@@ -1,6 +1,7 @@
 """The folder of a run."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.training.environment import describe_environment
-from ml.training.errors import RunFailure
+from ml.training.errors import RunError, RunFailure
 from ml.training.files import write_atomically
 
 
@@ -35,6 +36,27 @@ class RunFolder:
         """
         with self._disk("create"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder; the system unlocks it when this one ends, however it does.
+
+        Raises:
+            RunError: Another process trains in it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            message = f"another process is training in {self.path}: stop it, or name another --run_dir"
+            raise RunError(message) from None
+        except OSError:
+            pass  # a file system that knows no locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     def write_config(self, config_gin: str, operative: str, provenance: Mapping[str, Any]) -> None:
         """Writes what was set, what took effect, and who set it."""

@@ -1,11 +1,22 @@
 """What training changes."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ml.training.optimizers import ParameterGroup
+
+# How the names of saved tensors begin.
+MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"
+
+
+class Remembering(Protocol):
+    """A part of training that carries tensors from step to step."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name; they are saved, and filled in place when a run goes on."""
 
 
 @dataclass
@@ -19,9 +30,12 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     groups: list[ParameterGroup]
     first_nonfinite_step: Tensor  # () int64 on the device, 0 for none: read only where the host waits anyway
+    weight_average: Remembering | None = None
+    skip_step: Remembering | None = None
     step: int = 0
     tokens: int = 0  # targets that counted, so far
     seconds: float = 0.0  # spent so far, in this process and the ones before it
+    unvalidated: dict[str, Any] | None = None  # the record of a step whose validation was broken off
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimizer changes, by name."""
@@ -29,6 +43,24 @@ class TrainState:
             name: parameter
             for group in self.groups
             for name, parameter in zip(group.names, group.parameters, strict=True)
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of its tensors by name: "model/NAME", "optimizer/PARAMETER/KEY", "weight_average/NAME", ..."""
+        parts = {AVERAGE: self.weight_average, SKIP: self.skip_step}
+        return {
+            **{MODEL + name: tensor for name, tensor in named_weights(self.model).items()},
+            **{
+                f"{OPTIMIZER}{name}/{key}": tensor
+                for name, parameter in self.trained().items()
+                for key, tensor in self.optimizer.state.get(parameter, {}).items()
+            },
+            **{
+                prefix + name: tensor
+                for prefix, part in parts.items()
+                if part is not None
+                for name, tensor in part.tensors().items()
+            },
         }
 
 

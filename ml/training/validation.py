@@ -1,6 +1,7 @@
 """How well the model predicts text that it was not trained on."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,13 +51,25 @@ class Validation:
 
     @torch.no_grad()
     def measure(
-        self, model: nn.Module, dataset: Dataset, batch_size: int, precision: Precision, device: torch.device
-    ) -> ValidationResult:
-        """Mean loss over the held-out tokens, each predicted once, without dropout."""
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        batch_size: int,
+        precision: Precision,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> ValidationResult | None:
+        """Mean loss over the held-out tokens, each predicted once, without dropout.
+
+        None when `should_stop`, which is asked before each batch, said so.
+        """
         nats = torch.zeros((), dtype=torch.float64, device=device)
         num_targets = 0
         model.eval()
         for batch in dataset.validation_batches(batch_size, self.num_tokens):
+            if should_stop():
+                model.train()
+                return None
             batch = batch.to(device)
             with precision.autocast(device):
                 nats += model.loss(**batch.inputs).cross_entropy

@@ -157,12 +157,12 @@ def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(train, work):
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(train, work):
     train(*TINY, "--gin.Checkpoints.every=2", "--run_dir=run", check=0)
     shutil.copytree(work / "run", work / "whole")
-    weights = work / "run/checkpoints/step_4/model.safetensors"
+    weights = work / "run/checkpoints/step_4/__0_0.distcp"
     weights.write_bytes(weights.read_bytes()[:-100])
     done = train(*TINY, "--gin.Checkpoints.every=2", "--run_dir=run", check=0)
-    assert "skipping checkpoint run/checkpoints/step_4: model.safetensors has" in done.stdout
+    assert "skipping checkpoint run/checkpoints/step_4: __0_0.distcp has" in done.stdout
     assert "resuming from run/checkpoints/step_2" in done.stdout
-    assert weights.read_bytes() == (work / "whole/checkpoints/step_4/model.safetensors").read_bytes()
+    assert weights.read_bytes() == (work / "whole/checkpoints/step_4/__0_0.distcp").read_bytes()
 
 
 @pytest.mark.slow
@@ -180,9 +180,8 @@ def test_a_stopped_run_saves_leaves_with_0_and_ends_as_if_it_had_not_been_stoppe
     assert process.returncode == 0, errors
     assert re.search(r"stopped after step \d+ of 120 and saved", rest)
     train(*many, "--run_dir=stopped", check=0)
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        ours, theirs = (work / run / "checkpoints/step_120" / name for run in ("stopped", "whole"))
-        assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = (work / run / "checkpoints/step_120/__0_0.distcp" for run in ("stopped", "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
     ours, theirs = ([_measured(line) for line in (work / run / "metrics.jsonl").open()] for run in ("stopped", "whole"))
     assert ours == theirs
     assert [record["step"] for record in ours] == list(range(1, 121))

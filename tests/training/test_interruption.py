@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ml.training.signals import stop_on_signals
+from ml.training.signals import noted_signals
 
 PROGRAM = textwrap.dedent(
     """
@@ -90,9 +90,8 @@ def test_a_process_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(begin
     process = begin(*bindings)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        runs = [tmp_path / name / "checkpoints/step_150" / file for name in ("run", "undisturbed")]
-        assert runs[0].read_bytes() == runs[1].read_bytes()
+    runs = [tmp_path / name / "checkpoints/step_150/__0_0.distcp" for name in ("run", "undisturbed")]
+    assert runs[0].read_bytes() == runs[1].read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 151))
 
@@ -100,12 +99,12 @@ def test_a_process_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(begin
 def test_a_second_ctrl_c_leaves_at_once():
     program = """if True:
         import time
-        from ml.training.signals import stop_on_signals
-        with stop_on_signals() as stop:
+        from ml.training.signals import noted_signals
+        with noted_signals() as requests:
             print("ready", flush=True)
             while True:
                 time.sleep(0.01)
-                if stop:
+                if requests.stop:
                     print("noted", flush=True)
     """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
@@ -117,11 +116,13 @@ def test_a_second_ctrl_c_leaves_at_once():
     assert process.returncode == -signal.SIGINT
 
 
-def test_handlers_are_put_back_and_the_request_is_noted():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stop_on_signals() as stop:
-        assert not stop
+def test_handlers_are_put_back_and_the_requests_are_noted():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    with noted_signals() as requests:
+        assert (requests.stop, requests.save) == (None, False)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (requests.stop, requests.save) == (None, True)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop
-        assert stop.signal is signal.SIGTERM
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        assert requests.stop is signal.SIGTERM
+    assert [signal.getsignal(number) for number in numbers] == before

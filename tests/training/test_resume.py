@@ -1,44 +1,39 @@
 """A run that was stopped and went on is the run that never stopped, to the last bit."""
 
-import json
+import contextlib
+import itertools
+import signal
 
 import pytest
-from safetensors.torch import load_file
+from saved import saved_bits, saved_tensors
 
 from ml.data import TextData
 from ml.training import RunError, RunFailure, loop
+from ml.training.signals import Requests
+from ml.training.state_files import read_counts
 
 TIMING = {"seconds", "tokens_per_second"}
 
 
-class StopAfter:
-    """Stands for the signals: asks the run to stop once `steps` more have been taken."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def __bool__(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 def stop_after(monkeypatch, steps):
-    monkeypatch.setattr(loop, "stop_on_signals", lambda: StopAfter(steps))
+    """Stands for a signal that comes in the middle of a step, the last of so many."""
+    requests, taken, take_step = Requests(), itertools.count(1), loop.train_step
+
+    def take(*arguments):
+        if next(taken) == steps:
+            requests.stop = signal.SIGTERM
+        return take_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", take)
+    monkeypatch.setattr(loop, "noted_signals", lambda: contextlib.nullcontext(requests))
 
 
 def what_it_learned(folder, step):
-    """The bytes of weights and optimizer state, the counts, and every metric that is not a time."""
+    """The tensors and counts of a checkpoint, to the last bit, and every metric that is not a time."""
     checkpoint = folder.checkpoints / f"step_{step}"
-    files = [(checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
-    training = json.loads((checkpoint / "training.json").read_text())
+    counts = {key: value for key, value in read_counts(checkpoint).items() if key not in TIMING}
     metrics = [{key: value for key, value in record.items() if key not in TIMING} for record in folder.metrics()]
-    return files, {key: value for key, value in training.items() if key not in TIMING}, metrics
+    return saved_bits(checkpoint), counts, metrics
 
 
 @pytest.mark.parametrize("stops", [[6], [1], [4], [3, 3, 5], [1] * 11], ids=str)
@@ -124,9 +119,9 @@ def test_other_data_is_refused(tiny, run_in, text_file):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("Repeat.num_blocks = 3", r"of another model: missing \['decoder.block_2"),
-        ("GatedMLP.intermediate_size = 40", r"the model has torch.float32 \(40, 16\)"),
-        ("Trainer.precision = @PureBFloat16", "is torch.float32 .*; the model has torch.bfloat16"),
+        ("Repeat.num_blocks = 3", r"(?s)of another model:\n  missing:\n    model/decoder.block_2"),
+        ("GatedMLP.intermediate_size = 40", r"(?s)of another shape:.*the model has torch.float32 \(40, 16\)"),
+        ("Trainer.precision = @PureBFloat16", r"(?s)torch.float32 [^\n]*; the model has torch.bfloat16"),
     ],
 )
 def test_the_state_of_another_model_is_refused(tiny, run_in, binding, message):
@@ -151,8 +146,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, run_in
         run_in(trainer, "broken")
     broken = folder.path.with_name("broken")
     assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == ["step_4"]
-    weights = load_file(broken / "checkpoints/step_4/model.safetensors")
-    assert all(weight.isfinite().all() for weight in weights.values())
+    tensors = saved_tensors(broken / "checkpoints/step_4")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert "NaN" not in (broken / "metrics.jsonl").read_text()
 
 

@@ -1,0 +1,26 @@
+"""Write the weights of a run alone, as safetensors."""
+
+import argparse
+from pathlib import Path
+
+from ml.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument(
+        "file", type=Path, help="what to write, such as weights.safetensors; one that is there is replaced"
+    )
+    parser.add_argument("--step", type=int, help="of the checkpoint; the newest if left out")
+    parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the file and says what is in it."""
+    from ml.api import open_run
+
+    if not arguments.file.parent.is_dir():
+        raise UserError(f"there is no folder {arguments.file.parent}")
+    opened = open_run(arguments.run)
+    count = opened.export(arguments.file, arguments.step, average=arguments.average)
+    print(f"{count} tensors, {arguments.file.stat().st_size:,} bytes: {arguments.file}")

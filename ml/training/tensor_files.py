@@ -1,0 +1,69 @@
+"""Named tensors on disk, in the format of `torch.distributed.checkpoint` (DCP).
+
+One process writes one file of tensors and `.metadata`, which says what is where; many processes write a file each, and
+any number of them read their parts back.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+
+class TensorShape(NamedTuple):
+    """What a tensor is without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorShape":
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `tensors` to files in `folder`, which is there; they are not flushed to the disk.
+
+    These are the steps of `torch.distributed.checkpoint.save`, which also logs the beginning and the end of each
+    tensor, warns of a single process, and raises what no `except Exception` catches.
+
+    Raises:
+        OSError, RuntimeError: The disk takes no more.
+    """
+    planner, writer = DefaultSavePlanner(), FileSystemWriter(folder, sync_files=False)
+    planner.set_up_planner(dict(tensors), is_coordinator=True)
+    writer.set_up_storage_writer(True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    (plan,) = writer.prepare_global_plan(plans)
+    results = writer.write_data(planner.finish_plan(plan), planner).wait()
+    writer.finish(metadata, [results])
+
+
+def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
+    """The tensors that `write_tensors` left in `folder`."""
+    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {
+        name: TensorShape(entry.properties.dtype, tuple(entry.size))
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+@torch.no_grad()
+def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fills tensors that have the names, types and shapes of written ones; those on the meta device are passed over."""
+    into = {name: tensor for name, tensor in into.items() if not tensor.is_meta}
+    planner, reader = DefaultLoadPlanner(), FileSystemReader(folder)
+    metadata = reader.read_metadata()
+    planner.set_up_planner(into, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, True)
+    plans = planner.create_global_plan([reader.prepare_local_plan(planner.create_local_plan())])
+    (plan,) = reader.prepare_global_plan(plans)
+    reader.read_data(planner.finish_plan(plan), planner).wait()

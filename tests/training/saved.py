@@ -1,0 +1,30 @@
+"""What lies in checkpoints, read by torch's own converter."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+
+def saved_tensors(checkpoint):
+    """All tensors of a checkpoint by name: "model/...", "optimizer/...", ..."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "all.pt")
+        dcp_to_torch_save(checkpoint, file)
+        return flat(torch.load(file))
+
+
+def saved_bits(checkpoint):
+    """Their types, shapes and bytes."""
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, tensor in saved_tensors(checkpoint).items()
+    }
+
+
+def flat(tree, prefix=""):
+    """The converter makes dicts of dicts of some names."""
+    if isinstance(tree, torch.Tensor):
+        return {prefix: tree}
+    return {name: tensor for key, value in tree.items() for name, tensor in flat(value, f"{prefix}{key}").items()}
