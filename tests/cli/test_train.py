@@ -154,6 +154,20 @@ def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(train, work):
     assert "cannot create taken/run: Not a directory" in done.stderr
 
 
+def test_a_checkpoint_that_the_disk_does_not_take_is_a_message(train, work):
+    """The system refuses to let any file grow beyond a limit, as it would on a full disk."""
+    limited = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); \
+sys.argv = {[str(ROOT / 'train.py'), *TINY, '--run_dir=run']!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", limited], cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"the checkpoint of step \d could not be written to run/checkpoints: .*; there is none", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert list((work / "run/checkpoints").iterdir()) == []
+    train(*TINY, "--run_dir=run", check=0)
+
+
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(train, work):
     train(*TINY, "--gin.Checkpoints.every=2", "--run_dir=run", check=0)
     shutil.copytree(work / "run", work / "whole")

@@ -7,10 +7,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
+from saved import saved_bits, untimed
 
+from ml.training import RunFolder
+from ml.training.committed import damage
 from ml.training.signals import noted_signals
+from ml.training.state_files import read_counts
 
 PROGRAM = textwrap.dedent(
     """
@@ -76,24 +81,104 @@ def test_a_signal_saves_and_leaves_cleanly_and_the_run_goes_on_from_there(begin,
     assert f"resuming from {checkpoint}" in output, errors
 
 
+def checkpoints(tmp_path):
+    return {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}
+
+
+def wait_until(condition, process):
+    while process.poll() is None and not condition():
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()
+
+
 @pytest.mark.slow
-def test_a_process_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(begin, tmp_path):
-    bindings = ["Trainer.num_steps = 150", "Trainer.log_every = 1", "Checkpoints.every = 3", "Checkpoints.keep = 2"]
-    expected = begin(*bindings)
-    expected.communicate(timeout=60)
-    (tmp_path / "run").rename(tmp_path / "undisturbed")
-    for pause in (0.0, 0.07, 0.31):
-        process = begin(*bindings)
-        time.sleep(pause)
-        process.kill()
-        process.communicate()
-    process = begin(*bindings)
-    _, errors = process.communicate(timeout=60)
+def test_sigusr1_saves_and_the_run_goes_on(begin, tmp_path):
+    process = begin(ENDLESS, "Checkpoints.every = None")
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: checkpoints(tmp_path), process)
+    (saved,) = checkpoints(tmp_path)
+    last = RunFolder(tmp_path / "run").metrics()[-1]["step"]
+    wait_until(lambda: RunFolder(tmp_path / "run").metrics()[-1]["step"] > last + 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
-    runs = [tmp_path / name / "checkpoints/step_150/__0_0.distcp" for name in ("run", "undisturbed")]
-    assert runs[0].read_bytes() == runs[1].read_bytes()
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 151))
+    assert len(checkpoints(tmp_path) - {saved}) == 1
+
+
+@pytest.mark.slow
+def test_a_signal_during_a_save_lets_it_end(begin, tmp_path):
+    process = begin(ENDLESS, "Checkpoints.every = 1")
+    wait_until(lambda: any((tmp_path / "run/checkpoints").glob(".step_*.tmp")), process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert "and saved" in output
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
+    assert all(damage(path) is None for path in (tmp_path / "run/checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_signal_during_a_validation_does_not_wait_for_its_end(begin, tmp_path, text_file):
+    text_file.write_text(text_file.read_text() * 2000)  # some minutes of validation
+    bindings = (ENDLESS, "Validation.every = 3", "Validation.num_tokens = None", "Trainer.log_every = 1")
+    process = begin(*bindings)
+    wait_until(lambda: len(RunFolder(tmp_path / "run").metrics()) == 2, process)
+    time.sleep(1.0)  # step 3 takes a hundredth of that
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert "stopped after step 3" in output
+    assert [record["step"] for record in RunFolder(tmp_path / "run").metrics()] == [1, 2]
+    assert read_counts(tmp_path / "run/checkpoints/step_3")["unvalidated"]["step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_compilation_ends_the_run_after_the_first_step(tmp_path, tiny_bindings, number):
+    """Ctrl-C comes to every process of the terminal's group, those that compile among them."""
+    cache = tmp_path / "cache"
+    bindings = [*tiny_bindings, ENDLESS, "Trainer.compile = True", "Repeat.num_blocks = 1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), *bindings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
+    )
+    wait_until(lambda: any(cache.rglob("*.cpp")) or any(cache.rglob("*.py")), process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped after step 1 of" in output
+    assert checkpoints(tmp_path) == {"step_1"}
+
+
+def run_and_kill(folder, num_kills, seed=0):
+    """Trains `configs/tests/kill.gin`, shortened, in `folder`; returns how many kills came inside a save."""
+    command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(folder), str(seed), str(num_kills)]
+    shorter = ["Trainer.num_steps = 160", "Validation.every = 40"]
+    done = subprocess.run([*command, *shorter], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_many_moments_ends_as_if_it_had_not_been(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run_and_kill(undisturbed, 0)
+    assert run_and_kill(killed, 24) >= 3
+    environment = json.loads((killed / "environment.json").read_text())
+    assert len(environment["earlier"]) >= 20  # so many processes there were before the last one
+    ours, theirs = (saved_bits(run / "checkpoints/step_160") for run in (killed, undisturbed))
+    assert {name.partition("/")[0] for name in theirs} >= {"model", "optimizer"}
+    assert ours == theirs
+    ours, theirs = (untimed(RunFolder(run).metrics()) for run in (killed, undisturbed))
+    assert [record["step"] for record in ours] == list(range(1, 161))
+    assert ours == theirs
 
 
 def test_a_second_ctrl_c_leaves_at_once():

@@ -5,14 +5,12 @@ import itertools
 import signal
 
 import pytest
-from saved import saved_bits, saved_tensors
+from saved import saved_bits, saved_tensors, untimed
 
 from ml.data import TextData
 from ml.training import RunError, RunFailure, loop
 from ml.training.signals import Requests
 from ml.training.state_files import read_counts
-
-TIMING = {"seconds", "tokens_per_second"}
 
 
 def stop_after(monkeypatch, steps):
@@ -31,9 +29,8 @@ def stop_after(monkeypatch, steps):
 def what_it_learned(folder, step):
     """The tensors and counts of a checkpoint, to the last bit, and every metric that is not a time."""
     checkpoint = folder.checkpoints / f"step_{step}"
-    counts = {key: value for key, value in read_counts(checkpoint).items() if key not in TIMING}
-    metrics = [{key: value for key, value in record.items() if key not in TIMING} for record in folder.metrics()]
-    return saved_bits(checkpoint), counts, metrics
+    (counts,) = untimed([read_counts(checkpoint)])
+    return saved_bits(checkpoint), counts, untimed(folder.metrics())
 
 
 @pytest.mark.parametrize("stops", [[6], [1], [4], [3, 3, 5], [1] * 11], ids=str)

@@ -142,7 +142,7 @@ def test_a_run_says_what_it_starts_from_and_what_it_does_not(tiny, run_in, sourc
 
 
 def test_weights_are_exported_alone(tiny, run_in, tmp_path, text_file):
-    config = ml.load("recipes/tiny.gin", [f"TextFiles.paths = {str(text_file)!r}", "Trainer.num_steps = 2"])
+    config = ml.load("recipes/tiny.gin", [f"TextFiles.paths = {str(text_file)!r}", "Trainer.num_steps = 5"])
     trainer = ml.api.build_trainer(config)
     folder = ml.training.RunFolder(tmp_path / "run")
     folder.create()
