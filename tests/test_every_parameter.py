@@ -182,8 +182,8 @@ class OtherFiles(TextFiles):
 class OtherAdamW(AdamW):
     """Likewise the one optimizer."""
 
-    def create(self, groups, device):
-        return torch.optim.SGD([{"params": g.parameters, "lr_scale": g.lr_scale} for g in groups], lr=0.1, momentum=0.5)
+    def algorithm(self, settings):
+        return super().algorithm([{**setting, "peak": 0.1} for setting in settings])
 
 
 @ml.config.configurable

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ml.training.optimizers import ParameterGroup
+from ml.training.skip_step import SpikeGuard
+from ml.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -19,6 +21,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     groups: list[ParameterGroup]
     first_nonfinite_step: Tensor  # () int64 on the device, 0 for none: read only where the host waits anyway
+    skip_step: SpikeGuard | None = None
+    weight_average: WeightAverage | None = None
     step: int = 0
     tokens: int = 0  # targets that counted, so far
     seconds: float = 0.0  # spent so far, in this process and the ones before it

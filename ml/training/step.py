@@ -11,6 +11,7 @@ from ml.training.distillation import TeacherModel
 from ml.training.gradients import gradient_norms
 from ml.training.precision import Precision
 from ml.training.state import TrainState
+from ml.training.undoing import undone_where
 
 
 class StepResult(NamedTuple):
@@ -56,14 +57,20 @@ def train_step(
     grad_norm = torch.linalg.vector_norm(grad_norms)
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
+    skipped = None if state.skip_step is None else state.skip_step.judge(loss, grad_norm)
+    state.optimizer.found_inf = None if skipped is None else skipped.float()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     for router, load in loads.items():
         if hasattr(router, "balance"):
-            router.balance(load)
+            with undone_where(skipped, list(router.buffers())):
+                router.balance(load)
     state.step += 1
     state.tokens += num_targets
-    _note_nonfinite(state, loss, grad_norm)
+    if state.weight_average is not None:
+        state.weight_average.update(state.step, skipped)
+    if skipped is None:
+        _note_nonfinite(state, loss, grad_norm)
     return StepResult(loss, grad_norm, grad_norms, parts, loads)
 
 

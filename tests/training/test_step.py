@@ -37,9 +37,7 @@ def make_state(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     model = Bigram().to(dtype)
     groups = group_parameters((name, parameter, 1.0, None) for name, parameter in model.named_parameters())
-    optimizer = AdamW(learning_rate=0.01).create(groups, CPU)
-    for setting in optimizer.param_groups:
-        setting["lr"] = 0.01
+    optimizer = AdamW(learning_rate=0.01).create(groups)
     return TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64))
 
 
