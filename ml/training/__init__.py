@@ -7,7 +7,7 @@ from ml.training.loop import Outcome, train
 from ml.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
 from ml.training.run_folder import RunFolder
-from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, WarmupStableDecay
+from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, PhasedSchedule, WarmupStableDecay
 from ml.training.skip_step import SkipStep
 from ml.training.trainer import Trainer
 from ml.training.validation import Validation
@@ -28,6 +28,7 @@ __all__ = [
     "MixedBFloat16",
     "Muon",
     "Outcome",
+    "PhasedSchedule",
     "PureBFloat16",
     "RunError",
     "RunFailure",
