@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ml.config import configurable, require
 from ml.training.optimizers.optimizer import Optimizer
+from ml.training.optimizers.portioned import PortionedOptimizer
 
 
 @configurable
 class SGD(Optimizer):
-    """m = momentum · m + g; w -= lr · m, where g is the gradient plus weight_decay · w; in one fused kernel.
+    """m = momentum · m + g; w -= lr · m, where g is the gradient plus weight_decay · w.
 
     Args:
         learning_rate: The peak, which the schedule scales.
@@ -39,4 +40,23 @@ class SGD(Optimizer):
         return {"momentum_buffer": torch.zeros_like(parameter)} if self.momentum else {}
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(settings, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        return SGDAlgorithm(settings, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class SGDAlgorithm(PortionedOptimizer):
+    """`SGD` on all weights of a portion at once.
+
+    `torch.optim.SGD` can skip a step in its fused kernel only, and that of torch 2.13 for the CPU leaves most weights
+    in bfloat16 as they are.
+    """
+
+    def update(
+        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
+    ) -> None:
+        changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        if momentum := group["momentum"]:
+            means = state["momentum_buffer"]
+            torch._foreach_mul_(means, momentum)
+            torch._foreach_add_(means, changes)
+            changes = torch._foreach_add(changes, means, alpha=momentum) if group["nesterov"] else means
+        torch._foreach_add_(weights, changes, alpha=-group["lr"])
