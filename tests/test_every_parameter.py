@@ -129,6 +129,19 @@ BASES = {
     + "\nStochasticMixer.weights = {'full': 1.0, 'short': 1.0}",
     "softmax router": EXPERTS.format("SoftmaxRouter") + "\nMixtureOfExperts.shared_expert = @GatedMLP",
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
+    "Muon, phases": """
+        Trainer.optimizer = @Muon
+        Muon.learning_rate = 0.01
+        Muon.exclude = ('*embeddings.*', '*head.*', '*query.*', '*key.*')
+        Trainer.schedule = @PhasedSchedule
+        PhasedSchedule.phases = {'rise': @WarmupPhase, 'power': @PowerLawPhase, 'square': @PolynomialPhase,
+            'again': @RestartsPhase, 'stay': @ConstantPhase, 'root': @SquareRootPhase, 'half': @CosinePhase,
+            'line': @LinearPhase}
+        WarmupPhase.num_steps = 2
+        """,
+    "skip, average": """
+        Trainer.skip_step = @SkipStep
+        Trainer.weight_average = @ExponentialMovingAverage""",
     "vision": VISION,
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
 }
@@ -182,8 +195,8 @@ class OtherFiles(TextFiles):
 class OtherAdamW(AdamW):
     """Likewise the one optimizer."""
 
-    def create(self, groups, device):
-        return torch.optim.SGD([{"params": g.parameters, "lr_scale": g.lr_scale} for g in groups], lr=0.1, momentum=0.5)
+    def algorithm(self, settings):
+        return super().algorithm([{**setting, "peak": 0.1} for setting in settings])
 
 
 @ml.config.configurable

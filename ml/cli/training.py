@@ -16,6 +16,7 @@ from ml.errors import UserError
 from ml.models.summary import summarize
 from ml.training import Initial, RunFolder, train
 from ml.training.precision import cast_parameters
+from ml.training.summary import memory_of_training, summarize_training
 
 _MOST_DIFFERENCES = 20
 
@@ -66,7 +67,8 @@ def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
     config = job.config
     trainer = build_trainer(config)
     cast_parameters(trainer.model, trainer.precision.parameter_dtype)
-    print(summarize(trainer.model, trainer.sequence_length))
+    print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
+    print(f"\n{summarize_training(trainer)}")
     if pattern is not None:
         found = select(config.records(), pattern)
         if not found:

@@ -1,33 +1,33 @@
 """A model for a person to read: its tree with parameter counts, its FLOPs and its memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from ml.models.flops import flops_per_token
 
 _WIDTH = 96  # of the tree, before the counts
-_MOMENTS = 2  # of AdamW, a value each for a trained parameter
 
 
-def summarize(model: nn.Module, sequence_length: int) -> str:
+def summarize(model: nn.Module, sequence_length: int, kept: Mapping[str, int]) -> str:
     """The tree of modules, equal neighbours on one line, and below it the totals.
 
     FLOPs are those of training on one token (forward and backward) in a sequence of `sequence_length`. The memory is
-    that of the weights, their gradients and the two moments of AdamW; activations come on top.
+    that of the weights, their gradients and the bytes that are `kept` for training; activations come on top.
     """
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     count = sum(p.numel() for p in parameters)
     frozen = count - sum(p.numel() for p in trained)
-    memory = _num_bytes(parameters) + (1 + _MOMENTS) * _num_bytes(trained)
+    memory = _num_bytes(parameters) + _num_bytes(trained) + sum(kept.values())
+    parts = ", ".join(("weights", "gradients", *kept))
     flops = flops_per_token(model, sequence_length)
     lines = [
         *_tree(type(model).__name__, model, ""),
         "",
         f"parameters        {count:,}" + (f", of which {frozen:,} are frozen" if frozen else ""),
         f"FLOPs per token   {flops:.3e} (training, at sequence length {sequence_length})",
-        f"memory            {_size(memory)} (weights, gradients, AdamW moments; without activations)",
+        f"memory            {_size(memory)} ({parts}; without activations)",
     ]
     return "\n".join(lines)
 

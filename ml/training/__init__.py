@@ -4,28 +4,37 @@ from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
 from ml.training.loop import Initial, Outcome, train
-from ml.training.optimizers import AdamW
+from ml.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
 from ml.training.run_folder import RunFolder
-from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, WarmupStableDecay
+from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, PhasedSchedule, WarmupStableDecay
+from ml.training.skip_step import SkipStep
 from ml.training.trainer import Trainer
 from ml.training.validation import Validation
+from ml.training.weight_average import ExponentialMovingAverage
 
 __all__ = [
+    "SGD",
+    "Adafactor",
     "AdamW",
     "Checkpoints",
     "ConstantSchedule",
     "CosineSchedule",
     "Distillation",
+    "ExponentialMovingAverage",
     "Float32",
     "Initial",
     "LinearSchedule",
+    "Lion",
     "MixedBFloat16",
+    "Muon",
     "Outcome",
+    "PhasedSchedule",
     "PureBFloat16",
     "RunError",
     "RunFailure",
     "RunFolder",
+    "SkipStep",
     "Trainer",
     "Validation",
     "WarmupStableDecay",

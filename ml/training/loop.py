@@ -1,6 +1,7 @@
 """Training from the first step, or from the newest checkpoint, to the last."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
+from torch import Tensor
 
 from ml.data import Batch, Dataset
 from ml.data.prefetch import prefetched
@@ -15,7 +17,7 @@ from ml.data.randomness import derive_seed
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints import newest_checkpoint
 from ml.training.errors import RunError, RunFailure
-from ml.training.optimizers import set_learning_rate
+from ml.training.optimizers import apply_schedule
 from ml.training.progress import Progress, progress_on
 from ml.training.router_load import spread
 from ml.training.run_folder import RunFolder
@@ -169,7 +171,7 @@ class Training:
         torch.manual_seed(derive_seed(trainer.seed, "dropout", step))
         for name, module in self._drawing:
             module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
-        set_learning_rate(self.state.optimizer, trainer.learning_rate(step))
+        apply_schedule(self.state.optimizer, trainer.schedule(step))
         result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
         self.progress.advance(step)
         is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
@@ -218,7 +220,7 @@ class Training:
 
     def _measured(self, result: StepResult) -> dict[str, Any]:
         """The record of the step just taken; reading the loss waits for the device."""
-        loss, grad_norm = result.loss.item(), result.grad_norm.item()
+        loss, grad_norm = _finite(result.loss), _finite(result.grad_norm)
         rate = (self.state.tokens - self._lap_tokens) / (time.monotonic() - self._lap_begun)
         self._lap()
         return {
@@ -229,9 +231,14 @@ class Training:
             "learning_rate": self.trainer.learning_rate(self.state.step),
             "tokens_per_second": rate,
             "seconds": self._seconds(),
-            **{name: part.item() for name, part in result.parts.items()},
+            **{name: _finite(part) for name, part in result.parts.items()},
             **self._routers(result),
+            **self._skipped(),
         }
+
+    def _skipped(self) -> dict[str, int]:
+        """How many steps of the run were not taken."""
+        return {} if self.state.skip_step is None else {"skipped_steps": self.state.skip_step.skipped.item()}
 
     def _routers(self, result: StepResult) -> dict[str, Any]:
         """How evenly each router spread its tokens in the step just taken."""
@@ -251,7 +258,21 @@ class Training:
         self.progress.report(record)
 
     def _validated(self) -> dict[str, float] | None:
-        """What validation measures; None when the run was asked to stop before it was done."""
+        """What validation measures, of the weights and of their average where there is one by now.
+
+        None when the run was asked to stop before it was done.
+        """
+        measured, average = self._validate(), self.state.weight_average
+        if measured is not None and average is not None and average.is_validated(self.state.step):
+            with average.in_place_of_weights():
+                of_average = self._validate()
+            if of_average is None:
+                return None
+            measured |= {f"average_{name}": value for name, value in of_average.items()}
+        self._lap()
+        return measured
+
+    def _validate(self) -> dict[str, float] | None:
         trainer = self.trainer
         result = trainer.validation.measure(
             self.state.model,
@@ -261,18 +282,19 @@ class Training:
             self.device,
             should_stop=lambda: self.requests.stop is not None,
         )
-        self._lap()
         if result is None:
             return None
         return {"validation_loss": result.loss, "validation_bits_per_byte": result.bits_per_byte}
 
     def _require_finite(self) -> None:
-        step = self.state.first_nonfinite_step.item()
-        if step:
+        step, guard = self.state.first_nonfinite_step.item(), self.state.skip_step
+        problem = f"the loss or its gradient is not finite since step {step}" if step else guard and guard.problem()
+        if problem:
             kept = f"checkpoints/step_{self._saved_step} is from before it" if self._saved_step else "nothing was saved"
+            optimizer = type(self.trainer.optimizer).__name__
             raise RunFailure(
-                f"the loss or its gradient is not finite since step {step}, and training stopped; {kept}. "
-                "Try a lower AdamW.learning_rate, more warmup_steps or a lower Trainer.max_grad_norm"
+                f"{problem}, and training stopped; {kept}. "
+                f"Try a lower {optimizer}.learning_rate, more warmup or a lower Trainer.max_grad_norm"
             )
 
     def _seconds(self) -> float:
@@ -283,3 +305,9 @@ class Training:
         """Begins to measure the speed from here, so that it leaves out validation and saving."""
         self._lap_begun = time.monotonic()
         self._lap_tokens = self.state.tokens
+
+
+def _finite(value: Tensor) -> float | None:
+    """A number for `metrics.jsonl`; None where it is none, as in a step that was skipped."""
+    number = value.item()
+    return number if math.isfinite(number) else None

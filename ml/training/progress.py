@@ -167,7 +167,7 @@ def describe(record: Mapping[str, Any]) -> dict[str, str]:
         "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
         "validation_bits_per_byte": lambda value: f"validation {value:.4f} bits/byte",
     }
-    return {name: text(record[name]) for name, text in formats.items() if name in record}
+    return {name: text(record[name]) for name, text in formats.items() if record.get(name) is not None}
 
 
 def duration(seconds: float) -> str:

@@ -1,22 +1,17 @@
 """What training changes."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ml.training.optimizers import ParameterGroup
+from ml.training.skip_step import SpikeGuard
+from ml.training.weight_average import WeightAverage
 
 # How the names of saved tensors begin.
 MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"
-
-
-class Remembering(Protocol):
-    """A part of training that carries tensors from step to step."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of them by name; they are saved, and filled in place when a run goes on."""
 
 
 @dataclass
@@ -30,8 +25,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     groups: list[ParameterGroup]
     first_nonfinite_step: Tensor  # () int64 on the device, 0 for none: read only where the host waits anyway
-    weight_average: Remembering | None = None
-    skip_step: Remembering | None = None
+    skip_step: SpikeGuard | None = None
+    weight_average: WeightAverage | None = None
     step: int = 0
     tokens: int = 0  # targets that counted, so far
     seconds: float = 0.0  # spent so far, in this process and the ones before it

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from ml.data import Batch
 from ml.training.distillation import TeacherModel
+from ml.training.gradients import gradient_norms
 from ml.training.precision import Precision
 from ml.training.state import TrainState
+from ml.training.undoing import undone_where
 
 
 class StepResult(NamedTuple):
@@ -17,6 +19,7 @@ class StepResult(NamedTuple):
 
     loss: Tensor  # () cross entropy, nats per token
     grad_norm: Tensor  # () of all gradients together, before clipping
+    grad_norms: Tensor  # (P) of each gradient, before clipping, in the order of `TrainState.trained()`
     parts: dict[str, Tensor]  # () each: the other terms of the loss, per token
     loads: dict[nn.Module, Tensor]  # (E) of each router: how many tokens went to each expert
 
@@ -49,23 +52,26 @@ def train_step(
             parts[name] = parts.get(name, 0.0) + part / num_targets
         for router, load in losses.loads:
             loads[router] = loads.get(router, 0.0) + load
-    grad_norm = _clip(state, max_grad_norm)
+    trained = list(state.trained().values())
+    grad_norms = gradient_norms(trained)
+    grad_norm = torch.linalg.vector_norm(grad_norms)
+    if max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
+    skipped = None if state.skip_step is None else state.skip_step.judge(loss, grad_norm)
+    state.optimizer.found_inf = None if skipped is None else skipped.float()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     for router, load in loads.items():
         if hasattr(router, "balance"):
-            router.balance(load)
+            with undone_where(skipped, list(router.buffers())):
+                router.balance(load)
     state.step += 1
     state.tokens += num_targets
-    _note_nonfinite(state, loss, grad_norm)
-    return StepResult(loss, grad_norm, parts, loads)
-
-
-def _clip(state: TrainState, max_grad_norm: float | None) -> Tensor:
-    parameters = [parameter for group in state.groups for parameter in group.parameters]
-    if max_grad_norm is None:
-        return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    if state.weight_average is not None:
+        state.weight_average.update(state.step, skipped)
+    if skipped is None:
+        _note_nonfinite(state, loss, grad_norm)
+    return StepResult(loss, grad_norm, grad_norms, parts, loads)
 
 
 def _note_nonfinite(state: TrainState, loss: Tensor, grad_norm: Tensor) -> None:

@@ -11,11 +11,13 @@ from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
 from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation, TeacherModel
-from ml.training.optimizers import AdamW, Optimizer, group_parameters
+from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_parameters
 from ml.training.precision import Float32, Precision, cast_parameters
 from ml.training.schedules import CosineSchedule, Schedule
+from ml.training.skip_step import SkipStep
 from ml.training.state import TrainState
 from ml.training.validation import Validation
+from ml.training.weight_average import ExponentialMovingAverage
 
 
 @configurable
@@ -31,6 +33,8 @@ class Trainer:
         validation: How the model is measured on held-out text; None for not at all.
         checkpoints: When the state is saved.
         distillation: What is learned from another model; None is nothing.
+        skip_step: Which steps are not taken, such as `@SkipStep`; None takes all of them.
+        weight_average: A mean of the weights that is kept beside them, such as `@ExponentialMovingAverage`.
         num_steps: Optimizer steps of the whole run.
         batch_size: Sequences of one optimizer step.
         micro_batch_size: Sequences that go through the model at once; None for all of them. It changes memory and
@@ -53,6 +57,8 @@ class Trainer:
         validation: Callable[..., Validation] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
         distillation: Callable[..., Distillation] | None = None,
+        skip_step: Callable[..., SkipStep] | None = None,
+        weight_average: Callable[..., ExponentialMovingAverage] | None = None,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -85,6 +91,8 @@ class Trainer:
         self.validation = None if validation is None else child("validation", validation)
         self.checkpoints = child("checkpoints", checkpoints)
         self.distillation = None if distillation is None else child("distillation", distillation)
+        self.skip_step = None if skip_step is None else child("skip_step", skip_step)
+        self.weight_average = None if weight_average is None else child("weight_average", weight_average)
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
@@ -101,6 +109,10 @@ class Trainer:
         require(not open_depths, "model", f"scales {', '.join(open_depths[:3])} with the depth, and it {place}")
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
+        problem = self.optimizer.misfit(self.groups()) if trains else None
+        require(problem is None, "optimizer", f"does not fit the model: {problem}")
+        can_skip = self.skip_step is None or self.optimizer.can_skip
+        require(can_skip, "skip_step", f"cannot be used with {type(self.optimizer).__name__}")
 
     @property
     def image_format(self) -> ImageFormat | None:
@@ -133,12 +145,19 @@ class Trainer:
         """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there."""
         cast_parameters(self.model, self.precision.parameter_dtype)
         materialize(self.model, device, self.seed)
-        groups = group_parameters(named_parameters_with_scales(self.model))
-        optimizer = self.optimizer.create(groups, device)
+        groups = self.groups()
+        optimizer = self.optimizer.create(groups)
         if self.compile:
             compile_blocks(self.model)
         self.model.train()
-        return TrainState(self.model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device))
+        skip_step = None if self.skip_step is None else self.skip_step.start(device)
+        average = None if self.weight_average is None else self.weight_average.start(groups)
+        nowhere = torch.zeros((), dtype=torch.int64, device=device)
+        return TrainState(self.model, optimizer, groups, nowhere, skip_step, average)
+
+    def groups(self) -> list[ParameterGroup]:
+        """The parameters that are trained, by what they are trained with."""
+        return group_parameters(named_parameters_with_scales(self.model))
 
     def batches(self, dataset: Dataset, step: int) -> list[Batch]:
         """The micro-batches of a step."""

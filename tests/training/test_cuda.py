@@ -10,6 +10,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SKIP_AND_AVERAGE = "Trainer.skip_step = @SkipStep\nTrainer.weight_average = @ExponentialMovingAverage"
 
 
 def steps(trainer, device, count):
@@ -31,8 +32,10 @@ def test_training_follows_the_cpu(tiny):
 
 
 @pytest.mark.parametrize("precision", ["Float32", "MixedBFloat16", "PureBFloat16"])
-def test_a_step_never_waits_for_the_device(tiny, precision):
-    trainer = tiny(f"Trainer.precision = @{precision}")
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Lion", "Muon", "Adafactor"])
+@pytest.mark.parametrize("further", ["", SKIP_AND_AVERAGE])
+def test_a_step_never_waits_for_the_device(tiny, precision, optimizer, further):
+    trainer = tiny(f"Trainer.precision = @{precision}", f"Trainer.optimizer = @{optimizer}", further)
     dataset, state = trainer.open_data(), trainer.start(CUDA)
     batches = [[b.pinned() for b in trainer.batches(dataset, step)] for step in (1, 2, 3)]
     train_step(state, batches[0], trainer.precision, trainer.max_grad_norm, CUDA)  # the first one sets up libraries

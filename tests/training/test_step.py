@@ -37,9 +37,7 @@ def make_state(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     model = Bigram().to(dtype)
     groups = group_parameters((name, parameter, 1.0, None) for name, parameter in model.named_parameters())
-    optimizer = AdamW(learning_rate=0.01).create(groups, CPU)
-    for setting in optimizer.param_groups:
-        setting["lr"] = 0.01
+    optimizer = AdamW(learning_rate=0.01).create(groups)
     return TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64))
 
 
@@ -87,6 +85,23 @@ def test_clipping_scales_all_gradients_by_the_global_norm(max_grad_norm):
     scale = min(1.0, max_grad_norm / norm)
     for ours, gradient in zip(seen, gradients, strict=True):
         torch.testing.assert_close(ours, gradient * scale, rtol=1e-4, atol=1e-12)  # torch adds 1e-6 to the norm
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_norm_of_each_gradient_is_measured_before_clipping_in_the_order_of_the_parameters(dtype):
+    state = make_state(dtype=dtype)
+    state.model.out.bias.requires_grad_(False)  # never gets a gradient
+    seen = []
+    for parameter in state.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: seen.append((p, p.grad.double().norm().item())))
+    result = train_step(state, [uneven_batch()], Float32(), 0.01, CPU)
+    measured = {id(parameter): norm for parameter, norm in seen}
+    expected = [measured.get(id(parameter), 0.0) for parameter in state.trained().values()]
+    assert 0.0 in expected
+    # Sums of squares are kept in float32 where the gradients are in less.
+    assert result.grad_norms.tolist() == pytest.approx(expected, rel=1e-6 if dtype != torch.float64 else 1e-14)
+    assert result.grad_norm.item() == pytest.approx(math.sqrt(sum(norm**2 for norm in expected)), rel=1e-6)
 
 
 def test_the_first_step_that_is_not_finite_is_remembered():

@@ -1,17 +1,17 @@
-"""How the learning rate changes: each schedule maps a step to a factor of the optimizer's learning rate.
+"""Schedules of warmup and one shape.
 
-Steps count from 1. With warmup, the factor of step s is s / warmup_steps until it reaches 1; what follows is a function
-of progress, which is 0 at the end of warmup and 1 at the last step.
+The factor of step s is s / warmup_steps until it reaches 1; what follows is a function of progress, which is 0 at the
+end of warmup and 1 at the last step.
 """
 
 import abc
-import math
 
 from ml.config import configurable, require
+from ml.training.schedules.schedule import Schedule, cosine, straight
 
 
-class Schedule(abc.ABC):
-    """Maps a step in 1 to num_steps to a factor in [0, 1]; a subclass says what follows warmup."""
+class WarmupSchedule(Schedule):
+    """Warmup, and what a subclass says."""
 
     def __init__(self, num_steps: int, warmup_steps: int):
         fits = 0 <= warmup_steps <= num_steps
@@ -34,7 +34,7 @@ def _require_fraction(value: float, parameter: str) -> None:
 
 
 @configurable
-class ConstantSchedule(Schedule):
+class ConstantSchedule(WarmupSchedule):
     """Warmup, then 1."""
 
     def __init__(self, num_steps: int, warmup_steps: int = 0):
@@ -45,7 +45,7 @@ class ConstantSchedule(Schedule):
 
 
 @configurable
-class LinearSchedule(Schedule):
+class LinearSchedule(WarmupSchedule):
     """Warmup, then a straight line from 1 to `final_fraction`."""
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0):
@@ -54,11 +54,11 @@ class LinearSchedule(Schedule):
         self.final_fraction = final_fraction
 
     def after_warmup(self, progress: float) -> float:
-        return 1.0 - (1.0 - self.final_fraction) * progress
+        return straight(1.0, self.final_fraction, progress)
 
 
 @configurable
-class CosineSchedule(Schedule):
+class CosineSchedule(WarmupSchedule):
     """Warmup, then half a cosine from 1 to `final_fraction` (Loshchilov and Hutter, SGDR, 2017, equation 5)."""
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.1):
@@ -67,11 +67,11 @@ class CosineSchedule(Schedule):
         self.final_fraction = final_fraction
 
     def after_warmup(self, progress: float) -> float:
-        return self.final_fraction + (1.0 - self.final_fraction) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return cosine(1.0, self.final_fraction, progress)
 
 
 @configurable
-class WarmupStableDecay(Schedule):
+class WarmupStableDecay(WarmupSchedule):
     """Warmup, then 1, then a straight line to `final_fraction` (Hu et al., MiniCPM, 2024).
 
     Args:
@@ -94,4 +94,4 @@ class WarmupStableDecay(Schedule):
         steps_left = (1.0 - progress) * (self.num_steps - self.warmup_steps)
         if steps_left >= self.decay_steps:
             return 1.0
-        return self.final_fraction + (1.0 - self.final_fraction) * steps_left / self.decay_steps
+        return straight(self.final_fraction, 1.0, steps_left / self.decay_steps)

@@ -1,0 +1,22 @@
+"""Optimizers, and the groups of parameters that share their settings."""
+
+from ml.training.optimizers.adafactor import Adafactor
+from ml.training.optimizers.adamw import AdamW
+from ml.training.optimizers.groups import ParameterGroup, apply_schedule, group_parameters
+from ml.training.optimizers.lion import Lion
+from ml.training.optimizers.muon import Muon
+from ml.training.optimizers.optimizer import Assignment, Optimizer
+from ml.training.optimizers.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adafactor",
+    "AdamW",
+    "Assignment",
+    "Lion",
+    "Muon",
+    "Optimizer",
+    "ParameterGroup",
+    "apply_schedule",
+    "group_parameters",
+]

@@ -1,0 +1,105 @@
+"""Adafactor."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import configurable, require
+from ml.training.optimizers.optimizer import Optimizer
+from ml.training.optimizers.portioned import PortionedOptimizer
+
+
+@configurable
+class Adafactor(Optimizer):
+    """Second moments of matrices kept as a row and a column (Shazeer and Stern, 2018, algorithm 4), no first moment.
+
+    v ≈ row · column / mean(row), each a running mean with β_t = 1 - t^beta2_decay; u = g / √v, scaled down to a root
+    mean square of `clipping_threshold`; w -= max(minimum_scale, rms(w)) · min(lr, 1/√t) · u. The weight decay takes
+    lr · weight_decay · w off. As `torch.optim.Adafactor`, but the host waits for nothing.
+
+    Args:
+        learning_rate: The peak, which the schedule scales: of a change relative to the weights.
+        beta2_decay: How the means of the squares get longer.
+        epsilon: The least root of a second moment; None: the resolution of the type of the weights.
+        minimum_scale: What the change is relative to where the weights are smaller.
+        clipping_threshold: The largest root mean square of u.
+        weight_decay: For parameters that ask for none of their own.
+    """
+
+    can_skip = True
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-2,
+        beta2_decay: float = -0.8,
+        epsilon: float | None = None,
+        minimum_scale: float = 1e-3,
+        clipping_threshold: float = 1.0,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(learning_rate, weight_decay)
+        require(beta2_decay < 0.0, "beta2_decay", f"must be negative, not {beta2_decay}")
+        require(epsilon is None or epsilon > 0.0, "epsilon", f"must be positive, not {epsilon}")
+        require(minimum_scale > 0.0, "minimum_scale", f"must be positive, not {minimum_scale}")
+        require(clipping_threshold >= 1.0, "clipping_threshold", f"must be at least 1, not {clipping_threshold}")
+        self.options = {
+            "beta2_decay": beta2_decay,
+            "epsilon": epsilon,
+            "minimum_scale": minimum_scale,
+            "clipping_threshold": clipping_threshold,
+        }
+
+    def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        if parameter.ndim < 2:
+            return {"step": step, "variance": torch.zeros_like(parameter)}
+        row, column = parameter.new_zeros((*parameter.shape[:-1], 1)), parameter.new_zeros(_column(parameter.shape))
+        return {"step": step, "row": row.detach(), "column": column.detach()}
+
+    def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return AdafactorAlgorithm(settings, **self.options)
+
+
+class AdafactorAlgorithm(PortionedOptimizer):
+    """`Adafactor` on all weights of a portion at once, put side by side."""
+
+    def update(
+        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
+    ) -> None:
+        torch._foreach_add_(state["step"], 1.0)
+        w, g = torch.stack(weights), torch.stack(gradients)  # (n, ...)
+        steps = torch.stack(state["step"]).to(torch.promote_types(w.dtype, torch.float32))
+        steps = steps.view(-1, *(1 for _ in weights[0].shape))  # (n, 1, ...)
+        epsilon = torch.finfo(w.dtype).eps if group["epsilon"] is None else group["epsilon"]
+        share = steps ** group["beta2_decay"]
+        if "variance" in state:
+            variance = _moved(state["variance"], g.square(), share)
+        else:
+            rows = _moved(state["row"], g.square().mean(-1, keepdim=True), share)
+            columns = _moved(state["column"], g.square().mean(-2, keepdim=True), share)
+            variance = rows @ columns / rows.mean(-2, keepdim=True).clamp(min=epsilon)
+        change = g * variance.clamp(min=epsilon**2).rsqrt()
+        excess = (_root_mean_square(change) / group["clipping_threshold"]).clamp(min=1.0)
+        size = _root_mean_square(w).clamp(min=group["minimum_scale"]) * steps.rsqrt().clamp(max=group["lr"])
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(weights, list((change * (size / excess).to(w.dtype)).unbind()))
+
+
+def _moved(means: list[Tensor], values: Tensor, share: Tensor) -> Tensor:
+    """Moves the running means, in place, by a share of the way to `values` (n, ...), and stacks them."""
+    moved = torch.lerp(torch.stack(means), values, share.to(values.dtype))
+    torch._foreach_copy_(means, list(moved.unbind()))
+    return moved
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    """Of each of n tensors: (n, ...) to (n, 1, ...)."""
+    entries = tuple(range(1, x.ndim))
+    norm = torch.linalg.vector_norm(x, dim=entries, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norm / math.sqrt(x[0].numel())
+
+
+def _column(shape: torch.Size) -> tuple[int, ...]:
+    return (*shape[:-2], 1, shape[-1])

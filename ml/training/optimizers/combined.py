@@ -1,0 +1,35 @@
+"""Several optimizers, each of its own parameters, as one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Has the groups and the state of all `parts`: they are the same objects, and a step is a step of each."""
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, parts: list[torch.optim.Optimizer]):
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        for part in parts:
+            self.state.update(part.state)
+        self._share()
+
+    def step(self, closure: None = None) -> None:
+        """Takes a step of each part."""
+        for part in self.parts:
+            part.found_inf = self.found_inf
+            part.step()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.state = self.state
+            part.param_groups = [next(groups) for _ in part.param_groups]

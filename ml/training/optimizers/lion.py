@@ -1,0 +1,56 @@
+"""Lion."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import configurable, require
+from ml.training.optimizers.optimizer import Optimizer
+from ml.training.optimizers.portioned import PortionedOptimizer
+
+
+@configurable
+class Lion(Optimizer):
+    """The sign of a running mean of the gradient (Chen et al., 2023, algorithm 2): one value of state for a weight.
+
+    w -= lr · (sign(β₁ m + (1 - β₁) g) + weight_decay · w); m = β₂ m + (1 - β₂) g. Each weight moves by the whole
+    learning rate, so that it is 3 to 10 times lower than AdamW's, and the weight decay as many times higher.
+
+    Args:
+        learning_rate: The peak, which the schedule scales.
+        betas: How much of the mean is in the step, and how much of it stays.
+        weight_decay: For parameters that ask for none of their own.
+    """
+
+    can_skip = True
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.3,
+    ):
+        super().__init__(learning_rate, weight_decay)
+        require(all(0.0 <= beta < 1.0 for beta in betas), "betas", f"must be in [0, 1), not {betas}")
+        self.betas = betas
+
+    def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {"mean": torch.zeros_like(parameter)}
+
+    def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return LionAlgorithm(settings, betas=self.betas)
+
+
+class LionAlgorithm(PortionedOptimizer):
+    """`Lion` on all weights of a portion at once."""
+
+    def update(
+        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
+    ) -> None:
+        in_step, stays = group["betas"]
+        changes = torch._foreach_lerp(state["mean"], gradients, 1.0 - in_step)
+        torch._foreach_sign_(changes)
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, changes, alpha=-group["lr"])
+        torch._foreach_lerp_(state["mean"], gradients, 1.0 - stays)

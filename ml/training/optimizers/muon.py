@@ -1,0 +1,150 @@
+"""Muon for matrices, and another optimizer for the rest."""
+
+import math
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import child, configurable, require
+from ml.training.optimizers.adamw import AdamW
+from ml.training.optimizers.combined import CombinedOptimizer
+from ml.training.optimizers.groups import ParameterGroup
+from ml.training.optimizers.optimizer import Assignment, Optimizer
+from ml.training.optimizers.portioned import PortionedOptimizer
+
+# The quintic of Jordan et al. (2024): steep at 0, so that few iterations bring singular values near 1.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_LEAST_NORM = 1e-7
+
+_MATRICES = ("*.weight",)
+_EXCLUDED = ("*embeddings.*", "*head.*")
+
+
+@configurable
+class Muon(Optimizer):
+    """Momentum whose singular values are all made about 1 (Jordan et al., 2024), for the matrices of the model.
+
+    m += (1 - momentum) · (g - m); w -= lr · scale · orthogonal(m) + lr · weight_decay · w. What is no matrix - and
+    embeddings and the head, whose rows belong to single tokens - is left to `others`. A weight counts as a matrix if
+    it has two dimensions and its name matches one of `matrices` and none of `exclude`, in which * stands for anything.
+    Weights of one shape are orthogonalized together, in bfloat16.
+
+    Args:
+        learning_rate: The peak, which the schedule scales.
+        momentum: How much of the running mean of gradients stays.
+        nesterov: Whether the gradient counts once more in the step.
+        weight_decay: For matrices that ask for none of their own.
+        num_iterations: Of the Newton-Schulz iteration.
+        update_rms: The root mean square of a change, per unit of the learning rate: at 0.2, AdamW's, learning rates and
+            weight decays of AdamW can be kept (Liu et al., Moonlight, 2025, equation 4). None scales by
+            √max(1, rows / columns) and asks for a learning rate of its own, such as 0.02.
+        matrices: Patterns of names.
+        exclude: Patterns of names.
+        others: The optimizer of everything else, with its own learning rate: `others/AdamW.learning_rate`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 3e-4,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        num_iterations: int = 5,
+        update_rms: float | None = 0.2,
+        matrices: tuple[str, ...] = _MATRICES,
+        exclude: tuple[str, ...] = _EXCLUDED,
+        others: Callable[..., Optimizer] = AdamW,
+    ):
+        super().__init__(learning_rate, weight_decay)
+        require(0.0 <= momentum < 1.0, "momentum", f"must be in [0, 1), not {momentum}")
+        require(num_iterations > 0, "num_iterations", f"must be positive, not {num_iterations}")
+        require(update_rms is None or update_rms > 0.0, "update_rms", f"must be positive, not {update_rms}")
+        self.options = {
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "num_iterations": num_iterations,
+            "update_rms": update_rms,
+        }
+        self.matrices = matrices
+        self.exclude = exclude
+        self.others = child("others", others)
+
+    @property
+    def can_skip(self) -> bool:
+        return self.others.can_skip
+
+    def trains(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter counts as a matrix."""
+        return parameter.ndim == 2 and _matches(name, self.matrices) and not _matches(name, self.exclude)
+
+    def assign(self, groups: list[ParameterGroup]) -> list[Assignment]:
+        matrices = [_part(group, self.trains) for group in groups]
+        rest = [_part(group, lambda name, parameter: not self.trains(name, parameter)) for group in groups]
+        ours = [Assignment(self, group) for group in matrices if group.names]
+        return ours + self.others.assign([group for group in rest if group.names])
+
+    def misfit(self, groups: list[ParameterGroup]) -> str | None:
+        names = [name for group in groups for name in group.names]
+        for pattern in {*self.matrices, *self.exclude} - {*_MATRICES, *_EXCLUDED}:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                return f"no parameter that is trained has a name like {pattern!r} of Muon.matrices and Muon.exclude"
+        if not any(assignment.optimizer is self for assignment in self.assign(groups)):
+            return "Muon.matrices and Muon.exclude leave no matrix to train"
+        return self.others.misfit([group for other, group in self.assign(groups) if other is not self])
+
+    def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+
+    def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return MuonAlgorithm(settings, **self.options)
+
+    def create(self, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
+        by_optimizer: dict[Optimizer, list[ParameterGroup]] = {}
+        for optimizer, group in self.assign(groups):
+            by_optimizer.setdefault(optimizer, []).append(group)
+        ours = super().create(by_optimizer.pop(self))
+        return CombinedOptimizer([ours, *(other.create(part) for other, part in by_optimizer.items())])
+
+
+class MuonAlgorithm(PortionedOptimizer):
+    """`Muon` on all matrices of one shape at once."""
+
+    def update(
+        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
+    ) -> None:
+        means, momentum = state["momentum_buffer"], group["momentum"]
+        torch._foreach_lerp_(means, gradients, 1.0 - momentum)
+        directions = torch._foreach_lerp(gradients, means, momentum) if group["nesterov"] else means
+        changes = orthogonal(torch.stack(directions).bfloat16(), group["num_iterations"])  # (n, rows, columns)
+        rows, columns = weights[0].shape
+        if group["update_rms"] is None:
+            scale = math.sqrt(max(1.0, rows / columns))
+        else:
+            scale = group["update_rms"] * math.sqrt(max(rows, columns))
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, list(changes.to(weights[0].dtype).unbind()), alpha=-group["lr"] * scale)
+
+
+def orthogonal(x: Tensor, num_iterations: int) -> Tensor:
+    """U Vᵀ, nearly, of each matrix U S Vᵀ of `x` (n, rows, columns): a Newton-Schulz iteration brings S near 1."""
+    if x.shape[-2] > x.shape[-1]:
+        return orthogonal(x.mT, num_iterations).mT
+    a, b, c = _QUINTIC
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST_NORM)  # no singular value is above 1
+    for _ in range(num_iterations):
+        gram = x @ x.mT  # (n, rows, rows)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _part(group: ParameterGroup, belongs: Callable[[str, nn.Parameter], bool]) -> ParameterGroup:
+    """The parameters of a group that belong."""
+    pairs = [pair for pair in zip(group.names, group.parameters, strict=True) if belongs(*pair)]
+    return group._replace(names=[name for name, _ in pairs], parameters=[parameter for _, parameter in pairs])

@@ -1,0 +1,39 @@
+"""What the optimizers have in common that are written here: a step in portions, each of which can be undone."""
+
+import abc
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ml.training.undoing import portions, undone_where
+
+
+class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
+    """Updates parameters of one shape and type at once.
+
+    Where `found_inf` is 1, a step leaves everything bit by bit as it was. That costs a copy of each portion and its
+    state while it is updated; nothing where `found_inf` is not set.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, settings: list[dict[str, Any]], **defaults: Any):
+        super().__init__(settings, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Takes a step on the gradients that are there."""
+        undo = None if self.found_inf is None else self.found_inf.bool()
+        for group in self.param_groups:
+            for portion in portions([parameter for parameter in group["params"] if parameter.grad is not None]):
+                state = {key: [self.state[parameter][key] for parameter in portion] for key in self.state[portion[0]]}
+                changing = [*portion, *(tensor for tensors in state.values() for tensor in tensors)]
+                with undone_where(undo, changing):
+                    self.update(portion, [parameter.grad for parameter in portion], state, group)
+
+    @abc.abstractmethod
+    def update(
+        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
+    ) -> None:
+        """Changes `weights` and `state`, in place; gradients too may be overwritten. No shape differs from another."""

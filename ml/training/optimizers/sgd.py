@@ -1,0 +1,62 @@
+"""Stochastic gradient descent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import configurable, require
+from ml.training.optimizers.optimizer import Optimizer
+from ml.training.optimizers.portioned import PortionedOptimizer
+
+
+@configurable
+class SGD(Optimizer):
+    """m = momentum · m + g; w -= lr · m, where g is the gradient plus weight_decay · w.
+
+    Args:
+        learning_rate: The peak, which the schedule scales.
+        momentum: How much of the last change stays; 0 keeps no state.
+        nesterov: Whether the change is momentum · m + g (Sutskever et al., 2013).
+        weight_decay: For parameters that ask for none of their own.
+    """
+
+    can_skip = True
+
+    def __init__(
+        self,
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(learning_rate, weight_decay)
+        require(0.0 <= momentum < 1.0, "momentum", f"must be in [0, 1), not {momentum}")
+        require(momentum > 0.0 or not nesterov, "nesterov", "needs SGD.momentum above 0")
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(parameter)} if self.momentum else {}
+
+    def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return SGDAlgorithm(settings, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class SGDAlgorithm(PortionedOptimizer):
+    """`SGD` on all weights of a portion at once.
+
+    `torch.optim.SGD` can skip a step in its fused kernel only, and that of torch 2.13 for the CPU leaves most weights
+    in bfloat16 as they are.
+    """
+
+    def update(
+        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
+    ) -> None:
+        changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        if momentum := group["momentum"]:
+            means = state["momentum_buffer"]
+            torch._foreach_mul_(means, momentum)
+            torch._foreach_add_(means, changes)
+            changes = torch._foreach_add(changes, means, alpha=momentum) if group["nesterov"] else means
+        torch._foreach_add_(weights, changes, alpha=-group["lr"])

@@ -1,0 +1,93 @@
+"""Steps whose loss or gradient is far out of line are not taken."""
+
+import torch
+from torch import Tensor
+
+from ml.config import configurable, require
+
+
+@configurable
+class SkipStep:
+    """Skips a step whose loss or gradient norm is far above those of the steps before it (as OLMo 2, 2025).
+
+    A value is a spike if it is more than `threshold` standard deviations above the mean of the last `window` steps
+    that were taken, or not finite. The device decides and the host never waits. A skipped step leaves weights,
+    optimizer state and averages bit by bit as they were; it counts as a step for the schedule and the data.
+
+    Args:
+        window: Steps that are compared with.
+        threshold: Standard deviations.
+        min_history: So many steps are taken before the first is compared; what is not finite is skipped before too.
+        loss: Whether the loss is compared.
+        grad_norm: Whether the norm of the gradient, before clipping, is compared.
+        max_in_a_row: So many skipped steps one after another end the run where it is next logged or saved.
+    """
+
+    def __init__(
+        self,
+        window: int = 128,
+        threshold: float = 6.0,
+        min_history: int = 32,
+        loss: bool = True,
+        grad_norm: bool = True,
+        max_in_a_row: int = 20,
+    ):
+        require(window > 1, "window", f"must be at least 2, not {window}")
+        require(threshold > 0.0, "threshold", f"must be positive, not {threshold}")
+        require(2 <= min_history <= window, "min_history", f"must be from 2 to window ({window}), not {min_history}")
+        require(loss or grad_norm, "loss", "must be True where SkipStep.grad_norm is False: nothing would be compared")
+        require(max_in_a_row > 0, "max_in_a_row", f"must be positive, not {max_in_a_row}")
+        self.window = window
+        self.threshold = threshold
+        self.min_history = min_history
+        self.compared = [name for name, is_compared in (("loss", loss), ("grad_norm", grad_norm)) if is_compared]
+        self.max_in_a_row = max_in_a_row
+
+    def start(self, device: torch.device) -> "SpikeGuard":
+        """What decides, before the first step."""
+        return SpikeGuard(self, device)
+
+
+class SpikeGuard:
+    """The steps that were taken lately, on the device, and how many were not."""
+
+    def __init__(self, settings: SkipStep, device: torch.device):
+        self.settings = settings
+        self._history = {name: torch.zeros(settings.window, device=device) for name in settings.compared}
+        self._taken, self.skipped, self.in_a_row = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
+        self._slots = torch.arange(settings.window, device=device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name."""
+        counts = {"taken": self._taken, "skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {**self._history, **counts}
+
+    def problem(self) -> str | None:
+        """That too many steps were skipped in a row, if so; asking waits for the device."""
+        in_a_row = self.in_a_row.item()
+        if in_a_row < self.settings.max_in_a_row:
+            return None
+        return f"the last {in_a_row} steps were skipped, for a loss or gradient far above what it was or not finite"
+
+    @torch.no_grad()
+    def judge(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """Whether a step with this loss () and gradient norm () is to be skipped: () bool; notes that it was or not."""
+        values = {"loss": loss.float(), "grad_norm": grad_norm.float()}
+        skip = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+        for name, history in self._history.items():
+            skip = skip | self._is_spike(values[name], history)
+        position = self._taken % self.settings.window
+        for name, history in self._history.items():
+            torch.where((self._slots == position) & ~skip, values[name], history, out=history)
+        self._taken += ~skip
+        self.skipped += skip
+        self.in_a_row.add_(1).mul_(skip)
+        return skip
+
+    def _is_spike(self, value: Tensor, history: Tensor) -> Tensor:
+        count = self._taken.clamp(max=self.settings.window)
+        filled = self._slots < count
+        mean = history.sum() / count  # what is not filled is 0
+        variance = torch.where(filled, history - mean, 0.0).square().sum() / (count - 1)
+        far = value > mean + self.settings.threshold * variance.sqrt()
+        return far & (count >= self.settings.min_history)

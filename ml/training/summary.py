@@ -1,0 +1,64 @@
+"""How the parameters are trained, for a person to read: who trains which, how fast, and what is kept for it."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ml.training.optimizers import Assignment
+from ml.training.trainer import Trainer
+
+_HEADER = ("trained by", "peak", "lr_scale", "weight_decay", "tensors", "parameters", "names")
+_SHOWN_NAMES = 2
+_SHOWN_STEPS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # fractions of the run
+
+
+def summarize_training(trainer: Trainer) -> str:
+    """A table with a line for each group of parameters, the frozen ones last, and the learning rate at some steps."""
+    assignments = trainer.optimizer.assign(trainer.groups())
+    rows = [_HEADER, *(_row(assignment) for assignment in assignments), *_frozen(trainer.model)]
+    steps = sorted({max(1, round(fraction * trainer.num_steps)) for fraction in _SHOWN_STEPS})
+    rates = ", ".join(f"{trainer.learning_rate(step):.3g} at {step}" for step in steps)
+    return "\n".join([*_aligned(rows), "", f"learning rate     {rates}"])
+
+
+def memory_of_training(trainer: Trainer) -> dict[str, int]:
+    """Bytes that are kept besides weights and gradients, by what they are for."""
+    groups = trainer.groups()
+    memory = {"optimizer state": sum(_num_state_bytes(assignment) for assignment in trainer.optimizer.assign(groups))}
+    if trainer.weight_average is not None:
+        averages = trainer.weight_average.start(groups).tensors().values()
+        memory["average of the weights"] = sum(average.nbytes for average in averages)
+    return memory
+
+
+def _num_state_bytes(assignment: Assignment) -> int:
+    states = (assignment.optimizer.initial_state(parameter) for parameter in assignment.group.parameters)
+    return sum(tensor.nbytes for state in states for tensor in state.values())
+
+
+def _row(assignment: Assignment) -> tuple[str, ...]:
+    optimizer, group = assignment
+    decay = group.decay(optimizer.weight_decay)
+    settings = (f"{optimizer.learning_rate:g}", f"{group.lr_scale:g}", f"{decay:g}")
+    return type(optimizer).__name__, *settings, *_counted(group.names, group.parameters)
+
+
+def _frozen(model: nn.Module) -> list[tuple[str, ...]]:
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return [("nothing (frozen)", "", "0", "", *_counted(list(frozen), list(frozen.values())))] if frozen else []
+
+
+def _counted(names: Sequence[str], parameters: Sequence[nn.Parameter]) -> tuple[str, str, str]:
+    more = f", and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    count = sum(parameter.numel() for parameter in parameters)
+    return str(len(names)), f"{count:,}", ", ".join(names[:_SHOWN_NAMES]) + more
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with numbers to the right and names to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *numbers, names in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells, names]).rstrip())
+    return lines

@@ -1,0 +1,36 @@
+"""Changes that are taken back where the device says so, without the host waiting to hear."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound=Tensor)
+_MOST_ENTRIES = 2**25  # that a portion holds if it holds more than one tensor
+
+
+@contextlib.contextmanager
+def undone_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """What the body does to `tensors`, in place, is undone bit by bit where `undo`, a () bool, is true; None: it stays.
+
+    The tensors are copied before; NaN and infinity of an undone change leave no trace.
+    """
+    with torch.no_grad():
+        before = [] if undo is None else [tensor.clone() for tensor in tensors]
+    yield
+    if undo is not None:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, before, strict=True):
+                torch.where(undo, old, tensor, out=tensor)
+
+
+def portions(tensors: Sequence[T]) -> Iterator[list[T]]:
+    """`tensors` in lists of one shape and type each, short enough that a copy of one costs little memory."""
+    alike: dict[tuple, list[T]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+    for group in alike.values():
+        length = max(1, _MOST_ENTRIES // max(1, group[0].numel()))
+        yield from (group[first : first + length] for first in range(0, len(group), length))
