@@ -33,6 +33,7 @@ from ml.config.types import mismatch
 from ml.config.values import Reference
 from ml.data import ByteTokenizer, DataError, TextFiles
 from ml.training import AdamW, Checkpoints, RunFolder, Validation, train
+from ml.training.meter import MACHINE_METRICS
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -132,7 +133,7 @@ BASES = {
     "vision": VISION,
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
 }
-TIMING = {"seconds", "tokens_per_second"}
+TIMING = MACHINE_METRICS
 
 
 @pytest.fixture(scope="module", autouse=True)

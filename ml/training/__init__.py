@@ -4,10 +4,14 @@ from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
 from ml.training.loop import Outcome, train
+from ml.training.memory_snapshot import MemorySnapshot
+from ml.training.norms import Norms
 from ml.training.optimizers import AdamW
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
+from ml.training.profiler import Profiler
 from ml.training.run_folder import RunFolder
 from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, WarmupStableDecay
+from ml.training.trackers import TensorBoard, Tracker, WeightsAndBiases
 from ml.training.trainer import Trainer
 from ml.training.validation import Validation
 
@@ -19,14 +23,20 @@ __all__ = [
     "Distillation",
     "Float32",
     "LinearSchedule",
+    "MemorySnapshot",
     "MixedBFloat16",
+    "Norms",
     "Outcome",
+    "Profiler",
     "PureBFloat16",
     "RunError",
     "RunFailure",
     "RunFolder",
+    "TensorBoard",
+    "Tracker",
     "Trainer",
     "Validation",
     "WarmupStableDecay",
+    "WeightsAndBiases",
     "train",
 ]

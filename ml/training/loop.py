@@ -13,8 +13,10 @@ from ml.data import Batch, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.adapters import adapter_weights
+from ml.models.flops import flops_per_token
 from ml.training.checkpoints import newest_checkpoint
 from ml.training.errors import RunError, RunFailure
+from ml.training.meter import Meter
 from ml.training.optimizers import set_learning_rate
 from ml.training.progress import Progress, progress_on
 from ml.training.router_load import spread
@@ -22,7 +24,9 @@ from ml.training.run_folder import RunFolder
 from ml.training.signals import stop_on_signals
 from ml.training.state_files import read_state, read_weights
 from ml.training.step import StepResult, train_step
+from ml.training.trackers import Tracking
 from ml.training.trainer import Trainer
+from ml.training.windows import Windows
 
 
 class Outcome(NamedTuple):
@@ -56,13 +60,19 @@ def train(
         stream: Takes the progress.
 
     Raises:
-        RunError: The folder or the initial weights do not fit the run.
+        RunError: The folder, the initial weights or the machine do not fit the run.
         RunFailure: The loss is not finite, or the disk takes no more. Checkpoints that were there still are.
     """
+    trainer.check_machine()
     run.create()
     progress = progress_on(stream, trainer.num_steps)
-    with stop_on_signals() as stop, contextlib.closing(progress):
-        training = Training(trainer, dataset, run, device, progress)
+    with (
+        stop_on_signals() as stop,
+        Tracking(trainer.trackers, progress.say) as tracking,
+        Windows(trainer.windows, run.profiles, device, progress.say) as windows,
+        contextlib.closing(progress),
+    ):
+        training = Training(trainer, dataset, run, device, progress, tracking, windows)
         training.resume(initial)
         for batches in training.batches():
             if training.state.step:
@@ -78,20 +88,32 @@ def train(
 class Training:
     """One process's part of a run."""
 
-    def __init__(self, trainer: Trainer, dataset: Dataset, run: RunFolder, device: torch.device, progress: Progress):
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        run: RunFolder,
+        device: torch.device,
+        progress: Progress,
+        tracking: Tracking,
+        windows: Windows,
+    ):
         self.trainer = trainer
         self.dataset = dataset
         self.run = run
         self.device = device
         self.progress = progress
+        self.tracking = tracking
+        self.windows = windows
         self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
+        flops = flops_per_token(self.state.model, trainer.sequence_length)
+        self.meter = Meter(flops, trainer.peak_flops(device).flops_per_second, device)
         self._router_names = {module: name for name, module in self.state.model.named_modules()}
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if hasattr(m, "draw")]
         self._saved_step = 0
         self._begun = time.monotonic()
         self._seconds_before = 0.0
-        self._lap()
 
     def resume(self, initial: Path | None = None) -> None:
         """Goes back to the newest whole checkpoint and forgets what was measured after it.
@@ -111,13 +133,15 @@ class Training:
         self.run.truncate_metrics(self.state.step)
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
-        self._lap()
+        if self.state.step < self.trainer.num_steps:
+            self.tracking.start(self.run, self.state.step)
+        self.meter.restart()
         self.progress.start(self.state.step)
 
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
-        return prefetched(self._load, steps)
+        return self.meter.waiting(prefetched(self._load, steps))
 
     def begin(self, batches: list[Batch]) -> None:
         """Takes the first step of the run, in which parts that do not fit each other are found out.
@@ -133,11 +157,13 @@ class Training:
     def advance(self, batches: list[Batch]) -> None:
         """Takes a step; measures, logs and saves where it is time to."""
         trainer, step = self.trainer, self.state.step + 1
+        self.windows.before(step)
         torch.manual_seed(derive_seed(trainer.seed, "dropout", step))
         for name, module in self._drawing:
             module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
         set_learning_rate(self.state.optimizer, trainer.learning_rate(step))
         result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
+        self.meter.count(batches)
         self.progress.advance(step)
         is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
         if is_validated or trainer.is_logged(step):
@@ -147,6 +173,9 @@ class Training:
                 record |= self._validated()
             self.run.append_metrics(record)
             self.progress.report(record)
+            self.tracking.log(record)
+        if self.windows.after(step):
+            self.meter.restart()
         if trainer.checkpoints.is_due(step, trainer.num_steps):
             self.save()
 
@@ -165,7 +194,7 @@ class Training:
             self.run.checkpoints, self.state, self.dataset.sha256, self.run.operative_config()
         )
         self._saved_step = self.state.step
-        self._lap()
+        self.meter.restart()
 
     def finish(self) -> None:
         """Saves where the run stands and says so."""
@@ -187,18 +216,17 @@ class Training:
     def _measured(self, result: StepResult) -> dict[str, Any]:
         """The record of the step just taken; reading the loss waits for the device."""
         loss, grad_norm = result.loss.item(), result.grad_norm.item()
-        rate = (self.state.tokens - self._lap_tokens) / (time.monotonic() - self._lap_begun)
-        self._lap()
         return {
             "step": self.state.step,
             "tokens": self.state.tokens,
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": self.trainer.learning_rate(self.state.step),
-            "tokens_per_second": rate,
+            **self.meter.read(),
             "seconds": self._seconds(),
             **{name: part.item() for name, part in result.parts.items()},
             **self._routers(result),
+            **(self.trainer.norms.measure(self.state, result.grad_norms) if self.trainer.norms else {}),
         }
 
     def _routers(self, result: StepResult) -> dict[str, Any]:
@@ -212,7 +240,7 @@ class Training:
         result = trainer.validation.measure(
             self.state.model, self.dataset, trainer.micro_batch_size, trainer.precision, self.device
         )
-        self._lap()
+        self.meter.restart()
         return {"validation_loss": result.loss, "validation_bits_per_byte": result.bits_per_byte}
 
     def _require_finite(self) -> None:
@@ -227,8 +255,3 @@ class Training:
     def _seconds(self) -> float:
         """What the run has taken so far, in all of its processes."""
         return self._seconds_before + time.monotonic() - self._begun
-
-    def _lap(self) -> None:
-        """Begins to measure the speed from here, so that it leaves out validation and saving."""
-        self._lap_begun = time.monotonic()
-        self._lap_tokens = self.state.tokens

@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 
 from ml.data import TextData
 from ml.training import RunError, RunFailure, loop
+from ml.training.meter import MACHINE_METRICS
 
-TIMING = {"seconds", "tokens_per_second"}
+TIMING = MACHINE_METRICS
 
 
 class StopAfter:
