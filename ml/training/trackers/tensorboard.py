@@ -23,14 +23,14 @@ class TensorBoard(Tracker):
 
     def start(self, run: RunFolder, step: int) -> None:
         folder = run.path / "tensorboard"
-        _await_later_name(folder)
+        earlier = list(folder.glob("events.out.tfevents.*"))
+        _await_later_name(earlier)
         # Whatever an earlier process wrote of the steps from here on is then left out by who reads the files.
         self._writer = self._library().SummaryWriter(str(folder), purge_step=step + 1)
         operative = run.operative_config()
-        if operative is not None:
-            # Indented by four, Markdown leaves it as it is. At the first step to come, so that it too is purged.
-            indented = "".join(f"    {line}" for line in operative.splitlines(keepends=True))
-            self._writer.add_text("operative_config", indented, step + 1)
+        if operative is not None and not earlier:
+            indented = "".join(f"    {line}" for line in operative.splitlines(keepends=True))  # verbatim in Markdown
+            self._writer.add_text("operative_config", indented, step)
         self._writer.flush()
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -45,8 +45,8 @@ class TensorBoard(Tracker):
         return library("torch.utils.tensorboard", "TensorBoard", "tensorboard")
 
 
-def _await_later_name(folder: Path) -> None:
+def _await_later_name(earlier: list[Path]) -> None:
     """Event files are read in the order of their names, which begin with the second they were made in."""
-    made = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    made = [int(path.name.split(".")[3]) for path in earlier]
     while made and time.time() < max(made) + 1 <= time.time() + 1:
         time.sleep(0.02)
