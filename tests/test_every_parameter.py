@@ -9,11 +9,13 @@ change the model, the operations that a step executes, the groups of the optimiz
 import ast
 import collections.abc
 import functools
+import gzip
 import hashlib
 import io
 import itertools
 import json
 import re
+import sys
 import tempfile
 import types
 import typing
@@ -32,7 +34,8 @@ from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidate
 from ml.config.types import mismatch
 from ml.config.values import Reference
 from ml.data import ByteTokenizer, DataError, TextFiles
-from ml.training import AdamW, Checkpoints, RunFolder, Validation, train
+from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFolder, Validation, train
+from ml.training.meter import MACHINE_METRICS
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -143,9 +146,15 @@ BASES = {
         Trainer.skip_step = @SkipStep
         Trainer.weight_average = @ExponentialMovingAverage""",
     "vision": VISION,
+    "watched": """
+        Trainer.trackers = [@TensorBoard, @WeightsAndBiases]
+        Trainer.norms = @Norms
+        Trainer.profiler = @Profiler
+        Profiler.first_step = 2
+        Trainer.memory_snapshot = @MemorySnapshot""",
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
 }
-TIMING = {"seconds", "tokens_per_second"}
+TIMING = MACHINE_METRICS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,7 +181,39 @@ def folder():
             run.write_config(config.text, config.operative, config.provenance())
             trainer = build_trainer(config)
             train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
+        patch.setitem(sys.modules, "wandb", Service())
+        patch.setattr(MemorySnapshot, "check", lambda self: None)
+        patch.setattr(torch.cuda.memory, "_record_memory_history", record_memory)
+        patch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text(str(ASKED)))
         yield
+
+
+ASKED: list[dict] = []  # of the recorder of allocations on a GPU, which stands for one here
+
+
+def record_memory(**options):
+    if "max_entries" in options:
+        ASKED[:] = [options]
+
+
+class Service:
+    """Stands for wandb: leaves what it is told of the run in a file."""
+
+    step = 0
+
+    def Settings(self, **options):
+        return options
+
+    def init(self, **options):
+        told = {name: value for name, value in options.items() if name not in ("id", "dir", "config")}
+        (Path(options["dir"]) / "wandb/told.json").write_text(json.dumps(told))
+        return self
+
+    def log(self, *_, **options):
+        pass
+
+    def finish(self, exit_code):
+        pass
 
 
 @ml.config.configurable
@@ -343,8 +384,25 @@ def what_is_left(*bindings: str) -> tuple:
         run = RunFolder(Path(name) / "run")
         train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
+        peak = [f"{record['mfu'] / record['tokens_per_second']:.6g}" for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())
-    return json.dumps(metrics), kept, [digest(p) for _, p in named(trainer.model)]
+        watched = [shown(file) for folder in WATCHED for file in sorted((run.path / folder).glob("*"))]
+    return json.dumps(metrics), peak, kept, watched, [digest(p) for _, p in named(trainer.model)]
+
+
+WATCHED = ("tensorboard", "wandb", "profiles")
+
+
+def shown(file: Path) -> tuple:
+    """What a file for watching has that is not a time: of a trace, the kinds of its events."""
+    if file.name.startswith("events."):
+        return ("events",)
+    if file.name.endswith(".json.gz"):
+        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+        return file.name, sorted({(str(event.get("cat")), *sorted(event.get("args", ()))) for event in events})
+    if file.suffix == ".txt":
+        return ("table", len(file.read_text().splitlines()))
+    return file.name, file.read_text()
 
 
 def named(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -391,7 +449,7 @@ def other_collections(origin: typing.Any, arguments: tuple, current: str) -> Ite
                 changed = [(k, other if k == key else v) for k, v in pairs]
                 yield "{" + ", ".join(f"{k}: {v}" for k, v in changed) + "}"
         return
-    items = parsed(current) if current[:1] in "([" else []
+    items = parsed(current) if current[:1] in "([" and "@" not in current else []
     kinds = [kind for kind in arguments if kind is not ...]
     for index, item in enumerate(items):
         for other in other_values(kinds[index] if len(kinds) == len(items) else kinds[0], repr(item)):

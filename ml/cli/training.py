@@ -87,10 +87,11 @@ def run(job: Job, run_dir: str | None) -> int:
     folder = _folder(config, run_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = build_trainer(config)
+    trainer.check_machine()
     dataset = trainer.open_data()  # before anything is written: what is wrong with the data leaves no folder behind
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
-    folder.write_environment(dataset.describe())
+    folder.write_environment(data=dataset.describe(), peak_flops=trainer.peak_flops(device).as_json())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
     initial = Initial(job.init_from.checkpoint(), job.init_may_differ) if job.init_from else None

@@ -1,7 +1,6 @@
 """Training from the first step, or from the newest checkpoint, to the last."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -9,14 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
-from torch import Tensor
 
 from ml.data import Batch, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.adapters import adapter_weights
+from ml.models.flops import flops_per_token
 from ml.training.checkpoints import newest_checkpoint
 from ml.training.errors import RunError, RunFailure
+from ml.training.finite import finite
+from ml.training.meter import Meter
 from ml.training.optimizers import apply_schedule
 from ml.training.progress import Progress, progress_on
 from ml.training.router_load import spread
@@ -24,7 +25,9 @@ from ml.training.run_folder import RunFolder
 from ml.training.signals import Requests, noted_signals
 from ml.training.state_files import read_state, read_weights, snapshot
 from ml.training.step import StepResult, train_step
+from ml.training.trackers import Tracking
 from ml.training.trainer import Trainer
+from ml.training.windows import Windows
 
 
 class Outcome(NamedTuple):
@@ -65,13 +68,20 @@ def train(
         stream: Takes the progress.
 
     Raises:
-        RunError: The folder or the initial weights do not fit the run.
+        RunError: The folder, the initial weights or the machine do not fit the run.
         RunFailure: The loss is not finite, or the disk takes no more. Checkpoints that were there still are.
     """
+    trainer.check_machine()
     run.create()
     progress = progress_on(stream, trainer.num_steps)
-    with noted_signals() as requests, run.locked(), contextlib.closing(progress):
-        training = Training(trainer, dataset, run, device, progress, requests)
+    with (
+        noted_signals() as requests,
+        run.locked(),
+        Tracking(trainer.trackers, progress.say) as tracking,
+        Windows(trainer.windows, run.profiles, device, progress.say) as windows,
+        contextlib.closing(progress),
+    ):
+        training = Training(trainer, dataset, run, device, progress, requests, tracking, windows)
         with contextlib.closing(training.saver):
             training.resume(initial)
             for batches in training.batches():
@@ -96,6 +106,8 @@ class Training:
         device: torch.device,
         progress: Progress,
         requests: Requests,
+        tracking: Tracking,
+        windows: Windows,
     ):
         self.trainer = trainer
         self.dataset = dataset
@@ -104,14 +116,17 @@ class Training:
         self.progress = progress
         self.requests = requests
         self.saver = trainer.checkpoints.open(run.checkpoints, run.flush_metrics)
+        self.tracking = tracking
+        self.windows = windows
         self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
+        flops = flops_per_token(self.state.model, trainer.sequence_length)
+        self.meter = Meter(flops, trainer.peak_flops(device).flops_per_second, device)
         self._router_names = {module: name for name, module in self.state.model.named_modules()}
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if hasattr(m, "draw")]
         self._saved_step = 0
         self._begun = time.monotonic()
         self._seconds_before = 0.0
-        self._lap()
 
     @property
     def is_finished(self) -> bool:
@@ -135,7 +150,9 @@ class Training:
         self.run.truncate_metrics(self.state.step - (self.state.unvalidated is not None))
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
-        self._lap()
+        if not self.is_finished:
+            self.tracking.start(self.run, self.state.step)
+        self.meter.restart()
         self.progress.start(self.state.step)
         if self.state.unvalidated is not None:
             self._saved_step = 0
@@ -152,7 +169,7 @@ class Training:
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
-        return prefetched(self._load, steps)
+        return self.meter.waiting(prefetched(self._load, steps))
 
     def begin(self, batches: list[Batch]) -> None:
         """Takes the first step of the run, in which parts that do not fit each other are found out.
@@ -168,16 +185,20 @@ class Training:
     def advance(self, batches: list[Batch]) -> None:
         """Takes a step; measures, logs and saves where it is time to."""
         trainer, step = self.trainer, self.state.step + 1
+        self.windows.before(step)
         torch.manual_seed(derive_seed(trainer.seed, "dropout", step))
         for name, module in self._drawing:
             module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
         apply_schedule(self.state.optimizer, trainer.schedule(step))
         result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
+        self.meter.count(batches)
         self.progress.advance(step)
         is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
         if is_validated or trainer.is_logged(step):
             self._require_finite()
             self._record(self._measured(result), is_validated)
+        if self.windows.after(step):
+            self.meter.restart()
         if trainer.checkpoints.is_due(step, trainer.num_steps) or self.requests.save:
             self.requests.save = False
             self.save()
@@ -195,7 +216,7 @@ class Training:
         self.state.seconds = self._seconds()
         self.saver.save(snapshot(self.state, self.dataset.sha256, self.run.operative_config()))
         self._saved_step = self.state.step
-        self._lap()
+        self.meter.restart()
 
     def finish(self) -> None:
         """Saves where the run stands and says so."""
@@ -220,21 +241,20 @@ class Training:
 
     def _measured(self, result: StepResult) -> dict[str, Any]:
         """The record of the step just taken; reading the loss waits for the device."""
-        loss, grad_norm = _finite(result.loss), _finite(result.grad_norm)
-        rate = (self.state.tokens - self._lap_tokens) / (time.monotonic() - self._lap_begun)
-        self._lap()
-        return {
+        record = {
             "step": self.state.step,
             "tokens": self.state.tokens,
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": result.loss.item(),
+            "grad_norm": result.grad_norm.item(),
             "learning_rate": self.trainer.learning_rate(self.state.step),
-            "tokens_per_second": rate,
+            **self.meter.read(),
             "seconds": self._seconds(),
-            **{name: _finite(part) for name, part in result.parts.items()},
+            **{name: part.item() for name, part in result.parts.items()},
             **self._routers(result),
             **self._skipped(),
+            **(self.trainer.norms.measure(self.state, result.grad_norms) if self.trainer.norms else {}),
         }
+        return finite(record)
 
     def _skipped(self) -> dict[str, int]:
         """How many steps of the run were not taken."""
@@ -256,6 +276,7 @@ class Training:
         record |= validated
         self.run.append_metrics(record)
         self.progress.report(record)
+        self.tracking.log(record)
 
     def _validated(self) -> dict[str, float] | None:
         """What validation measures, of the weights and of their average where there is one by now.
@@ -269,7 +290,7 @@ class Training:
             if of_average is None:
                 return None
             measured |= {f"average_{name}": value for name, value in of_average.items()}
-        self._lap()
+        self.meter.restart()
         return measured
 
     def _validate(self) -> dict[str, float] | None:
@@ -300,14 +321,3 @@ class Training:
     def _seconds(self) -> float:
         """What the run has taken so far, in all of its processes."""
         return self._seconds_before + time.monotonic() - self._begun
-
-    def _lap(self) -> None:
-        """Begins to measure the speed from here, so that it leaves out validation and saving."""
-        self._lap_begun = time.monotonic()
-        self._lap_tokens = self.state.tokens
-
-
-def _finite(value: Tensor) -> float | None:
-    """A number for `metrics.jsonl`; None where it is none, as in a step that was skipped."""
-    number = value.item()
-    return number if math.isfinite(number) else None

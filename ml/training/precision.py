@@ -11,9 +11,10 @@ from ml.config import configurable
 
 
 class Precision(abc.ABC):
-    """The type of the weights, and the context in which the model computes."""
+    """The type of the weights, that of matrix products, and the context in which the model computes."""
 
     parameter_dtype: torch.dtype
+    compute_dtype: torch.dtype
 
     @abc.abstractmethod
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -25,6 +26,7 @@ class Float32(Precision):
     """Float32 throughout."""
 
     parameter_dtype = torch.float32
+    compute_dtype = torch.float32
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -35,6 +37,7 @@ class MixedBFloat16(Precision):
     """Matrix products in bfloat16, weights, gradients and optimizer state in float32 (Micikevicius et al., 2018)."""
 
     parameter_dtype = torch.float32
+    compute_dtype = torch.bfloat16
 
     @contextlib.contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
@@ -50,6 +53,7 @@ class PureBFloat16(Precision):
     """
 
     parameter_dtype = torch.bfloat16
+    compute_dtype = torch.bfloat16
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -86,7 +86,7 @@ class TerminalProgress:
     """One line, drawn again as the run goes on; validations and messages stay above it."""
 
     # What goes first when the terminal is narrow.
-    _DROPPED_FIRST = ("learning_rate", "bar", "validation_bits_per_byte", "tokens_per_second", "left", "loss")
+    _DROPPED_FIRST = ("learning_rate", "mfu", "bar", "validation_bits_per_byte", "tokens_per_second", "left", "loss")
 
     def __init__(self, stream: TextIO, num_steps: int, clock: Callable[[], float] = time.monotonic):
         self._stream = stream
@@ -165,6 +165,7 @@ def describe(record: Mapping[str, Any]) -> dict[str, str]:
         "grad_norm": lambda value: f"grad norm {value:.2f}",
         "learning_rate": lambda value: f"lr {value:.2e}",
         "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
+        "mfu": lambda value: f"{value:.1%} MFU",
         "validation_bits_per_byte": lambda value: f"validation {value:.4f} bits/byte",
     }
     return {name: text(record[name]) for name, text in formats.items() if record.get(name) is not None}

@@ -27,6 +27,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.profiles = self.path / "profiles"
 
     def create(self) -> None:
         """Makes the folder unless it is there.
@@ -69,14 +70,14 @@ class RunFolder:
         """The text of `operative_config.gin`, None in a folder without a run."""
         return self.operative.read_text("utf-8") if self.operative.exists() else None
 
-    def write_environment(self, data: Mapping[str, Any] | None = None) -> None:
-        """Records this start of the run and what it found as its `data`; earlier starts are kept, oldest first."""
+    def write_environment(self, **facts: Any) -> None:
+        """Records this start of the run and what else it found, by name; earlier starts are kept, oldest first."""
         earlier = []
         if self.environment.exists():
             with contextlib.suppress(json.JSONDecodeError):
                 last = json.loads(self.environment.read_text("utf-8"))
                 earlier = [*last.pop("earlier", []), last]
-        found = {**describe_environment(), "data": data, "earlier": earlier}
+        found = {**describe_environment(), **facts, "earlier": earlier}
         with self._disk("write to"):
             write_atomically(self.environment, json.dumps(found, indent=1) + "\n")
 

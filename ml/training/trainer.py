@@ -1,6 +1,6 @@
 """The whole run as one object: the model, the data, and how one is trained on the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,13 +11,19 @@ from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
 from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation, TeacherModel
+from ml.training.memory_snapshot import MemorySnapshot
+from ml.training.norms import Norms
 from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_parameters
+from ml.training.peak_flops import PeakFlops, peak_flops
 from ml.training.precision import Float32, Precision, cast_parameters
+from ml.training.profiler import Profiler
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.skip_step import SkipStep
 from ml.training.state import TrainState
+from ml.training.trackers import Tracker
 from ml.training.validation import Validation
 from ml.training.weight_average import ExponentialMovingAverage
+from ml.training.windows import Window
 
 
 @configurable
@@ -35,6 +41,10 @@ class Trainer:
         distillation: What is learned from another model; None is nothing.
         skip_step: Which steps are not taken, such as `@SkipStep`; None takes all of them.
         weight_average: A mean of the weights that is kept beside them, such as `@ExponentialMovingAverage`.
+        trackers: Where metrics are shown besides the folder of the run.
+        norms: Which norms are logged place by place; None is the norm of all gradients alone.
+        profiler: Records the operations of a few steps; None is of none.
+        memory_snapshot: Records the allocations on a GPU in a few steps; None is of none.
         num_steps: Optimizer steps of the whole run.
         batch_size: Sequences of one optimizer step.
         micro_batch_size: Sequences that go through the model at once; None for all of them. It changes memory and
@@ -43,6 +53,8 @@ class Trainer:
         max_grad_norm: Gradients with a larger global norm are scaled down to it; None for no limit.
         seed: Decides the initial weights, the order of the data and the dropout.
         log_every: Steps between two lines of `metrics.jsonl`.
+        peak_flops: Floating-point operations a second of one device, for the utilization that is logged; None is what
+            is listed for it, or else measured.
         compile: Whether each block is compiled by `torch.compile`.
     """
 
@@ -59,6 +71,10 @@ class Trainer:
         distillation: Callable[..., Distillation] | None = None,
         skip_step: Callable[..., SkipStep] | None = None,
         weight_average: Callable[..., ExponentialMovingAverage] | None = None,
+        trackers: Sequence[Callable[..., Tracker]] = (),
+        norms: Callable[..., Norms] | None = None,
+        profiler: Callable[..., Profiler] | None = None,
+        memory_snapshot: Callable[..., MemorySnapshot] | None = None,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -66,6 +82,7 @@ class Trainer:
         max_grad_norm: float | None = 1.0,
         seed: int = 0,
         log_every: int = 10,
+        peak_flops: float | None = None,
         compile: bool = False,
     ):
         counts = {"num_steps": num_steps, "batch_size": batch_size, "sequence_length": sequence_length}
@@ -76,12 +93,14 @@ class Trainer:
         require(fits, "micro_batch_size", f"must divide Trainer.batch_size ({batch_size}), not be {micro_batch_size}")
         require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
         require(seed >= 0, "seed", f"must not be negative: {seed}")
+        require(peak_flops is None or peak_flops > 0.0, "peak_flops", f"must be positive, not {peak_flops}")
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.log_every = log_every
+        self.stated_peak_flops = peak_flops
         self.compile = compile
         self.model = model()
         self.data = child("data", data)
@@ -93,6 +112,11 @@ class Trainer:
         self.distillation = None if distillation is None else child("distillation", distillation)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
         self.weight_average = None if weight_average is None else child("weight_average", weight_average)
+        self.trackers = [child(f"tracker_{index}", tracker) for index, tracker in enumerate(trackers)]
+        self.norms = None if norms is None else child("norms", norms)
+        self.profiler = None if profiler is None else child("profiler", profiler, num_steps)
+        window = memory_snapshot
+        self.memory_snapshot = None if window is None else child("memory_snapshot", window, num_steps)
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
@@ -120,6 +144,24 @@ class Trainer:
         if not hasattr(self.model, "image_token_id"):
             return None
         return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
+
+    @property
+    def windows(self) -> list[Window]:
+        """What records a few steps."""
+        return [window for window in (self.profiler, self.memory_snapshot) if window is not None]
+
+    def check_machine(self) -> None:
+        """Stops before anything is written where the machine lacks what watching the run needs.
+
+        Raises:
+            RunError: A library is not installed, or there is no device of the kind.
+        """
+        for part in (*self.trackers, *self.windows):
+            part.check()
+
+    def peak_flops(self, device: torch.device) -> PeakFlops:
+        """The peak of a device for the matrix products of the run."""
+        return peak_flops(device, self.precision.compute_dtype, self.stated_peak_flops)
 
     def open_data(self) -> Dataset:
         """Reads the data.

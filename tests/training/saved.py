@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-TIMES = {"seconds", "tokens_per_second", "data_wait", "mfu", "memory"}  # what depends on the machine and the clock
+from ml.training.meter import MACHINE_METRICS
 
 
 def untimed(records):
     """Records of metrics without what is another one each time."""
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+    return [{key: value for key, value in record.items() if key not in MACHINE_METRICS} for record in records]
 
 
 def saved_tensors(checkpoint):

@@ -1,0 +1,104 @@
+"""How fast a device could multiply matrices: what a run's FLOPs are held against."""
+
+import functools
+import re
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+_SECONDS_OF_MEASURING = 0.25
+_SMALLEST, _LARGEST = 512, 16384  # rows of the matrices
+
+# FLOPs a second of dense products (not of sparse ones, which data sheets like to print) by the name that torch gives
+# the device: bfloat16 with float32 sums, float32 rounded to TF32, and float32. A name that is not matched to the end,
+# such as that of a slice of a GPU or of a laptop's, is another device, and measured.
+_LISTED = {
+    # NVIDIA Blackwell, HGX B200 and GB200 NVL72 data sheets.
+    r"NVIDIA B200": (2250e12, 1125e12, 75e12),
+    r"NVIDIA GB200": (2500e12, 1250e12, 80e12),
+    # NVIDIA H100, H200 and GH200 data sheets.
+    r"NVIDIA (H100 80GB HBM3|H200|GH200 (120|144|480)GB)": (989.5e12, 494.7e12, 66.9e12),
+    r"NVIDIA H100 PCIe": (756e12, 378e12, 51e12),
+    r"NVIDIA H(100|200) NVL": (835.5e12, 417.5e12, 60e12),
+    # NVIDIA A100, A40, A30 and A10 data sheets.
+    r"NVIDIA A(100|800)-(SXM4|PCIE)-\d+GB|NVIDIA A(100|800) 80GB PCIe": (312e12, 156e12, 19.5e12),
+    r"NVIDIA A40": (149.7e12, 74.8e12, 37.4e12),
+    r"NVIDIA A30": (165e12, 82e12, 10.3e12),
+    r"NVIDIA A10": (125e12, 62.5e12, 31.2e12),
+    # NVIDIA L40S and L4 data sheets.
+    r"NVIDIA L40S": (362e12, 183e12, 91.6e12),
+    r"NVIDIA L4": (121e12, 60e12, 30.3e12),
+    # NVIDIA's papers on the architectures GA102, AD102 and GB202, tables of GeForce cards.
+    r"NVIDIA GeForce RTX 3090": (71e12, 35.6e12, 35.6e12),
+    r"NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12, 82.6e12),
+    r"NVIDIA GeForce RTX 5090": (209.5e12, 104.8e12, 104.8e12),
+    # AMD Instinct MI300X and MI325X data sheets.
+    r"AMD Instinct MI3(00|25)X": (1307.4e12, 653.7e12, 163.4e12),
+}
+
+
+class PeakFlops(NamedTuple):
+    """The most floating-point operations a second that matrix products reach on one device."""
+
+    flops_per_second: float
+    compute_type: str  # bfloat16, tf32 or float32
+    source: str  # who says so
+
+    def as_json(self) -> dict[str, Any]:
+        """As environment.json holds it."""
+        return self._asdict()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, stated: float | None = None) -> PeakFlops:
+    """The peak of a device for products in `dtype`: what the user stated, else listed, else measured."""
+    compute_type = _compute_type(device, dtype)
+    if stated is not None:
+        return PeakFlops(stated, compute_type, "Trainer.peak_flops")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    listed = listed_peak(name, compute_type) if name is not None else None
+    if listed is not None:
+        return PeakFlops(listed, compute_type, f"listed for {name}")
+    rate = measured_peak(device, dtype, torch.get_num_threads())
+    return PeakFlops(rate, compute_type, "measured with products of square matrices")
+
+
+def listed_peak(device_name: str, compute_type: str) -> float | None:
+    """FLOPs a second that the maker states; None for a device that is not listed."""
+    columns = ("bfloat16", "tf32", "float32")
+    for pattern, peaks in _LISTED.items():
+        if re.fullmatch(pattern, device_name) and compute_type in columns:
+            return peaks[columns.index(compute_type)]
+    return None
+
+
+@functools.cache
+def measured_peak(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
+    """FLOPs a second of the fastest product of two square matrices among the sizes that fit in a quarter of a second.
+
+    A machine that is busy with something else shows less than it can. `num_threads` is in force already: it tells
+    apart what was measured with other numbers.
+    """
+    deadline = time.monotonic() + _SECONDS_OF_MEASURING
+    best, size = 0.0, _SMALLEST
+    while True:
+        operand = torch.randn(size, size, generator=torch.Generator(device), device=device).to(dtype)
+        seconds = min(_seconds_of_product(operand, device) for _ in range(4))  # the first ones also warm up
+        best = max(best, 2.0 * size**3 / seconds)
+        size *= 2
+        if size > _LARGEST or time.monotonic() + 4 * 8 * seconds > deadline:
+            return best
+
+
+def _seconds_of_product(operand: torch.Tensor, device: torch.device) -> float:
+    begun = time.perf_counter()
+    operand @ operand
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def _compute_type(device: torch.device, dtype: torch.dtype) -> str:
+    """In what a product of tensors of `dtype` is computed: on CUDA torch may have been told to round float32."""
+    rounds = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if dtype == torch.float32 and rounds else str(dtype).removeprefix("torch.")

@@ -1,0 +1,8 @@
+"""Where the metrics of a run are shown besides its own folder."""
+
+from ml.training.trackers.tensorboard import TensorBoard
+from ml.training.trackers.tracker import Tracker
+from ml.training.trackers.tracking import Tracking
+from ml.training.trackers.weights_and_biases import WeightsAndBiases
+
+__all__ = ["TensorBoard", "Tracker", "Tracking", "WeightsAndBiases"]

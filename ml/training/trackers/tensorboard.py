@@ -1,0 +1,52 @@
+"""Metrics for TensorBoard."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml.config import configurable
+from ml.training.run_folder import RunFolder
+from ml.training.trackers.tracker import Tracker, library, scalars
+
+
+@configurable
+class TensorBoard(Tracker):
+    """Writes event files to `tensorboard/` of the run: every number by step, the operative config as text.
+
+    `tensorboard --logdir runs` shows all runs side by side. On going on, the steps after the checkpoint are purged.
+    """
+
+    def check(self) -> None:
+        self._library()
+
+    def start(self, run: RunFolder, step: int) -> None:
+        folder = run.path / "tensorboard"
+        earlier = list(folder.glob("events.out.tfevents.*"))
+        _await_later_name(earlier)
+        # Whatever an earlier process wrote of the steps from here on is then left out by who reads the files.
+        self._writer = self._library().SummaryWriter(str(folder), purge_step=step + 1)
+        operative = run.operative_config()
+        if operative is not None and not earlier:
+            indented = "".join(f"    {line}" for line in operative.splitlines(keepends=True))  # verbatim in Markdown
+            self._writer.add_text("operative_config", indented, step)
+        self._writer.flush()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()  # before the checkpoint that would make this step one of the past
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+    def _library(self) -> ModuleType:
+        return library("torch.utils.tensorboard", "TensorBoard", "tensorboard")
+
+
+def _await_later_name(earlier: list[Path]) -> None:
+    """Event files are read in the order of their names, which begin with the second they were made in."""
+    made = [int(path.name.split(".")[3]) for path in earlier]
+    while made and time.time() < max(made) + 1 <= time.time() + 1:
+        time.sleep(0.02)

@@ -1,0 +1,66 @@
+"""What a tracker of metrics is asked for."""
+
+import abc
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from ml.training.errors import RunError
+from ml.training.run_folder import RunFolder
+
+
+class Tracker(abc.ABC):
+    """Is told what a run measures.
+
+    A tracker may raise what it likes: while the run goes on, it is then named once and left out.
+    """
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Stops before anything is written on a machine that lacks what the tracker needs.
+
+        Raises:
+            RunError: It lacks something.
+        """
+
+    @abc.abstractmethod
+    def start(self, run: RunFolder, step: int) -> None:
+        """The run in a folder begins, or goes on, after `step`; what was logged of later steps is void.
+
+        The folder holds the configuration (`run.operative_config()`) and the metrics up to `step` (`run.metrics()`).
+        """
+
+    @abc.abstractmethod
+    def log(self, record: Mapping[str, Any]) -> None:
+        """A step was measured: `record` is its line of `metrics.jsonl`."""
+
+    @abc.abstractmethod
+    def close(self, failed: bool) -> None:
+        """The process stops training: at the last step, because somebody asked, or because it failed."""
+
+
+def library(module: str, tracker: str, extra: str) -> ModuleType:
+    """Imports what a tracker is made with.
+
+    Raises:
+        RunError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RunError(f"{tracker} needs {error.name or module}: pip install 'juniper-trainer[{extra}]'") from error
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a record by name, those of a dict in it as "routers/decoder.block_0.mlp.router/busiest".
+
+    `step`, which is where they stand, is left out.
+    """
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and f"{prefix}{name}" != "step":
+            found[f"{prefix}{name}"] = value
+    return found

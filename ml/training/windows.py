@@ -1,0 +1,102 @@
+"""Recordings of a few steps: what they compute and where their memory goes."""
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from ml.config import require
+
+Finish = Callable[[Path], None]
+
+
+class Window(abc.ABC):
+    """Records `num_steps` steps from `first_step` on.
+
+    prefix: what the names of its files begin with.
+    """
+
+    prefix = ""
+
+    def __init__(self, run_steps: int, first_step: int, num_steps: int):
+        """`run_steps` are those of the whole run, which the window must not leave."""
+        require(first_step > 0, "first_step", f"must be positive, not {first_step}")
+        require(num_steps > 0, "num_steps", f"must be positive, not {num_steps}")
+        self.first_step = first_step
+        self.last_step = first_step + num_steps - 1
+        problem = f"begins a window that ends at step {self.last_step}, and the run at step {run_steps}"
+        require(self.last_step <= run_steps, "first_step", problem)
+
+    def check(self) -> None:  # noqa: B027  (most windows open on any machine)
+        """Stops before the first step on a machine that cannot record.
+
+        Raises:
+            RunError: This one cannot.
+        """
+
+    @abc.abstractmethod
+    def begin(self, device: torch.device) -> Finish:
+        """Begins to record; what it returns ends that and writes files named after a path without a suffix."""
+
+
+class Windows:
+    """Opens and closes the windows of a run. A run that goes on inside a window records what is left of it.
+
+    A window that is open when training ends, however it does, is written too: the allocations that led to a failure
+    are what one wants to see.
+    """
+
+    def __init__(self, windows: Sequence[Window], folder: Path, device: torch.device, say: Callable[[str], None]):
+        """`folder` takes the files, and `say` is told of them."""
+        self._windows = windows
+        self._folder = folder
+        self._device = device
+        self._say = say
+        self._open: dict[Window, tuple[int, Finish]] = {}
+        self._step = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for window in list(self._open):
+            self._close(window)
+
+    def before(self, step: int) -> None:
+        """`step` is about to be taken."""
+        self._step = step
+        for window in self._windows:
+            if window not in self._open and window.first_step <= step <= window.last_step:
+                self._open[window] = (step, window.begin(self._device))
+
+    def after(self, step: int) -> bool:
+        """`step` was taken; returns whether a recording ended, which takes time."""
+        ended = [window for window in self._open if step >= window.last_step]
+        for window in ended:
+            self._close(window)
+        return bool(ended)
+
+    def _close(self, window: Window) -> None:
+        first, finish = self._open.pop(window)
+        path = self._folder / f"{window.prefix}steps_{first}_to_{self._step}"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            finish(path)
+        except (OSError, RuntimeError) as error:  # what was to be watched is worth more than the watching
+            self._say(f"steps {first} to {self._step} were recorded and could not be written to {path}: {error}")
+        else:
+            self._say(f"recorded steps {first} to {self._step}: {path}.*")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place when that is done."""
+    temporary = path.with_name(f".{path.name}")
+    yield temporary
+    temporary.replace(path)

@@ -1,0 +1,92 @@
+"""What a device could do: listed, measured, or stated."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ml.training.peak_flops import listed_peak, measured_peak, peak_flops
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "compute_type", "teraflops"),
+    [
+        # From the makers' data sheets, without sparsity.
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
+        ("NVIDIA H100 PCIe", "bfloat16", 756),
+        ("NVIDIA H200", "bfloat16", 989),
+        ("NVIDIA H200", "tf32", 494),
+        ("NVIDIA H200", "float32", 67),
+        ("NVIDIA GH200 480GB", "bfloat16", 989),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312),
+        ("NVIDIA A100 80GB PCIe", "tf32", 156),
+        ("NVIDIA A100-SXM4-40GB", "float32", 19.5),
+        ("NVIDIA A10", "bfloat16", 125),
+        ("NVIDIA B200", "bfloat16", 2250),
+        ("NVIDIA L4", "bfloat16", 121),
+        ("NVIDIA L40S", "bfloat16", 362),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165),
+        ("AMD Instinct MI300X", "bfloat16", 1307),
+    ],
+)
+def test_devices_are_listed_by_name(name, compute_type, teraflops):
+    assert listed_peak(name, compute_type) == pytest.approx(teraflops * 1e12, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A1000", "Tesla T4"]
+)
+def test_a_device_of_another_name_is_not_taken_for_one_that_is_listed(name):
+    assert listed_peak(name, "bfloat16") is None
+
+
+def test_a_type_that_is_not_listed_is_measured():
+    assert listed_peak("NVIDIA H200", "float64") is None
+
+
+@pytest.mark.parametrize(("precision", "teraflops"), [("highest", 67), ("high", 494)])
+def test_float32_on_cuda_is_what_torch_was_told_it_is(monkeypatch, precision, teraflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    peak = peak_flops(CUDA, torch.float32)
+    assert peak.flops_per_second == pytest.approx(teraflops * 1e12, rel=0.01)
+    assert peak.source == "listed for NVIDIA H200"
+    assert peak_flops(CUDA, torch.bfloat16).flops_per_second == pytest.approx(989e12, rel=0.01)
+
+
+def test_what_is_stated_beats_what_is_listed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert peak_flops(CUDA, torch.bfloat16, 5e14) == (5e14, "bfloat16", "Trainer.peak_flops")
+
+
+def test_a_device_that_is_not_listed_is_measured_in_a_moment():
+    measured_peak.cache_clear()
+    begun = time.monotonic()
+    peak = peak_flops(CPU, torch.float32)
+    assert time.monotonic() - begun < 2.0  # a quarter of a second, and what a busy machine takes
+    assert peak.compute_type == "float32"
+    assert "measured" in peak.source
+    assert peak_flops(CPU, torch.float32) == peak  # and only once
+
+
+def test_the_measured_peak_is_about_what_numpy_reaches():
+    """Within a factor of four: other kernels, other threads, and a machine with other work."""
+    matrix = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
+    times = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - begun)
+    numpy_rate = 2.0 * 1024**3 / min(times)
+    measured_peak.cache_clear()
+    assert 0.25 < measured_peak(CPU, torch.float32, torch.get_num_threads()) / numpy_rate < 4.0
+
+
+def test_measuring_leaves_the_random_state_alone():
+    measured_peak.cache_clear()
+    before = torch.get_rng_state()
+    measured_peak(CPU, torch.bfloat16, torch.get_num_threads())
+    assert torch.equal(torch.get_rng_state(), before)
