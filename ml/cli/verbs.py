@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, generate, show
+from ml.cli import configs, diff, explain, generate, plot, show
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate}
+VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate, "plot": plot}
 
 
 def main(arguments: list[str]) -> int:
