@@ -260,11 +260,11 @@ def _markers(count: int) -> list[str]:
 def _unit(x: str, curves: Sequence[Curve]) -> Unit:
     """Such that the axis counts in numbers that can be read."""
     largest = max((record[x] for curve in curves for record in curve.metrics.records if x in record), default=0.0)
-    if x == "seconds":
-        size, label = next((unit for unit in _TIMES if largest >= 2 * unit[0]), _TIMES[-1])
-        return Unit(size, f"{label} of training")
     if x == "step":
         return Unit(1.0, "step")
+    if x == "seconds":
+        times = [Unit(size, f"{name} of training") for size, name in _TIMES]
+        return next((unit for unit in times if largest >= 2 * unit.size), times[-1])
     size, label = next(
         ((size, f"tokens ({name})") for size, name in _LARGE_NUMBERS if largest >= size), (1.0, "tokens")
     )

@@ -92,7 +92,7 @@ def shorten(text: str, longest: int) -> str:
 
 
 def _differing(configs: Sequence[dict[str, Setting]]) -> list[tuple[int, str]]:
-    """The keys whose values differ, the most telling first: set by a user and there in every run, set by one, others."""
+    """The keys whose values differ, with a rank: 0 set by a user and there in every run, 1 set by a user, 2 others."""
     ranked = []
     for key in dict.fromkeys(key for config in configs for key in config):
         found = [config.get(key) for config in configs]

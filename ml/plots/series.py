@@ -97,14 +97,21 @@ def series(metrics: Metrics, name: str, x: str) -> Series:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of up to `window` values around each, as many before it as after, so that no slope is shifted.
+    """The mean of `window` values around each, as many before it as after, so that no slope is shifted.
 
-    Towards the ends the window shrinks; the first and the last value stay as they are.
+    An even window counts as one less. At the beginning, where a loss falls fast, the window shrinks to the first value;
+    the last half window is the straight line through the last whole one, for a last value alone says little.
     """
-    index = np.arange(len(values))
-    half = np.minimum(np.minimum(index, index[::-1]), (window - 1) // 2)
+    half = (min(window, len(values)) - 1) // 2
+    if half < 1:
+        return values
+    index = np.arange(len(values) - half)
+    reach = np.minimum(index, half)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    return (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
+    means = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    places = np.arange(-half, half + 1)
+    slope = places @ values[-len(places) :] / (places @ places)
+    return np.concatenate([means, values[-len(places) :].mean() + slope * places[half + 1 :]])
 
 
 def require_metric(name: str, runs: Iterable[Metrics]) -> None:
