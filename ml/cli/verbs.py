@@ -4,10 +4,18 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, generate, plot, show
+from ml.cli import configs, diff, explain, generate, plot, show, sweep
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate, "plot": plot}
+VERBS = {
+    "configs": configs,
+    "show": show,
+    "explain": explain,
+    "diff": diff,
+    "generate": generate,
+    "plot": plot,
+    "sweep": sweep,
+}
 
 
 def main(arguments: list[str]) -> int:
