@@ -1,5 +1,6 @@
 """What runs are called in a legend: by what differs between their configurations."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -66,21 +67,13 @@ def settings(operative: str) -> dict[str, Setting]:
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The shortest ending of each key that no other ends in: `learning_rate`, `AdamW.learning_rate`, or all of it."""
-    keys = list(keys)
+    """The shortest ending of each key that is no other's: `learning_rate`, or `AdamW.learning_rate`.
 
-    def endings(key: str) -> list[str]:
-        name = key.rpartition("/")[2]
-        return [name.rpartition(".")[2], name, key]
-
-    return {
-        key: next(
-            short
-            for short in endings(key)
-            if short == key or all(short not in endings(other) for other in keys if other != key)
-        )
-        for key in keys
-    }
+    What stands in a scope keeps it, for `bias` alone would not say whose: `query/Linear.bias`.
+    """
+    endings = {key: [key] if "/" in key else [key.rpartition(".")[2], key] for key in keys}
+    counts = Counter(ending for found in endings.values() for ending in dict.fromkeys(found))
+    return {key: next(ending for ending in found if counts[ending] == 1) for key, found in endings.items()}
 
 
 def shorten(text: str, longest: int) -> str:

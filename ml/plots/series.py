@@ -123,7 +123,7 @@ def require_metric(name: str, runs: Iterable[Metrics]) -> None:
     if parts:
         raise UserError(f"{name} has parts; name one of them: {', '.join(parts)}")
     there = ", ".join(dict.fromkeys(f"{other.partition('.')[0]}.*" if "." in other else other for other in known))
-    raise UserError(f"no run has measured {name!r}{did_you_mean(name, known)}. There are {there}")
+    raise UserError(f"no run has measured {name!r}{did_you_mean(name, known) or '.'} There are {there}")
 
 
 def _parse(line: bytes) -> dict[str, float] | None:

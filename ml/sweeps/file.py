@@ -157,9 +157,6 @@ def _points(grid: Any) -> Iterator[_Choice]:
     if not isinstance(grid, dict) or not grid:
         raise UserError('[grid] must hold lists of values: "AdamW.learning_rate" = [1e-3, 3e-3]')
     axes = dict(_axes(grid))
-    for key in axes:
-        if key in _SHARED_KEYS:
-            raise UserError(f"{key} stands in [grid]; it belongs to the head of the file, before the first [...]")
     for values in itertools.product(*axes.values()):
         bindings = (Binding(f"{key} = {value}", "[grid]") for key, value in zip(axes, values, strict=True))
         yield _Choice(None, (), tuple(bindings))
@@ -169,6 +166,8 @@ def _axes(grid: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, list
     """The keys with their values as gin text; TOML reads `AdamW.learning_rate` without quotes as a table in a table."""
     for name, values in grid.items():
         key = f"{prefix}{name}"
+        if key in _SHARED_KEYS:
+            raise UserError(f"{key} stands in [grid]; it belongs to the head of the file, before the first [...]")
         if isinstance(values, dict):
             yield from _axes(values, f"{key}.")
             continue
@@ -223,4 +222,5 @@ def _strings(table: Mapping[str, Any], key: str, place: str) -> list[str]:
 def _require_known(table: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
     for key in table:
         if key not in known:
-            raise UserError(f"{place}there is no {key!r}{did_you_mean(key, known)}. There are {', '.join(known)}")
+            hint = did_you_mean(key, known) or "."
+            raise UserError(f"{place}there is no {key!r}{hint} There are {', '.join(known)}")

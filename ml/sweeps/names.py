@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 
 _LONGEST = 120
+_QUOTED = re.compile(r"""[@'"\[\](){}]| (?=['"])""")  # what only gin needs around names
 _UNFIT = re.compile(r"[^A-Za-z0-9._=,+-]+")
 
 
 def name_of(parts: Sequence[str]) -> str:
     """`learning_rate=0.001,warmup_steps=10` from its parts; what a shell or a file system may not like becomes `_`."""
-    name = ",".join(_UNFIT.sub("_", part.replace("@", "")).strip("_") for part in parts)
+    name = ",".join(_UNFIT.sub("_", _QUOTED.sub("", part).replace("/", ".")).strip("_") for part in parts)
     name = name.lstrip(".-") or "member"
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}-{_digest(parts)}"
 

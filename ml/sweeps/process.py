@@ -77,7 +77,7 @@ def run_members(
     """
     states: list[State] = []
     stop = Stop()
-    with _locked(directory) as lock, stop.listening():
+    with locked(directory) as lock, stop.listening():
         for number, run in enumerate(planned):
             before = state_of(run)
             if before.status is Status.FINISHED or stop.is_asked:
@@ -117,7 +117,7 @@ def _train(sweep: Sweep, run: PlannedRun, lock: int, stop: Stop, look: Callable[
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[int]:
+def locked(directory: Path) -> Iterator[int]:
     """Holds the folder of the sweep, with a lock that ends with the last process that has it open."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
