@@ -5,7 +5,7 @@ import os
 import sys
 
 from ml.cli import configs, diff, explain, generate, plot, show, sweep
-from ml.errors import RunFailure, UserError
+from ml.errors import INTERRUPTED, RunFailure, UserError
 
 VERBS = {
     "configs": configs,
@@ -19,7 +19,7 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a verb; returns the exit code: 0, or 2 with a message where the user can mend what is wrong."""
+    """Runs a verb; returns the exit code: 0, or 2 with a message where the user can mend what is wrong, else 1."""
     parser = argparse.ArgumentParser(prog="python -m ml", description="Everything that is not training.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
@@ -37,4 +37,7 @@ def main(arguments: list[str]) -> int:
     except RunFailure as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
