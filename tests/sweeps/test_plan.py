@@ -1,8 +1,10 @@
 """What is found out before the first run: the configurations, the folders, the commands."""
 
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +93,17 @@ def test_commands_survive_a_shell(planned, tmp_path):
 def test_a_source_of_weights_that_is_no_run_is_an_error(planned):
     with pytest.raises(UserError, match="there is no run in nowhere"):
         planned(f"{HEAD}init_from = 'nowhere'\n[grid]\nTrainer.seed = [1]")
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "sweeps.md"
+FILES = {
+    **{
+        f"guide {n}": text for n, text in enumerate(re.findall(r"^```toml\n(.*?)^```$", GUIDE.read_text(), re.M | re.S))
+    },
+    **{path.name: path.read_text() for path in ml.SHIPPED_CONFIGS.rglob("*.toml")},
+}
+
+
+@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
+def test_the_files_of_the_guide_and_the_shipped_ones_are_right(planned, text):
+    assert len(planned(text)) > 1
