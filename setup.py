@@ -27,7 +27,7 @@ setup(
     # `configs/` stands at the top of the tree, where a user looks for it, and is installed inside the package.
     packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
     package_dir={SHIPPED_CONFIGS: "configs"},
-    package_data={SHIPPED_CONFIGS: ["**/*.gin"]},
+    package_data={SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
     py_modules=["train"],
     install_requires=[
         "torch>=2.11",

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _shipped() -> dict[str, Path]:
     root = ml.SHIPPED_CONFIGS
-    return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.gin"))}
+    paths = sorted([*root.rglob("*.gin"), *root.rglob("*.toml")])
+    return {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def _find(name: str) -> Path:

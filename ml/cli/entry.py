@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from ml.errors import RunFailure, UserError
-
-INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+from ml.errors import INTERRUPTED, RunFailure, UserError
 
 _GIN_FLAG = re.compile(r"--gin\.(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 

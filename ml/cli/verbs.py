@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, export, generate, show
-from ml.errors import RunFailure, UserError
+from ml.cli import configs, diff, explain, export, generate, plot, show, sweep
+from ml.errors import INTERRUPTED, RunFailure, UserError
 
 VERBS = {
     "configs": configs,
@@ -14,11 +14,13 @@ VERBS = {
     "diff": diff,
     "generate": generate,
     "export": export,
+    "plot": plot,
+    "sweep": sweep,
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a verb; returns the exit code: 0, or 2 with a message where the user can mend what is wrong."""
+    """Runs a verb; returns the exit code: 0, or 2 with a message where the user can mend what is wrong, else 1."""
     parser = argparse.ArgumentParser(prog="python -m ml", description="Everything that is not training.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
@@ -36,4 +38,7 @@ def main(arguments: list[str]) -> int:
     except RunFailure as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0

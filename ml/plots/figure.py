@@ -1,0 +1,271 @@
+"""The picture of runs side by side: a panel a metric, a colour a run. Needs matplotlib, and no display."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ml.errors import UserError
+from ml.plots.series import Metrics, series, smooth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+USUAL_METRICS = ("loss", "learning_rate", "tokens_per_second")
+MARKERS = "os^DvP*Xhp"  # of the validation of a run, so that runs differ in grey too
+
+_WIDTH = 11.0  # inches
+_ROW_HEIGHT = 2.5
+_DPI = 150
+_COLUMNS = 3
+_HELD_OUT = re.compile(r"validation_(?:.*_)?loss")
+_HELD_OUT_DASHES = ((4.0, 1.5), (1.5, 1.2), (6.0, 1.2, 1.2, 1.2), (8.0, 2.0))
+_NOT_SMOOTHED = re.compile(r"learning_rate|validation_.*")
+_TITLES = {"loss": "loss (nats per token)", "tokens_per_second": "tokens per second"}
+_LARGE_NUMBERS = ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+_TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+_GREY = "#444444"
+
+
+class Unit(NamedTuple):
+    """What an axis counts in: `size` of the measured unit, and how the axis is called."""
+
+    size: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run to draw: what it measured and what the legend calls it."""
+
+    label: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Style:
+    """How runs are drawn.
+
+    Attributes:
+        x: `tokens`, `step` or `seconds`.
+        extra_metrics: drawn below the usual ones, a panel each.
+        window: logged steps in a mean; None is a twentieth of the longest run's, 1 draws what was measured alone.
+        logarithmic: `x`, and the metrics whose panels have a logarithmic axis.
+    """
+
+    x: str = "tokens"
+    extra_metrics: tuple[str, ...] = ()
+    window: int | None = None
+    logarithmic: frozenset[str] = frozenset()
+
+
+def draw(curves: Sequence[Curve], style: Style) -> Figure:
+    """The loss large, the other usual metrics beside it, the extra ones below, one legend for all.
+
+    Raises:
+        UserError: matplotlib is not installed, or nothing can stand on a logarithmic axis.
+    """
+    figure_class = _matplotlib_figure()
+    metrics = [name for name in _panels(style) if any(name in curve.metrics.names for curve in curves)]
+    num_rows = 2 + -(-max(len(metrics) - 3, 0) // _COLUMNS)
+    figure = figure_class(figsize=(_WIDTH, num_rows * _ROW_HEIGHT), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    unit = _unit(style.x, curves)
+    for name, axes in zip(metrics, _axes(figure, num_rows, len(metrics)), strict=True):
+        _draw_panel(axes, name, curves, style, unit)
+    _add_legend(figure, curves)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the picture in the format of the file's ending.
+
+    Raises:
+        UserError: The format is unknown, or the file cannot be written.
+    """
+    check_format(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."))
+    try:
+        path.write_bytes(picture.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_format(path: Path) -> None:
+    """Raises UserError where matplotlib is not there, or writes no files with that ending."""
+    _matplotlib_figure()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise UserError(f"{path} must end in .png, or in another format that can be drawn: {', '.join(sorted(known))}")
+
+
+def colours(count: int) -> list[tuple[float, float, float]]:
+    """A colour a run, from dark to light, so that the order shows in grey too; the lightest still stand on white."""
+    from matplotlib import colormaps
+
+    places = np.linspace(0.0, 0.82, count) if count > 1 else [0.25]
+    return [tuple(colormaps["viridis"](place)[:3]) for place in places]
+
+
+def _matplotlib_figure() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("drawing needs matplotlib: pip install 'juniper-trainer[plot]'") from error
+    return Figure
+
+
+def _panels(style: Style) -> list[str]:
+    return list(dict.fromkeys([*USUAL_METRICS, *style.extra_metrics]))
+
+
+def _axes(figure: Figure, num_rows: int, count: int) -> list[Axes]:
+    """The first panel takes two rows and all but one column, two stand beside it, the others below in rows."""
+    grid = figure.add_gridspec(num_rows, _COLUMNS)
+    first_row = [grid[0:2, 0:2], grid[0, 2], grid[1, 2]] if count > 1 else [grid[0:2, :]]
+    below = [grid[2 + n // _COLUMNS, n % _COLUMNS] for n in range(max(count - 3, 0))]
+    axes: list[Axes] = []
+    for place in [*first_row, *below][:count]:
+        axes.append(figure.add_subplot(place, sharex=axes[0] if axes else None))
+    return axes
+
+
+def _draw_panel(axes: Axes, name: str, curves: Sequence[Curve], style: Style, unit: Unit) -> None:
+    measured = [series(curve.metrics, name, style.x) for curve in curves]
+    window = 1 if _NOT_SMOOTHED.fullmatch(name) else style.window or max(len(each.x) for each in measured) // 20
+    held_out = _held_out(curves) if name == "loss" else []
+    for curve, points, colour, marker in zip(
+        curves, measured, colours(len(curves)), _markers(len(curves)), strict=True
+    ):
+        _draw_measured(axes, points.x / unit.size, points.y, window, colour, name, marker)
+        for other, dashes in zip(held_out, _dashes(len(held_out)), strict=True):
+            points = series(curve.metrics, other, style.x)
+            look = {"marker": marker, "markersize": 5, "linewidth": 1.1, "dashes": dashes, "markeredgecolor": "white"}
+            axes.plot(points.x / unit.size, points.y, color=colour, zorder=4, markeredgewidth=0.6, gid=other, **look)
+    axes.set_title(_TITLES.get(name, name.replace("_", " ")), fontsize=10, loc="left")
+    axes.set_xlabel(unit.label, fontsize=9)
+    _finish(axes, name, style)
+    if name == "loss":
+        _explain_lines(axes, held_out, window)
+
+
+def _draw_measured(
+    axes: Axes, x: np.ndarray, y: np.ndarray, window: int, colour: tuple, name: str, marker: str
+) -> None:
+    """What was measured: faint below its mean where it is smoothed."""
+    is_sparse = name.startswith("validation_")
+    look = {"marker": marker, "markersize": 4} if is_sparse or len(x) == 1 else {}
+    if window < 3:
+        axes.plot(x, y, color=colour, linewidth=1.4, gid=name, **look)
+        return
+    axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.28, gid=name, **look)
+    axes.plot(x, smooth(y, window), color=colour, linewidth=1.7, gid=f"{name} smoothed")
+
+
+def _finish(axes: Axes, name: str, style: Style) -> None:
+    """Scales, grid and spines."""
+    for axis, key in (("x", "x"), ("y", name)):
+        if key not in style.logarithmic:
+            continue
+        values = np.concatenate([getattr(line, f"get_{axis}data")() for line in axes.lines])
+        if not (values > 0.0).any():
+            raise UserError(f"--log={key}: nothing in the panel of {name} is above 0")
+        getattr(axes, f"set_{axis}scale")("log", nonpositive="mask")
+        _write_numbers_plainly(getattr(axes, f"{axis}axis"))
+    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", labelsize=8)
+    axes.margins(x=0.02)
+    if name == "learning_rate" and name not in style.logarithmic:
+        axes.yaxis.set_major_formatter("{x:.4g}")
+    if name == "tokens_per_second" and name not in style.logarithmic:
+        axes.set_ylim(0.0, 1.08 * max(line.get_ydata().max(initial=0.0) for line in axes.lines) or 1.0)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def _write_numbers_plainly(axis: Axis) -> None:
+    """0.1, 1, 10 and not powers of ten; the ticks between are named where matplotlib has found room for them."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1.0, 0.4)))
+
+
+def _explain_lines(axes: Axes, held_out: Sequence[str], window: int) -> None:
+    """A legend in grey for what the kinds of lines are, whatever the run."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=_GREY, linewidth=1.4, label="training")]
+    if window >= 3:
+        size = window - 1 + window % 2
+        handles = [
+            Line2D([], [], color=_GREY, linewidth=0.7, alpha=0.4, label="training, each logged step"),
+            Line2D([], [], color=_GREY, linewidth=1.7, label=f"training, mean of {size} logged steps"),
+        ]
+    for other, dashes in zip(held_out, _dashes(len(held_out)), strict=True):
+        label = other.removesuffix("_loss").replace("validation_", "validation: ")
+        handles.append(Line2D([], [], color=_GREY, linewidth=1.1, dashes=dashes, marker=MARKERS[0], label=label))
+    axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper right")
+
+
+def _add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
+    """Names the runs below the panels, in as many columns as fit; the figure grows by what that takes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.0, marker=marker, markersize=5, label=curve.label)
+        for curve, colour, marker in zip(curves, colours(len(curves)), _markers(len(curves)), strict=True)
+    ]
+    look = {"handles": handles, "fontsize": 9, "frameon": False, "columnspacing": 1.6}
+    probe = figure.legend(ncols=1, **look)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width = probe.get_window_extent(renderer).width / _DPI
+    probe.remove()
+    num_columns = max(1, min(len(curves), int(_WIDTH / width)))
+    legend = figure.legend(ncols=num_columns, loc="outside lower center", **look)
+    height = legend.get_window_extent(renderer).height / _DPI
+    figure.set_size_inches(_WIDTH, figure.get_figheight() + height)
+
+
+def _held_out(curves: Sequence[Curve]) -> list[str]:
+    names = dict.fromkeys(name for curve in curves for name in curve.metrics.names)
+    return [name for name in names if _HELD_OUT.fullmatch(name)]
+
+
+def _dashes(count: int) -> list[tuple[float, ...]]:
+    return [_HELD_OUT_DASHES[n % len(_HELD_OUT_DASHES)] for n in range(count)]
+
+
+def _markers(count: int) -> list[str]:
+    return [MARKERS[n % len(MARKERS)] for n in range(count)]
+
+
+def _unit(x: str, curves: Sequence[Curve]) -> Unit:
+    """Such that the axis counts in numbers that can be read."""
+    largest = max((record[x] for curve in curves for record in curve.metrics.records if x in record), default=0.0)
+    if x == "step":
+        return Unit(1.0, "step")
+    if x == "seconds":
+        times = [Unit(size, f"{name} of training") for size, name in _TIMES]
+        return next((unit for unit in times if largest >= 2 * unit.size), times[-1])
+    size, label = next(
+        ((size, f"tokens ({name})") for size, name in _LARGE_NUMBERS if largest >= size), (1.0, "tokens")
+    )
+    return Unit(size, label)

@@ -1,0 +1,143 @@
+"""What a run measured, as points to draw. Imports neither torch nor matplotlib."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.config.errors import did_you_mean
+from ml.errors import UserError
+
+X_AXES = ("tokens", "step", "seconds")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The readable lines of a `metrics.jsonl`.
+
+    Attributes:
+        path: of the file.
+        records: one a line, flat: what stood in an inner object is named after both, `routers.NAME.PART`.
+        broken_lines: the numbers of the lines that cannot be read, counted from 1.
+        num_lines: of the file.
+    """
+
+    path: Path
+    records: tuple[dict[str, float], ...]
+    broken_lines: tuple[int, ...] = ()
+    num_lines: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that was measured at least once, in the order in which it first was."""
+        return list(dict.fromkeys(name for record in self.records for name in record))
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric."""
+        return next((record[name] for record in reversed(self.records) if name in record), None)
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should know of the lines that are left out."""
+        if not self.broken_lines:
+            return None
+        if self.broken_lines == (self.num_lines,):
+            return f"{self.path}: the last line is not whole and is left out; the run is writing it, or was cut off"
+        shown = ", ".join(map(str, self.broken_lines[:5])) + (", ..." if len(self.broken_lines) > 5 else "")
+        return f"{self.path}: lines that cannot be read are left out: {shown}"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points in the order in which they were measured; `x` and `y` have one length."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """What the run in a folder measured.
+
+    Raises:
+        UserError: There is no run, or it has measured nothing yet.
+    """
+    if not (folder / "operative_config.gin").is_file():
+        raise UserError(f"there is no run in {folder}: it has no operative_config.gin")
+    metrics = parse_metrics(folder / "metrics.jsonl")
+    if not metrics.records:
+        raise UserError(f"{folder} has no metrics yet: nothing can be read in {metrics.path}")
+    return metrics
+
+
+def parse_metrics(path: Path) -> Metrics:
+    """The lines of a file; one that is not there has none.
+
+    Raises:
+        UserError: It cannot be opened.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return Metrics(path, ())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    records = [_parse(line) for line in lines]
+    broken = tuple(number for number, record in enumerate(records, 1) if record is None)
+    return Metrics(path, tuple(record for record in records if record is not None), broken, len(lines))
+
+
+def series(metrics: Metrics, name: str, x: str) -> Series:
+    """A metric over `x`, at the steps where both were measured."""
+    points = [(record[x], record[name]) for record in metrics.records if x in record and name in record]
+    array = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return Series(array[:, 0], array[:, 1])
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of `window` values around each, as many before it as after, so that no slope is shifted.
+
+    An even window counts as one less. At the beginning, where a loss falls fast, the window shrinks to the first value;
+    the last half window is the straight line through the last whole one, for a last value alone says little.
+    """
+    half = (min(window, len(values)) - 1) // 2
+    if half < 1:
+        return values
+    index = np.arange(len(values) - half)
+    reach = np.minimum(index, half)
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    means = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    places = np.arange(-half, half + 1)
+    slope = places @ values[-len(places) :] / (places @ places)
+    return np.concatenate([means, values[-len(places) :].mean() + slope * places[half + 1 :]])
+
+
+def require_metric(name: str, runs: Iterable[Metrics]) -> None:
+    """Raises UserError unless one of the runs has measured `name`; says what there is."""
+    known = list(dict.fromkeys(known for metrics in runs for known in metrics.names))
+    if name in known:
+        return
+    parts = [other for other in known if other.startswith(f"{name}.")]
+    if parts:
+        raise UserError(f"{name} has parts; name one of them: {', '.join(parts)}")
+    there = ", ".join(dict.fromkeys(f"{other.partition('.')[0]}.*" if "." in other else other for other in known))
+    raise UserError(f"no run has measured {name!r}{did_you_mean(name, known) or '.'} There are {there}")
+
+
+def _parse(line: bytes) -> dict[str, float] | None:
+    """A flat record, None where the line holds none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return dict(_flat(record)) if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value

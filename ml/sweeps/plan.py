@@ -1,0 +1,139 @@
+"""A sweep that is ready to run: every member's configuration is loaded and fits what its folder holds."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ml
+from ml.config import Config, ConfigError, Location, Problem, difference
+from ml.config.errors import report
+from ml.errors import UserError
+from ml.sweeps.file import Member, Sweep
+from ml.training.run_folder import RunFolder
+
+_MOST_DIFFERENCES = 6
+_FLAG = "--gin_bindings"  # what the places of bindings are called where `ml.load` reads them
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A member with its configuration and its folder.
+
+    Attributes:
+        member: what the file of the sweep says of it.
+        config: what comes out of that.
+        folder: of its run; it need not exist.
+        num_steps: of the whole run.
+    """
+
+    member: Member
+    config: Config
+    folder: RunFolder
+    num_steps: int
+
+    @property
+    def log(self) -> Path:
+        """What its processes printed."""
+        return self.folder.path / "log.txt"
+
+    def command(self, sweep: Sweep) -> list[str]:
+        """The command that trains it, or goes on where it stopped."""
+        train = Path(ml.__file__).parents[1] / "train.py"  # beside the package in a checkout and where it is installed
+        flags = [
+            *(f"--gin_file={file}" for file in self.member.gin_files),
+            *(f"--gin_bindings={binding.text}" for binding in self.member.bindings),
+            *(f"--gin_search_path={folder}" for folder in sweep.gin_search_path),
+            *([f"--init_from={sweep.init_from}"] if sweep.init_from else []),
+            *(["--allow_unused_bindings"] if sweep.allow_unused_bindings else []),
+        ]
+        return [sys.executable, str(train), *flags, f"--run_dir={self.folder.path}"]
+
+
+def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda number: None) -> list[PlannedRun]:
+    """Loads every configuration; nothing is written.
+
+    Args:
+        sweep: what the file says.
+        directory: holds the folders of the runs, named after the members.
+        say: told the number of each member before it is loaded.
+
+    Raises:
+        UserError: One report of all members that are wrong, that are the same run twice, or whose folders hold another.
+    """
+    imported = ml.open_run(sweep.init_from).imported_values() if sweep.init_from else ()
+    planned: list[PlannedRun] = []
+    failures: dict[str, list[str]] = {}  # by report, the members that it is of
+    for number, member in enumerate(sweep.members):
+        say(number)
+        try:
+            config = ml.load(
+                member.gin_files,
+                [binding.text for binding in member.bindings],
+                search_path=sweep.gin_search_path,
+                imported=imported,
+                allow_unused_bindings=sweep.allow_unused_bindings,
+            )
+        except ConfigError as error:
+            failures.setdefault(_placed(error, sweep, member), []).append(member.name)
+        except UserError as error:
+            failures.setdefault(str(error), []).append(member.name)
+        else:
+            planned.append(PlannedRun(member, config, RunFolder(directory / member.name), _num_steps(config)))
+    if failures:
+        raise UserError(_report(failures, sweep))
+    _require_distinct(planned, sweep)
+    _require_own_folders(planned)
+    return planned
+
+
+def _placed(error: ConfigError, sweep: Sweep, member: Member) -> str:
+    """The report, with the places of bindings in the file of the sweep."""
+    places = {f"{_FLAG}[{number}]": binding.place for number, binding in enumerate(member.bindings)}
+
+    def placed(problem: Problem) -> Problem:
+        place = places.get(problem.location.source) if problem.location else None
+        return replace(problem, location=Location(f"{sweep.path}: {place}")) if place else problem
+
+    return report([placed(problem) for problem in error.problems])
+
+
+def _report(failures: dict[str, list[str]], sweep: Sweep) -> str:
+    parts = []
+    for text, names in failures.items():
+        who = "every member" if len(names) == len(sweep.members) > 1 else ", ".join(names)
+        parts.append(f"{sweep.path}: {who}: {text}")
+    return "\n".join(parts)
+
+
+def _require_distinct(planned: Sequence[PlannedRun], sweep: Sweep) -> None:
+    seen: dict[Config, str] = {}
+    for run in planned:
+        other = seen.setdefault(run.config, run.member.name)
+        if other != run.member.name:
+            raise UserError(
+                f"{sweep.path}: {other} and {run.member.name} are the same run: all of their values are equal"
+            )
+
+
+def _require_own_folders(planned: Sequence[PlannedRun]) -> None:
+    """Raises UserError where a folder holds a run of another configuration, as after a change of the sweep's file."""
+    parts = []
+    for run in planned:
+        saved = run.folder.operative_config()
+        if saved is None or saved == run.config.operative:
+            continue
+        lines = difference(saved, run.config.operative)
+        more = [f"  and {len(lines) - _MOST_DIFFERENCES} more"] if len(lines) > _MOST_DIFFERENCES else []
+        parts += [f"{run.folder.path} differs in", *(f"  {line}" for line in lines[:_MOST_DIFFERENCES]), *more]
+    if parts:
+        shown = "\n".join(parts)
+        raise UserError(
+            "the sweep has been changed since these were run: name another --output, remove them, or take the change "
+            f"back (- there, + in the file)\n{shown}"
+        )
+
+
+def _num_steps(config: Config) -> int:
+    steps = (r.value for r in config.records() if r.configurable == "Trainer" and r.parameter == "num_steps")
+    return int(next(steps))

@@ -1,0 +1,110 @@
+"""From metrics.jsonl to points."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ml.errors import UserError
+from ml.plots.series import parse_metrics, read_metrics, require_metric, series, smooth
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Writes a run with these lines of metrics; returns its folder."""
+
+    def write(*lines):
+        (tmp_path / "operative_config.gin").touch()
+        (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+        return tmp_path
+
+    return write
+
+
+def line(step, **values):
+    return json.dumps({"step": step, "tokens": 100 * step, **values}).encode() + b"\n"
+
+
+def test_a_series_has_the_points_where_both_axes_were_measured(run):
+    metrics = read_metrics(run(line(1, loss=5.0), line(2, loss=4.0, validation_loss=4.5), line(3, validation_loss=4)))
+    points = series(metrics, "loss", "tokens")
+    assert points.x.tolist() == [100.0, 200.0]
+    assert points.y.tolist() == [5.0, 4.0]
+    points = series(metrics, "validation_loss", "step")
+    assert points.x.tolist() == [2.0, 3.0]
+    assert points.y.tolist() == [4.5, 4.0]
+    assert len(series(metrics, "grad_norm", "tokens").x) == 0
+    assert metrics.last("loss") == 4.0
+    assert metrics.last("grad_norm") is None
+    assert metrics.warning is None
+
+
+def test_inner_objects_are_named_after_both_and_what_is_no_number_is_left_out(run):
+    metrics = read_metrics(run(line(1, routers={"decoder.block_0": {"entropy": 0.5}}, note="text", is_new=True)))
+    assert metrics.names == ["step", "tokens", "routers.decoder.block_0.entropy"]
+
+
+BROKEN = {
+    "the last, cut off": ([line(1), line(2)[:-9]], (2,), "the last line is not whole"),
+    "one in the middle": ([line(1), b"{\n", line(3)], (2,), "lines that cannot be read are left out: 2"),
+    "no object": ([line(1), b"[1]\n", line(3)], (2,), "left out: 2"),
+    "no step": ([line(1), b'{"loss": 1}\n', line(3)], (2,), "left out: 2"),
+    "not UTF-8": ([line(1), b'"\xff"\n', line(3)], (2,), "left out: 2"),
+    "many": ([line(1), *[b"x\n"] * 7], (2, 3, 4, 5, 6, 7, 8), "left out: 2, 3, 4, 5, 6, ..."),
+}
+
+
+@pytest.mark.parametrize(("lines", "broken", "warning"), BROKEN.values(), ids=BROKEN)
+def test_broken_lines_are_left_out_and_named(run, lines, broken, warning):
+    metrics = read_metrics(run(*lines))
+    assert metrics.broken_lines == broken
+    assert metrics.records[0] == {"step": 1, "tokens": 100}
+    assert warning in metrics.warning
+
+
+def test_no_run_and_no_metrics_are_told_apart(run, tmp_path):
+    with pytest.raises(UserError, match=r"there is no run in .*nowhere: it has no operative_config\.gin"):
+        read_metrics(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="has no metrics yet"):
+        read_metrics(run(b""))
+    with pytest.raises(UserError, match="has no metrics yet"):
+        read_metrics(run(b'{"step": 1'))
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="has no metrics yet"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        parse_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_an_unknown_metric_is_an_error_that_says_what_there_is(run):
+    metrics = read_metrics(run(line(1, grad_norm=1.0, routers={"a": {"entropy": 0.5}})))
+    require_metric("grad_norm", [metrics])
+    with pytest.raises(UserError, match=r"did you mean 'grad_norm'\? There are step, tokens, grad_norm, routers\.\*"):
+        require_metric("grad_nrom", [metrics])
+    with pytest.raises(UserError, match=r"routers has parts; name one of them: routers\.a\.entropy"):
+        require_metric("routers", [metrics])
+
+
+def smoothed_by_hand(values, window):
+    """Definition by loops: a mean of as many on both sides, and a least-squares line at the end."""
+    half = (min(window, len(values)) - 1) // 2
+    size = 2 * half + 1
+    result = []
+    for place in range(len(values) - half):
+        reach = min(place, half)
+        result.append(np.mean(values[place - reach : place + reach + 1]))
+    line = np.polyfit(np.arange(len(values))[-size:], values[-size:], 1 if half else 0)
+    return np.array([*result, *(np.polyval(line, place) for place in range(len(result), len(values)))])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_smoothing_is_a_centred_mean_that_ends_in_a_line(window, count):
+    values = np.random.default_rng(0).normal(size=count)
+    np.testing.assert_allclose(smooth(values, window), smoothed_by_hand(values, window), atol=1e-12)
+
+
+def test_smoothing_leaves_a_straight_line_where_it_is():
+    values = 3.0 - 0.25 * np.arange(30)
+    np.testing.assert_allclose(smooth(values, 9), values, atol=1e-12)
