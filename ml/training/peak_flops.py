@@ -1,11 +1,14 @@
 """How fast a device could multiply matrices: what a run's FLOPs are held against."""
 
 import functools
+import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 _SECONDS_OF_MEASURING = 0.25
 _SMALLEST, _LARGEST = 512, 16384  # rows of the matrices
@@ -60,7 +63,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, stated: float | None = 
     if listed is not None:
         return PeakFlops(listed, compute_type, f"listed for {name}")
     rate = measured_peak(device, dtype, torch.get_num_threads())
-    return PeakFlops(rate, compute_type, "measured with products of square matrices")
+    return PeakFlops(rate, compute_type, "measured with matrix products")
 
 
 def listed_peak(device_name: str, compute_type: str) -> float | None:
@@ -74,28 +77,50 @@ def listed_peak(device_name: str, compute_type: str) -> float | None:
 
 @functools.cache
 def measured_peak(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
-    """FLOPs a second of the fastest product of two square matrices among the sizes that fit in a quarter of a second.
+    """FLOPs a second of the fastest product of two square matrices, measured in a quarter of a second.
 
-    A machine that is busy with something else shows less than it can. `num_threads` is in force already: it tells
-    apart what was measured with other numbers.
+    On a CPU that of one thread, in the time that it had the processor, times the threads that can run at once: other
+    processes do not disturb it, and what threads take from each other (clock, memory) is not taken off.
     """
+    if device.type == "cuda":
+        return _fastest_product(device, dtype, _seconds_on_cuda)
+    torch.set_num_threads(1)
+    try:
+        return _fastest_product(device, dtype, _seconds_of_thread) * min(num_threads, _num_processors())
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _fastest_product(device: torch.device, dtype: torch.dtype, seconds_of: Callable[[Tensor], float]) -> float:
+    """FLOPs a second, over the sizes that fit in the time."""
     deadline = time.monotonic() + _SECONDS_OF_MEASURING
     best, size = 0.0, _SMALLEST
     while True:
         operand = torch.randn(size, size, generator=torch.Generator(device), device=device).to(dtype)
-        seconds = min(_seconds_of_product(operand, device) for _ in range(4))  # the first ones also warm up
+        seconds = min(seconds_of(operand) for _ in range(4))  # the first ones also warm up
         best = max(best, 2.0 * size**3 / seconds)
         size *= 2
         if size > _LARGEST or time.monotonic() + 4 * 8 * seconds > deadline:
             return best
 
 
-def _seconds_of_product(operand: torch.Tensor, device: torch.device) -> float:
+def _seconds_on_cuda(operand: Tensor) -> float:
+    torch.cuda.synchronize(operand.device)
     begun = time.perf_counter()
     operand @ operand
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.cuda.synchronize(operand.device)
     return time.perf_counter() - begun
+
+
+def _seconds_of_thread(operand: Tensor) -> float:
+    begun = time.thread_time()
+    operand @ operand
+    return time.thread_time() - begun
+
+
+def _num_processors() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compute_type(device: torch.device, dtype: torch.dtype) -> str:

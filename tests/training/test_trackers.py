@@ -9,10 +9,12 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from typing import ClassVar
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 from test_resume import stop_after
 from wandb.proto import wandb_internal_pb2
 
@@ -228,8 +230,6 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(tiny, run_in):
 
 
 def test_a_disk_that_takes_no_more_ends_tensorboard_and_not_the_run(tiny, run_in, monkeypatch):
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     written = []
 
     def full(self, data):
@@ -243,6 +243,23 @@ def test_a_disk_that_takes_no_more_ends_tensorboard_and_not_the_run(tiny, run_in
     assert outcome.is_finished
     assert printed.count("TensorBoard failed and is left out") == 1
     assert "No space left on device" in printed
+
+
+def test_what_was_logged_is_in_the_file_when_that_returns(tmp_path, monkeypatch):
+    """A checkpoint may follow, and a kill."""
+
+    def slow(self, data):
+        time.sleep(0.02)
+        write(self, data)
+
+    write = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", slow)
+    folder, tracker = RunFolder(tmp_path), TensorBoard()
+    tracker.start(folder, 0)
+    tracker.log({"step": 1} | {f"value_{index}": float(index) for index in range(8)})
+    shown, _ = in_tensorboard(folder)
+    tracker.close(failed=False)
+    assert shown == {f"value_{index}": [(1, float(index))] for index in range(8)}
 
 
 def test_a_tracker_that_cannot_start_stops_a_new_run_and_not_one_that_goes_on(tiny, run_in, tmp_path):

@@ -1,5 +1,6 @@
 """What is measured of a run: speed, utilization, waiting, memory, norms."""
 
+import io
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from ml.cli.training import run as run_job
 from ml.data import Batch
 from ml.training.meter import Meter, peak_memory
 from ml.training.norms import place_of, weight_norms
-from ml.training.progress import describe
+from ml.training.progress import TerminalProgress, describe
 
 CPU = torch.device("cpu")
 
@@ -219,5 +220,12 @@ def test_weights_in_bfloat16_have_norms_in_float32():
     assert weight_norms(parameters).item() == pytest.approx(3.0 * 64.0, rel=1e-6)
 
 
-def test_the_progress_shows_utilization():
-    assert describe({"step": 1, "mfu": 0.4321})["mfu"] == "43.2% MFU"
+def test_the_progress_shows_utilization_where_there_is_room():
+    record = {"step": 1, "loss": 1.0, "learning_rate": 1e-3, "tokens_per_second": 1234.0, "mfu": 0.4321}
+    assert describe(record)["mfu"] == "43.2% MFU"
+    progress = TerminalProgress(io.StringIO(), 10)
+    progress.report(record)
+    assert "43.2% MFU" in progress.line(79)
+    narrow = progress.line(45)
+    assert "MFU" not in narrow
+    assert "1,234 tokens/s" in narrow
