@@ -5,6 +5,7 @@ import os
 import sys
 
 from ml.cli import configs, diff, explain, generate, show
+from ml.cli.entry import INTERRUPTED
 from ml.errors import RunFailure, UserError
 
 VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate}
@@ -23,6 +24,9 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,7 +9,8 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 from ml.blocks import DecoderBlock, Pattern, Repeat
 from ml.layers import Attention, Embeddings, GatedDeltaNet, Mamba2, PositionEmbedding
 from ml.models import LanguageModel, materialize
-from ml.models.generation import Sampler, generate
+from ml.models.generation import generate
+from ml.models.sampling import Sampler
 
 V, H = 40, 32
 ATTENTION = partial(Attention, num_heads=4)
