@@ -16,6 +16,7 @@ from ml.errors import UserError
 from ml.models.summary import summarize
 from ml.training import RunFolder, train
 from ml.training.precision import cast_parameters
+from ml.training.validation_sets import describe
 
 _MOST_DIFFERENCES = 20
 
@@ -84,7 +85,7 @@ def run(job: Job, run_dir: str | None) -> int:
     dataset = trainer.open_data()  # before anything is written: what is wrong with the data leaves no folder behind
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
-    folder.write_environment(dataset.describe())
+    folder.write_environment(describe(trainer.validation_sets, dataset))
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
     train(trainer, dataset, folder, device, initial=job.init_from.checkpoint() if job.init_from else None)

@@ -23,6 +23,7 @@ from ml.training.signals import stop_on_signals
 from ml.training.state_files import read_state, read_weights
 from ml.training.step import StepResult, train_step
 from ml.training.trainer import Trainer
+from ml.training.validation_sets import ValidationSet
 
 
 class Outcome(NamedTuple):
@@ -84,6 +85,7 @@ class Training:
         self.run = run
         self.device = device
         self.progress = progress
+        self._data_sha256 = trainer.data_sha256(dataset)
         self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
         self._router_names = {module: name for name, module in self.state.model.named_modules()}
@@ -103,7 +105,7 @@ class Training:
         """
         checkpoint = newest_checkpoint(self.run.checkpoints, self.progress.say)
         if checkpoint is not None:
-            read_state(checkpoint, self.state, self.dataset.sha256)
+            read_state(checkpoint, self.state, self._data_sha256)
             self.progress.say(f"resuming from {checkpoint}")
         elif initial is not None:
             read_weights(initial, self.state.model, may_lack=adapter_weights(self.state.model))
@@ -139,12 +141,10 @@ class Training:
         set_learning_rate(self.state.optimizer, trainer.learning_rate(step))
         result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
         self.progress.advance(step)
-        is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
-        if is_validated or trainer.is_logged(step):
+        due = [one for one in trainer.validation_sets if one.validation.is_due(step, trainer.num_steps)]
+        if due or trainer.is_logged(step):
             self._require_finite()
-            record = self._measured(result)
-            if is_validated:
-                record |= self._validated()
+            record = self._measured(result) | self._validated(due)
             self.run.append_metrics(record)
             self.progress.report(record)
         if trainer.checkpoints.is_due(step, trainer.num_steps):
@@ -161,9 +161,7 @@ class Training:
         self._require_finite()
         self.state.seconds = self._seconds()
         self.run.flush_metrics()
-        self.trainer.checkpoints.save(
-            self.run.checkpoints, self.state, self.dataset.sha256, self.run.operative_config()
-        )
+        self.trainer.checkpoints.save(self.run.checkpoints, self.state, self._data_sha256, self.run.operative_config())
         self._saved_step = self.state.step
         self._lap()
 
@@ -207,13 +205,13 @@ class Training:
             return {}
         return {"routers": {self._router_names[router]: spread(load) for router, load in result.loads.items()}}
 
-    def _validated(self) -> dict[str, float]:
-        trainer = self.trainer
-        result = trainer.validation.measure(
-            self.state.model, self.dataset, trainer.micro_batch_size, trainer.precision, self.device
-        )
+    def _validated(self, due: list[ValidationSet]) -> dict[str, float]:
+        record: dict[str, float] = {}
+        for one in due:
+            where = (self.trainer.micro_batch_size, self.trainer.precision, self.device)
+            record |= one.record(one.validation.measure(self.state.model, one.dataset, *where))
         self._lap()
-        return {"validation_loss": result.loss, "validation_bits_per_byte": result.bits_per_byte}
+        return record
 
     def _require_finite(self) -> None:
         step = self.state.first_nonfinite_step.item()

@@ -16,6 +16,7 @@ from ml.training.precision import Float32, Precision, cast_parameters
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import TrainState
 from ml.training.validation import Validation
+from ml.training.validation_sets import ValidationSet, build_validations, open_sets, sha256_of
 
 
 @configurable
@@ -28,7 +29,8 @@ class Trainer:
         optimizer: How gradients change the weights.
         schedule: How the learning rate changes over the steps.
         precision: The types in which the model is kept and computes.
-        validation: How the model is measured on held-out text; None for not at all.
+        validation: How the model is measured on held-out text: one set, several by name, or None for not at all. The
+            names are the scopes: `{'books': @Validation}` is told what it measures by `books/Validation.data`.
         checkpoints: When the state is saved.
         distillation: What is learned from another model; None is nothing.
         num_steps: Optimizer steps of the whole run.
@@ -50,7 +52,7 @@ class Trainer:
         optimizer: Callable[..., Optimizer] = AdamW,
         schedule: Callable[..., Schedule] = CosineSchedule,
         precision: Callable[..., Precision] = Float32,
-        validation: Callable[..., Validation] | None = Validation,
+        validation: Callable[..., Validation] | dict[str, Callable[..., Validation]] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
         distillation: Callable[..., Distillation] | None = None,
         num_steps: int = 1000,
@@ -82,17 +84,19 @@ class Trainer:
         self.optimizer = child("optimizer", optimizer)
         self.schedule = child("schedule", schedule, num_steps)
         self.precision = child("precision", precision)
-        self.validation = None if validation is None else child("validation", validation)
+        self.validations = build_validations(validation)
+        self.validation_sets: list[ValidationSet] | None = None  # until the data is open
         self.checkpoints = child("checkpoints", checkpoints)
         self.distillation = None if distillation is None else child("distillation", distillation)
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
-        tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
-        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
-        require(tokens <= vocabulary, "data", f"does not fit the model: {sizes}")
-        problem = self.data.misfit(self.image_format)
-        require(problem is None, "data", f"does not fit the model: {problem}")
+        self._require_that_data_fits("data", self.data)
+        trains_on_some = getattr(self.data, "validation_fraction", None) != 1.0
+        require(trains_on_some, "data", "holds out all that there is, and leaves nothing to train on")
+        for name, validation in self.validations.items():
+            if validation.own_data is not None:
+                self._require_that_data_fits("validation", validation.own_data, f"{name}: " if name else "")
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
@@ -102,6 +106,13 @@ class Trainer:
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
 
+    def _require_that_data_fits(self, parameter: str, data: Data, name: str = "") -> None:
+        tokens, vocabulary = data.vocab_size, self.model.vocab_size
+        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
+        require(tokens <= vocabulary, parameter, f"{name}does not fit the model: {sizes}")
+        problem = data.misfit(self.image_format)
+        require(problem is None, parameter, f"{name}does not fit the model: {problem}")
+
     @property
     def image_format(self) -> ImageFormat | None:
         """The images that the model takes, if it takes any."""
@@ -110,16 +121,22 @@ class Trainer:
         return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
 
     def open_data(self) -> Dataset:
-        """Reads the data.
+        """Reads the data, and that of the sets to validate on, which are then `validation_sets`.
 
         Raises:
             DataError: It cannot be used, or there is none to validate on.
         """
         self.open_teacher(torch.device("meta"))
-        dataset = self.data.open(self.sequence_length, self.seed, self.image_format)
-        if self.validation is not None:
-            self.validation.check(dataset)
+        dataset = self._open(self.data)
+        self.validation_sets = open_sets(self.validations, dataset, self._open)
         return dataset
+
+    def _open(self, data: Data) -> Dataset:
+        return data.open(self.sequence_length, self.seed, self.image_format)
+
+    def data_sha256(self, dataset: Dataset) -> str:
+        """Of all that the run is trained and measured on, `dataset` being what `open_data` gave."""
+        return sha256_of(dataset, self.validation_sets)
 
     def open_teacher(self, device: torch.device) -> TeacherModel | None:
         """Loads the model that is learned from, if there is one.
