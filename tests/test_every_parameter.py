@@ -107,6 +107,13 @@ BASES = {
     "multi-token": """
         LanguageModel.multi_token = @MultiTokenPrediction
         MultiTokenPrediction.num_depths = 2""",
+    "samples": """
+        Trainer.samples = @Samples
+        Samples.every = 2
+        Samples.num_tokens = 8""",
+    "validation by name": """
+        Trainer.validation = {'books': @Validation}
+        Validation.data = @TextData""",
     "distillation": """
         Trainer.distillation = @Distillation
         Distillation.teacher = 'teacher'""",
@@ -331,6 +338,8 @@ def what_is_left(*bindings: str) -> tuple:
         train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())
+        samples = run.path / "samples.jsonl"
+        kept.append(samples.read_text() if samples.exists() else "")
     return json.dumps(metrics), kept, [digest(p) for _, p in named(trainer.model)]
 
 

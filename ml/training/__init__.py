@@ -7,6 +7,7 @@ from ml.training.loop import Outcome, train
 from ml.training.optimizers import AdamW
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
 from ml.training.run_folder import RunFolder
+from ml.training.samples import Samples
 from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, WarmupStableDecay
 from ml.training.trainer import Trainer
 from ml.training.validation import Validation
@@ -25,6 +26,7 @@ __all__ = [
     "RunError",
     "RunFailure",
     "RunFolder",
+    "Samples",
     "Trainer",
     "Validation",
     "WarmupStableDecay",

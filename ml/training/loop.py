@@ -19,6 +19,7 @@ from ml.training.optimizers import set_learning_rate
 from ml.training.progress import Progress, progress_on
 from ml.training.router_load import spread
 from ml.training.run_folder import RunFolder
+from ml.training.samples import SampleFile, Samples
 from ml.training.signals import stop_on_signals
 from ml.training.state_files import read_state, read_weights
 from ml.training.step import StepResult, train_step
@@ -85,6 +86,7 @@ class Training:
         self.run = run
         self.device = device
         self.progress = progress
+        self._samples = SampleFile(run.path)
         self._data_sha256 = trainer.data_sha256(dataset)
         self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
@@ -111,6 +113,7 @@ class Training:
             read_weights(initial, self.state.model, may_lack=adapter_weights(self.state.model))
             self.progress.say(f"starting from the weights of {initial}")
         self.run.truncate_metrics(self.state.step)
+        self._samples.truncate(self.state.step)
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
         self._lap()
@@ -147,6 +150,8 @@ class Training:
             record = self._measured(result) | self._validated(due)
             self.run.append_metrics(record)
             self.progress.report(record)
+        if trainer.samples is not None and trainer.samples.is_due(step, trainer.num_steps):
+            self._sample(trainer.samples)
         if trainer.checkpoints.is_due(step, trainer.num_steps):
             self.save()
 
@@ -161,6 +166,7 @@ class Training:
         self._require_finite()
         self.state.seconds = self._seconds()
         self.run.flush_metrics()
+        self._samples.flush()
         self.trainer.checkpoints.save(self.run.checkpoints, self.state, self._data_sha256, self.run.operative_config())
         self._saved_step = self.state.step
         self._lap()
@@ -212,6 +218,13 @@ class Training:
             record |= one.record(one.validation.measure(self.state.model, one.dataset, *where))
         self._lap()
         return record
+
+    def _sample(self, samples: Samples) -> None:
+        self._require_finite()
+        for record in samples.draw(self.state.model, self.trainer.data, self.trainer.precision, self.device):
+            self._samples.append({"step": self.state.step, **record})
+            self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")
+        self._lap()
 
     def _require_finite(self) -> None:
         step = self.state.first_nonfinite_step.item()

@@ -13,6 +13,7 @@ from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation, TeacherModel
 from ml.training.optimizers import AdamW, Optimizer, group_parameters
 from ml.training.precision import Float32, Precision, cast_parameters
+from ml.training.samples import Samples
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import TrainState
 from ml.training.validation import Validation
@@ -32,6 +33,7 @@ class Trainer:
         validation: How the model is measured on held-out text: one set, several by name, or None for not at all. The
             names are the scopes: `{'books': @Validation}` is told what it measures by `books/Validation.data`.
         checkpoints: When the state is saved.
+        samples: When the model writes something, and what; None for never.
         distillation: What is learned from another model; None is nothing.
         num_steps: Optimizer steps of the whole run.
         batch_size: Sequences of one optimizer step.
@@ -55,6 +57,7 @@ class Trainer:
         validation: Callable[..., Validation] | dict[str, Callable[..., Validation]] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
         distillation: Callable[..., Distillation] | None = None,
+        samples: Callable[..., Samples] | None = None,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -88,6 +91,7 @@ class Trainer:
         self.validation_sets: list[ValidationSet] | None = None  # until the data is open
         self.checkpoints = child("checkpoints", checkpoints)
         self.distillation = None if distillation is None else child("distillation", distillation)
+        self.samples = None if samples is None else child("samples", samples)
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
@@ -125,10 +129,13 @@ class Trainer:
 
         Raises:
             DataError: It cannot be used, or there is none to validate on.
+            RunError: It has no place for the samples that are to be written.
         """
         self.open_teacher(torch.device("meta"))
         dataset = self._open(self.data)
         self.validation_sets = open_sets(self.validations, dataset, self._open)
+        if self.samples is not None:
+            self.samples.check(self.data, self.model)
         return dataset
 
     def _open(self, data: Data) -> Dataset:
