@@ -42,11 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     opened = open_run(arguments.run)
     data = build_trainer(opened.config).data
-    separator = getattr(data, "separator", "")
     sampler = Sampler(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     try:
-        encoded = [encode_prompt(prompt, data.tokenizer, separator) for prompt in prompts]
+        encoded = [encode_prompt(prompt, data.tokenizer, data.separator) for prompt in prompts]
         model = opened.build(arguments.step, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         num_tokens = arguments.num_tokens or _room(model.max_sequence_length, max(map(len, encoded)))
         show = _Stream(prompts[0]) if len(prompts) == 1 and not arguments.json else None
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
             num_tokens,
             sampler,
             arguments.seed,
-            stops=[*arguments.stop, separator],
+            stops=[*arguments.stop, data.separator],
             show=show,
         )
     except ValueError as error:

@@ -4,11 +4,18 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, generate, show
+from ml.cli import configs, diff, evaluate, explain, generate, show
 from ml.cli.entry import INTERRUPTED
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate}
+VERBS = {
+    "configs": configs,
+    "show": show,
+    "explain": explain,
+    "diff": diff,
+    "generate": generate,
+    "evaluate": evaluate,
+}
 
 
 def main(arguments: list[str]) -> int:
