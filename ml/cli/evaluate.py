@@ -151,7 +151,7 @@ def _tasks(arguments: argparse.Namespace, subject: _Subject) -> tuple[dict[str, 
     missing = [name for name in names if name not in manager.all_tasks]
     if missing or not names:
         raise UserError(
-            f"no such task: {', '.join(missing) or arguments.tasks!r} (lm_eval ls tasks lists those there are)"
+            f"no such task: {', '.join(missing) or arguments.tasks} (`lm_eval ls tasks` lists those there are)"
         )
     adapter = HarnessModel(subject.model, subject.trainer.data.tokenizer, subject.separator, **subject.settings)
     try:
