@@ -47,13 +47,14 @@ class Sampler(NamedTuple):
     def _least(self, logits: Tensor) -> Tensor | None:
         """The smallest logit that stays, (B, 1), of those whose largest is 0; None where all stay."""
         bounds = []
+        top_p = None if self.top_p == 1.0 else self.top_p
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             likeliest = logits.topk(self.top_k, dim=-1).values  # sorted
             bounds.append(likeliest[:, -1:])
-            if self.top_p is not None:
-                bounds.append(_nucleus(likeliest, likeliest.logsumexp(-1, keepdim=True), self.top_p)[0])
-        elif self.top_p is not None:
-            bounds.append(_nucleus_of_all(logits, self.top_p))
+            if top_p is not None:
+                bounds.append(_nucleus(likeliest, likeliest.logsumexp(-1, keepdim=True), top_p)[0])
+        elif top_p is not None:
+            bounds.append(_nucleus_of_all(logits, top_p))
         if self.min_p:
             bounds.append(torch.full_like(logits[:, :1], self.min_p).log())
         return torch.stack(bounds).amax(0) if bounds else None
