@@ -110,6 +110,13 @@ BASES = {
     "multi-token": """
         LanguageModel.multi_token = @MultiTokenPrediction
         MultiTokenPrediction.num_depths = 2""",
+    "samples": """
+        Trainer.samples = @Samples
+        Samples.every = 2
+        Samples.num_tokens = 8""",
+    "validation by name": """
+        Trainer.validation = {'books': @Validation}
+        Validation.data = @TextData""",
     "distillation": """
         Trainer.distillation = @Distillation
         Distillation.teacher = 'teacher'""",
@@ -387,6 +394,8 @@ def what_is_left(*bindings: str) -> tuple:
         peak = [f"{record['mfu'] / record['tokens_per_second']:.6g}" for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())
         watched = [shown(file) for folder in WATCHED for file in sorted((run.path / folder).glob("*"))]
+        samples = run.path / "samples.jsonl"
+        kept.append(samples.read_text() if samples.exists() else "")
     return json.dumps(metrics), peak, kept, watched, [digest(p) for _, p in named(trainer.model)]
 
 

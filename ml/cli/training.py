@@ -17,6 +17,7 @@ from ml.models.summary import summarize
 from ml.training import Initial, RunFolder, train
 from ml.training.precision import cast_parameters
 from ml.training.summary import memory_of_training, summarize_training
+from ml.training.validation_sets import describe
 
 _MOST_DIFFERENCES = 20
 
@@ -91,7 +92,8 @@ def run(job: Job, run_dir: str | None) -> int:
     dataset = trainer.open_data()  # before anything is written: what is wrong with the data leaves no folder behind
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
-    folder.write_environment(data=dataset.describe(), peak_flops=trainer.peak_flops(device).as_json())
+    data = describe(trainer.validation_sets, dataset)
+    folder.write_environment(data=data, peak_flops=trainer.peak_flops(device).as_json())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
     initial = Initial(job.init_from.checkpoint(), job.init_may_differ) if job.init_from else None

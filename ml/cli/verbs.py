@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, export, generate, plot, show, sweep
+from ml.cli import configs, diff, evaluate, explain, export, generate, plot, show, sweep
 from ml.errors import INTERRUPTED, RunFailure, UserError
 
 VERBS = {
@@ -13,6 +13,7 @@ VERBS = {
     "explain": explain,
     "diff": diff,
     "generate": generate,
+    "evaluate": evaluate,
     "export": export,
     "plot": plot,
     "sweep": sweep,
@@ -32,13 +33,13 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except RunFailure as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     return 0

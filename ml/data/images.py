@@ -136,7 +136,8 @@ class ImageTextData(Data):
         separator: Text put behind each caption, which ends it; "" for none.
         pixel_mean: Of values between 0 and 1; it is taken from them, and
         pixel_std: divides what is left.
-        validation_fraction: The part of the images that is held out, with all that is said of them.
+        validation_fraction: The part of the images that is held out, with all that is said of them. 1 leaves none to
+            train on: so is data that a run is only measured on.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class ImageTextData(Data):
         validation_fraction: float = 0.05,
     ):
         require(
-            0.0 <= validation_fraction < 1.0, "validation_fraction", f"must be in [0, 1), not {validation_fraction}"
+            0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
         )
         self.corpus = child("corpus", corpus)
         self.tokenizer = child("tokenizer", tokenizer)
@@ -185,7 +186,7 @@ class ImageTextData(Data):
         rows = Rows(sequence_length, images.token_id, images.tokens_per_image, self.pixel_mean, self.pixel_std)
         parts = hold_out(captioned, self.validation_fraction)
         train, validation = (self._encoded(part, rows) for part in parts)
-        if not train.captions:
+        if not train.captions and self.validation_fraction < 1.0:
             raise DataError("there is no image to train on: give more (ImageTextData.corpus)")
         return ImageTextDataset(train, validation, rows, self.tokenizer, self.sampling, seed)
 

@@ -13,8 +13,8 @@ def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document]
     than a quarter or more than four times of what was asked (few documents, or one that is most of the text), the end
     of every document is held out instead.
     """
-    if fraction == 0.0:
-        return documents, []
+    if fraction in (0.0, 1.0):
+        return ([], documents) if fraction else (documents, [])
     places = {document.name: _place(document.name) for document in documents}
     trained = [document for document in documents if places[document.name] >= fraction]
     held_out = [document for document in documents if places[document.name] < fraction]

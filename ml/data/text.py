@@ -99,7 +99,8 @@ class TextData(Data):
         tokenizer: What their tokens are.
         sampling: Which stretch of the stream each sequence is.
         separator: Text put behind each document; "" for none. The default, a zero byte, stands in no text.
-        validation_fraction: The part of the corpus that is held out, whole documents where there are enough.
+        validation_fraction: The part of the corpus that is held out, whole documents where there are enough. 1 leaves
+            nothing to train on: so is data that a run is only measured on.
         separate_documents: Whether a document neither sees nor predicts another one in its sequence, and positions
             start anew in each.
     """
@@ -114,7 +115,7 @@ class TextData(Data):
         separate_documents: bool = False,
     ):
         require(
-            0.0 <= validation_fraction < 1.0, "validation_fraction", f"must be in [0, 1), not {validation_fraction}"
+            0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
         )
         self.corpus = child("corpus", corpus)
         self.tokenizer = child("tokenizer", tokenizer)
@@ -138,7 +139,7 @@ class TextData(Data):
         """
         trained, held_out = hold_out(list(self.corpus.documents()), self.validation_fraction)
         train, validation = self._encode(trained), self._encode(held_out)
-        if len(train) <= sequence_length:
+        if len(train) <= sequence_length and self.validation_fraction < 1.0:
             raise DataError(
                 f"the training text has {len(train)} tokens, but one sequence takes {sequence_length + 1}: "
                 "give more text (TextFiles.paths) or a smaller Trainer.sequence_length"

@@ -90,19 +90,21 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: Cache | None = None,
+        num_logits: int | None = None,
         **inputs: Tensor,
     ) -> Tensor:
         """Returns logits (B, T, V) for `tokens` (B, T).
 
         positions: (T) or (B, T), None for 0, 1, ..., T-1 in each document. documents: (B, T), the number of the
         document of each token; None where each row is one. cache: of the tokens before these, which it then holds too.
+        num_logits: of the last so many tokens of each row alone, (B, num_logits, V); None for all.
         inputs: what else `embed` takes.
         """
         context = self.context(tokens, positions, documents, cache)
         x = self.decoder(self.embed(tokens, context, **inputs), context)
         if cache is not None:
             cache.advance(tokens.shape[1], documents)
-        return self.head(x, self.tied_weight)
+        return self.head(x if num_logits is None else x[:, -num_logits:], self.tied_weight)
 
     def loss(
         self,

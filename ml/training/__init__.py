@@ -3,13 +3,15 @@
 from ml.training.checkpoints import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
-from ml.training.loop import Initial, Outcome, train
+from ml.training.initial import Initial
+from ml.training.loop import Outcome, train
 from ml.training.memory_snapshot import MemorySnapshot
 from ml.training.norms import Norms
 from ml.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
 from ml.training.profiler import Profiler
 from ml.training.run_folder import RunFolder
+from ml.training.samples import Samples
 from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, PhasedSchedule, WarmupStableDecay
 from ml.training.skip_step import SkipStep
 from ml.training.trackers import TensorBoard, Tracker, WeightsAndBiases
@@ -41,6 +43,7 @@ __all__ = [
     "RunError",
     "RunFailure",
     "RunFolder",
+    "Samples",
     "SkipStep",
     "TensorBoard",
     "Tracker",

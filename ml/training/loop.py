@@ -4,7 +4,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -12,21 +11,22 @@ import torch
 from ml.data import Batch, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
-from ml.models.adapters import adapter_weights
 from ml.models.flops import flops_per_token
 from ml.training.checkpoints import newest_checkpoint
 from ml.training.errors import RunError, RunFailure
-from ml.training.finite import finite
+from ml.training.initial import Initial
 from ml.training.meter import Meter
 from ml.training.optimizers import apply_schedule
 from ml.training.progress import Progress, progress_on
-from ml.training.router_load import spread
+from ml.training.records import Records
 from ml.training.run_folder import RunFolder
+from ml.training.samples import SampleFile
 from ml.training.signals import Requests, noted_signals
-from ml.training.state_files import read_state, read_weights, snapshot
-from ml.training.step import StepResult, train_step
+from ml.training.state_files import read_state, snapshot
+from ml.training.step import train_step
 from ml.training.trackers import Tracking
 from ml.training.trainer import Trainer
+from ml.training.validation_sets import ValidationSet
 from ml.training.windows import Windows
 
 
@@ -35,13 +35,6 @@ class Outcome(NamedTuple):
 
     step: int
     is_finished: bool
-
-
-class Initial(NamedTuple):
-    """The weights that a fresh run starts from."""
-
-    checkpoint: Path
-    may_differ: tuple[str, ...] = ()  # patterns of the names of weights that it need not have
 
 
 def train(
@@ -115,14 +108,16 @@ class Training:
         self.device = device
         self.progress = progress
         self.requests = requests
-        self.saver = trainer.checkpoints.open(run.checkpoints, run.flush_metrics)
         self.tracking = tracking
         self.windows = windows
+        self.saver = trainer.checkpoints.open(run.checkpoints, self._flush)
         self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
         flops = flops_per_token(self.state.model, trainer.sequence_length)
         self.meter = Meter(flops, trainer.peak_flops(device).flops_per_second, device)
-        self._router_names = {module: name for name, module in self.state.model.named_modules()}
+        self._records = Records(trainer, self.state, self.meter)
+        self._samples = SampleFile(run.path)
+        self._data_sha256 = trainer.data_sha256(dataset)
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if hasattr(m, "draw")]
         self._saved_step = 0
         self._begun = time.monotonic()
@@ -142,29 +137,22 @@ class Training:
         """
         checkpoint = newest_checkpoint(self.run.checkpoints, self.progress.say)
         if checkpoint is not None:
-            read_state(checkpoint, self.state, self.dataset.sha256)
+            read_state(checkpoint, self.state, self._data_sha256)
             self.progress.say(f"resuming from {checkpoint}")
         elif initial is not None:
-            self._start_from(initial)
-        # What its own validation would add to the record of the last step is measured again where it was broken off.
-        self.run.truncate_metrics(self.state.step - (self.state.unvalidated is not None))
+            initial.read(self.state.model, self.progress.say)
+        unvalidated = self.state.unvalidated
+        self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
+        self._samples.truncate(self.state.step)
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
         if not self.is_finished:
             self.tracking.start(self.run, self.state.step)
         self.meter.restart()
         self.progress.start(self.state.step)
-        if self.state.unvalidated is not None:
-            self._saved_step = 0
-            self._record(self.state.unvalidated, is_validated=True)
-
-    def _start_from(self, initial: Initial) -> None:
-        model = self.state.model
-        kept = read_weights(initial.checkpoint, model, adapter_weights(model), initial.may_differ)
-        self.progress.say(f"starting from the weights of {initial.checkpoint}")
-        if kept:
-            shown = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
-            self.progress.say(f"{len(kept)} weights start as they are made: {shown}")
+        if unvalidated is not None:
+            self._saved_step = 0  # what is saved says that the validation is still to be made
+            self._record(unvalidated)
 
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
@@ -193,10 +181,11 @@ class Training:
         result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
         self.meter.count(batches)
         self.progress.advance(step)
-        is_validated = trainer.validation is not None and trainer.validation.is_due(step, trainer.num_steps)
-        if is_validated or trainer.is_logged(step):
+        if trainer.is_logged(step) or self._due_validations():
             self._require_finite()
-            self._record(self._measured(result), is_validated)
+            self._record(self._records.of(result, self._seconds()))
+        if trainer.samples is not None and trainer.samples.is_due(step, trainer.num_steps):
+            self._sample()
         if self.windows.after(step):
             self.meter.restart()
         if trainer.checkpoints.is_due(step, trainer.num_steps) or self.requests.save:
@@ -214,7 +203,7 @@ class Training:
             return
         self._require_finite()
         self.state.seconds = self._seconds()
-        self.saver.save(snapshot(self.state, self.dataset.sha256, self.run.operative_config()))
+        self.saver.save(snapshot(self.state, self._data_sha256, self.run.operative_config()))
         self._saved_step = self.state.step
         self.meter.restart()
 
@@ -239,36 +228,9 @@ class Training:
         batches = self.trainer.batches(self.dataset, step)
         return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
 
-    def _measured(self, result: StepResult) -> dict[str, Any]:
-        """The record of the step just taken; reading the loss waits for the device."""
-        record = {
-            "step": self.state.step,
-            "tokens": self.state.tokens,
-            "loss": result.loss.item(),
-            "grad_norm": result.grad_norm.item(),
-            "learning_rate": self.trainer.learning_rate(self.state.step),
-            **self.meter.read(),
-            "seconds": self._seconds(),
-            **{name: part.item() for name, part in result.parts.items()},
-            **self._routers(result),
-            **self._skipped(),
-            **(self.trainer.norms.measure(self.state, result.grad_norms) if self.trainer.norms else {}),
-        }
-        return finite(record)
-
-    def _skipped(self) -> dict[str, int]:
-        """How many steps of the run were not taken."""
-        return {} if self.state.skip_step is None else {"skipped_steps": self.state.skip_step.skipped.item()}
-
-    def _routers(self, result: StepResult) -> dict[str, Any]:
-        """How evenly each router spread its tokens in the step just taken."""
-        if not result.loads:
-            return {}
-        return {"routers": {self._router_names[router]: spread(load) for router, load in result.loads.items()}}
-
-    def _record(self, record: dict[str, Any], is_validated: bool) -> None:
+    def _record(self, record: dict[str, Any]) -> None:
         """Adds a step to the metrics, unless its validation is broken off: then it is left to the next process."""
-        validated = self._validated() if is_validated else {}
+        validated = self._validated(self._due_validations())
         if validated is None:
             self.state.unvalidated = record
             return
@@ -278,34 +240,50 @@ class Training:
         self.progress.report(record)
         self.tracking.log(record)
 
-    def _validated(self) -> dict[str, float] | None:
-        """What validation measures, of the weights and of their average where there is one by now.
+    def _due_validations(self) -> list[ValidationSet]:
+        """Those of the step that was just taken."""
+        step, num_steps = self.state.step, self.trainer.num_steps
+        return [one for one in self.trainer.validation_sets if one.validation.is_due(step, num_steps)]
 
-        None when the run was asked to stop before it was done.
+    def _validated(self, due: list[ValidationSet]) -> dict[str, float] | None:
+        """What is measured of the weights, and of their average where there is one by now.
+
+        None when the run was asked to stop before that was done.
         """
-        measured, average = self._validate(), self.state.weight_average
-        if measured is not None and average is not None and average.is_validated(self.state.step):
+        measured = self._measured_on(due)
+        average = self.state.weight_average
+        if due and measured is not None and average is not None and average.is_validated(self.state.step):
             with average.in_place_of_weights():
-                of_average = self._validate()
-            if of_average is None:
-                return None
-            measured |= {f"average_{name}": value for name, value in of_average.items()}
-        self.meter.restart()
+                of_average = self._measured_on(due)
+            averaged = None if of_average is None else {f"average_{name}": x for name, x in of_average.items()}
+            measured = None if averaged is None else measured | averaged
+        if due:
+            self.meter.restart()
         return measured
 
-    def _validate(self) -> dict[str, float] | None:
+    def _measured_on(self, due: list[ValidationSet]) -> dict[str, float] | None:
         trainer = self.trainer
-        result = trainer.validation.measure(
-            self.state.model,
-            self.dataset,
-            trainer.micro_batch_size,
-            trainer.precision,
-            self.device,
-            should_stop=lambda: self.requests.stop is not None,
-        )
-        if result is None:
-            return None
-        return {"validation_loss": result.loss, "validation_bits_per_byte": result.bits_per_byte}
+        where = (trainer.micro_batch_size, trainer.precision, self.device)
+        record: dict[str, float] = {}
+        for one in due:
+            result = one.validation.measure(self.state.model, one.dataset, *where, lambda: bool(self.requests.stop))
+            if result is None:
+                return None
+            record |= one.record(result)
+        return record
+
+    def _sample(self) -> None:
+        self._require_finite()
+        trainer = self.trainer
+        for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device):
+            self._samples.append({"step": self.state.step, **record})
+            self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")
+        self.meter.restart()
+
+    def _flush(self) -> None:
+        """What was measured up to a checkpoint is on the disk before it is."""
+        self.run.flush_metrics()
+        self._samples.flush()
 
     def _require_finite(self) -> None:
         step, guard = self.state.first_nonfinite_step.item(), self.state.skip_step

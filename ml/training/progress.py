@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ _SECONDS_BETWEEN_DRAWINGS = 0.1
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 8
 _FALLBACK_WIDTH = 80
+_VALIDATED = re.compile(r"validation(?:_(\w+))?_bits_per_byte")  # of a set with a name, or of the one without
 
 
 class Progress(Protocol):
@@ -116,7 +118,7 @@ class TerminalProgress:
         shown = {name: text for name, text in described.items() if name != "grad_norm"}
         left = {"left": self._fields.pop("left")} if "left" in self._fields else {}
         self._fields |= shown | left
-        if "validation_bits_per_byte" in described:
+        if any(_VALIDATED.fullmatch(name) for name in described):
             self.say("  ".join([f"step {record['step']}/{self._num_steps}", *described.values()]))
         self._draw()
 
@@ -135,7 +137,8 @@ class TerminalProgress:
         """The line as it is now, at most `width` columns wide."""
         bar = {"bar": self._bar(_SHORTEST_BAR)}
         fields = {**bar, "step": f"step {self._step}/{self._num_steps}", **self._fields}
-        for name in self._DROPPED_FIRST:
+        named = [name for name in self._fields if _VALIDATED.fullmatch(name)]
+        for name in (*named[1:], *self._DROPPED_FIRST, *named):
             if len("  ".join(fields.values())) > width:
                 fields.pop(name, None)
         room = width - len("  ".join(fields.values()))
@@ -166,9 +169,12 @@ def describe(record: Mapping[str, Any]) -> dict[str, str]:
         "learning_rate": lambda value: f"lr {value:.2e}",
         "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
         "mfu": lambda value: f"{value:.1%} MFU",
-        "validation_bits_per_byte": lambda value: f"validation {value:.4f} bits/byte",
     }
-    return {name: text(record[name]) for name, text in formats.items() if record.get(name) is not None}
+    described = {name: text(record[name]) for name, text in formats.items() if record.get(name) is not None}
+    for name, value in record.items():
+        if validated := _VALIDATED.fullmatch(name):
+            described[name] = f"{validated[1] or 'validation'} {value:.4f} bits/byte"
+    return described
 
 
 def duration(seconds: float) -> str:

@@ -17,11 +17,13 @@ from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_param
 from ml.training.peak_flops import PeakFlops, peak_flops
 from ml.training.precision import Float32, Precision, cast_parameters
 from ml.training.profiler import Profiler
+from ml.training.samples import Samples
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.skip_step import SkipStep
 from ml.training.state import TrainState
 from ml.training.trackers import Tracker
 from ml.training.validation import Validation
+from ml.training.validation_sets import ValidationSet, build_validations, open_sets, sha256_of
 from ml.training.weight_average import ExponentialMovingAverage
 from ml.training.windows import Window
 
@@ -36,8 +38,10 @@ class Trainer:
         optimizer: How gradients change the weights.
         schedule: How the learning rate changes over the steps.
         precision: The types in which the model is kept and computes.
-        validation: How the model is measured on held-out text; None for not at all.
+        validation: How the model is measured on held-out text: one set, several by name, or None for not at all. The
+            names are the scopes: `{'books': @Validation}` is told what it measures by `books/Validation.data`.
         checkpoints: When the state is saved.
+        samples: When the model writes something, and what; None for never.
         distillation: What is learned from another model; None is nothing.
         skip_step: Which steps are not taken, such as `@SkipStep`; None takes all of them.
         weight_average: A mean of the weights that is kept beside them, such as `@ExponentialMovingAverage`.
@@ -66,7 +70,7 @@ class Trainer:
         optimizer: Callable[..., Optimizer] = AdamW,
         schedule: Callable[..., Schedule] = CosineSchedule,
         precision: Callable[..., Precision] = Float32,
-        validation: Callable[..., Validation] | None = Validation,
+        validation: Callable[..., Validation] | dict[str, Callable[..., Validation]] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
         distillation: Callable[..., Distillation] | None = None,
         skip_step: Callable[..., SkipStep] | None = None,
@@ -75,6 +79,7 @@ class Trainer:
         norms: Callable[..., Norms] | None = None,
         profiler: Callable[..., Profiler] | None = None,
         memory_snapshot: Callable[..., MemorySnapshot] | None = None,
+        samples: Callable[..., Samples] | None = None,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -107,7 +112,8 @@ class Trainer:
         self.optimizer = child("optimizer", optimizer)
         self.schedule = child("schedule", schedule, num_steps)
         self.precision = child("precision", precision)
-        self.validation = None if validation is None else child("validation", validation)
+        self.validations = build_validations(validation)
+        self.validation_sets: list[ValidationSet] | None = None  # until the data is open
         self.checkpoints = child("checkpoints", checkpoints)
         self.distillation = None if distillation is None else child("distillation", distillation)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
@@ -117,14 +123,16 @@ class Trainer:
         self.profiler = None if profiler is None else child("profiler", profiler, num_steps)
         window = memory_snapshot
         self.memory_snapshot = None if window is None else child("memory_snapshot", window, num_steps)
+        self.samples = None if samples is None else child("samples", samples)
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
-        tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
-        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
-        require(tokens <= vocabulary, "data", f"does not fit the model: {sizes}")
-        problem = self.data.misfit(self.image_format)
-        require(problem is None, "data", f"does not fit the model: {problem}")
+        self._require_that_data_fits("data", self.data)
+        trains_on_some = getattr(self.data, "validation_fraction", None) != 1.0
+        require(trains_on_some, "data", "holds out all that there is, and leaves nothing to train on")
+        for name, validation in self.validations.items():
+            if validation.own_data is not None:
+                self._require_that_data_fits("validation", validation.own_data, f"{name}: " if name else "")
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
@@ -137,6 +145,13 @@ class Trainer:
         require(problem is None, "optimizer", f"does not fit the model: {problem}")
         can_skip = self.skip_step is None or self.optimizer.can_skip
         require(can_skip, "skip_step", f"cannot be used with {type(self.optimizer).__name__}")
+
+    def _require_that_data_fits(self, parameter: str, data: Data, name: str = "") -> None:
+        tokens, vocabulary = data.vocab_size, self.model.vocab_size
+        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
+        require(tokens <= vocabulary, parameter, f"{name}does not fit the model: {sizes}")
+        problem = data.misfit(self.image_format)
+        require(problem is None, parameter, f"{name}does not fit the model: {problem}")
 
     @property
     def image_format(self) -> ImageFormat | None:
@@ -164,16 +179,25 @@ class Trainer:
         return peak_flops(device, self.precision.compute_dtype, self.stated_peak_flops)
 
     def open_data(self) -> Dataset:
-        """Reads the data.
+        """Reads the data, and that of the sets to validate on, which are then `validation_sets`.
 
         Raises:
             DataError: It cannot be used, or there is none to validate on.
+            RunError: It has no place for the samples that are to be written.
         """
         self.open_teacher(torch.device("meta"))
-        dataset = self.data.open(self.sequence_length, self.seed, self.image_format)
-        if self.validation is not None:
-            self.validation.check(dataset)
+        dataset = self._open(self.data)
+        self.validation_sets = open_sets(self.validations, dataset, self._open)
+        if self.samples is not None:
+            self.samples.check(self.data, self.model)
         return dataset
+
+    def _open(self, data: Data) -> Dataset:
+        return data.open(self.sequence_length, self.seed, self.image_format)
+
+    def data_sha256(self, dataset: Dataset) -> str:
+        """Of all that the run is trained and measured on, `dataset` being what `open_data` gave."""
+        return sha256_of(dataset, self.validation_sets)
 
     def open_teacher(self, device: torch.device) -> TeacherModel | None:
         """Loads the model that is learned from, if there is one.

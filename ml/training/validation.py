@@ -1,5 +1,6 @@
 """How well the model predicts text that it was not trained on."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ml.config import configurable, require
-from ml.data import DataError, Dataset
+from ml.config import child, configurable, require
+from ml.config.configurable import reference_to
+from ml.data import Data, Dataset
 from ml.training.precision import Precision
 
 
@@ -25,29 +27,27 @@ class Validation:
 
     Args:
         every: Steps between two measurements; one more is made at the end. None measures at the end only.
-        num_tokens: How many tokens of the held-out text are predicted; None for all of it.
+        num_tokens: How many tokens of the held-out text are predicted; None for all of it, which is what a set with a
+            name does where nothing else is said.
+        data: What is measured, all of it; None is what the data of the run holds out. What a set is made of holds out
+            itself (a mixture) is what is measured of it.
     """
 
-    def __init__(self, every: int | None = 250, num_tokens: int | None = 2**17):
+    def __init__(
+        self,
+        every: int | None = 250,
+        num_tokens: int | None = 2**17,
+        data: Callable[..., Data] | None = None,
+    ):
         require(every is None or every > 0, "every", f"must be positive, not {every}")
         require(num_tokens is None or num_tokens > 0, "num_tokens", f"must be positive, not {num_tokens}")
         self.every = every
         self.num_tokens = num_tokens
+        # Not the scope `data`: what is set there for the data of the run alone would win over the name of the set.
+        self.own_data = None if data is None else child("own_data", data, **_whole(data))
 
     def is_due(self, step: int, num_steps: int) -> bool:
         return step == num_steps or (self.every is not None and step % self.every == 0)
-
-    def check(self, dataset: Dataset) -> None:
-        """Stops before the first step rather than at the first measurement.
-
-        Raises:
-            DataError: No text was held out.
-        """
-        if len(dataset.validation) < 2:
-            raise DataError(
-                "no text is held out to validate on: raise the validation_fraction of Trainer.data, "
-                "or set Trainer.validation = None"
-            )
 
     @torch.no_grad()
     def measure(
@@ -57,24 +57,32 @@ class Validation:
         batch_size: int,
         precision: Precision,
         device: torch.device,
-        should_stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> ValidationResult | None:
-        """Mean loss over the held-out tokens, each predicted once, without dropout.
+        """Mean loss over the held-out tokens, each predicted once, without dropout; the model is then in training.
 
-        None when `should_stop`, which is asked before each batch, said so.
+        stop: is asked before each batch; once it says yes there is no result.
         """
         nats = torch.zeros((), dtype=torch.float64, device=device)
         num_targets = 0
         model.eval()
-        for batch in dataset.validation_batches(batch_size, self.num_tokens):
-            if should_stop():
-                model.train()
-                return None
-            batch = batch.to(device)
-            with precision.autocast(device):
-                nats += model.loss(**batch.inputs).cross_entropy
-            num_targets += batch.num_targets
-        model.train()
+        try:
+            for batch in dataset.validation_batches(batch_size, self.num_tokens):
+                if stop():
+                    return None
+                batch = batch.to(device)
+                with precision.autocast(device):
+                    nats += model.loss(**batch.inputs).cross_entropy
+                num_targets += batch.num_targets
+        finally:
+            model.train()
         total = nats.item()
         num_bytes = dataset.validation_bytes(self.num_tokens)
         return ValidationResult(total / num_targets, total / math.log(2) / num_bytes)
+
+
+def _whole(data: Callable[..., Data]) -> dict[str, float]:
+    """The argument by which `data` holds out all that it has, if it takes one."""
+    reference = reference_to(data)
+    parameters = reference.configurable.parameters if reference else inspect.signature(data).parameters
+    return {"validation_fraction": 1.0} if "validation_fraction" in parameters else {}

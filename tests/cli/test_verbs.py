@@ -137,7 +137,8 @@ def test_generate_goes_on_from_prompts(call, trained, tmp_path):
     ("arguments", "message"),
     [
         ((), "give a text to go on from"),
-        (("--prompt", ""), "give a text to go on from"),
+        (("--prompt", "x", "--num_samples", "0"), "--num_samples cannot be 0"),
+        (("--prompt", "x", "--stop", ""), "--stop cannot be"),
         (("--prompt", "x", "--top_p", "2"), "--top_p cannot be 2.0"),
         (("--prompt", "x", "--temperature", "-1"), "--temperature cannot be -1.0"),
         (("--prompt_file", "nowhere.txt"), "nowhere.txt cannot be read"),

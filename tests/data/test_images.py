@@ -205,7 +205,7 @@ def test_a_model_that_takes_other_images_or_none_is_named(images, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
+        ({"validation_fraction": 1.01}, r"validation_fraction must be in \[0, 1\]"),
         ({"pixel_std": 0.0}, "pixel_std must be positive"),
         ({"pixel_mean": math.nan}, "pixel_mean must be finite"),
         ({"corpus": functools.partial(Shapes, num_images=0)}, "num_images must be positive"),

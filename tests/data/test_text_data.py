@@ -101,7 +101,7 @@ def test_a_corpus_shorter_than_a_sequence_is_refused(data, text, message):
 
 def test_a_fraction_outside_of_its_range_is_refused():
     with pytest.raises(ValueError, match="validation_fraction must be in"):
-        TextData(validation_fraction=1.0)
+        TextData(validation_fraction=1.01)
 
 
 def test_the_default_corpus_holds_out_whole_files():

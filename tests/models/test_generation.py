@@ -4,12 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from mixer_cases import MIXERS
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ml.blocks import DecoderBlock, Pattern, Repeat
 from ml.layers import Attention, Embeddings, GatedDeltaNet, Mamba2, PositionEmbedding
 from ml.models import LanguageModel, materialize
-from ml.models.generation import Sampler, generate
+from ml.models.generation import generate
+from ml.models.sampling import Sampler
 
 V, H = 40, 32
 ATTENTION = partial(Attention, num_heads=4)
@@ -36,6 +38,24 @@ def test_probabilities_are_those_of_transformers(sampler, warpers):
     for warper in warpers:
         expected = warper(None, expected)
     torch.testing.assert_close(sampler.probabilities(logits), expected.softmax(-1))
+
+
+@pytest.mark.parametrize("spread", [0.01, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999, 1.0])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_transformers(top_p, spread):
+    logits = spread * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    expected = TopPLogitsWarper(top_p)(None, logits) if top_p < 1.0 else logits
+    found = Sampler(top_p=top_p).probabilities(logits)
+    # Sums over thousands of float32 numbers, in another order, may end one token earlier or later.
+    assert ((found > 0).sum(-1) - expected.isfinite().sum(-1)).abs().max() <= 1
+    torch.testing.assert_close(found, expected.softmax(-1), rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e30])
+def test_extreme_temperatures_have_finite_probabilities(temperature):
+    probabilities = Sampler(temperature, min_p=0.5, top_p=0.9).probabilities(random_logits())
+    assert probabilities.isfinite().all()
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(6))
 
 
 def test_a_temperature_of_zero_takes_the_likeliest():
@@ -75,8 +95,8 @@ MODELS = {
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
 
 
-def build(decoder, **options) -> LanguageModel:
-    model = materialize(LanguageModel(vocab_size=V, hidden_size=H, decoder=decoder, **options)).eval()
+def build(decoder, seed=0, **options) -> LanguageModel:
+    model = materialize(LanguageModel(vocab_size=V, hidden_size=H, decoder=decoder, **options), seed=seed).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)  # so that the likeliest token is not a matter of rounding
@@ -97,6 +117,44 @@ def test_text_with_a_cache_is_that_without_and_each_prompt_is_by_itself(decoder,
     assert len({tuple(text) for text in expected}) > 1
 
 
+@pytest.mark.parametrize("case", MIXERS.values(), ids=MIXERS)
+def test_every_mixer_decodes_what_it_computes_at_once(case):
+    model = build(partial(Repeat, num_blocks=2, block=partial(DecoderBlock, mixer=case)), seed=2)
+    expected = texts(model, PROMPTS, 40, use_cache=False)
+    assert texts(model, PROMPTS, 40) == expected
+    assert len({tuple(text) for text in expected}) > 1
+
+
+@pytest.mark.slow
+def test_a_thousand_tokens_are_those_without_a_cache():
+    window = partial(DecoderBlock, mixer=partial(ATTENTION, window_size=64))
+    blocks = {**MODELS["hybrid"].keywords["blocks"], "window": window}
+    model = build(partial(Pattern, blocks=blocks, pattern=list(blocks)))
+    assert texts(model, [[1, 2, 3, 4]], 1020) == texts(model, [[1, 2, 3, 4]], 1020, use_cache=False)
+
+
+def test_a_shorter_text_is_the_start_of_a_longer_one():
+    model = build(MODELS["attention"])
+    long = texts(model, sampler=Sampler(), num_tokens=300)  # numbers are drawn 256 at a time
+    assert texts(model, sampler=Sampler(), num_tokens=20) == [text[:20] for text in long]
+
+
+def test_nothing_is_left_for_autograd_and_the_last_logits_alone_are_made():
+    model, tokens = build(MODELS["hybrid"]), torch.randint(0, V, (2, 9))
+    (drawn,) = generate(model, tokens.tolist(), 1, Sampler())
+    assert drawn.is_inference()
+    whole = model(tokens)
+    torch.testing.assert_close(model(tokens, num_logits=1), whole[:, -1:])
+    torch.testing.assert_close(model(tokens, num_logits=4), whole[:, -4:])
+
+
+def test_choices_are_the_first_tokens_of_the_vocabulary():
+    model = build(MODELS["attention"])
+    drawn = torch.tensor(texts(model, sampler=Sampler(3.0), num_tokens=60))
+    assert drawn.max() >= 10
+    assert torch.tensor(texts(model, sampler=Sampler(3.0), num_tokens=60, num_choices=10)).max() < 10
+
+
 def test_seeds_change_what_is_drawn_and_nothing_else_does():
     model = build(MODELS["attention"])
     first = texts(model, sampler=Sampler(), seed=1)
@@ -111,5 +169,6 @@ def test_more_tokens_than_positions_and_empty_prompts_are_refused():
     assert len(texts(model, num_tokens=5)[0]) == 5
     with pytest.raises(ValueError, match="a prompt of 7 tokens and 6 more are beyond the model's 12 positions"):
         texts(model, num_tokens=6)
-    with pytest.raises(ValueError, match="one token or more"):
-        texts(model, [[1], []])
+    for prompts in ([[1], []], []):
+        with pytest.raises(ValueError, match="one token or more"):
+            texts(model, prompts)

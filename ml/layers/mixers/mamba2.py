@@ -13,7 +13,7 @@ from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.initialization import ones
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.state_space_duality import ssd_chunked
+from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
@@ -115,7 +115,10 @@ class Mamba2(nn.Module):
             dt = dt.clamp(*self.dt_limit)
         A = -torch.exp(self.A_log.to(wide))
         starts, kept = context.document_starts(), context.state(self)
-        y, state = ssd_chunked(x, dt, A, B, C, kept, starts, chunk_size=self.chunk_size)
+        if x.shape[1] == 1:  # a token while decoding: there is nothing to compute at once
+            y, state = ssd_reference(x, dt, A, B, C, kept, starts)
+        else:
+            y, state = ssd_chunked(x, dt, A, B, C, kept, starts, chunk_size=self.chunk_size)
         context.keep(self, state)
         return y + x * self.D.to(wide)[:, None]
 

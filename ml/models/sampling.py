@@ -1,0 +1,78 @@
+"""Which token comes next, given the logits of all."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_NUM_LIKELIEST = 1024  # sorted at first; what top_p keeps of a vocabulary is nearly always among them
+
+
+class Sampler(NamedTuple):
+    """How a token is chosen from logits.
+
+    temperature: divides them; 0 takes the likeliest. top_k: only so many of the likeliest stay. top_p: only the
+    likeliest that together have this probability (Holtzman et al. 2019). min_p: only those with at least this part of
+    the probability of the likeliest (Nguyen et al. 2024). They are applied in this order; tokens that are as likely as
+    the last that stays stay too.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, V) -> (B, V): what is drawn from."""
+        if self.temperature == 0.0:
+            return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        logits = self._scaled(logits)
+        least = self._least(logits)
+        return (logits if least is None else logits.masked_fill(logits < least, -torch.inf)).softmax(-1)
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """(B, V) -> (B): the token at which the sum of the probabilities passes `uniform` (B), numbers in [0, 1)."""
+        if self.temperature == 0.0:
+            return logits.argmax(-1)
+        sums = self.probabilities(logits).double().cumsum(-1)
+        places = torch.searchsorted(sums, (uniform[:, None] * sums[:, -1:]).contiguous(), right=True)
+        return places[:, 0].clamp(max=logits.shape[-1] - 1)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """The largest is 0, so that no temperature, however small, makes an infinite one."""
+        logits = logits.float()
+        return (logits - logits.amax(-1, keepdim=True)) / self.temperature
+
+    def _least(self, logits: Tensor) -> Tensor | None:
+        """The smallest logit that stays, (B, 1), of those whose largest is 0; None where all stay."""
+        bounds = []
+        top_p = None if self.top_p == 1.0 else self.top_p
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            likeliest = logits.topk(self.top_k, dim=-1).values  # sorted
+            bounds.append(likeliest[:, -1:])
+            if top_p is not None:
+                bounds.append(_nucleus(likeliest, likeliest.logsumexp(-1, keepdim=True), top_p)[0])
+        elif top_p is not None:
+            bounds.append(_nucleus_of_all(logits, top_p))
+        if self.min_p:
+            bounds.append(torch.full_like(logits[:, :1], self.min_p).log())
+        return torch.stack(bounds).amax(0) if bounds else None
+
+
+def _nucleus_of_all(logits: Tensor, top_p: float) -> Tensor:
+    """Where the nucleus of all tokens ends. To sort a large vocabulary would take longer than all the rest."""
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    num_likeliest = min(_NUM_LIKELIEST, logits.shape[-1])
+    least, is_whole = _nucleus(logits.topk(num_likeliest, dim=-1).values, normalizer, top_p)
+    if num_likeliest < logits.shape[-1] and not is_whole.all():
+        least, _ = _nucleus(logits.sort(dim=-1, descending=True).values, normalizer, top_p)
+    return least
+
+
+def _nucleus(likeliest: Tensor, normalizer: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The last logit (B, 1) of the fewest that have `top_p` together, and (B) whether these ones, in order, have it."""
+    sums = (likeliest - normalizer).exp().cumsum(-1)
+    before = F.pad(sums[:, :-1], (1, 0))  # of all that are likelier
+    num_kept = (before < top_p).sum(-1, keepdim=True)
+    return likeliest.gather(-1, num_kept - 1), sums[:, -1] >= top_p

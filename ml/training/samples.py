@@ -1,0 +1,149 @@
+"""What the model writes, now and then while it is trained."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ml.config import configurable, require
+from ml.data import Data
+from ml.models import LanguageModel
+from ml.models.sampling import Sampler
+from ml.training.errors import RunError, RunFailure
+from ml.training.evaluation.continuations import continue_texts, encode_prompt
+from ml.training.files import write_atomically
+from ml.training.precision import Precision
+
+
+@configurable
+class Samples:
+    """Goes on from a few prompts, with the same draws each time, so that what changes is the model.
+
+    Training is not touched: the weights are, to the last bit, those of a run without samples.
+
+    Args:
+        every: Steps between two times; once more at the end. None is at the end only.
+        prompts: What to go on from, one text or several; an empty one starts a document.
+        num_tokens: At most, for each.
+        temperature: As for `python -m ml generate`, with
+        top_k:
+        top_p: and
+        min_p: likewise.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self,
+        every: int | None = 500,
+        prompts: str | list[str] = "",
+        num_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int = 0,
+    ):
+        require(every is None or every > 0, "every", f"must be positive, not {every}")
+        require(len(prompts) > 0 or isinstance(prompts, str), "prompts", "must name one text or more")
+        require(num_tokens > 0, "num_tokens", f"must be positive, not {num_tokens}")
+        require(temperature >= 0.0, "temperature", f"must not be negative: {temperature}")
+        require(top_k is None or top_k > 0, "top_k", f"must be positive, not {top_k}")
+        require(top_p is None or 0.0 < top_p <= 1.0, "top_p", f"must be above 0 and at most 1, not {top_p}")
+        require(min_p is None or 0.0 <= min_p <= 1.0, "min_p", f"must be from 0 to 1, not {min_p}")
+        self.every = every
+        self.prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.num_tokens = num_tokens
+        self.sampler = Sampler(temperature, top_k, top_p, min_p)
+        self.seed = seed
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        return step == num_steps or (self.every is not None and step % self.every == 0)
+
+    def check(self, data: Data, model: LanguageModel) -> None:
+        """Stops before the first step rather than at the first sample.
+
+        Raises:
+            RunError: A prompt cannot be gone on from, or not as far.
+        """
+        longest, limit = max(map(len, self._encoded(data))), model.max_sequence_length
+        if limit is not None and longest + self.num_tokens > limit:
+            raise RunError(
+                f"Samples.num_tokens = {self.num_tokens} after a prompt of {longest} tokens is more than the {limit} "
+                "positions of the model"
+            )
+
+    def draw(
+        self, model: LanguageModel, data: Data, precision: Precision, device: torch.device
+    ) -> Iterator[dict[str, str]]:
+        """Yields each prompt and what follows it; the model is in training before and after."""
+        model.eval()
+        try:
+            # Compiled blocks would be compiled again for each length.
+            with precision.autocast(device), torch.compiler.set_stance("force_eager"):
+                continuations = continue_texts(
+                    model,
+                    data.tokenizer,
+                    self._encoded(data),
+                    self.num_tokens,
+                    self.sampler,
+                    self.seed,
+                    stops=[data.separator],
+                )
+        finally:
+            model.train()
+        for prompt, continuation in zip(self.prompts, continuations, strict=True):
+            yield {"prompt": prompt, "text": continuation.text}
+
+    def _encoded(self, data: Data) -> list[list[int]]:
+        try:
+            return [encode_prompt(prompt, data.tokenizer, data.separator) for prompt in self.prompts]
+        except ValueError as error:
+            raise RunError(f"Samples.prompts: {error}") from error
+
+
+class SampleFile:
+    """`samples.jsonl` in the folder of a run: one object a text, with the step."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "samples.jsonl"
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds a line; it is in the file when this returns.
+
+        Raises:
+            RunFailure: The disk takes no more.
+        """
+        with self._disk(), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def truncate(self, step: int) -> None:
+        """Forgets what was written after `step`, and a line that a crash cut off."""
+        if not self.path.exists():
+            return
+        with self._disk():
+            kept = "".join(json.dumps(record) + "\n" for record in self.records() if record["step"] <= step)
+            write_atomically(self.path, kept)
+
+    def flush(self) -> None:
+        """Returns when the samples would survive a power failure."""
+        if self.path.exists():
+            with self._disk(), self.path.open("a") as file:
+                os.fsync(file.fileno())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All whole lines."""
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    yield json.loads(line)
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFailure(f"cannot write samples to {self.path}: {error.strerror}") from error
