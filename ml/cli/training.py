@@ -86,7 +86,9 @@ def run(job: Job, run_dir: str | None) -> int:
     folder.write_config(config.text, config.operative, config.provenance())
     folder.write_environment(dataset.describe())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
+    print(
+        f"{config.name}: {count:,} parameters, {dataset.num_train_tokens:,} tokens to train on, {device}, {folder.path}"
+    )
     train(trainer, dataset, folder, device, initial=job.init_from.checkpoint() if job.init_from else None)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from ml.data import Batch, Dataset
+from ml.data import Batch, DataError, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.adapters import adapter_weights
@@ -57,20 +57,23 @@ def train(
 
     Raises:
         RunError: The folder or the initial weights do not fit the run.
-        RunFailure: The loss is not finite, or the disk takes no more. Checkpoints that were there still are.
+        DataError: The first batch cannot be made.
+        RunFailure: The loss is not finite, the disk takes no more, or the data is not there any more. Checkpoints that
+            were there still are.
     """
     run.create()
     progress = progress_on(stream, trainer.num_steps)
     with stop_on_signals() as stop, contextlib.closing(progress):
         training = Training(trainer, dataset, run, device, progress)
         training.resume(initial)
-        for batches in training.batches():
-            if training.state.step:
-                training.advance(batches)
-            else:
-                training.begin(batches)
-            if stop:
-                break
+        with training.reading_data(), contextlib.closing(training.batches()) as steps:
+            for batches in steps:
+                if training.state.step:
+                    training.advance(batches)
+                else:
+                    training.begin(batches)
+                if stop:
+                    break
         training.finish()
     return Outcome(training.state.step, training.state.step >= trainer.num_steps)
 
@@ -117,7 +120,25 @@ class Training:
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
-        return prefetched(self._load, steps)
+        return prefetched(self._load, steps, self.trainer.num_loader_workers)
+
+    @contextlib.contextmanager
+    def reading_data(self) -> Iterator[None]:
+        """Tells data that cannot be used from the start from data that was lost or damaged on the way.
+
+        Raises:
+            DataError: The batches of the first step that this process takes cannot be made.
+            RunFailure: Those of a later one cannot, or the held-out text cannot be read.
+        """
+        first = self.state.step
+        try:
+            yield
+        except DataError as error:
+            if self.state.step == first:
+                raise
+            raise RunFailure(
+                f"the data cannot be read after step {self.state.step}, and training stopped; {self._kept()}. {error}"
+            ) from error
 
     def begin(self, batches: list[Batch]) -> None:
         """Takes the first step of the run, in which parts that do not fit each other are found out.
@@ -218,11 +239,13 @@ class Training:
     def _require_finite(self) -> None:
         step = self.state.first_nonfinite_step.item()
         if step:
-            kept = f"checkpoints/step_{self._saved_step} is from before it" if self._saved_step else "nothing was saved"
             raise RunFailure(
-                f"the loss or its gradient is not finite since step {step}, and training stopped; {kept}. "
+                f"the loss or its gradient is not finite since step {step}, and training stopped; {self._kept()}. "
                 "Try a lower AdamW.learning_rate, more warmup_steps or a lower Trainer.max_grad_norm"
             )
+
+    def _kept(self) -> str:
+        return f"checkpoints/step_{self._saved_step} is from before it" if self._saved_step else "nothing was saved"
 
     def _seconds(self) -> float:
         """What the run has taken so far, in all of its processes."""

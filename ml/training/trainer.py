@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ml.config import child, configurable, require
-from ml.data import Batch, Data, Dataset, ImageFormat, TextData
+from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
+from ml.data.layout import numbers_of_step
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
 from ml.training.checkpoints import Checkpoints
@@ -40,6 +41,8 @@ class Trainer:
         seed: Decides the initial weights, the order of the data and the dropout.
         log_every: Steps between two lines of `metrics.jsonl`.
         compile: Whether each block is compiled by `torch.compile`.
+        num_loader_workers: Threads that make batches while the device works; 0 makes each when it is needed. The
+            batches are the same for any number.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Trainer:
         seed: int = 0,
         log_every: int = 10,
         compile: bool = False,
+        num_loader_workers: int = 1,
     ):
         counts = {"num_steps": num_steps, "batch_size": batch_size, "sequence_length": sequence_length}
         for name, count in {**counts, "log_every": log_every}.items():
@@ -70,6 +74,7 @@ class Trainer:
         require(fits, "micro_batch_size", f"must divide Trainer.batch_size ({batch_size}), not be {micro_batch_size}")
         require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
         require(seed >= 0, "seed", f"must not be negative: {seed}")
+        require(num_loader_workers >= 0, "num_loader_workers", f"must not be negative: {num_loader_workers}")
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.sequence_length = sequence_length
@@ -77,6 +82,7 @@ class Trainer:
         self.seed = seed
         self.log_every = log_every
         self.compile = compile
+        self.num_loader_workers = num_loader_workers
         self.model = model()
         self.data = child("data", data)
         self.optimizer = child("optimizer", optimizer)
@@ -88,10 +94,7 @@ class Trainer:
         self._require_that_parts_fit()
 
     def _require_that_parts_fit(self) -> None:
-        tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
-        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
-        require(tokens <= vocabulary, "data", f"does not fit the model: {sizes}")
-        problem = self.data.misfit(self.image_format)
+        problem = self._data_misfit()
         require(problem is None, "data", f"does not fit the model: {problem}")
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
@@ -101,6 +104,13 @@ class Trainer:
         require(not open_depths, "model", f"scales {', '.join(open_depths[:3])} with the depth, and it {place}")
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
+
+    def _data_misfit(self) -> str | None:
+        """Why the data does not suit the model; None where it does, as far as that is known before it is opened."""
+        tokens, vocabulary = self.data.vocab_size, self.model.vocab_size
+        if tokens is not None and tokens > vocabulary:
+            return f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
+        return self.data.misfit(self.image_format)
 
     @property
     def image_format(self) -> ImageFormat | None:
@@ -117,6 +127,8 @@ class Trainer:
         """
         self.open_teacher(torch.device("meta"))
         dataset = self.data.open(self.sequence_length, self.seed, self.image_format)
+        if problem := self._data_misfit():  # of files that were not there when the configuration was checked
+            raise DataError(f"the data does not fit the model: {problem}")
         if self.validation is not None:
             self.validation.check(dataset)
         return dataset
@@ -140,9 +152,15 @@ class Trainer:
         self.model.train()
         return TrainState(self.model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device))
 
-    def batches(self, dataset: Dataset, step: int) -> list[Batch]:
-        """The micro-batches of a step."""
-        return dataset.batch((step - 1) * self.batch_size, self.batch_size).split(self.micro_batch_size)
+    def batches(self, dataset: Dataset, step: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
+        """The micro-batches that a rank takes in a step.
+
+        Raises:
+            DataError: They cannot be read, or hold a token that the model does not have.
+        """
+        numbers = numbers_of_step(step, self.batch_size, rank, num_ranks)
+        batch = dataset.batch(numbers.start, len(numbers)).require_below(self.model.vocab_size)
+        return batch.split(self.micro_batch_size)
 
     def learning_rate(self, step: int) -> float:
         """Before the scales of single parameters."""

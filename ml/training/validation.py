@@ -42,7 +42,7 @@ class Validation:
         Raises:
             DataError: No text was held out.
         """
-        if len(dataset.validation) < 2:
+        if dataset.num_validation_tokens < 1:
             raise DataError(
                 "no text is held out to validate on: raise the validation_fraction of Trainer.data, "
                 "or set Trainer.validation = None"

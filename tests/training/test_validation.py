@@ -19,7 +19,7 @@ def test_bits_per_byte_is_the_mean_over_single_bytes_each_predicted_once(tiny, n
     dataset = trainer.data.open(trainer.sequence_length, trainer.seed)
     result = trainer.validation.measure(state.model, dataset, 3, Float32(), CPU)
 
-    text = torch.from_numpy(dataset.validation.astype("int64"))
+    text = torch.from_numpy(dataset.validation.tokens.astype("int64"))
     end = len(text) - 1 if num_tokens is None else num_tokens
     nats = []
     state.model.eval()

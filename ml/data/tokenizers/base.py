@@ -54,6 +54,10 @@ class Tokenizer(abc.ABC):
         Special tokens stand for none.
         """
 
+    def special_token(self, text: str) -> int | None:
+        """The special token that is written as `text`, such as "<|im_start|>"; None where there is none."""
+        return None
+
     @abc.abstractmethod
     def save(self, folder: Path) -> SavedArguments:
         """Writes the files that it is made of into `folder`, which exists, and tells how to make it from them."""
