@@ -2,5 +2,15 @@
 
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.bytes import ByteTokenizer
+from ml.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from ml.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from ml.data.tokenizers.tiktoken import TiktokenTokenizer
 
-__all__ = ["ByteTokenizer", "SavedArguments", "Tokenizer"]
+__all__ = [
+    "ByteTokenizer",
+    "HuggingFaceTokenizer",
+    "SavedArguments",
+    "SentencePieceTokenizer",
+    "TiktokenTokenizer",
+    "Tokenizer",
+]

@@ -45,7 +45,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, tokens: np.ndarray) -> str:
-        """The text of `tokens`; special ones show as they are written."""
+        """The text of `tokens`; special ones show as the library shows them."""
 
     @abc.abstractmethod
     def num_bytes(self, tokens: np.ndarray) -> int:
