@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, generate, show
+from ml.cli import configs, diff, explain, generate, prepare, show
+from ml.cli.entry import gin_flags_as_bindings
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate}
+VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate, "prepare": prepare}
 
 
 def main(arguments: list[str]) -> int:
@@ -17,7 +18,7 @@ def main(arguments: list[str]) -> int:
     for name, module in VERBS.items():
         summary = module.__doc__.splitlines()[0]
         module.add_arguments(verbs.add_parser(name, help=summary, description=summary))
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(gin_flags_as_bindings(arguments))
     try:
         VERBS[parsed.verb].run(parsed)
         sys.stdout.flush()
