@@ -45,13 +45,16 @@ class Batch(NamedTuple):
 
     @classmethod
     def interleaved(cls, batches: Sequence[Self], rows: np.ndarray) -> Self:
-        """The sequences of several batches in one: the n-th of all of them becomes row `rows[n]`."""
+        """The sequences of several batches in one: the n-th of all of them becomes row `rows[n]`.
+
+        All of them tell documents apart, or none does.
+        """
         if len(batches) == 1 and (rows == np.arange(len(rows))).all():
             return batches[0]
         order = torch.from_numpy(np.argsort(rows))
         documents = None
-        if any(batch.documents is not None for batch in batches):
-            documents = torch.cat([batch._all_documents() for batch in batches])[order]
+        if batches[0].documents is not None:
+            documents = torch.cat([batch.documents for batch in batches])[order]
         images, counts = _interleaved_images(batches, order)
         return cls(
             torch.cat([batch.tokens for batch in batches])[order],
@@ -62,9 +65,9 @@ class Batch(NamedTuple):
             documents,
         )
 
-    def _all_documents(self) -> Tensor:
-        """A sequence in which nothing is told apart is one document."""
-        return torch.zeros_like(self.tokens) if self.documents is None else self.documents
+    def with_documents(self) -> Self:
+        """Tells documents apart, each sequence being one where nothing was told apart."""
+        return self if self.documents is not None else self._replace(documents=torch.zeros_like(self.tokens))
 
     def require_below(self, vocab_size: int) -> Self:
         """Itself, if no token and no target is `vocab_size` or more.

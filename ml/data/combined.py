@@ -73,6 +73,7 @@ class CombinedDataset(Dataset):
         self.num_validation_tokens = sum(part.num_validation_tokens for part in self._ordered)
         self.num_sequences = sum(part.num_sequences for part in self._ordered)
         self.sequence_length = self._ordered[0].sequence_length
+        self.separates_documents = any(part.separates_documents for part in self._ordered)
         self.tokenizer = self._ordered[0].tokenizer
         named = " ".join(f"{name}={part.sha256}" for name, part in parts.items())
         self.sha256 = hashlib.sha256(named.encode()).hexdigest()
@@ -87,7 +88,9 @@ class CombinedDataset(Dataset):
         for part in np.unique(part_of).tolist():
             here = np.flatnonzero(part_of == part)
             rows.append(here)
-            batches.append(self._ordered[part].sequences(number_there[here]))
+            batch = self._ordered[part].sequences(number_there[here])
+            # Of whichever parts the sequences are: a batch must not depend on how many ranks share it.
+            batches.append(batch.with_documents() if self.separates_documents else batch)
         return Batch.interleaved(batches, np.concatenate(rows))
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:

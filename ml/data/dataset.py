@@ -15,13 +15,15 @@ class Dataset(abc.ABC):
     """Data that was opened: sequences to train on by their number, held-out ones from the first.
 
     num_train_tokens, num_validation_tokens: tokens that are there to be predicted. num_sequences: those of an epoch to
-    train on. sha256: of all that a batch is made from.
+    train on. separates_documents: whether batches to train on tell documents apart. sha256: of all that a batch is made
+    from.
     """
 
     num_train_tokens: int
     num_validation_tokens: int
     num_sequences: int
     sequence_length: int
+    separates_documents: bool = False
     sha256: str
     tokenizer: Tokenizer
 

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ml.config import REQUIRED, configurable, require
+from ml.data.errors import DataError
 from ml.data.randomness import derive_seed, random_integers
 from ml.data.streams import TokenStream
+from ml.data.tokenizers import Tokenizer
 
 _RESOLUTION = 2**32  # of the draws that are compared with a rate
 
@@ -35,46 +37,64 @@ class FillInTheMiddle:
     Args:
         rate: The part of the documents that are turned round.
         spm_rate: The part of those that are in the order SPM.
-        prefix_id: The token `<prefix>`, one that the text does not use; it may lie behind those of the tokenizer.
-        suffix_id: The token `<suffix>`.
-        middle_id: The token `<middle>`.
+        prefix: The token `<prefix>`: a number, which may lie behind those of the tokenizer, or how a special token of
+            the tokenizer is written. The text must not use it.
+        suffix: Likewise `<suffix>`.
+        middle: Likewise `<middle>`.
     """
 
     def __init__(
         self,
         rate: float = 0.5,
         spm_rate: float = 0.5,
-        prefix_id: int = REQUIRED,
-        suffix_id: int = REQUIRED,
-        middle_id: int = REQUIRED,
+        prefix: int | str = REQUIRED,
+        suffix: int | str = REQUIRED,
+        middle: int | str = REQUIRED,
     ):
         require(0.0 <= rate <= 1.0, "rate", f"must be a probability, not {rate}")
         require(0.0 <= spm_rate <= 1.0, "spm_rate", f"must be a probability, not {spm_rate}")
-        require(prefix_id >= 0, "prefix_id", f"must not be negative: {prefix_id}")
-        require(suffix_id >= 0 and suffix_id != prefix_id, "suffix_id", f"must be a token of its own, not {suffix_id}")
-        is_own = middle_id >= 0 and middle_id not in (prefix_id, suffix_id)
-        require(is_own, "middle_id", f"must be a token of its own, not {middle_id}")
+        self.sentinels = {"prefix": prefix, "suffix": suffix, "middle": middle}
+        for place, (name, token) in enumerate(self.sentinels.items()):
+            is_own = token not in list(self.sentinels.values())[:place]
+            require(isinstance(token, str) or token >= 0, name, f"must not be negative: {token}")
+            require(is_own, name, f"must be a token of its own, not {token!r}")
         self.rate = rate
         self.spm_rate = spm_rate
-        self.sentinels = Sentinels(prefix_id, suffix_id, middle_id)
 
-    def of(self, stream: TokenStream, seed: int) -> TokenStream:
-        """The stream with some of its documents turned round; nothing is read yet."""
-        return _TurnedStream(stream, self, derive_seed(seed, "fill in the middle"))
+    def of(self, stream: TokenStream, tokenizer: Tokenizer, seed: int) -> TokenStream:
+        """The stream with some of its documents turned round; nothing is read yet.
+
+        Raises:
+            DataError: The tokenizer has no such special token, or two of the three are one.
+        """
+        tokens = {name: self._token(name, token, tokenizer) for name, token in self.sentinels.items()}
+        if len(set(tokens.values())) < len(tokens):
+            raise DataError(f"the sentinels of FillInTheMiddle must be three different tokens, not {tokens}")
+        return _TurnedStream(stream, self, Sentinels(**tokens), derive_seed(seed, "fill in the middle"))
+
+    def _token(self, name: str, token: int | str, tokenizer: Tokenizer) -> int:
+        if isinstance(token, int):
+            return token
+        found = tokenizer.special_token(token)
+        if found is None:
+            raise DataError(f"the tokenizer has no special token {token!r} (FillInTheMiddle.{name})")
+        return found
 
 
 def vocab_size_with(vocab_size: int | None, fill_in_the_middle: FillInTheMiddle | None) -> int | None:
     """All tokens of a tokenizer with so many, and the sentinels if there are some, are below this number."""
     if vocab_size is None or fill_in_the_middle is None:
         return vocab_size
-    return max(vocab_size, *(token + 1 for token in fill_in_the_middle.sentinels))
+    numbers = [token for token in fill_in_the_middle.sentinels.values() if isinstance(token, int)]
+    return max([vocab_size, *(token + 1 for token in numbers)])
 
 
 class _TurnedStream(TokenStream):
     """Reads a document as the slices that it is made of, so that no document has to be read whole."""
 
-    def __init__(self, stream: TokenStream, options: FillInTheMiddle, seed: int):
+    def __init__(self, stream: TokenStream, options: FillInTheMiddle, sentinels: Sentinels, seed: int):
         self._stream = stream
+        self._sentinels = sentinels
         self._options = options
         self._seed = seed
         self.num_end_tokens = stream.num_end_tokens
@@ -82,7 +102,7 @@ class _TurnedStream(TokenStream):
         self._lengths = np.maximum(stream.ends - self._starts - stream.num_end_tokens, 0)  # without what ends them
         is_drawn = self._drawn("turn", np.arange(len(self._lengths))) < options.rate * _RESOLUTION
         self._is_turned = is_drawn & (self._lengths > 0)
-        self.ends = stream.ends + np.cumsum(len(options.sentinels) * self._is_turned)
+        self.ends = stream.ends + np.cumsum(len(sentinels) * self._is_turned)
         self.num_tokens = int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -105,7 +125,7 @@ class _TurnedStream(TokenStream):
         start, end = int(self._starts[document]), int(self._stream.ends[document])
         if not self._is_turned[document]:
             return [(start, end)]
-        prefix_id, suffix_id, middle_id = self._options.sentinels
+        prefix_id, suffix_id, middle_id = self._sentinels
         first, second = self._cuts(document)
         stop = start + int(self._lengths[document])
         prefix, middle, suffix = (start, start + first), (start + first, start + second), (start + second, stop)

@@ -39,8 +39,8 @@ class TokenDataset(Dataset):
         self.num_validation_tokens = max(validation.num_tokens - 1, 0)
         self.tokenizer = tokenizer
         self._sampling = sampling
-        self._separate = sampling.separates_documents if separate_documents is None else separate_documents
-        self._sequences = sampling.sequences(train, sequence_length, seed, self._separate)
+        self.separates_documents = sampling.separates_documents if separate_documents is None else separate_documents
+        self._sequences = sampling.sequences(train, sequence_length, seed, self.separates_documents)
         self.num_sequences = self._sequences.num_sequences
         self._held_out: dict[int | None, Sequences] = {}
         self._num_bytes: dict[int | None, int] = {}
@@ -69,6 +69,6 @@ class TokenDataset(Dataset):
 
     def _validation(self, num_tokens: int | None) -> Sequences:
         if num_tokens not in self._held_out:
-            made = self._sampling.in_order(self.validation, self.sequence_length, self._separate, num_tokens)
+            made = self._sampling.in_order(self.validation, self.sequence_length, self.separates_documents, num_tokens)
             self._held_out[num_tokens] = made
         return self._held_out[num_tokens]
