@@ -179,7 +179,8 @@ class TokenFolder:
         tokens = np.empty((len(starts), length), self.dtype)
         for row, start in zip(tokens, starts, strict=True):
             self._fill(row, int(start))
-        if tokens.size and tokens.max() >= self.vocab_size:
+        fills_type = self.vocab_size > np.iinfo(self.dtype).max
+        if not fills_type and tokens.size and tokens.max() >= self.vocab_size:
             self._refuse(tokens, starts)
         return tokens
 

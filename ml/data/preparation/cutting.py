@@ -19,7 +19,7 @@ FindCut = Callable[[bytearray, int], int]
 
 
 class Position(NamedTuple):
-    """How far the sources are cut: the next one, and how many of its bytes or row groups, and lines or rows, are behind."""
+    """How far the sources are cut: the next one, and its bytes or row groups, and lines or rows, that are behind."""
 
     source: int = 0
     offset: int = 0

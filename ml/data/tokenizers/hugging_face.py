@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ml.config import configurable
+from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
 from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
@@ -35,7 +35,7 @@ class HuggingFaceTokenizer(Tokenizer):
             calls `eos_token`, else one that is usual, such as "<|endoftext|>"; there may be none.
     """
 
-    def __init__(self, path: str, end_of_document: str | None = None):
+    def __init__(self, path: str = REQUIRED, end_of_document: str | None = None):
         self.path = path
         self._end_of_document = end_of_document
 
@@ -74,6 +74,9 @@ class HuggingFaceTokenizer(Tokenizer):
             DataError: Tokens of such a tokenizer do not stand for certain bytes.
         """
         return self._bytes.num_bytes(tokens)
+
+    def special_token(self, text: str) -> int | None:
+        return next((token for token, name in self._special.items() if name == text), None)
 
     def save(self, folder: Path) -> SavedArguments:
         (folder / _FILE).write_text(self._content, encoding="utf-8", newline="")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.config import configurable
+from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
 from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
@@ -30,7 +30,7 @@ class SentencePieceTokenizer(Tokenizer):
         path: The .model file.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str = REQUIRED):
         self.path = path
 
     @functools.cached_property

@@ -83,6 +83,9 @@ class TiktokenTokenizer(Tokenizer):
     def num_bytes(self, tokens: np.ndarray) -> int:
         return self._bytes.num_bytes(tokens)
 
+    def special_token(self, text: str) -> int | None:
+        return self._encoding._special_tokens.get(text)
+
     def save(self, folder: Path) -> SavedArguments:
         """The ranks, also those of a named encoding, whose file may not be there another time."""
         encoding = self._encoding
