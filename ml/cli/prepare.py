@@ -127,7 +127,7 @@ def _positive(name: str, number: int) -> int:
 
 
 def _told(summary) -> str:
-    from ml.data.preparation.prepare import COUNTS
+    from ml.data.preparation.preparing import COUNTS
 
     lines = [f"{count:,} {COUNTS[kind]}" for kind, count in summary.counts.items()]
     for folder in summary.folders:

@@ -16,7 +16,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 
 from ml.data import DataError
 from ml.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, TiktokenTokenizer
-from ml.data.tokenizers.line_ends import LINE_END_AFTER_LETTER, is_cut_at_line_ends
+from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.saved import open_tokenizer, save_tokenizer, verify_tokenizer
 
 ODD = 'def f(x):\n\treturn "schön 漢字 😀 \\N{SNOWMAN}"   # <|endoftext|> and </s>, 12345\r\n\r\n  it\'s  '
@@ -218,7 +218,7 @@ def test_metaspace_with_byte_fallback_has_bytes(tmp_path):
     tokenizer = HuggingFaceTokenizer(str(tmp_path))
     for text in ("a a", "漢 a\n", " "):
         assert tokenizer.num_bytes(tokenizer.encode(text)) == len(text.encode())
-    assert not tokenizer.splits_at_line_ends
+    assert tokenizer.may_cut_behind is None
 
 
 def _published(name: str) -> str:
@@ -274,13 +274,13 @@ def _random_text(generator: np.random.Generator, length: int) -> str:
 def test_text_cut_at_line_ends_has_the_tokens_of_the_whole(name, tmp_path):
     """Every place where it may be cut, in random text of everything that patterns tell apart."""
     tokenizer = small_tokenizers.tiktoken(tmp_path, PATTERNS[name])
-    assert tokenizer.splits_at_line_ends
+    assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END
     generator = np.random.default_rng(0)
     cuts = 0
     for _ in range(300):
         text = _random_text(generator, 60)
         whole, content = tokenizer.encode(text).tolist(), text.encode()
-        for match in LINE_END_AFTER_LETTER.finditer(content):
+        for match in LETTER_BEFORE_LINE_END.finditer(content):
             first, second = content[: match.end()].decode(), content[match.end() :].decode()
             assert [*tokenizer.encode(first), *tokenizer.encode(second)] == whole, (text, match)
             cuts += 1
@@ -299,11 +299,11 @@ def test_hugging_face_may_be_cut_where_nothing_looks_across(tmp_path):
     ]
     for changes in fine:
         tokenizer = small_tokenizers.hugging_face(tmp_path, **changes)
-        assert tokenizer.splits_at_line_ends, changes
+        assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END, changes
         for _ in range(50):
             content = _random_text(generator, 60).encode()
             whole = tokenizer.encode(content.decode()).tolist()
-            for match in LINE_END_AFTER_LETTER.finditer(content):
+            for match in LETTER_BEFORE_LINE_END.finditer(content):
                 pieces = content[: match.end()].decode(), content[match.end() :].decode()
                 assert [*tokenizer.encode(pieces[0]), *tokenizer.encode(pieces[1])] == whole
     word = plain["added_tokens"][0] | {"id": 600, "special": False}
@@ -317,7 +317,7 @@ def test_hugging_face_may_be_cut_where_nothing_looks_across(tmp_path):
         {"added_tokens": [*plain["added_tokens"], word | {"content": "end", "rstrip": True}]},
     ]
     for changes in doubtful:
-        assert not small_tokenizers.hugging_face(tmp_path, **changes).splits_at_line_ends, changes
+        assert small_tokenizers.hugging_face(tmp_path, **changes).may_cut_behind is None, changes
 
 
 def test_of_other_patterns_nothing_is_known():

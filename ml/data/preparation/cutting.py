@@ -1,6 +1,7 @@
 """Cuts sources into tasks, in order and always alike: what is encoded never depends on who encodes it."""
 
 import collections
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
@@ -10,7 +11,6 @@ from ml.data.extras import extra
 from ml.data.preparation.holdout import HeldOut
 from ml.data.preparation.pieces import VALIDATION, LinesPiece, Piece, RowsPiece, TextPiece
 from ml.data.preparation.sources import Content, Source, opened
-from ml.data.tokenizers.line_ends import LINE_END_AFTER_LETTER
 
 _BYTES_AT_ONCE = 2**20
 _FIRST_SEARCHED = 2**12
@@ -41,13 +41,16 @@ class _Cut(NamedTuple):
     num_bytes: int
 
 
-def tasks(sources: Sequence[Source], held_out: HeldOut, may_split: bool, start: Position) -> Iterator[Task]:
+def tasks(
+    sources: Sequence[Source], held_out: HeldOut, text_key: str, cut_behind: re.Pattern[bytes] | None, start: Position
+) -> Iterator[Task]:
     """What is left to encode from `start` on, in tasks of about a megabyte.
 
     Args:
         sources: All of them, read or not.
         held_out: The parts of the text files.
-        may_split: Whether long documents may be cut behind a letter that ends a line; else they are encoded whole.
+        text_key: The column of Parquet files with the text.
+        cut_behind: Long documents may be cut behind what this matches; None: they are encoded whole.
         start: Where to go on, the `end` of a task.
 
     Raises:
@@ -55,7 +58,7 @@ def tasks(sources: Sequence[Source], held_out: HeldOut, may_split: bool, start: 
     """
     pieces: list[Piece] = []
     num_bytes = 0
-    for cut in _cuts(sources, held_out, may_split, start):
+    for cut in _cuts(sources, held_out, text_key, cut_behind, start):
         pieces.append(cut.piece)
         num_bytes += cut.num_bytes
         if num_bytes >= _BYTES_AT_ONCE // 2:
@@ -65,12 +68,14 @@ def tasks(sources: Sequence[Source], held_out: HeldOut, may_split: bool, start: 
         yield Task(pieces, Position(len(sources)), num_bytes)
 
 
-def _cuts(sources: Sequence[Source], held_out: HeldOut, may_split: bool, start: Position) -> Iterator[_Cut]:
+def _cuts(
+    sources: Sequence[Source], held_out: HeldOut, text_key: str, cut_behind: re.Pattern[bytes] | None, start: Position
+) -> Iterator[_Cut]:
     for index in range(start.source, len(sources)):
         source = sources[index]
         begin = start if index == start.source else Position(index)
         if source.kind == "rows":
-            yield from _row_groups(source, begin)
+            yield from _row_groups(source, text_key, begin)
             continue
         with opened(source) as content:
             content.stream.seek(begin.offset)  # a compressed stream is read up to there again
@@ -78,7 +83,7 @@ def _cuts(sources: Sequence[Source], held_out: HeldOut, may_split: bool, start: 
                 yield from _lines(source, content, begin)
             else:
                 stretches = _stretches(held_out.parts[index], held_out.cuts.get(index))
-                yield from _text(source, content, begin, stretches, _behind_last_line_end if may_split else None)
+                yield from _text(source, content, begin, stretches, _finder_of_last(cut_behind))
 
 
 class _Stretch(NamedTuple):
@@ -118,9 +123,9 @@ def _lines(source: Source, content: Content, begin: Position) -> Iterator[_Cut]:
         yield _Cut(piece, Position(begin.source + 1) if is_last else Position(begin.source, offset, line), num_bytes)
 
 
-def _row_groups(source: Source, begin: Position) -> Iterator[_Cut]:
+def _row_groups(source: Source, text_key: str, begin: Position) -> Iterator[_Cut]:
     source.check_unchanged()
-    facts = _parquet_facts(source)
+    facts = _parquet_facts(source, text_key)
     row = begin.row
     for group in range(begin.offset, facts.num_row_groups):
         piece = RowsPiece(source.path, group, row)
@@ -130,12 +135,28 @@ def _row_groups(source: Source, begin: Position) -> Iterator[_Cut]:
         yield _Cut(piece, end, source.size // facts.num_row_groups)
 
 
-def _parquet_facts(source: Source) -> Any:
+def _parquet_facts(source: Source, text_key: str) -> Any:
+    """The metadata of a Parquet file with a column of text.
+
+    Raises:
+        DataError: It is not such a file.
+    """
     pyarrow, parquet = extra("pyarrow", "parquet", str(source.path)), extra("pyarrow.parquet", "parquet", "Parquet")
     try:
-        return parquet.read_metadata(source.path)
+        facts = parquet.read_metadata(source.path)
+        schema = parquet.read_schema(source.path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{source.path} is not a Parquet file: {error}") from error
+    if text_key not in schema.names:
+        raise DataError(
+            f"{source.path} has no column {text_key!r} (--text_key) but {', '.join(map(repr, schema.names)) or 'none'}"
+        )
+    kind = schema.field(text_key).type
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary())
+    if kind not in texts:
+        raise DataError(f"{source.path}: the column {text_key!r} (--text_key) is {kind} and not text")
+    return facts
 
 
 def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> Iterator[tuple[bytes, bool]]:
@@ -169,12 +190,18 @@ def _behind_last_line(block: bytearray, start: int) -> int:
     return block.rfind(b"\n", start) + 1
 
 
-def _behind_last_line_end(block: bytearray, start: int) -> int:
-    """Behind the last letter that a line end follows: sought in the end of the block first."""
-    size = _FIRST_SEARCHED
-    while True:
-        first = max(start, len(block) - size)
-        last = collections.deque(LINE_END_AFTER_LETTER.finditer(block, first), maxlen=1)
-        if last or first == start:
-            return last[0].end() if last else 0
-        size *= 8
+def _finder_of_last(pattern: re.Pattern[bytes] | None) -> FindCut | None:
+    """Finds the last match of the pattern, which is sought in the end of the block first."""
+    if pattern is None:
+        return None
+
+    def behind_last(block: bytearray, start: int) -> int:
+        size = _FIRST_SEARCHED
+        while True:
+            first = max(start, len(block) - size)
+            last = collections.deque(pattern.finditer(block, first), maxlen=1)
+            if last or first == start:
+                return last[0].end() if last else 0
+            size *= 8
+
+    return behind_last

@@ -63,15 +63,20 @@ class OutputFolder:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise DataError(f"another process prepares {self.path} at this moment") from None
-            if (self.path / UNFINISHED).exists():
-                self._compare(plan)
-                yield self._read()
-            else:
-                progress = Progress(Position(), [None] * num_parts, {}, 0)
-                self.write(progress)
-                write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
-                yield progress
-        (self.path / _LOCK).unlink()
+            try:
+                yield self._take_up(plan) if (self.path / UNFINISHED).exists() else self._begin(plan, num_parts)
+            finally:
+                (self.path / _LOCK).unlink()
+
+    def _begin(self, plan: dict[str, Any], num_parts: int) -> Progress:
+        progress = Progress(Position(), [None] * num_parts, {}, 0)
+        self.write(progress)
+        write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
+        return progress
+
+    def _take_up(self, plan: dict[str, Any]) -> Progress | None:
+        self._compare(plan)
+        return self._read()
 
     def write(self, progress: Progress) -> None:
         """Replaces what was known of the progress; what the writers say must be on disk already."""

@@ -1,6 +1,7 @@
 """What a tokenizer is."""
 
 import abc
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +28,13 @@ class Tokenizer(abc.ABC):
     Attributes:
         vocab_size: all tokens are below it, special ones included.
         end_of_document: the token that stands behind each document and in no text; None where there is none.
-        splits_at_line_ends: whether text may be cut between an ASCII letter and a following line end (CR or LF), so
-            that the tokens of both pieces are the tokens of the whole.
+        may_cut_behind: where long text may be cut, in UTF-8: behind any match of this pattern, the tokens of both
+            pieces are the tokens of the whole. None where no such places are known.
     """
 
     vocab_size: int
     end_of_document: int | None
-    splits_at_line_ends: bool = False
+    may_cut_behind: re.Pattern[bytes] | None = None
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:

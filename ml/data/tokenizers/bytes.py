@@ -1,5 +1,6 @@
 """The tokenizer that needs nothing."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ class ByteTokenizer(Tokenizer):
 
     vocab_size = 256
     end_of_document = 0
-    splits_at_line_ends = True
+    may_cut_behind = re.compile(rb"(?=[\x00-\x7f\xc0-\xff])")  # before whatever begins a character
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)

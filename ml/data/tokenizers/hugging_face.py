@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ml.data.errors import DataError
 from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.byte_level import bytes_of_pieces
-from ml.data.tokenizers.line_ends import is_cut_at_line_ends
+from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return None if name is None else self._tokenizer.token_to_id(name)
 
     @functools.cached_property
-    def splits_at_line_ends(self) -> bool:
-        """Whether normalizer, pattern and added tokens are known to leave such places alone."""
-        return _cuts_at_line_ends(self._description)
+    def may_cut_behind(self) -> re.Pattern[bytes] | None:
+        """Behind letters that end a line, where normalizer, pattern and added tokens are known to leave them alone."""
+        return LETTER_BEFORE_LINE_END if _cuts_at_line_ends(self._description) else None
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]

@@ -9,7 +9,7 @@ documents are encoded whole.
 import hashlib
 import re
 
-LINE_END_AFTER_LETTER = re.compile(rb"[A-Za-z](?=[\r\n])")
+LETTER_BEFORE_LINE_END = re.compile(rb"[A-Za-z](?=[\r\n])")
 
 # SHA-256 of the regular expression, as the libraries write it.
 _KNOWN = {

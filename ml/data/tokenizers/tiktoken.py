@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from ml.config import configurable, require
 from ml.data.errors import DataError
 from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
-from ml.data.tokenizers.line_ends import is_cut_at_line_ends
+from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class TiktokenTokenizer(Tokenizer):
         return None if self._end_of_document is None else special[self._end_of_document]
 
     @functools.cached_property
-    def splits_at_line_ends(self) -> bool:
-        """Whether its pattern is known to cut there in any text."""
-        return is_cut_at_line_ends(self._encoding._pat_str)
+    def may_cut_behind(self) -> re.Pattern[bytes] | None:
+        """Behind letters that end a line, where its pattern is known to cut in any text."""
+        return LETTER_BEFORE_LINE_END if is_cut_at_line_ends(self._encoding._pat_str) else None
 
     def encode(self, text: str) -> np.ndarray:
         tokens = self._encoding.encode_to_numpy(text, disallowed_special=())

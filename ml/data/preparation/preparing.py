@@ -90,7 +90,8 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
         display.start(progress.num_bytes, sum(source.size for source in sources))
         with _writers(paths, tokenizer, settings.shard_tokens, progress) as writers:
             run = _Run(folder, writers, progress, display)
-            remaining = tasks(sources, held_out, tokenizer.splits_at_line_ends, progress.position)
+            text_key, cut_behind = settings.reading.text_key, tokenizer.may_cut_behind
+            remaining = tasks(sources, held_out, text_key, cut_behind, progress.position)
             run.take(encoded(remaining, Encoder(tokenizer, settings.reading), settings.num_workers))
             for source in sources:
                 source.check_unchanged()
