@@ -4,11 +4,19 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, explain, generate, prepare, show
+from ml.cli import configs, diff, explain, generate, prepare, show, train_tokenizer
 from ml.cli.entry import gin_flags_as_bindings
 from ml.errors import RunFailure, UserError
 
-VERBS = {"configs": configs, "show": show, "explain": explain, "diff": diff, "generate": generate, "prepare": prepare}
+VERBS = {
+    "configs": configs,
+    "show": show,
+    "explain": explain,
+    "diff": diff,
+    "generate": generate,
+    "prepare": prepare,
+    "train_tokenizer": train_tokenizer,
+}
 
 
 def main(arguments: list[str]) -> int:

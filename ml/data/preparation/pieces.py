@@ -15,6 +15,14 @@ from ml.data.extras import extra
 
 TRAIN, VALIDATION = 0, 1  # the parts of the output
 
+# What is left out or replaced, and how it is told.
+COUNTS = {
+    "empty_documents": "empty documents left out",
+    "skipped_rows": "broken rows left out",
+    "invalid_utf8": "places that are not UTF-8 replaced by U+FFFD",
+    "zero_characters": "zero characters replaced by U+FFFD",
+}
+
 _MOST_NOTES = 3  # of one kind and piece that are told; all are counted
 _ROWS_AT_ONCE = 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -12,7 +12,7 @@ from ml.data.errors import DataError
 from ml.data.preparation.cutting import tasks
 from ml.data.preparation.encoding import Encoded, Encoder, encoded
 from ml.data.preparation.holdout import hold_out_files
-from ml.data.preparation.pieces import Reading
+from ml.data.preparation.pieces import COUNTS, Reading
 from ml.data.preparation.progress_file import OutputFolder, Progress
 from ml.data.preparation.sources import Source
 from ml.data.token_files import TokenFolder
@@ -21,12 +21,6 @@ from ml.data.tokenizers import Tokenizer
 from ml.data.tokenizers.saved import save_tokenizer
 from ml.errors import RunFailure
 
-COUNTS = {
-    "empty_documents": "empty documents left out",
-    "skipped_rows": "broken rows left out",
-    "invalid_utf8": "places that are not UTF-8 replaced by U+FFFD",
-    "zero_characters": "zero characters replaced by U+FFFD",
-}
 _MOST_NOTES = 3  # of one kind that are told
 _SECONDS_BETWEEN_COMMITS = 1.0
 _PARTS = ("train", "validation")
