@@ -17,6 +17,7 @@ import json
 import re
 import sys
 import tempfile
+import threading
 import types
 import typing
 from collections.abc import Iterator
@@ -33,7 +34,9 @@ from ml.config import ConfigError
 from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidates, known_names
 from ml.config.types import mismatch
 from ml.config.values import Reference
-from ml.data import ByteTokenizer, DataError, TextFiles
+from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles
+from ml.data.chat_files import Completion, Conversation
+from ml.data.token_writer import TokenWriter
 from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFolder, Validation, train
 from ml.training.meter import MACHINE_METRICS
 from ml.training.step import train_step
@@ -69,6 +72,13 @@ VisionEncoder.hidden_size = 16
 vision/Repeat.num_blocks = 1
 vision/Attention.causal = False
 vision/Attention.rotary = @TwoDimensionalRotary
+"""
+FILL = """
+TextData.fill_in_the_middle = @FillInTheMiddle
+FillInTheMiddle.prefix = 250
+FillInTheMiddle.suffix = 251
+FillInTheMiddle.middle = 252
+TextFiles.paths = ['text.txt', 'other.txt']
 """
 FILES = "ImageTextData.corpus = @ImageTextFiles\nImageTextFiles.path = 'images.jsonl'"
 BASES = {
@@ -152,6 +162,36 @@ BASES = {
     "skip, average": """
         Trainer.skip_step = @SkipStep
         Trainer.weight_average = @ExponentialMovingAverage""",
+    "packed": "TextData.sampling = @PackedDocuments\nPackedDocuments.window = 40\nTextFiles.paths = ['short']",
+    "fill in the middle": FILL,
+    "token files": """
+        Trainer.data = @TokenFiles
+        TokenFiles.paths = 'tokens'""",
+    "other token files": """
+        Trainer.data = @TokenFiles
+        TokenFiles.paths = 'other_tokens'
+        TokenFiles.fill_in_the_middle = @FillInTheMiddle
+        FillInTheMiddle.prefix = 250
+        FillInTheMiddle.suffix = 251
+        FillInTheMiddle.middle = 252""",
+    "chat": """
+        Trainer.data = @ChatData
+        ChatFiles.paths = 'chat'
+        ChatFiles.on_error = 'skip'
+        Trainer.sequence_length = 160""",
+    "other chat": """
+        Trainer.data = @ChatData
+        ChatFiles.paths = 'other_chat'
+        Trainer.sequence_length = 160""",
+    "mixture": """
+        Trainer.data = @Mixture
+        Mixture.datasets = {'a': @TextData, 'b': @TokenFiles}
+        Mixture.weights = {'a': 1.0, 'b': 2.0}
+        TokenFiles.paths = 'tokens'""",
+    "concatenation": """
+        Trainer.data = @Concatenation
+        Concatenation.datasets = {'a': @TextData, 'b': @TokenFiles}
+        TokenFiles.paths = 'tokens'""",
     "vision": VISION,
     "watched": """
         Trainer.trackers = [@TensorBoard, @WeightsAndBiases]
@@ -175,6 +215,7 @@ def folder():
         for file, factor in (("text.txt", 1), ("other.txt", 7)):
             lines = (f"{number} times {factor} is {number * factor}.\n" for number in range(150))
             Path(file).write_text("".join(lines))
+        write_documents()
         images = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
         for listing, step in (("images.jsonl", 1), ("others.jsonl", 2)):
             with Path(listing).open("w") as lines:
@@ -221,6 +262,51 @@ class Service:
 
     def finish(self, exit_code):
         pass
+
+
+def write_documents():
+    """Short texts, and the same as token files and as conversations, some of which are too long or broken."""
+    texts = [f"Number {number} " + "and on " * (number % 5) for number in range(60)]
+    Path("short").mkdir()
+    for number, text in enumerate(texts):
+        Path(f"short/{number}.txt").write_text(text)
+    for folder, order in (("tokens", 1), ("other_tokens", -1)):
+        for part, documents in (("train", texts[:50]), ("validation", texts[50:])):
+            encoded = [np.append(ByteTokenizer().encode(text), 0) for text in documents[::order]]
+            writer = TokenWriter(Path(folder) / part, ByteTokenizer(), shard_tokens=500)
+            writer.append(np.concatenate(encoded), np.cumsum([len(tokens) for tokens in encoded]), 1)
+            writer.finish({})
+    roles = ("system", "user", "assistant")
+    talks = [{"messages": [{"role": role, "content": f"{role[0]}{n}"} for role in roles]} for n in range(40)]
+    for file, order in (("chat", 1), ("other_chat", -1)):
+        lines = [*map(json.dumps, talks[::order]), json.dumps({"prompt": "a", "completion": "b" * 200})]
+        Path(file).write_text("\n".join([*lines, *(["broken"] if file == "chat" else [])]))
+
+
+@ml.config.configurable
+class OtherPacking(PackedDocuments):
+    """Likewise the one way to pack."""
+
+    def sequences(self, stream, length, seed, separate):
+        return super().sequences(stream, length, seed + 1, separate)
+
+
+@ml.config.configurable
+class OtherChats(ChatCorpus):
+    """Likewise the one source of conversations."""
+
+    def conversations(self):
+        return [Conversation(str(number), Completion("a", str(number))) for number in range(20)]
+
+
+class Watched(io.StringIO):
+    """Takes the progress of a run, and notes how many threads make its batches."""
+
+    num_loaders = 0
+
+    def write(self, text):
+        self.num_loaders = max(self.num_loaders, sum(t.name.startswith("data-") for t in threading.enumerate()))
+        return super().write(text)
 
 
 @ml.config.configurable
@@ -389,14 +475,15 @@ def what_is_left(*bindings: str) -> tuple:
     trainer = build_trainer(loaded(*bindings))
     with tempfile.TemporaryDirectory() as name:
         run = RunFolder(Path(name) / "run")
-        train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
+        stream = Watched()
+        train(trainer, trainer.open_data(), run, CPU, stream=stream)
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
         peak = [f"{record['mfu'] / record['tokens_per_second']:.6g}" for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())
         watched = [shown(file) for folder in WATCHED for file in sorted((run.path / folder).glob("*"))]
         samples = run.path / "samples.jsonl"
         kept.append(samples.read_text() if samples.exists() else "")
-    return json.dumps(metrics), peak, kept, watched, [digest(p) for _, p in named(trainer.model)]
+    return json.dumps(metrics), peak, kept, stream.num_loaders, watched, [digest(p) for _, p in named(trainer.model)]
 
 
 WATCHED = ("tensorboard", "wandb", "profiles")

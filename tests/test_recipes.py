@@ -4,16 +4,20 @@ To accept a change: JUNIPER_UPDATE_GOLDEN=1 python -m pytest tests/test_recipes.
 """
 
 import io
+import json
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 import ml
 from ml.api import build_trainer
+from ml.data import ByteTokenizer
+from ml.data.token_writer import TokenWriter
 from ml.training import RunFolder, train
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,6 +76,8 @@ SMALL = {
     "base.gin": [],
     "recipes/tiny.gin": [],
     "recipes/lora.gin": [],
+    "recipes/chat.gin": [],
+    "recipes/token_files_30m.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/vision_language.gin": ["Shapes.num_images = 60", "Trainer.sequence_length = 56"],
     "recipes/llama_30m.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/llama_1b.gin": [*REPEATED, *HEADS, *GATED],
@@ -127,11 +133,22 @@ def test_a_recipe_of_a_published_shape_has_the_parameters_that_transformers_coun
     assert count - further == sum(p.numel() for p in oracle.parameters())
 
 
+def write_data(texts):
+    """Writes the same as text, as conversations, and as token files."""
+    Path("text.txt").write_text("".join(texts))
+    Path("chat.jsonl").write_text("\n".join(json.dumps({"prompt": "Go on: ", "completion": text}) for text in texts))
+    for part, documents in (("train", texts[:300]), ("validation", texts[300:])):
+        encoded = [np.append(ByteTokenizer().encode(text), 0) for text in documents]
+        writer = TokenWriter(Path("tokens") / part, ByteTokenizer(), shard_tokens=1000)
+        writer.append(np.concatenate(encoded), np.cumsum([len(tokens) for tokens in encoded]), len("".join(documents)))
+        writer.finish({})
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_small_version_of_a_recipe_trains(recipe, tmp_path):
-    (tmp_path / "text.txt").write_text("".join(f"{number} and {number + 1}.\n" for number in range(400)))
-    is_text = recipe != "recipes/vision_language.gin"
-    data = [f"TextFiles.paths = {str(tmp_path / 'text.txt')!r}"] if is_text else []
+def test_a_small_version_of_a_recipe_trains(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data([f"{number} and {number + 1}.\n" for number in range(400)])
+    data = ["TextFiles.paths = 'text.txt'"]  # the recipes of other data name what is written here
     trainer = build_trainer(ml.load(recipe, [*TRAINING, *data, *SMALL[recipe]], allow_unused_bindings=True))
     run = RunFolder(tmp_path / "run")
     outcome = train(trainer, trainer.open_data(), run, torch.device("cpu"), stream=io.StringIO())

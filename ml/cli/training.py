@@ -95,7 +95,8 @@ def run(job: Job, run_dir: str | None) -> int:
     data = describe(trainer.validation_sets, dataset)
     folder.write_environment(data=data, peak_flops=trainer.peak_flops(device).as_json())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(f"{config.name}: {count:,} parameters, {len(dataset.train):,} tokens to train on, {device}, {folder.path}")
+    tokens = f"{dataset.num_train_tokens:,} tokens to train on"
+    print(f"{config.name}: {count:,} parameters, {tokens}, {device}, {folder.path}")
     initial = Initial(job.init_from.checkpoint(), job.init_may_differ) if job.init_from else None
     train(trainer, dataset, folder, device, initial=initial)
     return 0

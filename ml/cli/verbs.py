@@ -4,7 +4,20 @@ import argparse
 import os
 import sys
 
-from ml.cli import configs, diff, evaluate, explain, export, generate, plot, show, sweep
+from ml.cli import (
+    configs,
+    diff,
+    evaluate,
+    explain,
+    export,
+    generate,
+    plot,
+    prepare,
+    show,
+    sweep,
+    train_tokenizer,
+)
+from ml.cli.entry import gin_flags_as_bindings
 from ml.errors import INTERRUPTED, RunFailure, UserError
 
 VERBS = {
@@ -13,6 +26,8 @@ VERBS = {
     "explain": explain,
     "diff": diff,
     "generate": generate,
+    "prepare": prepare,
+    "train_tokenizer": train_tokenizer,
     "evaluate": evaluate,
     "export": export,
     "plot": plot,
@@ -27,7 +42,7 @@ def main(arguments: list[str]) -> int:
     for name, module in VERBS.items():
         summary = module.__doc__.splitlines()[0]
         module.add_arguments(verbs.add_parser(name, help=summary, description=summary))
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(gin_flags_as_bindings(arguments))
     try:
         VERBS[parsed.verb].run(parsed)
         sys.stdout.flush()

@@ -1,12 +1,13 @@
 """What one call of the model is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ml.data.errors import DataError
 from ml.layers.loss import IGNORED
 
 
@@ -42,6 +43,46 @@ class Batch(NamedTuple):
             None if documents is None else torch.from_numpy(documents.astype(np.int64)),
         )
 
+    @classmethod
+    def interleaved(cls, batches: Sequence[Self], rows: np.ndarray) -> Self:
+        """The sequences of several batches in one: the n-th of all of them becomes row `rows[n]`.
+
+        All of them tell documents apart, or none does.
+        """
+        if len(batches) == 1 and (rows == np.arange(len(rows))).all():
+            return batches[0]
+        order = torch.from_numpy(np.argsort(rows))
+        documents = None
+        if batches[0].documents is not None:
+            documents = torch.cat([batch.documents for batch in batches])[order]
+        images, counts = _interleaved_images(batches, order)
+        return cls(
+            torch.cat([batch.tokens for batch in batches])[order],
+            torch.cat([batch.targets for batch in batches])[order],
+            sum(batch.num_targets for batch in batches),
+            images,
+            counts,
+            documents,
+        )
+
+    def with_documents(self) -> Self:
+        """Tells documents apart, each sequence being one where nothing was told apart."""
+        return self if self.documents is not None else self._replace(documents=torch.zeros_like(self.tokens))
+
+    def require_below(self, vocab_size: int) -> Self:
+        """Itself, if no token and no target is `vocab_size` or more.
+
+        Raises:
+            DataError: One is.
+        """
+        largest = int(max(self.tokens.max(), self.targets.max()))
+        if largest >= vocab_size:
+            raise DataError(
+                f"the data holds token {largest}, and LanguageModel.vocab_size is {vocab_size}: "
+                "they were made for another model, or are damaged"
+            )
+        return self
+
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What the loss of a model takes, by name; what there is none of is left out."""
@@ -74,3 +115,14 @@ class Batch(NamedTuple):
     def _each(self, move: Callable[[Tensor], Tensor]) -> Self:
         images, documents = (None if tensor is None else move(tensor) for tensor in (self.images, self.documents))
         return self._replace(tokens=move(self.tokens), targets=move(self.targets), images=images, documents=documents)
+
+
+def _interleaved_images(batches: Sequence[Batch], order: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
+    """The images of several batches with their sequences in another order, and how many each sequence has."""
+    with_images = [batch.images for batch in batches if batch.images is not None]
+    if not with_images:
+        return None, ()
+    counts = [batch.images_per_sequence or (0,) * len(batch.tokens) for batch in batches]
+    flat = [count for part in counts for count in part]
+    pieces = torch.cat(with_images).split(flat)
+    return torch.cat([pieces[row] for row in order.tolist()]), tuple(flat[row] for row in order.tolist())

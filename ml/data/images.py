@@ -11,8 +11,9 @@ from ml.data.batch import Batch
 from ml.data.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.image_files import CaptionedImage, ImageCorpus
-from ml.data.sampling import Sampling, ShuffledEpochs
+from ml.data.sampling import ShuffledEpochs, WindowSampling
 from ml.data.shapes import Shapes
+from ml.data.split import held_out_names
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
 from ml.layers.checks import finite, positive_float
 from ml.layers.loss import IGNORED
@@ -72,25 +73,29 @@ class ImageTextDataset(Dataset):
     """Captioned images, in memory: rows to train on by their number, held-out ones from the first."""
 
     def __init__(
-        self, train: Captions, validation: Captions, rows: Rows, tokenizer: Tokenizer, sampling: Sampling, seed: int
+        self,
+        train: Captions,
+        validation: Captions,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        sampling: WindowSampling,
+        seed: int,
     ):
-        self.train = train.tokens  # (tokens,)
-        self.validation = validation.tokens  # (tokens,)
+        self.train = train
+        self.validation = validation
+        self.num_train_tokens = len(train.tokens)
+        self.num_validation_tokens = len(validation.tokens)
+        self.num_sequences = len(train.captions)
         self.sequence_length = rows.length
-        self._train = train
-        self._validation = validation
+        self.tokenizer = tokenizer
         self._rows = rows
-        self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
         self.sha256 = _sha256(rows, train, validation)
 
-    def batch(self, first: int, size: int) -> Batch:
-        """The rows number `first` to `first + size - 1` of the run: a pure function of data, seed and numbers."""
+    def sequences(self, numbers: np.ndarray) -> Batch:
         # To the sampling, a caption is a window of one token.
-        num_captions = len(self._train.captions)
-        numbers = self._sampling.starts(np.arange(first, first + size), num_captions + 1, 1, self._seed)
-        return self._batch(self._train, numbers)
+        return self._batch(self.train, self._sampling.starts(numbers, self.num_sequences + 1, 1, self._seed))
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
         """The held-out captions in order, or the first of them: as many as predict no more than `num_tokens` tokens.
@@ -99,29 +104,24 @@ class ImageTextDataset(Dataset):
         """
         end = self._validation_end(num_tokens)
         for first in range(0, end, size):
-            yield self._batch(self._validation, np.arange(first, min(first + size, end)))
+            yield self._batch(self.validation, np.arange(first, min(first + size, end)))
 
     def describe(self) -> dict[str, Any]:
         """What the data is, for the record."""
         return {
             "sha256": self.sha256,
-            "train_tokens": len(self.train),
-            "validation_tokens": len(self.validation),
-            "train_images": len(self._train.images),
-            "validation_images": len(self._validation.images),
+            "train_tokens": self.num_train_tokens,
+            "validation_tokens": self.num_validation_tokens,
+            "train_images": len(self.train.images),
+            "validation_images": len(self.validation.images),
         }
-
-    def validation_bytes(self, num_tokens: int | None = None) -> int:
-        """The bytes of UTF-8 that the targets of `validation_batches` stand for."""
-        captions = self._validation.captions[: self._validation_end(num_tokens)]
-        return sum(self._tokenizer.num_bytes(caption) for caption in captions)
 
     def _batch(self, part: Captions, numbers: np.ndarray) -> Batch:
         images = part.images[part.image_numbers[numbers]]
         return self._rows.batch(images, [part.captions[number] for number in numbers])
 
     def _validation_end(self, num_tokens: int | None) -> int:
-        ends = np.cumsum([len(caption) for caption in self._validation.captions])
+        ends = np.cumsum([len(caption) for caption in self.validation.captions])
         return len(ends) if num_tokens is None else max(1, int((ends <= num_tokens).sum()))
 
 
@@ -144,7 +144,7 @@ class ImageTextData(Data):
         self,
         corpus: Callable[..., ImageCorpus] = Shapes,
         tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
-        sampling: Callable[..., Sampling] = ShuffledEpochs,
+        sampling: Callable[..., WindowSampling] = ShuffledEpochs,
         separator: str = "\0",
         pixel_mean: float = 0.5,
         pixel_std: float = 0.5,
@@ -219,9 +219,7 @@ def hold_out(captioned: list[CaptionedImage], fraction: float) -> tuple[list[Cap
 
     The hash of an image's name says whether, so that one image is never on both sides.
     """
-    names = sorted({image.name for image in captioned}, key=lambda name: hashlib.sha256(name.encode()).digest())
-    at_least = 1 if fraction > 0.0 and len(names) > 1 else 0
-    held_out = set(names[: max(at_least, round(fraction * len(names)))])
+    held_out = held_out_names((image.name for image in captioned), fraction)
     train = [image for image in captioned if image.name not in held_out]
     return train, [image for image in captioned if image.name in held_out]
 

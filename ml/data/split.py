@@ -1,6 +1,7 @@
 """What is held out for validation."""
 
 import hashlib
+from collections.abc import Iterable
 
 from ml.data.corpus import Document
 
@@ -22,6 +23,13 @@ def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document]
     if not wanted / 4 <= _size(held_out) <= min(wanted * 4, _size(documents) / 2):
         return _cut(documents, fraction)
     return trained, sorted(held_out, key=lambda document: places[document.name])
+
+
+def held_out_names(names: Iterable[str], fraction: float) -> set[str]:
+    """`fraction` of the different names, by their hashes; at least one if there are several and any are wanted."""
+    ordered = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+    at_least = 1 if fraction > 0.0 and len(ordered) > 1 else 0
+    return set(ordered[: max(at_least, round(fraction * len(ordered)))])
 
 
 def _place(name: str) -> float:

@@ -1,93 +1,19 @@
 """Text as training data: read, tokenize, split, and cut in sequences."""
 
-import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from ml.config import child, configurable, require
-from ml.data.batch import Batch
 from ml.data.corpus import Corpus, Document, TextFiles
-from ml.data.dataset import Data, Dataset, ImageFormat
-from ml.data.errors import DataError
+from ml.data.dataset import Data, ImageFormat
+from ml.data.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sampling import Sampling, ShuffledEpochs
+from ml.data.separator import end_text, end_tokens
 from ml.data.split import hold_out
+from ml.data.streams import ArrayStream, sha256_of
+from ml.data.token_dataset import TokenDataset
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
-from ml.layers.loss import IGNORED
-
-
-class TokenDataset(Dataset):
-    """The tokens of a corpus, in memory: sequences to train on by their number, held-out text from its start."""
-
-    def __init__(
-        self,
-        train: np.ndarray,
-        validation: np.ndarray,
-        tokenizer: Tokenizer,
-        sampling: Sampling,
-        sequence_length: int,
-        seed: int,
-        document_ends: tuple[np.ndarray, np.ndarray] | None = None,
-    ):
-        """`document_ends`: where the documents of both parts end, if they are to be told apart."""
-        self.train = train  # (tokens,)
-        self.validation = validation  # (tokens,)
-        self._train_ends, self._validation_ends = document_ends or (None, None)
-        self.sequence_length = sequence_length
-        self._tokenizer = tokenizer
-        self._sampling = sampling
-        self._seed = seed
-        self.sha256 = _sha256(train, validation, *(document_ends or ()))
-
-    def batch(self, first: int, size: int) -> Batch:
-        """The sequences number `first` to `first + size - 1` of the run: a pure function of data, seed and numbers."""
-        indices = np.arange(first, first + size)
-        starts = self._sampling.starts(indices, len(self.train), self.sequence_length, self._seed)
-        places = starts[:, None] + np.arange(self.sequence_length)  # (B, T)
-        return self._batch(self.train, self._train_ends, places)
-
-    def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out text, or the start of it that predicts `num_tokens` tokens, each token once.
-
-        The first token has nothing before it and is not predicted. The last sequence is filled up with ignored targets.
-        """
-        end = self._validation_end(num_tokens)
-        length = self.sequence_length
-        for first in range(0, end, size * length):
-            places = np.arange(first, min(first + size * length, end))
-            padding = -len(places) % length
-            rows = np.pad(places, (0, padding), mode="edge").reshape(-1, length)
-            is_padding = np.arange(rows.size).reshape(rows.shape) >= len(places)
-            yield self._batch(self.validation, self._validation_ends, rows, is_padding)
-
-    def _batch(
-        self, tokens: np.ndarray, ends: np.ndarray | None, places: np.ndarray, is_padding: np.ndarray | None = None
-    ) -> Batch:
-        """The tokens at `places` (B, T) and what follows each, which is ignored where it is of another document."""
-        targets = tokens[places + 1].astype(np.int64)
-        documents = None
-        if ends is not None:
-            documents = np.searchsorted(ends, places, side="right")
-            targets[np.searchsorted(ends, places + 1, side="right") != documents] = IGNORED
-        if is_padding is not None:
-            targets[is_padding] = IGNORED
-        return Batch.of(tokens[places], targets, documents=documents)
-
-    def describe(self) -> dict[str, Any]:
-        """What the data is, for the record."""
-        return {"sha256": self.sha256, "train_tokens": len(self.train), "validation_tokens": len(self.validation)}
-
-    def validation_bytes(self, num_tokens: int | None = None) -> int:
-        """The bytes of UTF-8 that the targets of `validation_batches` stand for."""
-        predicted = np.arange(1, self._validation_end(num_tokens) + 1)
-        if self._validation_ends is not None:
-            predicted = predicted[~np.isin(predicted, self._validation_ends)]  # nothing predicts how a document starts
-        return self._tokenizer.num_bytes(self.validation[predicted])
-
-    def _validation_end(self, num_tokens: int | None) -> int:
-        available = len(self.validation) - 1
-        return available if num_tokens is None else min(num_tokens, available)
 
 
 @configurable
@@ -97,12 +23,14 @@ class TextData(Data):
     Args:
         corpus: Where the documents come from.
         tokenizer: What their tokens are.
-        sampling: Which stretch of the stream each sequence is.
-        separator: Text put behind each document; "" for none. The default, a zero byte, stands in no text.
+        sampling: Which tokens of the stream each sequence is.
+        separator: Text put behind each document; "" for none. None is the token that the tokenizer has for it, which
+            stands in no text: for bytes, a zero byte.
         validation_fraction: The part of the corpus that is held out, whole documents where there are enough. 1 leaves
             nothing to train on: so is data that a run is only measured on.
         separate_documents: Whether a document neither sees nor predicts another one in its sequence, and positions
-            start anew in each.
+            start anew in each; None is as the sampling does, which is yes for packed documents and no for windows.
+        fill_in_the_middle: How documents to train on are turned round, so that a gap in them is learned to be filled.
     """
 
     def __init__(
@@ -110,9 +38,10 @@ class TextData(Data):
         corpus: Callable[..., Corpus] = TextFiles,
         tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
         sampling: Callable[..., Sampling] = ShuffledEpochs,
-        separator: str = "\0",
+        separator: str | None = None,
         validation_fraction: float = 0.05,
-        separate_documents: bool = False,
+        separate_documents: bool | None = None,
+        fill_in_the_middle: Callable[..., FillInTheMiddle] | None = None,
     ):
         require(
             0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
@@ -120,14 +49,20 @@ class TextData(Data):
         self.corpus = child("corpus", corpus)
         self.tokenizer = child("tokenizer", tokenizer)
         self.sampling = child("sampling", sampling)
-        self.separator = separator
+        self._separator = separator
         self.validation_fraction = validation_fraction
         self.separate_documents = separate_documents
+        self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
 
     @property
-    def vocab_size(self) -> int:
+    def vocab_size(self) -> int | None:
         """All tokens are below this number."""
-        return self.tokenizer.vocab_size
+        return vocab_size_with(self.tokenizer.vocab_size, self.fill_in_the_middle)
+
+    @property
+    def separator(self) -> str:
+        """What stands behind a document."""
+        return end_text(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads the corpus.
@@ -137,35 +72,17 @@ class TextData(Data):
         Raises:
             DataError: There is nothing to read, or not enough for one sequence.
         """
-        trained, held_out = hold_out(list(self.corpus.documents()), self.validation_fraction)
-        train, validation = self._encode(trained), self._encode(held_out)
-        if len(train) <= sequence_length and self.validation_fraction < 1.0:
-            raise DataError(
-                f"the training text has {len(train)} tokens, but one sequence takes {sequence_length + 1}: "
-                "give more text (TextFiles.paths) or a smaller Trainer.sequence_length"
-            )
-        ends = (self._ends(trained), self._ends(held_out)) if self.separate_documents else None
-        return TokenDataset(train, validation, self.tokenizer, self.sampling, sequence_length, seed, ends)
+        parts = hold_out(list(self.corpus.documents()), self.validation_fraction)
+        train, validation = (self._stream(part) for part in parts)
+        sha256 = sha256_of(train.tokens, train.ends, validation.tokens, validation.ends)
+        if self.fill_in_the_middle is not None:
+            train = self.fill_in_the_middle.of(train, self.tokenizer, seed)
+        trained = train if self.validation_fraction < 1.0 else None
+        return TokenDataset(
+            trained, validation, self.tokenizer, self.sampling, sequence_length, seed, sha256, self.separate_documents
+        )
 
-    def _encode(self, documents: list[Document]) -> np.ndarray:
-        if self.separate_documents:
-            return np.concatenate(
-                [self._encode_alone(document) for document in documents] or [self.tokenizer.encode("")]
-            )
-        return self.tokenizer.encode("".join(document.text + self.separator for document in documents))
-
-    def _encode_alone(self, document: Document) -> np.ndarray:
-        return self.tokenizer.encode(document.text + self.separator)
-
-    def _ends(self, documents: list[Document]) -> np.ndarray:
-        """Behind which token of the stream each document ends."""
-        return np.cumsum([len(self._encode_alone(document)) for document in documents])
-
-
-def _sha256(*streams: np.ndarray) -> str:
-    """One hash of everything that a batch is made from."""
-    digest = hashlib.sha256()
-    for stream in streams:
-        digest.update(f"{stream.dtype.str} {len(stream)}\n".encode())
-        digest.update(np.ascontiguousarray(stream).data)
-    return digest.hexdigest()
+    def _stream(self, documents: list[Document]) -> ArrayStream:
+        ending = end_tokens(self.tokenizer, self._separator)
+        encoded = [np.concatenate((self.tokenizer.encode(document.text), ending)) for document in documents]
+        return ArrayStream.of(encoded, num_end_tokens=len(ending))

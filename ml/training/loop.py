@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from ml.data import Batch, Dataset
+from ml.data import Batch, DataError, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.flops import flops_per_token
@@ -62,7 +62,9 @@ def train(
 
     Raises:
         RunError: The folder, the initial weights or the machine do not fit the run.
-        RunFailure: The loss is not finite, or the disk takes no more. Checkpoints that were there still are.
+        DataError: The first batch cannot be made.
+        RunFailure: The loss is not finite, the disk takes no more, or the data is not there any more. Checkpoints that
+            were there still are.
     """
     trainer.check_machine()
     run.create()
@@ -77,13 +79,7 @@ def train(
         training = Training(trainer, dataset, run, device, progress, requests, tracking, windows)
         with contextlib.closing(training.saver):
             training.resume(initial)
-            for batches in training.batches():
-                if requests.stop:
-                    break
-                if training.state.step:
-                    training.advance(batches)
-                else:
-                    training.begin(batches)
+            training.run_steps()
             training.finish()
     return Outcome(training.state.step, training.is_finished)
 
@@ -154,10 +150,39 @@ class Training:
             self._saved_step = 0  # what is saved says that the validation is still to be made
             self._record(unvalidated)
 
+    def run_steps(self) -> None:
+        """Takes the steps that are left, until somebody asks to stop."""
+        with self.reading_data(), contextlib.closing(self.batches()) as steps:
+            for batches in steps:
+                if self.requests.stop:
+                    return
+                if self.state.step:
+                    self.advance(batches)
+                else:
+                    self.begin(batches)
+
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
-        return self.meter.waiting(prefetched(self._load, steps))
+        return self.meter.waiting(prefetched(self._load, steps, self.trainer.num_loader_workers))
+
+    @contextlib.contextmanager
+    def reading_data(self) -> Iterator[None]:
+        """Tells data that cannot be used from the start from data that was lost or damaged on the way.
+
+        Raises:
+            DataError: The batches of the first step that this process takes cannot be made.
+            RunFailure: Those of a later one cannot, or the held-out text cannot be read.
+        """
+        first = self.state.step
+        try:
+            yield
+        except DataError as error:
+            if self.state.step == first:
+                raise
+            raise RunFailure(
+                f"the data cannot be read after step {self.state.step}, and training stopped; {self._kept()}. {error}"
+            ) from error
 
     def begin(self, batches: list[Batch]) -> None:
         """Takes the first step of the run, in which parts that do not fit each other are found out.
@@ -289,12 +314,14 @@ class Training:
         step, guard = self.state.first_nonfinite_step.item(), self.state.skip_step
         problem = f"the loss or its gradient is not finite since step {step}" if step else guard and guard.problem()
         if problem:
-            kept = f"checkpoints/step_{self._saved_step} is from before it" if self._saved_step else "nothing was saved"
             optimizer = type(self.trainer.optimizer).__name__
             raise RunFailure(
-                f"{problem}, and training stopped; {kept}. "
+                f"{problem}, and training stopped; {self._kept()}. "
                 f"Try a lower {optimizer}.learning_rate, more warmup or a lower Trainer.max_grad_norm"
             )
+
+    def _kept(self) -> str:
+        return f"checkpoints/step_{self._saved_step} is from before it" if self._saved_step else "nothing was saved"
 
     def _seconds(self) -> float:
         """What the run has taken so far, in all of its processes."""

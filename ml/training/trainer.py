@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ml.config import child, configurable, require
-from ml.data import Batch, Data, Dataset, ImageFormat, TextData
+from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
+from ml.data.layout import numbers_of_step
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
 from ml.training.checkpoints import Checkpoints
@@ -60,6 +61,8 @@ class Trainer:
         peak_flops: Floating-point operations a second of one device, for the utilization that is logged; None is what
             is listed for it, or else measured.
         compile: Whether each block is compiled by `torch.compile`.
+        num_loader_workers: Threads that make batches while the device works; 0 makes each when it is needed. The
+            batches are the same for any number.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Trainer:
         log_every: int = 10,
         peak_flops: float | None = None,
         compile: bool = False,
+        num_loader_workers: int = 1,
     ):
         counts = {"num_steps": num_steps, "batch_size": batch_size, "sequence_length": sequence_length}
         for name, count in {**counts, "log_every": log_every}.items():
@@ -99,6 +103,7 @@ class Trainer:
         require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
         require(seed >= 0, "seed", f"must not be negative: {seed}")
         require(peak_flops is None or peak_flops > 0.0, "peak_flops", f"must be positive, not {peak_flops}")
+        require(num_loader_workers >= 0, "num_loader_workers", f"must not be negative: {num_loader_workers}")
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.sequence_length = sequence_length
@@ -107,6 +112,7 @@ class Trainer:
         self.log_every = log_every
         self.stated_peak_flops = peak_flops
         self.compile = compile
+        self.num_loader_workers = num_loader_workers
         self.model = model()
         self.data = child("data", data)
         self.optimizer = child("optimizer", optimizer)
@@ -147,11 +153,15 @@ class Trainer:
         require(can_skip, "skip_step", f"cannot be used with {type(self.optimizer).__name__}")
 
     def _require_that_data_fits(self, parameter: str, data: Data, name: str = "") -> None:
-        tokens, vocabulary = data.vocab_size, self.model.vocab_size
-        sizes = f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
-        require(tokens <= vocabulary, parameter, f"{name}does not fit the model: {sizes}")
-        problem = data.misfit(self.image_format)
+        problem = self._misfit(data)
         require(problem is None, parameter, f"{name}does not fit the model: {problem}")
+
+    def _misfit(self, data: Data) -> str | None:
+        """Why data does not suit the model; None where it does, as far as that is known before it is opened."""
+        tokens, vocabulary = data.vocab_size, self.model.vocab_size
+        if tokens is not None and tokens > vocabulary:
+            return f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
+        return data.misfit(self.image_format)
 
     @property
     def image_format(self) -> ImageFormat | None:
@@ -187,13 +197,18 @@ class Trainer:
         """
         self.open_teacher(torch.device("meta"))
         dataset = self._open(self.data)
+        if dataset.num_sequences == 0:
+            raise DataError("there is nothing to train on: all of the data is held out")
         self.validation_sets = open_sets(self.validations, dataset, self._open)
         if self.samples is not None:
             self.samples.check(self.data, self.model)
         return dataset
 
     def _open(self, data: Data) -> Dataset:
-        return data.open(self.sequence_length, self.seed, self.image_format)
+        dataset = data.open(self.sequence_length, self.seed, self.image_format)
+        if problem := self._misfit(data):  # of files that were not there when the configuration was checked
+            raise DataError(f"the data does not fit the model: {problem}")
+        return dataset
 
     def data_sha256(self, dataset: Dataset) -> str:
         """Of all that the run is trained and measured on, `dataset` being what `open_data` gave."""
@@ -225,9 +240,15 @@ class Trainer:
         """The parameters that are trained, by what they are trained with."""
         return group_parameters(named_parameters_with_scales(self.model))
 
-    def batches(self, dataset: Dataset, step: int) -> list[Batch]:
-        """The micro-batches of a step."""
-        return dataset.batch((step - 1) * self.batch_size, self.batch_size).split(self.micro_batch_size)
+    def batches(self, dataset: Dataset, step: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
+        """The micro-batches that a rank takes in a step.
+
+        Raises:
+            DataError: They cannot be read, or hold a token that the model does not have.
+        """
+        numbers = numbers_of_step(step, self.batch_size, rank, num_ranks)
+        batch = dataset.batch(numbers.start, len(numbers)).require_below(self.model.vocab_size)
+        return batch.split(self.micro_batch_size)
 
     def learning_rate(self, step: int) -> float:
         """Before the scales of single parameters."""

@@ -54,12 +54,12 @@ def open_sets(
     sets = []
     for name, validation in validations.items():
         dataset = training if validation.own_data is None else open_data(validation.own_data)
-        if len(dataset.validation) < 2 and validation.own_data is None:
+        if dataset.num_validation_tokens < 1 and validation.own_data is None:
             raise DataError(
                 "no text is held out to validate on: raise the validation_fraction of Trainer.data, "
                 "or set Trainer.validation = None"
             )
-        if len(dataset.validation) < 2:
+        if dataset.num_validation_tokens < 1:
             raise DataError(f"the data of the validation set {name or 'of the run'} has nothing to predict")
         sets.append(ValidationSet(name, validation, dataset))
     return sets

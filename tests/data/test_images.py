@@ -61,7 +61,7 @@ def test_a_row_is_the_image_the_caption_and_the_end_and_only_the_caption_counts(
         (i, i, i, i, c, d, e, f, 0): (pad, pad, pad, c, d, e, f, end, pad),
     }
     assert batch.num_targets == 8
-    assert bytes(dataset.train) == b"ab|cdef|"
+    assert bytes(dataset.train.tokens) == b"ab|cdef|"
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64
 
 
@@ -110,7 +110,7 @@ def test_an_epoch_shows_each_caption_once():
 def test_validation_predicts_whole_captions_once_in_order(num_tokens, size):
     captions = ["aa", "bbb", "c", "dddd", "e", "ffff", "g", "hh", "iii", "jj"]
     dataset = data(captions, validation_fraction=0.5).open(12, 0, FORMAT)
-    held_out = bytes(dataset.validation).split(b"\0")[:-1]
+    held_out = bytes(dataset.validation.tokens).split(b"\0")[:-1]
     assert len(held_out) == 5
     ends = np.cumsum([len(caption) + 1 for caption in held_out])
     wanted = len(ends) if num_tokens is None else max(1, sum(end <= num_tokens for end in ends))
@@ -410,7 +410,7 @@ def test_the_default_data_has_images_to_train_and_to_validate_on():
     described = dataset.describe()
     assert (described["train_images"], described["validation_images"]) == (57, 3)
     assert described["sha256"] == dataset.sha256
-    assert described["train_tokens"] == len(dataset.train)
-    captions = bytes(dataset.train.astype(np.uint8)).decode().split("\0")
-    assert ByteTokenizer().decode(dataset.train) == "\0".join(captions)
+    assert described["train_tokens"] == dataset.num_train_tokens
+    captions = bytes(dataset.train.tokens.astype(np.uint8)).decode().split("\0")
+    assert ByteTokenizer().decode(dataset.train.tokens) == "\0".join(captions)
     assert len(captions) == 58

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ml.data import Batch, ByteTokenizer, DataError, RandomWindows, TextData, TextFiles
-from ml.data.prefetch import prefetched
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_bytes_are_tokens_and_come_back():
 
 def test_documents_follow_one_another_with_the_separator_behind_each(data):
     dataset = data(["one", "two"], separator="|", validation_fraction=0.0).open(sequence_length=4, seed=0)
-    assert bytes(dataset.train) == b"one|two|"
+    assert bytes(dataset.train.tokens) == b"one|two|"
 
 
 def test_a_batch_holds_stretches_of_the_text_and_what_follows_each_token(data):
@@ -72,7 +71,7 @@ def test_validation_predicts_each_token_once_in_order(data, num_tokens, size):
     targets = torch.cat([batch.targets.flatten() for batch in batches])
     tokens = torch.cat([batch.tokens.flatten() for batch in batches])
     counted = targets != -100
-    expected = dataset.validation[: (num_tokens or 10_000) + 1].tolist()
+    expected = dataset.validation.tokens[: (num_tokens or 10_000) + 1].tolist()
     assert targets[counted].tolist() == expected[1:]
     assert tokens[counted].tolist() == expected[:-1]
     assert sum(batch.num_targets for batch in batches) == len(expected) - 1
@@ -106,9 +105,9 @@ def test_a_fraction_outside_of_its_range_is_refused():
 
 def test_the_default_corpus_holds_out_whole_files():
     dataset = TextData().open(sequence_length=256, seed=0)
-    assert 0.01 < len(dataset.validation) / (len(dataset.train) + len(dataset.validation)) < 0.2
-    assert dataset.train.dtype == np.uint8
-    assert dataset.validation[-1] == 0
+    assert 0.01 < dataset.num_validation_tokens / (dataset.num_train_tokens + dataset.num_validation_tokens) < 0.2
+    assert dataset.train.tokens.dtype == np.uint8
+    assert dataset.validation.tokens[-1] == 0
 
 
 def test_a_batch_splits_in_micro_batches_that_know_their_valid_targets():
@@ -117,26 +116,6 @@ def test_a_batch_splits_in_micro_batches_that_know_their_valid_targets():
     pieces = Batch.of(np.zeros((3, 2)), targets).split(2)
     assert [piece.num_targets for piece in pieces] == [3, 0]
     assert torch.equal(torch.cat([piece.targets for piece in pieces]), torch.from_numpy(targets))
-
-
-def test_prefetching_keeps_order_runs_ahead_by_its_depth_and_no_further():
-    asked = []
-    items = prefetched(lambda item: asked.append(item) or item * item, range(6), depth=2)
-    assert next(items) == 0
-    assert list(items) == [1, 4, 9, 16, 25]
-    assert asked == list(range(6))
-    asked.clear()
-    items = prefetched(asked.append, iter(range(100)), depth=2)
-    next(items)
-    items.close()
-    assert len(asked) <= 3
-
-
-def test_an_error_in_the_background_is_raised_where_its_result_was_due():
-    items = prefetched(lambda item: 1 // item, [1, 0, 1])
-    assert next(items) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(items)
 
 
 def test_the_hash_knows_where_documents_end(data):
@@ -163,4 +142,4 @@ def test_bits_per_byte_leave_out_the_starts_of_documents(data):
     dataset = data(["abcdefgh"] * 40, separator="|", separate_documents=True, validation_fraction=0.3).open(4, 0)
     batches = list(dataset.validation_batches(2))
     assert sum(batch.num_targets for batch in batches) == dataset.validation_bytes()
-    assert dataset.validation_bytes() < len(dataset.validation) - 1
+    assert dataset.validation_bytes() < dataset.num_validation_tokens

@@ -20,7 +20,7 @@ def test_bits_per_byte_is_the_mean_over_single_bytes_each_predicted_once(tiny, n
     dataset = trainer.data.open(trainer.sequence_length, trainer.seed)
     result = trainer.validations[""].measure(state.model, dataset, 3, Float32(), CPU)
 
-    text = torch.from_numpy(dataset.validation.astype("int64"))
+    text = torch.from_numpy(dataset.validation.tokens.astype("int64"))
     end = len(text) - 1 if num_tokens is None else num_tokens
     nats = []
     state.model.eval()
@@ -126,7 +126,7 @@ def test_what_a_set_leaves_open_for_the_run_does_not_change_it(tiny, books):
     dataset = trainer.open_data()
     held_out, own = (one.dataset for one in trainer.validation_sets)
     assert held_out is dataset
-    assert len(own.validation) == len(books.read_bytes()) + 1  # and not a fifth of it
+    assert own.num_validation_tokens == len(books.read_bytes())  # and not a fifth of it
     assert trainer.validations["books"].num_tokens is None
 
 

@@ -1,0 +1,98 @@
+"""What a person sees of a preparation."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+_SECONDS_BETWEEN_DRAWINGS = 0.1
+_SECONDS_BETWEEN_LINES = 10.0
+_BAR = 24
+
+
+def display_on(stream: TextIO) -> "TerminalDisplay | PlainDisplay":
+    """One line that changes on a terminal, a line now and then elsewhere."""
+    return TerminalDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+
+
+class PlainDisplay:
+    """A line every ten seconds: for log files and pipes."""
+
+    _every = _SECONDS_BETWEEN_LINES
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+        self._stream = stream
+        self._clock = clock
+        self._total = self._begun_with = 0
+        self._begun_at = self._shown_at = -math.inf
+
+    def start(self, num_bytes: int, total_bytes: int) -> None:
+        self._begun_with, self._total = num_bytes, total_bytes
+        self._begun_at = self._shown_at = self._clock()
+        if num_bytes:
+            self.say(f"going on at {num_bytes / max(1, total_bytes):.0%} of {total_bytes:,} bytes")
+
+    def advance(self, num_bytes: int, num_tokens: int) -> None:
+        now = self._clock()
+        if now - self._shown_at >= self._every:
+            self._shown_at = now
+            self._show(num_bytes, num_tokens, (num_bytes - self._begun_with) / max(now - self._begun_at, 1e-9))
+
+    def say(self, message: str) -> None:
+        print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+    def _show(self, num_bytes: int, num_tokens: int, rate: float) -> None:
+        self.say(self._fields(num_bytes, num_tokens, rate))
+
+    def _fields(self, num_bytes: int, num_tokens: int, rate: float) -> str:
+        part = min(num_bytes / max(1, self._total), 1.0)
+        left = max(self._total - num_bytes, 0) / max(rate, 1e-9)
+        return f"{part:4.0%}  {num_tokens:,} tokens  {rate / 1e6:.1f} MB/s  {_duration(left)} left"
+
+
+class TerminalDisplay(PlainDisplay):
+    """One line with a bar, drawn again and again; messages stay above it."""
+
+    _every = _SECONDS_BETWEEN_DRAWINGS
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+        super().__init__(stream, clock)
+        self._line = ""
+        self._full, self._empty = ("━", "─") if _can_write(stream, "━─") else ("#", "-")
+
+    def say(self, message: str) -> None:
+        self._write(f"\r\x1b[K{message}\n{self._line}")
+
+    def close(self) -> None:
+        self._line = ""
+        self._write("\r\x1b[K")
+
+    def _show(self, num_bytes: int, num_tokens: int, rate: float) -> None:
+        full = int(_BAR * min(num_bytes / max(1, self._total), 1.0))
+        bar = self._full * full + self._empty * (_BAR - full)
+        # The last column stays free: writing to it makes some terminals begin a new line.
+        width = shutil.get_terminal_size().columns - 1
+        self._line = f"{bar}  {self._fields(num_bytes, num_tokens, rate)}"[:width]
+        self._write(f"\r{self._line}\x1b[K")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _can_write(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Turn text, JSON lines or Parquet into token files."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ml.cli.preparation_display import display_on
+from ml.cli.source_arguments import add_source_arguments, reading_of
+from ml.cli.tokenizer_arguments import add_tokenizer_arguments, chosen_tokenizer
+from ml.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source_arguments(parser)
+    add_tokenizer_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
+    parser.add_argument("--validation_fraction", type=float, default=0.0, help="of the documents held out (default 0)")
+    parser.add_argument("--num_workers", type=int, help="processes that encode (default: one for each core)")
+    parser.add_argument("--shard_tokens", type=int, default=2**30, help="in each file of tokens (default 2^30)")
+    parser.add_argument("--verify", action="store_true", help="only read --output again and compare it with its hashes")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepares, or goes on where it was stopped; ends with what there is now."""
+    if arguments.verify:
+        _verify(arguments)
+    else:
+        _prepare(arguments)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from ml.data.preparation import Settings, find_sources, prepare
+
+    settings = Settings(
+        arguments.output,
+        reading_of(arguments, arguments.validation_fraction),
+        _positive("shard_tokens", arguments.shard_tokens),
+        _num_cores() if arguments.num_workers is None else _positive("num_workers", arguments.num_workers),
+    )
+    tokenizer = chosen_tokenizer(arguments)
+    sources = find_sources(arguments.sources, arguments.pattern)
+    display = display_on(sys.stdout)
+    try:
+        summary = prepare(sources, tokenizer, settings, display)
+    finally:
+        display.close()
+    print("\n".join(_told(summary)))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from ml.data.token_files import TokenFolder, find_token_folders
+
+    if arguments.sources:
+        raise UserError("--verify reads --output alone: leave the sources out")
+    for path in find_token_folders(arguments.output):
+        if path is not None:
+            TokenFolder(path).verify()
+            print(f"{path} is as it was written")
+
+
+def _num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise UserError(f"--{name} must be positive, not {number}")
+    return number
+
+
+def _told(summary) -> list[str]:
+    """The summary in words, a line for each thing."""
+    from ml.data.preparation import COUNTS
+
+    lines = [f"{count:,} {COUNTS[kind]}" for kind, count in summary.counts.items()]
+    for folder in summary.folders:
+        rate = f" ({folder.num_bytes / folder.num_tokens:.2f} a token)" if folder.num_tokens else ""
+        lines.append(
+            f"{folder.path}: {folder.num_documents:,} documents, {folder.num_tokens:,} tokens, "
+            f"{folder.num_bytes:,} bytes{rate}"
+        )
+        if not folder.num_documents:
+            lines.append(f"{folder.path} is empty: there are too few documents for this --validation_fraction")
+    return [*lines, "it was complete already" if summary.seconds is None else f"done in {summary.seconds:.1f} s"]

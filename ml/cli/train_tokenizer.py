@@ -1,0 +1,45 @@
+"""Train a byte pair encoding on text, JSON lines or Parquet."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ml.cli.source_arguments import add_source_arguments, reading_of
+from ml.errors import RunFailure, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the tokenizer.json that is written")
+    parser.add_argument("--vocab_size", type=int, required=True, help="how many tokens, such as 8192")
+    parser.add_argument(
+        "--special_token", action="append", help='repeatable (default "<|endoftext|>", which ends a document)'
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes a tokenizer.json, which `prepare` takes as HuggingFaceTokenizer.path."""
+    from ml.data.preparation import COUNTS, Findings, find_sources, texts_of
+    from ml.data.tokenizers.training import NUM_BYTES, train_byte_pairs
+
+    special = arguments.special_token or ["<|endoftext|>"]
+    if arguments.vocab_size <= NUM_BYTES + len(special):
+        raise UserError(
+            f"--vocab_size must be above {NUM_BYTES + len(special)}, the bytes and the special tokens, not "
+            f"{arguments.vocab_size}"
+        )
+    if arguments.output.exists():
+        raise UserError(f"{arguments.output} (--output) is there already: name another file")
+    sources = find_sources(arguments.sources, arguments.pattern)
+    findings = Findings()
+    texts = texts_of(sources, reading_of(arguments), findings)
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        size = train_byte_pairs(texts, arguments.output, arguments.vocab_size, special, sys.stderr.isatty())
+    except OSError as error:
+        raise RunFailure(f"cannot write {arguments.output}: {error.strerror or error}") from error
+    print(f"{arguments.output}: {size:,} tokens, learned from {len(sources):,} files")
+    for kind, count in findings.counts.items():
+        print(f"{count:,} {COUNTS[kind]}, first {findings.notes[kind][0]}")
+    if size < arguments.vocab_size:
+        print(f"that is less than {arguments.vocab_size:,}: the text has no more pairs that come twice")

@@ -1,0 +1,207 @@
+"""Cuts sources into tasks, in order and always alike: what is encoded never depends on who encodes it."""
+
+import collections
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+from ml.data.errors import DataError
+from ml.data.extras import extra
+from ml.data.preparation.holdout import HeldOut
+from ml.data.preparation.pieces import VALIDATION, LinesPiece, Piece, RowsPiece, TextPiece
+from ml.data.preparation.sources import Content, Source, opened
+
+_BYTES_AT_ONCE = 2**20
+_FIRST_SEARCHED = 2**12
+
+FindCut = Callable[[bytearray, int], int]
+
+
+class Position(NamedTuple):
+    """How far the sources are cut: the next one, and its bytes or row groups, and lines or rows, that are behind."""
+
+    source: int = 0
+    offset: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pieces that are encoded at once, where to go on behind them, and how many bytes of files they take."""
+
+    pieces: list[Piece] = field(repr=False)
+    end: Position
+    num_bytes: int
+
+
+class _Cut(NamedTuple):
+    piece: Piece
+    end: Position
+    num_bytes: int
+
+
+def tasks(
+    sources: Sequence[Source], held_out: HeldOut, text_key: str, cut_behind: re.Pattern[bytes] | None, start: Position
+) -> Iterator[Task]:
+    """What is left to encode from `start` on, in tasks of about a megabyte.
+
+    Args:
+        sources: All of them, read or not.
+        held_out: The parts of the text files.
+        text_key: The column of Parquet files with the text.
+        cut_behind: Long documents may be cut behind what this matches; None: they are encoded whole.
+        start: Where to go on, the `end` of a task.
+
+    Raises:
+        DataError: A source cannot be read.
+    """
+    pieces: list[Piece] = []
+    num_bytes = 0
+    for cut in _cuts(sources, held_out, text_key, cut_behind, start):
+        pieces.append(cut.piece)
+        num_bytes += cut.num_bytes
+        if num_bytes >= _BYTES_AT_ONCE // 2:
+            yield Task(pieces, cut.end, num_bytes)
+            pieces, num_bytes = [], 0
+    if pieces:
+        yield Task(pieces, Position(len(sources)), num_bytes)
+
+
+def _cuts(
+    sources: Sequence[Source], held_out: HeldOut, text_key: str, cut_behind: re.Pattern[bytes] | None, start: Position
+) -> Iterator[_Cut]:
+    for index in range(start.source, len(sources)):
+        source = sources[index]
+        begin = start if index == start.source else Position(index)
+        if source.kind == "rows":
+            yield from _row_groups(source, text_key, begin)
+            continue
+        with opened(source) as content:
+            content.stream.seek(begin.offset)  # a compressed stream is read up to there again
+            if source.kind == "lines":
+                yield from _lines(source, content, begin)
+            else:
+                stretches = _stretches(held_out.parts[index], held_out.cuts.get(index))
+                yield from _text(source, content, begin, stretches, _finder_of_last(cut_behind))
+
+
+class _Stretch(NamedTuple):
+    """A document in a file of text; the last one goes to the end of the file, wherever that is."""
+
+    start: int
+    stop: int | None
+    part: int
+
+
+def _stretches(part: int, cut: int | None) -> list[_Stretch]:
+    return [_Stretch(0, None, part)] if cut is None else [_Stretch(0, cut, part), _Stretch(cut, None, VALIDATION)]
+
+
+def _text(
+    source: Source, content: Content, begin: Position, stretches: list[_Stretch], find_cut: FindCut | None
+) -> Iterator[_Cut]:
+    offset, read = begin.offset, content.position()
+    for start, stop, part in stretches:
+        if stop is not None and stop <= offset:
+            continue
+        for block, is_last in _blocks(content.stream, None if stop is None else stop - offset, find_cut):
+            piece = TextPiece(source.path, offset, block, part, is_last, is_whole=is_last and offset == start)
+            offset += len(block)
+            end = Position(begin.source, offset) if stop is not None or not is_last else Position(begin.source + 1)
+            num_bytes, read = content.position() - read, content.position()
+            yield _Cut(piece, end, num_bytes)
+
+
+def _lines(source: Source, content: Content, begin: Position) -> Iterator[_Cut]:
+    offset, line, read = begin.offset, begin.row, content.position()
+    for block, is_last in _blocks(content.stream, None, _behind_last_line):
+        piece = LinesPiece(source.path, line + 1, block)
+        offset += len(block)
+        line += block.count(b"\n")
+        num_bytes, read = content.position() - read, content.position()
+        yield _Cut(piece, Position(begin.source + 1) if is_last else Position(begin.source, offset, line), num_bytes)
+
+
+def _row_groups(source: Source, text_key: str, begin: Position) -> Iterator[_Cut]:
+    source.check_unchanged()
+    facts = _parquet_facts(source, text_key)
+    row = begin.row
+    for group in range(begin.offset, facts.num_row_groups):
+        piece = RowsPiece(source.path, group, row)
+        row += facts.row_group(group).num_rows
+        is_last = group + 1 == facts.num_row_groups
+        end = Position(begin.source + 1) if is_last else Position(begin.source, group + 1, row)
+        yield _Cut(piece, end, source.size // facts.num_row_groups)
+
+
+def _parquet_facts(source: Source, text_key: str) -> Any:
+    """The metadata of a Parquet file with a column of text.
+
+    Raises:
+        DataError: It is not such a file.
+    """
+    pyarrow, parquet = extra("pyarrow", "parquet", str(source.path)), extra("pyarrow.parquet", "parquet", "Parquet")
+    try:
+        facts = parquet.read_metadata(source.path)
+        schema = parquet.read_schema(source.path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{source.path} is not a Parquet file: {error}") from error
+    if text_key not in schema.names:
+        raise DataError(
+            f"{source.path} has no column {text_key!r} (--text_key) but {', '.join(map(repr, schema.names)) or 'none'}"
+        )
+    kind = schema.field(text_key).type
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary())
+    if kind not in texts:
+        raise DataError(f"{source.path}: the column {text_key!r} (--text_key) is {kind} and not text")
+    return facts
+
+
+def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> Iterator[tuple[bytes, bool]]:
+    """The stream, or `limit` bytes of it, in blocks of about a megabyte, at least one, and whether each is the last.
+
+    They end where `find_cut(block, from)` says, which returns 0 where there is no such place behind `from`; if it is
+    None there is one block.
+    """
+    if find_cut is None:
+        yield stream.read(-1 if limit is None else limit), True
+        return
+    left = float("inf") if limit is None else limit
+
+    def following() -> bytes:
+        nonlocal left
+        block = stream.read(int(min(left, _BYTES_AT_ONCE)))
+        left -= len(block)
+        return block
+
+    held, searched = bytearray(following()), 0
+    while ahead := following():
+        if cut := find_cut(held, searched):
+            yield bytes(held[:cut]), False
+            del held[:cut]
+        searched = max(len(held) - 1, 0)
+        held += ahead
+    yield bytes(held), True
+
+
+def _behind_last_line(block: bytearray, start: int) -> int:
+    return block.rfind(b"\n", start) + 1
+
+
+def _finder_of_last(pattern: re.Pattern[bytes] | None) -> FindCut | None:
+    """Finds the last match of the pattern, which is sought in the end of the block first."""
+    if pattern is None:
+        return None
+
+    def behind_last(block: bytearray, start: int) -> int:
+        size = _FIRST_SEARCHED
+        while True:
+            first = max(start, len(block) - size)
+            last = collections.deque(pattern.finditer(block, first), maxlen=1)
+            if last or first == start:
+                return last[0].end() if last else 0
+            size *= 8
+
+    return behind_last

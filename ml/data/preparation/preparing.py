@@ -1,0 +1,184 @@
+"""Text to token files, in constant memory, from where it was stopped."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ml.data.errors import DataError
+from ml.data.preparation.cutting import tasks
+from ml.data.preparation.encoding import Encoded, Encoder, encoded
+from ml.data.preparation.holdout import hold_out_files
+from ml.data.preparation.pieces import COUNTS, Reading
+from ml.data.preparation.progress_file import OutputFolder, Progress
+from ml.data.preparation.sources import Source
+from ml.data.token_files import TokenFolder
+from ml.data.token_writer import TokenWriter
+from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.saved import save_tokenizer
+from ml.errors import RunFailure
+
+_MOST_NOTES = 3  # of one kind that are told
+_SECONDS_BETWEEN_COMMITS = 1.0
+_PARTS = ("train", "validation")
+
+
+class Display(Protocol):
+    """Shows how far a preparation is."""
+
+    def start(self, num_bytes: int, total_bytes: int) -> None:
+        """Of the files, `num_bytes` are behind already."""
+
+    def advance(self, num_bytes: int, num_tokens: int) -> None:
+        """So many bytes of the files are behind, and gave so many tokens."""
+
+    def say(self, message: str) -> None:
+        """Shows a line that stays."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is written and how.
+
+    shard_tokens: of each file of tokens. num_workers: processes that encode; what is written does not depend on it.
+    """
+
+    output: Path
+    reading: Reading
+    shard_tokens: int = 2**30
+    num_workers: int = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was prepared: the folders, what was left out or replaced, and how long this took, if it was done now."""
+
+    folders: list[TokenFolder]
+    counts: dict[str, int]
+    seconds: float | None
+
+
+def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings, display: Display) -> Summary:
+    """Writes the token files of `sources`, or the rest of them; see `token_files` for what is written.
+
+    With a held-out part, that is `train/` and `validation/` in the output folder; else it is the folder itself.
+
+    Raises:
+        DataError: The sources cannot be read, hold no document, or the folder is of something else.
+        RunFailure: The disk is full or cannot be written to, or a process was killed: the same command goes on.
+    """
+    start = time.monotonic()
+    fraction = settings.reading.validation_fraction
+    paths = [settings.output / part for part in _PARTS] if fraction else [settings.output]
+    folder = OutputFolder(settings.output)
+    with (
+        _failures_as_messages(settings.output),
+        folder.begun(_plan(settings, tokenizer), sources, len(paths)) as progress,
+    ):
+        if progress is None:
+            return _summary(paths, sources, None)
+        held_out = hold_out_files(sources, fraction)
+        display.start(progress.num_bytes, sum(source.size for source in sources))
+        with _writers(paths, tokenizer, settings.shard_tokens, progress) as writers:
+            run = _Run(folder, writers, progress, display)
+            text_key, cut_behind = settings.reading.text_key, tokenizer.may_cut_behind
+            remaining = tasks(sources, held_out, text_key, cut_behind, progress.position)
+            run.take(encoded(remaining, Encoder(tokenizer, settings.reading), settings.num_workers))
+            for source in sources:
+                source.check_unchanged()
+            _finish(run, sources)
+        folder.end()
+    return _summary(paths, sources, time.monotonic() - start)
+
+
+class _Run:
+    """What is written, and what is known of it on disk."""
+
+    def __init__(self, folder: OutputFolder, writers: list[TokenWriter], progress: Progress, display: Display):
+        self.folder = folder
+        self.writers = writers
+        self.progress = progress
+        self.display = display
+        self._notes: dict[str, int] = {}
+        self._committed_at = time.monotonic()
+
+    def take(self, results: Iterator[tuple[Any, Encoded]]) -> None:
+        """Writes results; whatever ends this, what was written before is where the next run goes on."""
+        try:
+            for task, result in results:
+                self._write(result)
+                self.progress.position = task.end
+                self.progress.num_bytes += task.num_bytes
+                self.display.advance(self.progress.num_bytes, sum(writer.num_tokens for writer in self.writers))
+                if time.monotonic() - self._committed_at > _SECONDS_BETWEEN_COMMITS:
+                    self.commit()
+        except (DataError, RunFailure, KeyboardInterrupt):
+            self.commit()
+            raise
+
+    def commit(self) -> None:
+        """Puts all that was written on disk, and then says so."""
+        self.progress.writers = [writer.commit() for writer in self.writers]
+        self.folder.write(self.progress)
+        self._committed_at = time.monotonic()
+
+    def _write(self, result: Encoded) -> None:
+        for part, stream in result.streams.items():
+            self.writers[part].append(stream.tokens, stream.ends, stream.num_bytes)
+        for kind, count in result.findings.counts.items():
+            self.progress.counts[kind] = self.progress.counts.get(kind, 0) + count
+        for kind, notes in result.findings.notes.items():
+            for note in notes[: max(0, _MOST_NOTES - self._notes.get(kind, 0))]:
+                self.display.say(note)
+            self._notes[kind] = self._notes.get(kind, 0) + len(notes)
+
+
+def _finish(run: _Run, sources: Sequence[Source]) -> None:
+    if not any(writer.num_documents for writer in run.writers):
+        left_out = ", ".join(f"{count:,} {COUNTS[kind]}" for kind, count in run.progress.counts.items())
+        raise DataError(f"there is no document in {len(sources):,} files{f': {left_out}' if left_out else ''}")
+    text = {"sources": len(sources), "source_bytes": sum(source.size for source in sources)}
+    text |= {kind: run.progress.counts.get(kind, 0) for kind in COUNTS}
+    for writer in run.writers:
+        writer.finish(text)
+
+
+def _plan(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that decides what is written, besides the sources; how to take what is broken is free to be changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = save_tokenizer(tokenizer, Path(folder))
+    reading = asdict(settings.reading)
+    decides = {name: reading[name] for name in ("text_key", "validation_fraction")}
+    return {"tokenizer": saved, **decides, "shard_tokens": settings.shard_tokens}
+
+
+@contextlib.contextmanager
+def _writers(
+    paths: list[Path], tokenizer: Tokenizer, shard_tokens: int, progress: Progress
+) -> Iterator[list[TokenWriter]]:
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for path, at in zip(paths, progress.writers, strict=True):
+            writers.append(TokenWriter(path, tokenizer, shard_tokens, at))
+            stack.callback(writers[-1].close)
+        yield writers
+
+
+@contextlib.contextmanager
+def _failures_as_messages(output: Path) -> Iterator[None]:
+    goes_on = "What is there stays, and the same command goes on from it"
+    try:
+        yield
+    except OSError as error:
+        raise RunFailure(f"cannot write to {output}: {error.strerror or error}. {goes_on}") from error
+    except KeyboardInterrupt:
+        raise RunFailure(f"interrupted. {goes_on}") from None
+
+
+def _summary(paths: list[Path], sources: Sequence[Source], seconds: float | None) -> Summary:
+    folders = [TokenFolder(path) for path in paths]
+    text = folders[0].manifest["text"]
+    return Summary(folders, {kind: text[kind] for kind in COUNTS if text[kind]}, seconds)

@@ -1,0 +1,132 @@
+"""What a preparation keeps on disk to go on from when it is stopped."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ml.data.errors import DataError
+from ml.data.preparation.cutting import Position
+from ml.data.preparation.sources import Source
+from ml.data.token_files import UNFINISHED
+from ml.files import write_atomically
+
+_PROGRESS = "progress.json"
+_LOCK = ".lock"
+_FORMAT = "juniper preparation 1"
+
+
+@dataclass
+class Progress:
+    """How far a preparation is.
+
+    position: in the sources. writers: of each part, the position of its writer. counts: what was left out or replaced.
+    num_bytes: of the source files that are behind.
+    """
+
+    position: Position
+    writers: list[dict[str, Any] | None]
+    counts: dict[str, int]
+    num_bytes: int
+
+
+class OutputFolder:
+    """The folder that a preparation writes to.
+
+    preparation.json says what is prepared and how, and stays. progress.json is there until the preparation is done.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @contextmanager
+    def begun(self, settings: dict[str, Any], sources: Sequence[Source], num_parts: int) -> Iterator[Progress | None]:
+        """Makes the folder or takes up the one that is there, and keeps others out of it; None where all is done.
+
+        Raises:
+            DataError: It holds something else, another preparation, one of sources that have changed since, or one that
+                is running.
+            OSError: It cannot be written to.
+        """
+        plan = {
+            "format": _FORMAT,
+            "settings": settings,
+            "sources": [[source.name, source.size, source.modified] for source in sources],
+        }
+        self._refuse_something_else()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataError(f"another process prepares {self.path} at this moment") from None
+            try:
+                yield self._take_up(plan) if (self.path / UNFINISHED).exists() else self._begin(plan, num_parts)
+            finally:
+                (self.path / _LOCK).unlink()
+
+    def _begin(self, plan: dict[str, Any], num_parts: int) -> Progress:
+        progress = Progress(Position(), [None] * num_parts, {}, 0)
+        self.write(progress)
+        write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
+        return progress
+
+    def _take_up(self, plan: dict[str, Any]) -> Progress | None:
+        self._compare(plan)
+        return self._read()
+
+    def write(self, progress: Progress) -> None:
+        """Replaces what was known of the progress; what the writers say must be on disk already."""
+        write_atomically(self.path / _PROGRESS, json.dumps(asdict(progress)) + "\n")
+
+    def end(self) -> None:
+        """Everything is done."""
+        (self.path / _PROGRESS).unlink()
+
+    def _refuse_something_else(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} (--output) is not a folder")
+        ours = {_LOCK, _PROGRESS, f".{_PROGRESS}.tmp", f".{UNFINISHED}.tmp"}  # where it was killed as it began
+        if not self.path.is_dir() or (self.path / UNFINISHED).exists():
+            return
+        others = sorted(file.name for file in self.path.iterdir() if file.name not in ours)
+        if others:
+            raise DataError(f"{self.path} (--output) holds something else, such as {others[0]}: name another folder")
+
+    def _compare(self, plan: dict[str, Any]) -> None:
+        """Compares what is prepared, and how, with what was begun."""
+        begun = _read_json(self.path / UNFINISHED)
+        anew = f"Remove {self.path} to begin anew, or name another --output"
+        if begun.get("format") != plan["format"]:
+            raise DataError(f"{self.path} was begun by another version. {anew}")
+        for name, value in plan["settings"].items():
+            if (before := begun["settings"].get(name)) != value:
+                raise DataError(f"{self.path} was begun with {name} = {_short(before)}, not {_short(value)}. {anew}")
+        before, now = ({name: facts for name, *facts in sources} for sources in (begun["sources"], plan["sources"]))
+        for name in [*before, *now]:
+            if before.get(name) != now.get(name):
+                what = "has changed since" if name in now and name in before else "is new" if name in now else "is gone"
+                raise DataError(f"{self.path} was begun with other sources: {name} {what}. {anew}")
+        if begun["sources"] != json.loads(json.dumps(plan["sources"])):
+            raise DataError(f"{self.path} was begun with the same sources in another order. {anew}")
+
+    def _read(self) -> Progress | None:
+        if not (self.path / _PROGRESS).exists():
+            return None
+        kept = _read_json(self.path / _PROGRESS)
+        return Progress(Position(*kept["position"]), kept["writers"], kept["counts"], kept["num_bytes"])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

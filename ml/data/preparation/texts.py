@@ -1,0 +1,22 @@
+"""The texts of sources one after another, for what reads them without encoding them."""
+
+from collections.abc import Iterator, Sequence
+
+from ml.data.preparation.cutting import Position, tasks
+from ml.data.preparation.holdout import hold_out_files
+from ml.data.preparation.pieces import Findings, Reading
+from ml.data.preparation.sources import Source
+from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END
+
+
+def texts_of(sources: Sequence[Source], reading: Reading, findings: Findings) -> Iterator[str]:
+    """Documents, and pieces of long ones, which end between words; what is left out or replaced goes to `findings`.
+
+    Raises:
+        DataError: A source cannot be read.
+    """
+    held_out = hold_out_files(sources, 0.0)
+    for task in tasks(sources, held_out, reading.text_key, LETTER_BEFORE_LINE_END, Position()):
+        for piece in task.pieces:
+            for text in piece.texts(reading, findings):
+                yield text.content

@@ -1,0 +1,116 @@
+"""Documents one after another as tokens, wherever they lie."""
+
+import abc
+import bisect
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class TokenStream(abc.ABC):
+    """Tokens by their place, and where the documents among them end.
+
+    num_tokens: of all documents. ends: (documents,) int64, behind which token each ends, in order; the last is
+    `num_tokens`. num_end_tokens: how many tokens behind the text of a document only say that it ends.
+    """
+
+    num_tokens: int
+    ends: np.ndarray
+    num_end_tokens: int
+
+    @abc.abstractmethod
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens at `start` to `stop - 1`, of any unsigned type."""
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The `length` tokens from each of `starts` (B,): (B, length)."""
+        return np.stack([self.read(start, start + length) for start in starts.tolist()])
+
+    def is_predicted(self, start: int, stop: int) -> np.ndarray | None:
+        """Which of these tokens are there to be predicted, bool; None for all."""
+        return None
+
+    def clipped(self, starts: np.ndarray, length: int, end: int) -> np.ndarray:
+        """As `gather`, with the last token before `end` in the places from there on."""
+        if not len(starts) or starts.max() + length <= end:
+            return self.gather(starts, length)
+        rows = [self.read(start, min(start + length, end)) for start in starts.tolist()]
+        return np.stack([np.pad(row, (0, length - len(row)), mode="edge") for row in rows])
+
+
+class ArrayStream(TokenStream):
+    """Tokens in memory."""
+
+    def __init__(
+        self, tokens: np.ndarray, ends: np.ndarray, num_end_tokens: int = 0, predicted: np.ndarray | None = None
+    ):
+        """Arrays of shape (tokens,), (documents,) and (tokens,)."""
+        self.tokens = tokens
+        self.num_tokens = len(tokens)
+        self.ends = ends
+        self.num_end_tokens = num_end_tokens
+        self.predicted = predicted
+
+    @classmethod
+    def of(cls, documents: Sequence[np.ndarray], num_end_tokens: int = 0) -> "ArrayStream":
+        """The stream of some documents."""
+        tokens = np.concatenate(documents) if documents else np.zeros(0, dtype=np.uint8)
+        return cls(tokens, np.cumsum([len(document) for document in documents], dtype=np.int64), num_end_tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self.tokens[starts[:, None] + np.arange(length)]
+
+    def is_predicted(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.predicted is None else self.predicted[start:stop]
+
+
+class StreamPart(TokenStream):
+    """The tokens of a stream from `first` to before `stop`; a document may be cut there."""
+
+    def __init__(self, stream: TokenStream, first: int, stop: int):
+        self._stream = stream
+        self._first = first
+        self.num_tokens = stop - first
+        self.num_end_tokens = stream.num_end_tokens
+        inside = stream.ends[np.searchsorted(stream.ends, first, "right") : np.searchsorted(stream.ends, stop)]
+        self.ends = np.append(inside, [stop] if stop > first else []).astype(np.int64) - first
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._stream.read(self._first + start, self._first + stop)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self._stream.gather(self._first + starts, length)
+
+
+class JoinedStream(TokenStream):
+    """Several streams one after another."""
+
+    def __init__(self, streams: Sequence[TokenStream]):
+        self._streams = [stream for stream in streams if stream.num_tokens]
+        self._offsets = np.cumsum([0, *(stream.num_tokens for stream in self._streams)]).tolist()
+        self.num_tokens = self._offsets[-1]
+        self.num_end_tokens = min((stream.num_end_tokens for stream in self._streams), default=0)
+        shifted = [stream.ends + offset for stream, offset in zip(self._streams, self._offsets, strict=False)]
+        self.ends = np.concatenate(shifted) if shifted else np.zeros(0, dtype=np.int64)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        first = bisect.bisect_right(self._offsets, start) - 1
+        parts = []
+        for stream, offset in zip(self._streams[first:], self._offsets[first:], strict=False):
+            if offset >= stop:
+                break
+            parts.append(stream.read(max(start - offset, 0), min(stop - offset, stream.num_tokens)))
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
+
+
+def sha256_of(*arrays: np.ndarray) -> str:
+    """One hash of arrays, their types and lengths."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {len(array)}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,16 @@
+"""Text to numbers and back."""
+
+from ml.data.tokenizers.base import SavedArguments, Tokenizer
+from ml.data.tokenizers.bytes import ByteTokenizer
+from ml.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from ml.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from ml.data.tokenizers.tiktoken import TiktokenTokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "HuggingFaceTokenizer",
+    "SavedArguments",
+    "SentencePieceTokenizer",
+    "TiktokenTokenizer",
+    "Tokenizer",
+]

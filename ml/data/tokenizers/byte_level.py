@@ -1,0 +1,55 @@
+"""The bytes behind the entries of a tokenizer.json."""
+
+import re
+from typing import Any
+
+_SPACE = "▁"  # how SentencePiece, and what is made after it, writes a space
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def bytes_of_pieces(vocabulary: dict[str, int], description: dict[str, Any]) -> list[bytes] | None:
+    """The bytes of each token, by its number, or None where the decoder does more than to put bytes together.
+
+    Args:
+        vocabulary: the number of each entry.
+        description: what the tokenizer.json says.
+    """
+    decoder = description.get("decoder") or {}
+    if description["model"].get("end_of_word_suffix") or description["model"].get("continuing_subword_prefix"):
+        return None  # marks in the entries that stand for no text
+    kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+    if kinds == {"ByteLevel"}:
+        as_bytes = _byte_level
+    elif kinds and kinds <= {"Metaspace", "ByteFallback", "Fuse", "Replace", "Strip"}:
+        as_bytes = _with_spaces
+    else:
+        return None
+    added = {token["id"] for token in description["added_tokens"]}
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    for entry, token in vocabulary.items():
+        pieces[token] = entry.encode() if token in added else as_bytes(entry)
+    return pieces
+
+
+def _with_spaces(entry: str) -> bytes:
+    byte = _BYTE.fullmatch(entry)
+    return bytes([int(byte[1], 16)]) if byte else entry.replace(_SPACE, " ").encode()
+
+
+def _byte_level(entry: str) -> bytes:
+    """An entry that is not written in the alphabet of bytes stands for itself, as the library decodes it."""
+    known = all(character in _BYTE_OF for character in entry)
+    return bytes(_BYTE_OF[character] for character in entry) if known else entry.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte behind each character of a byte-level vocabulary.
+
+    Bytes that are printable in Latin-1 stand for themselves; the others take, in order, the characters from U+0100 on.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

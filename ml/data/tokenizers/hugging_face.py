@@ -1,0 +1,178 @@
+"""Tokenizers of the library `tokenizers`, which Hugging Face checkpoints come with."""
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml.config import REQUIRED, configurable
+from ml.data.errors import DataError
+from ml.data.extras import extra
+from ml.data.tokenizers.base import SavedArguments, Tokenizer
+from ml.data.tokenizers.byte_level import bytes_of_pieces
+from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
+from ml.data.tokenizers.token_bytes import TokenBytes
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_FILE = "tokenizer.json"
+_USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
+@configurable
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json.
+
+    Special tokens are not looked for in text, nothing is put around it, and what the file says of padding and cutting
+    short is not done.
+
+    Args:
+        path: The file, or a folder with a tokenizer.json.
+        end_of_document: The special token behind each document. None takes what tokenizer_config.json in the folder
+            calls `eos_token`, else one that is usual, such as "<|endoftext|>"; there may be none.
+    """
+
+    def __init__(self, path: str = REQUIRED, end_of_document: str | None = None):
+        self.path = path
+        self._end_of_document = end_of_document
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """All tokens are below this number."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @functools.cached_property
+    def end_of_document(self) -> int | None:
+        """The token behind each document."""
+        name = self._end_name
+        return None if name is None else self._tokenizer.token_to_id(name)
+
+    @functools.cached_property
+    def may_cut_behind(self) -> re.Pattern[bytes] | None:
+        """Behind letters that end a line, where normalizer, pattern and added tokens are known to leave them alone."""
+        return LETTER_BEFORE_LINE_END if _cuts_at_line_ends(self._description) else None
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The tokens of each text, on all cores unless TOKENIZERS_PARALLELISM is false."""
+        dtype = np.min_scalar_type(self.vocab_size - 1)
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype) for encoding in encodings]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
+
+    def num_bytes(self, tokens: np.ndarray) -> int:
+        """The bytes that the tokens stand for by themselves; a space that the tokenizer puts first counts.
+
+        Raises:
+            DataError: Tokens of such a tokenizer do not stand for certain bytes.
+        """
+        return self._bytes.num_bytes(tokens)
+
+    def special_token(self, text: str) -> int | None:
+        return next((token for token, name in self._special.items() if name == text), None)
+
+    def save(self, folder: Path) -> SavedArguments:
+        (folder / _FILE).write_text(self._content, encoding="utf-8", newline="")
+        return SavedArguments({"end_of_document": self._end_name}, {"path": _FILE})
+
+    @functools.cached_property
+    def _content(self) -> str:
+        try:
+            return self._file.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise DataError(
+                f"cannot read {self._file} (HuggingFaceTokenizer.path, from {Path.cwd()}): {error.strerror}"
+            ) from None
+        except UnicodeDecodeError:
+            raise DataError(f"{self._file} (HuggingFaceTokenizer.path) is not a tokenizer.json") from None
+
+    @property
+    def _file(self) -> Path:
+        path = Path(self.path)
+        return path / _FILE if path.is_dir() else path
+
+    @functools.cached_property
+    def _tokenizer(self) -> "tokenizers.Tokenizer":
+        tokenizers = extra("tokenizers", "tokenizers", "HuggingFaceTokenizer")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(self._content)
+        except Exception as error:  # the library raises plain `Exception`
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{self._file} (HuggingFaceTokenizer.path) is not a tokenizer.json: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # as text
+        return tokenizer
+
+    @functools.cached_property
+    def _description(self) -> dict[str, Any]:
+        return json.loads(self._tokenizer.to_str())
+
+    @functools.cached_property
+    def _special(self) -> dict[int, str]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token: str(entry.content) for token, entry in added.items() if entry.special}
+
+    @functools.cached_property
+    def _end_name(self) -> str | None:
+        special = set(self._special.values())
+        if self._end_of_document is not None and self._end_of_document not in special:
+            raise DataError(
+                f"HuggingFaceTokenizer.end_of_document: {self._end_of_document!r} is no special token of {self._file}, "
+                f"which has {', '.join(sorted(special)) or 'none'}"
+            )
+        wanted = (self._end_of_document, self._configured_end(), *_USUAL_ENDS)
+        return next((name for name in wanted if name in special), None)
+
+    def _configured_end(self) -> str | None:
+        """What a tokenizer_config.json beside says ends a text."""
+        file = Path(self.path) / "tokenizer_config.json"
+        if not file.is_file():
+            return None
+        try:
+            token = json.loads(file.read_text("utf-8")).get("eos_token")
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"cannot read {file}: {error}") from None
+        return token.get("content") if isinstance(token, dict) else token
+
+    @functools.cached_property
+    def _bytes(self) -> TokenBytes:
+        pieces = bytes_of_pieces(self._tokenizer.get_vocab(with_added_tokens=True), self._description)
+        if pieces is None:
+            decoder = (self._description.get("decoder") or {}).get("type")
+            raise DataError(
+                f"{self._file}: the tokens of this tokenizer (decoder: {decoder}) do not stand for certain bytes, so "
+                "there are no bits per byte. It takes one of bytes (ByteLevel) or with byte fallback"
+            )
+        return TokenBytes(pieces, self._special)
+
+
+def _cuts_at_line_ends(description: dict[str, Any]) -> bool:
+    normalizer = description.get("normalizer") or {"type": "NFC"}
+    if normalizer["type"] != "NFC" or any(_may_span_a_line_end(token) for token in description["added_tokens"]):
+        return False
+    steps = description.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    is_byte_level = steps[-1].get("type") == "ByteLevel" and not steps[-1]["add_prefix_space"]
+    if not is_byte_level or len(steps) > 2:
+        return False
+    if len(steps) == 1:
+        return steps[0]["use_regex"]  # GPT-2's
+    split, pattern = steps[0], steps[0].get("pattern", {}).get("Regex")
+    is_plain = split.get("behavior") == "Isolated" and not split["invert"]
+    return is_plain and pattern is not None and is_cut_at_line_ends(pattern)
+
+
+def _may_span_a_line_end(token: dict[str, Any]) -> bool:
+    """Whether an added token may take in a letter and the line end behind it, or look at one from the other."""
+    looks_around = token["single_word"] or token["lstrip"] or token["rstrip"]
+    return not token["special"] and (looks_around or any(end in token["content"] for end in "\r\n"))

@@ -1,0 +1,91 @@
+"""Tokenizers of SentencePiece."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ml.config import REQUIRED, configurable
+from ml.data.errors import DataError
+from ml.data.extras import extra
+from ml.data.tokenizers.base import SavedArguments, Tokenizer
+from ml.data.tokenizers.token_bytes import TokenBytes
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+_FILE = "sentence_piece.model"
+_SPACE = "▁"
+
+
+@configurable
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model; its end-of-sentence symbol, if it has one, ends a document.
+
+    Most models normalize text and put a space first: what comes back is the normalized text, and its bytes are what
+    `num_bytes` counts. What a model without byte fallback does not know counts as none.
+
+    Args:
+        path: The .model file.
+    """
+
+    def __init__(self, path: str = REQUIRED):
+        self.path = path
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """All tokens are below this number."""
+        return self._processor.vocab_size()
+
+    @functools.cached_property
+    def end_of_document(self) -> int | None:
+        """The end-of-sentence symbol."""
+        token = self._processor.eos_id()
+        return token if token >= 0 else None
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._processor.encode(text, out_type=int), np.min_scalar_type(self.vocab_size - 1))
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return self._processor.decode(np.asarray(tokens).tolist())
+
+    def num_bytes(self, tokens: np.ndarray) -> int:
+        return self._bytes.num_bytes(tokens)
+
+    def save(self, folder: Path) -> SavedArguments:
+        (folder / _FILE).write_bytes(self._content)
+        return SavedArguments({}, {"path": _FILE})
+
+    @functools.cached_property
+    def _content(self) -> bytes:
+        try:
+            return Path(self.path).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"cannot read {self.path} (SentencePieceTokenizer.path, from {Path.cwd()}): {error.strerror}"
+            ) from None
+
+    @functools.cached_property
+    def _processor(self) -> "sentencepiece.SentencePieceProcessor":
+        sentencepiece = extra("sentencepiece", "tokenizers", "SentencePieceTokenizer")
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.load_from_serialized_proto(self._content)
+        except RuntimeError as error:
+            raise DataError(
+                f"{self.path} (SentencePieceTokenizer.path) is not a SentencePiece model: {error}"
+            ) from None
+        return processor
+
+    @functools.cached_property
+    def _bytes(self) -> TokenBytes:
+        processor = self._processor
+        pieces, special = [], {}
+        for token in range(self.vocab_size):
+            piece = processor.id_to_piece(token)
+            if processor.is_control(token) or processor.is_unknown(token):
+                special[token] = piece
+            is_byte = processor.is_byte(token)  # written <0x0A>
+            pieces.append(bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(_SPACE, " ").encode())
+        return TokenBytes(pieces, special)

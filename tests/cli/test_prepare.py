@@ -1,0 +1,205 @@
+"""`python -m ml prepare` and `train_tokenizer` from a terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tokenizers
+
+from ml.cli.preparation_display import PlainDisplay, TerminalDisplay, display_on
+from ml.cli.verbs import main
+from ml.data.token_files import TokenFolder
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Calls a verb in this process; returns what it prints, or its message where it ends with 2."""
+
+    def run(*arguments, check=0):
+        assert main(list(map(str, arguments))) == check
+        told = capsys.readouterr()
+        return told.err if check else told.out
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def test_a_tokenizer_is_trained_and_text_prepared_with_it(call, tmp_path):
+    lines = [json.dumps({"body": f"the {n}th document is about {n * n} things\n" * 3}) for n in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken"]))
+    reading = ("--text_key=body", "--on_error=skip")
+    told = call("train_tokenizer", "a.jsonl", *reading, "--vocab_size=300", "--output=t/tokenizer.json")
+    assert "t/tokenizer.json: 300 tokens, learned from 1 files\n1 broken rows left out, first a.jsonl:201: " in told
+    binding = "--gin.HuggingFaceTokenizer.path='t/tokenizer.json'"
+    choice = ("--tokenizer=HuggingFaceTokenizer", binding, "--validation_fraction=0.2", "--num_workers=2")
+    told = call("prepare", "a.jsonl", "--output=out", *reading, *choice)
+    folders = [TokenFolder(tmp_path / "out" / part) for part in ("train", "validation")]
+    assert sum(folder.num_documents for folder in folders) == 200
+    for folder in folders:
+        size = f"{folder.num_documents:,} documents, {folder.num_tokens:,} tokens, {folder.num_bytes:,} bytes"
+        rate = f"({folder.num_bytes / folder.num_tokens:.2f} a token)"
+        assert f"{folder.path.relative_to(tmp_path)}: {size} {rate}" in told
+    assert re.search(r"1 broken rows left out\n.*\ndone in \d+\.\d s$", told.strip(), re.DOTALL)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "t/tokenizer.json"))
+    first = folders[0].read(0, int(folders[0].document_ends[0]))
+    assert library.decode(first[:-1].tolist()) in [json.loads(line)["body"] for line in lines]
+    assert library.id_to_token(int(first[-1])) == "<|endoftext|>"
+    assert (
+        call("prepare", "--output=out", "--verify")
+        == "out/train is as it was written\nout/validation is as it was written\n"
+    )
+    os.truncate(tmp_path / "out/train/00000.tokens", 7)
+    assert "00000.tokens has 7 bytes, and the manifest says" in call("prepare", "--output=out", "--verify", check=2)
+
+
+SENTENCE_PIECE_OF_3 = ["--gin_bindings=SentencePieceTokenizer.path = 3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--output=out"], "name the files or folders to read"),
+        (["prepare", "nowhere.txt", "--output=out"], "no such file or folder: nowhere.txt"),
+        (["prepare", "a.txt", "--output=out", "--validation_fraction=1"], "--validation_fraction must be in [0, 1)"),
+        (["prepare", "a.txt", "--output=out", "--num_workers=0"], "--num_workers must be positive, not 0"),
+        (["prepare", "a.txt", "--output=out", "--shard_tokens=0"], "--shard_tokens must be positive, not 0"),
+        (["prepare", "a.txt", "--output=out", "--tokenizer=ByteTokeniser"], "did you mean 'ByteTokenizer'?"),
+        (["prepare", "a.txt", "--output=out", "--tokenizer=AdamW"], "there is no tokenizer 'AdamW'"),
+        (
+            ["prepare", "a.txt", "--output=out", "--tokenizer=HuggingFaceTokenizer"],
+            "HuggingFaceTokenizer.path must be set, and nothing sets it",
+        ),
+        (
+            ["prepare", "a.txt", "--output=out", "--gin.HuggingFaceTokenizer.path='x'"],
+            "HuggingFaceTokenizer is not built: nothing selects it",
+        ),
+        (
+            ["prepare", "a.txt", "--output=o", "--tokenizer=SentencePieceTokenizer", *SENTENCE_PIECE_OF_3],
+            "SentencePieceTokenizer.path must be str, not 3 (int)",
+        ),
+        (["prepare", "b.jsonl", "--output=out"], "b.jsonl:2: not JSON"),
+        (["prepare", "a.txt", "--output=out", "--verify"], "--verify reads --output alone"),
+        (["prepare", "--output=out", "--verify"], "no such folder of token files: out"),
+        (["train_tokenizer", "a.txt", "--output=t.json", "--vocab_size=257"], "--vocab_size must be above 257"),
+        (["train_tokenizer", "a.txt", "--output=a.txt", "--vocab_size=300"], "a.txt (--output) is there already"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_message_and_exit_code_2(arguments, message, call, tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"text": "cut')
+    assert message in call(*arguments, check=2)
+    if arguments[1] != "b.jsonl":
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "b.jsonl"]
+
+
+def test_training_is_the_same_whatever_the_order_of_hashes_and_threads(call, tmp_path):
+    words = [f"w{n % 977}x{n % 13} " for n in range(20_000)]
+    (tmp_path / "a.txt").write_text("".join(words))
+    arguments = ("train_tokenizer", "a.txt", "--vocab_size=700", "--special_token=<e>")
+    call(*arguments, "--output=one.json")
+    other = os.environ | {"PYTHONHASHSEED": "2", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run([sys.executable, "-m", "ml", *arguments, "--output=two.json"], cwd=tmp_path, env=other, check=True)
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "one.json"))
+    assert library.token_to_id("<e>") == 0
+    assert library.decode(library.encode("schön w5x5 漢字").ids) == "schön w5x5 漢字"
+
+
+def test_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_says_so(call, tmp_path):
+    (tmp_path / "a.txt").write_text("aaaa aaaa")
+    told = call("train_tokenizer", "a.txt", "--output=t.json", "--vocab_size=5000")
+    assert "that is less than 5,000" in told
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_line_leaves_what_goes_on(call, tmp_path):
+    """The command itself, as a person starts it, with its processes; kills are tested beside `prepare` itself."""
+    text = "".join(f"line {n} of a text that is long enough to take its time\n" for n in range(100_000))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "little.txt").write_text(text[:50_000])
+    call("train_tokenizer", "little.txt", "--output=t.json", "--vocab_size=400")
+    command = ("prepare", "a.txt", "--tokenizer=HuggingFaceTokenizer", "--gin.HuggingFaceTokenizer.path='t.json'")
+    call(*command, "--output=undisturbed")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ml", *command, "--output=out", "--num_workers=1"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while progress_of(tmp_path) == [0, 0, 0] and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert said == "interrupted. What is there stays, and the same command goes on from it\n"
+    assert "going on at" in call(*command, "--output=out")
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def progress_of(folder):
+    file = folder / "out" / "progress.json"
+    return json.loads(file.read_text())["position"] if file.exists() else [0, 0, 0]
+
+
+def files(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_help_needs_no_torch(tmp_path):
+    code = "import sys; import ml.cli.verbs; print([m for m in ('torch', 'numpy', 'tokenizers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_bar_that_is_drawn_again(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    now = [0.0]
+    display = TerminalDisplay(stream := Terminal(), lambda: now[0])
+    display.start(0, 4_000_000)
+    for seconds, num_bytes in ((0.05, 1), (1.0, 1_000_000), (2.0, 2_000_000)):
+        now[0] = seconds
+        display.advance(num_bytes, num_bytes // 4)
+    assert stream.getvalue().count("\r") == 2  # the first comes too soon
+    assert stream.getvalue().endswith("\r" + "━" * 12 + "─" * 12 + "   50%  500,000 tokens  1.0 MB/s  2s left\x1b[K")
+    display.say("a.jsonl:3: not JSON")
+    assert stream.getvalue().split("\r")[-1].startswith("\x1b[Ka.jsonl:3: not JSON\n━")
+    display.close()
+    assert stream.getvalue().endswith("\r\x1b[K")
+    monkeypatch.setenv("COLUMNS", "20")
+    now[0] = 3.0
+    display.advance(3_000_000, 1)
+    assert len(stream.getvalue().split("\r")[-1].removesuffix("\x1b[K")) == 19
+
+
+def test_a_pipe_gets_lines_now_and_then():
+    now = [0.0]
+    display = PlainDisplay(stream := io.StringIO(), lambda: now[0])
+    display.start(1_000_000, 5_000_000)
+    for seconds in range(25):
+        now[0] = seconds
+        display.advance(1_000_000 + seconds * 100_000, seconds)
+    assert stream.getvalue().splitlines() == [
+        "going on at 20% of 5,000,000 bytes",
+        " 40%  10 tokens  0.1 MB/s  30s left",
+        " 60%  20 tokens  0.1 MB/s  20s left",
+    ]
+
+
+def test_the_display_fits_the_stream():
+    assert type(display_on(io.StringIO())) is PlainDisplay
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as stream:
+        assert type(display_on(stream)) is TerminalDisplay
+    os.close(leader)

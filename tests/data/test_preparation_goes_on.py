@@ -1,0 +1,208 @@
+"""Preparations that were stopped: by a kill, a full disk, a person, or a source that changed."""
+
+import contextlib
+import gzip
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import small_tokenizers
+from sources import TEXTS, WRITERS, Silent, as_lines, contents, documents_of, run_in_a_process
+
+from ml.data import ByteTokenizer, DataError
+from ml.data.preparation import Reading, Settings, find_sources, preparing
+from ml.errors import RunFailure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(num_workers, prepared, small_tasks, tmp_path):
+    WRITERS["mixed"](tmp_path / "in")
+    (tmp_path / "in" / "long.txt").write_text(small_tokenizers.some_text()[:15_000])
+    (tmp_path / "in" / "long.jsonl.gz").write_bytes(gzip.compress(as_lines(TEXTS)))
+    tokenizer = small_tokenizers.hugging_face(tmp_path / "tokenizer")
+    options = {"tokenizer": tokenizer, "validation_fraction": 0.3, "shard_tokens": 900}
+    prepared("undisturbed", **options)
+    generator = np.random.default_rng(num_workers)
+    positions, kills = set(), 0
+    while True:
+        child = run_in_a_process(lambda: prepared("killed", num_workers=num_workers, **options))
+        time.sleep(generator.uniform(0.0, 0.04 + 0.01 * kills))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+        kills += 1
+        assert kills < 100
+        progress = tmp_path / "killed" / "progress.json"
+        if progress.exists():
+            positions.add(tuple(json.loads(progress.read_text())["position"]))
+    assert kills > 2
+    assert len(positions) > 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_processes_end_with_a_parent_that_was_killed(prepared, small_tasks, tmp_path):
+    (tmp_path / "in" / "a.txt").write_text(small_tokenizers.some_text() * 20)
+    tokenizer = small_tokenizers.hugging_face(tmp_path / "tokenizer")
+    child = run_in_a_process(lambda: prepared(tokenizer=tokenizer, num_workers=3))
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "out" / "00000.tokens").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("processes are left")
+
+
+class Deadly(ByteTokenizer):
+    """Its process is killed in the middle, as it is where memory ends."""
+
+    def encode(self, text):
+        if "boom" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(text)
+
+
+def test_a_killed_worker_is_said_and_what_was_done_stays(prepared, small_tasks, tmp_path, monkeypatch):
+    text = "some line\n" * 500
+    (tmp_path / "in" / "a.txt").write_text(text)
+    (tmp_path / "in" / "b.txt").write_text("boom")
+    (tmp_path / "in" / "c.txt").write_text(text)
+    monkeypatch.setattr(preparing, "save_tokenizer", lambda *_: {})
+    with pytest.raises(RunFailure, match=r"a process that encodes was killed.*goes on from what is there"):
+        prepared(tokenizer=Deadly(), num_workers=2)
+    assert (tmp_path / "out" / "progress.json").exists()
+    (folder,) = prepared()[0].folders
+    assert documents_of(folder) == [text, "boom", text]
+
+
+def test_ctrl_c_commits_and_goes_on(prepared, small_tasks, tmp_path, monkeypatch):
+    (tmp_path / "in" / "a.txt").write_text("some line\n" * 500)
+    prepared("undisturbed")
+    written = []
+
+    def interrupted(self, result, write=preparing._Run._write):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(result)
+        write(self, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing._Run, "_write", interrupted)
+        with pytest.raises(RunFailure, match=r"interrupted.*the same command goes on"):
+            prepared(num_workers=2)
+    _, display = prepared()
+    assert display.begun_at > 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_is_said_and_what_is_there_goes_on(prepared, small_tasks, tmp_path):
+    """A limit on the size of files stands for the full disk: the system refuses the write in both."""
+    (tmp_path / "in" / "a.txt").write_text("some line\n" * 2000)
+    prepared("undisturbed")
+    said = tmp_path / "said"
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        try:
+            prepared()
+        except RunFailure as failure:
+            said.write_text(str(failure))
+
+    os.waitpid(run_in_a_process(fill), 0)
+    assert "out: File too large. What is there stays, and the same command goes on from it" in said.read_text()
+    _, display = prepared()
+    assert display.begun_at > 3000
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_source_that_changed_since_is_noticed(prepared, small_tasks, tmp_path, monkeypatch):
+    file = tmp_path / "in" / "a.jsonl"
+    file.write_bytes(as_lines(TEXTS) + b"broken")
+    with pytest.raises(DataError, match="not JSON"):
+        prepared()
+    file.write_bytes(as_lines(TEXTS))
+    with pytest.raises(DataError, match=r"was begun with other sources: a\.jsonl has changed since\. Remove .*out"):
+        prepared()
+    (tmp_path / "in" / "b.txt").write_text("new")
+    with pytest.raises(DataError, match=r"changed since|is new"):
+        prepared()
+    file.unlink()
+    with pytest.raises(DataError, match=r"is gone|is new"):
+        prepared()
+    shutil.rmtree(tmp_path / "out")
+    sources = find_sources([tmp_path / "in"])
+    (tmp_path / "in" / "b.txt").write_text("another")
+    with pytest.raises(DataError, match=r"b\.txt has changed while it was prepared \(3 bytes then, 7 now\)"):
+        preparing.prepare(sources, ByteTokenizer(), Settings(tmp_path / "out", Reading()), Silent())
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(prepared, small_tasks, tmp_path):
+    (tmp_path / "in" / "a.txt").write_text("some line\n" * 500)
+    sources = find_sources([tmp_path / "in"])
+
+    class Changing(Silent):
+        def advance(self, num_bytes, num_tokens):
+            with (tmp_path / "in" / "a.txt").open("a") as file:
+                file.write("more")
+
+    with pytest.raises(DataError, match=r"a\.txt has changed while it was prepared"):
+        preparing.prepare(sources, ByteTokenizer(), Settings(tmp_path / "out", Reading()), Changing())
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_what_is_complete_is_left_alone_and_what_is_other_is_refused(prepared, tmp_path):
+    (tmp_path / "in" / "a.txt").write_text("some text\n" * 30)
+    assert prepared()[0].seconds is not None
+    before = contents(tmp_path / "out")
+    assert prepared()[0].seconds is None
+    for options, name in (
+        ({"validation_fraction": 0.1}, "validation_fraction = 0.0, not 0.1"),
+        ({"shard_tokens": 5}, "shard_tokens = 1073741824, not 5"),
+        ({"text_key": "body"}, 'text_key = "text", not "body"'),
+        ({"tokenizer": small_tokenizers.hugging_face(tmp_path / "t")}, "tokenizer = .*ByteTokenizer.*not.*HuggingFace"),
+    ):
+        with pytest.raises(DataError, match=f"out was begun with {name}"):
+            prepared(**options)
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(DataError, match=r"full \(--output\) holds something else, such as thesis\.tex"):
+        prepared("full")
+    with pytest.raises(DataError, match=r"thesis\.tex \(--output\) is not a folder"):
+        prepared("full/thesis.tex")
+
+
+def test_two_at_once_do_not_write_to_one_folder(prepared, small_tasks, tmp_path):
+    (tmp_path / "in" / "a.txt").write_text("some line\n" * 500)
+    held, release = os.pipe()
+
+    class Waiting(Silent):
+        def advance(self, num_bytes, num_tokens):
+            os.read(held, 1)
+
+    def first():
+        sources = find_sources([tmp_path / "in"])
+        preparing.prepare(sources, ByteTokenizer(), Settings(tmp_path / "out", Reading()), Waiting())
+
+    child = run_in_a_process(first)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "out" / "00000.tokens").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(DataError, match=r"another process prepares .*out at this moment"):
+        prepared()
+    os.write(release, b"x" * 100)
+    assert os.waitpid(child, 0)[1] == 0
+    assert prepared()[0].seconds is None

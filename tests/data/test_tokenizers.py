@@ -1,0 +1,324 @@
+"""Tokenizers against the libraries that they stand on."""
+
+import functools
+import json
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+import small_tokenizers
+import tiktoken
+import tiktoken_ext.openai_public as named_encodings
+import tokenizers
+from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2_PATTERN
+
+from ml.data import DataError
+from ml.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, TiktokenTokenizer
+from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
+from ml.data.tokenizers.saved import open_tokenizer, save_tokenizer, verify_tokenizer
+
+ODD = 'def f(x):\n\treturn "schön 漢字 😀 \\N{SNOWMAN}"   # <|endoftext|> and </s>, 12345\r\n\r\n  it\'s  '
+
+
+@pytest.fixture(params=small_tokenizers.ALL, ids=lambda make: make.__name__)
+def tokenizer(request, tmp_path):
+    return request.param(tmp_path)
+
+
+def test_what_is_encoded_comes_back(tokenizer):
+    for text in ("", "a", "some text\n", ODD, small_tokenizers.some_text()[:20_000]):
+        tokens = tokenizer.encode(text)
+        assert tokenizer.decode(tokens) == text
+        assert tokens.dtype.kind == "u"
+        assert len(tokens) == 0 or tokens.max() < tokenizer.vocab_size
+
+
+def test_a_batch_is_encoded_like_each_text_alone(tokenizer):
+    texts = [ODD, "", "one more", ODD * 3]
+    for alone, batched in zip(map(tokenizer.encode, texts), tokenizer.encode_batch(texts), strict=True):
+        assert np.array_equal(alone, batched)
+        assert alone.dtype == batched.dtype
+
+
+def test_special_tokens_in_text_are_text(tokenizer):
+    for text in ("<|endoftext|>", "</s>", "x<|endoftext|>y</s>z", "<0x0A>"):
+        assert tokenizer.end_of_document not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_tokens_stand_for_the_bytes_of_their_text(tokenizer):
+    added = int(isinstance(tokenizer, SentencePieceTokenizer))  # the space that SentencePiece puts first
+    for text in ("plain", ODD, "漢字", small_tokenizers.some_text()[:5000]):
+        assert tokenizer.num_bytes(tokenizer.encode(text)) == len(text.encode()) + added
+    tokens = tokenizer.encode(ODD)
+    assert sum(tokenizer.num_bytes(tokens[i : i + 1]) for i in range(len(tokens))) == tokenizer.num_bytes(tokens)
+
+
+@pytest.mark.parametrize("make", small_tokenizers.ALL[1:])
+def test_a_special_token_stands_for_no_bytes(make, tmp_path):
+    tokenizer = make(tmp_path)
+    assert tokenizer.num_bytes(np.array([tokenizer.end_of_document])) == 0
+
+
+def test_a_saved_tokenizer_is_the_same_without_the_files_it_came_from(tokenizer, tmp_path):
+    tokens, end = tokenizer.encode(ODD), tokenizer.end_of_document
+    saved = json.loads(json.dumps(save_tokenizer(tokenizer, tmp_path / "kept")))
+    for file in tmp_path.iterdir():
+        if file.is_file():
+            file.unlink()
+    again = open_tokenizer(saved, tmp_path / "kept")
+    assert np.array_equal(again.encode(ODD), tokens)
+    assert (again.end_of_document, again.vocab_size) == (end, tokenizer.vocab_size)
+    assert again.decode(tokens) == ODD
+    assert verify_tokenizer(saved, tmp_path / "kept") == []
+    assert save_tokenizer(again, tmp_path / "once more") == saved
+
+
+def test_a_changed_file_of_a_saved_tokenizer_is_named(tmp_path):
+    saved = save_tokenizer(small_tokenizers.tiktoken(tmp_path), tmp_path / "kept")
+    (tmp_path / "kept" / "ranks.tiktoken").write_text("IQ== 0\n")
+    (problem,) = verify_tokenizer(saved, tmp_path / "kept")
+    assert "ranks.tiktoken has changed" in problem
+    (tmp_path / "kept" / "ranks.tiktoken").unlink()
+    (problem,) = verify_tokenizer(saved, tmp_path / "kept")
+    assert "cannot read" in problem
+
+
+def test_hugging_face_gives_what_the_library_gives(tmp_path):
+    ours = small_tokenizers.hugging_face(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(ours.path)
+    text = small_tokenizers.some_text()
+    assert ours.encode(text).tolist() == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.end_of_document == theirs.token_to_id("<|endoftext|>") == 0
+    assert ours.vocab_size == theirs.get_vocab_size()
+
+
+def test_tiktoken_and_hugging_face_agree_on_one_vocabulary(tmp_path):
+    text = small_tokenizers.some_text() + ODD
+    theirs = small_tokenizers.hugging_face(tmp_path).encode(text)
+    assert np.array_equal(small_tokenizers.tiktoken(tmp_path).encode(text) + 1, theirs)
+
+
+def test_sentence_piece_gives_what_the_library_gives(tmp_path):
+    ours = small_tokenizers.sentence_piece(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=ours.path)
+    assert ours.encode(ODD).tolist() == theirs.encode(ODD)
+    assert ours.end_of_document == theirs.eos_id()
+
+
+def test_nothing_is_read_before_it_is_used():
+    for cls in (HuggingFaceTokenizer, SentencePieceTokenizer, functools.partial(TiktokenTokenizer, pattern=".")):
+        tokenizer = cls(path="nowhere/at all")
+        with pytest.raises(DataError, match=r"cannot read nowhere/at all.*\.path.*No such file"):
+            _ = tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("cls", "content", "message"),
+    [
+        (HuggingFaceTokenizer, b"{}", "is not a tokenizer.json"),
+        (HuggingFaceTokenizer, b"\xff", "is not a tokenizer.json"),
+        (SentencePieceTokenizer, b"no model", "is not a SentencePiece model"),
+        (functools.partial(TiktokenTokenizer, pattern="."), b"IQ== 0\nIg==\n", r"file:2 is not a token in base64"),
+        (functools.partial(TiktokenTokenizer, pattern="."), b"IQ== 0\n", "lacks some of the 256 single bytes"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(cls, content, message, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        cls(path=str(tmp_path / "file")).encode("text")
+
+
+def test_what_tiktoken_cannot_load_is_said(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="tiktoken has no 'gpt5'; there are"):
+        TiktokenTokenizer("gpt5").encode("text")
+
+    def unreachable(name):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
+    with pytest.raises(DataError, match=r"cannot load 'gpt2' \(ConnectionError: no network\).*TIKTOKEN_CACHE_DIR"):
+        TiktokenTokenizer("gpt2").encode("text")
+    ours = TiktokenTokenizer(path=str(small_tokenizers.ranks(tmp_path)), pattern=".", end_of_document="</s>")
+    with pytest.raises(DataError, match=r"'</s>' is no special token, of which there are none"):
+        _ = ours.end_of_document
+
+
+def test_a_named_encoding_is_tiktokens(tmp_path, monkeypatch):
+    theirs = small_tokenizers.tiktoken(tmp_path)._encoding
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": theirs}.__getitem__)
+    ours = TiktokenTokenizer("gpt2")
+    assert ours.encode(ODD).tolist() == theirs.encode_ordinary(ODD)
+    assert ours.end_of_document == theirs.eot_token
+
+
+@pytest.mark.parametrize("module", ["tiktoken", "tokenizers", "sentencepiece"])
+def test_a_library_that_is_not_there_is_named(module, tmp_path, monkeypatch):
+    make = {
+        "tiktoken": small_tokenizers.tiktoken,
+        "tokenizers": small_tokenizers.hugging_face,
+        "sentencepiece": small_tokenizers.sentence_piece,
+    }[module]
+    tokenizer = make(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=rf"takes the library {module}: pip install 'juniper-trainer\[tokenizers\]'"):
+        tokenizer.encode("text")
+
+
+def test_the_end_of_a_document_is_found_in_the_folder_of_a_checkpoint(tmp_path):
+    small_tokenizers.hugging_face(tmp_path)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    turn = added[0] | {"id": 600, "content": "<|turn|>"}
+    small_tokenizers.hugging_face(tmp_path, added_tokens=[*added, turn])
+    assert HuggingFaceTokenizer(str(tmp_path)).end_of_document == 0  # the usual one
+    for token in ("<|turn|>", {"content": "<|turn|>"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+        assert HuggingFaceTokenizer(str(tmp_path)).end_of_document == 600
+    assert HuggingFaceTokenizer(str(tmp_path), end_of_document="<|endoftext|>").end_of_document == 0
+    with pytest.raises(DataError, match=r"'</s>' is no special token of .*, which has <\|endoftext\|>, <\|turn\|>"):
+        _ = HuggingFaceTokenizer(str(tmp_path), end_of_document="</s>").end_of_document
+
+
+def test_padding_and_cutting_short_are_not_done(tmp_path):
+    short = small_tokenizers.hugging_face(
+        tmp_path,
+        truncation={"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+        padding={
+            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "<|endoftext|>",
+        },
+    )  # fmt: skip
+    assert short.decode(short.encode(ODD)) == ODD
+
+
+def test_tokens_of_no_certain_bytes_are_refused_where_bytes_are_asked_for(tmp_path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "word": 1}, unk_token="[UNK]"))
+    words.decoder = tokenizers.decoders.WordPiece()
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HuggingFaceTokenizer(str(tmp_path))
+    assert tokenizer.encode("word").tolist() == [1]
+    assert tokenizer.end_of_document is None
+    with pytest.raises(DataError, match=r"\(decoder: WordPiece\) do not stand for certain bytes"):
+        tokenizer.num_bytes(np.array([1]))
+
+
+def test_metaspace_with_byte_fallback_has_bytes(tmp_path):
+    entries = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a"]
+    model = tokenizers.models.BPE(
+        {entry: n for n, entry in enumerate(entries)}, [("▁", "a")], byte_fallback=True, unk_token="<unk>"
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    made.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HuggingFaceTokenizer(str(tmp_path))
+    for text in ("a a", "漢 a\n", " "):
+        assert tokenizer.num_bytes(tokenizer.encode(text)) == len(text.encode())
+    assert tokenizer.may_cut_behind is None
+
+
+def _published(name: str) -> str:
+    """The pattern of a named encoding, without its ranks, which are not on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(named_encodings, "load_tiktoken_bpe", lambda *_, **__: {b"a": 0})
+        patch.setattr(named_encodings, "data_gym_to_mergeable_bpe_ranks", lambda **_: {b"a": 0})
+        return getattr(named_encodings, name)()["pat_str"]
+
+
+def _llama3() -> str:
+    import inspect
+
+    return inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
+
+
+PATTERNS = {
+    "GPT-2": small_tokenizers.GPT2_PATTERN,
+    "r50k_base": _published("r50k_base"),
+    "cl100k_base": _published("cl100k_base"),
+    "o200k_base": _published("o200k_base"),
+    "Llama 3": _llama3(),
+    "Qwen 2": QWEN2_PATTERN,
+}
+
+
+def _random_text(generator: np.random.Generator, length: int) -> str:
+    """Everything that patterns tell apart, in any order."""
+    alphabet = [
+        "a",
+        "Z",
+        "s",
+        "'s",
+        "\n",
+        "\r",
+        "\r\n",
+        " ",
+        "  ",
+        "\t",
+        "1",
+        "234",
+        ".",
+        "/",
+        "é",
+        "漢",
+        "\u0301",
+        "😀",
+    ]
+    return "".join(generator.choice(alphabet, length))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_text_cut_at_line_ends_has_the_tokens_of_the_whole(name, tmp_path):
+    """Every place where it may be cut, in random text of everything that patterns tell apart."""
+    tokenizer = small_tokenizers.tiktoken(tmp_path, PATTERNS[name])
+    assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END
+    generator = np.random.default_rng(0)
+    cuts = 0
+    for _ in range(300):
+        text = _random_text(generator, 60)
+        whole, content = tokenizer.encode(text).tolist(), text.encode()
+        for match in LETTER_BEFORE_LINE_END.finditer(content):
+            first, second = content[: match.end()].decode(), content[match.end() :].decode()
+            assert [*tokenizer.encode(first), *tokenizer.encode(second)] == whole, (text, match)
+            cuts += 1
+    assert cuts > 500
+
+
+def test_hugging_face_may_be_cut_where_nothing_looks_across(tmp_path):
+    generator = np.random.default_rng(1)
+    plain = json.loads(tokenizers.Tokenizer.from_file(small_tokenizers.hugging_face(tmp_path).path).to_str())
+    byte_level = plain["pre_tokenizer"]
+    split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
+    fine = [
+        {},
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level | {"use_regex": False}]}},
+    ]
+    for changes in fine:
+        tokenizer = small_tokenizers.hugging_face(tmp_path, **changes)
+        assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END, changes
+        for _ in range(50):
+            content = _random_text(generator, 60).encode()
+            whole = tokenizer.encode(content.decode()).tolist()
+            for match in LETTER_BEFORE_LINE_END.finditer(content):
+                pieces = content[: match.end()].decode(), content[match.end() :].decode()
+                assert [*tokenizer.encode(pieces[0]), *tokenizer.encode(pieces[1])] == whole
+    word = plain["added_tokens"][0] | {"id": 600, "special": False}
+    doubtful = [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": byte_level | {"add_prefix_space": True}},
+        {"pre_tokenizer": byte_level | {"use_regex": False}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split | {"behavior": "MergedWithNext"}, byte_level]}},
+        {"pre_tokenizer": None},
+        {"added_tokens": [*plain["added_tokens"], word | {"content": "end\n"}]},
+        {"added_tokens": [*plain["added_tokens"], word | {"content": "end", "rstrip": True}]},
+    ]
+    for changes in doubtful:
+        assert small_tokenizers.hugging_face(tmp_path, **changes).may_cut_behind is None, changes
+
+
+def test_of_other_patterns_nothing_is_known():
+    assert not is_cut_at_line_ends(r"\S+\s*")
