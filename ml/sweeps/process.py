@@ -13,7 +13,7 @@ from types import FrameType
 from ml.errors import RunFailure
 from ml.sweeps.file import Sweep
 from ml.sweeps.plan import PlannedRun
-from ml.sweeps.state import State, Status, last_line, state_of
+from ml.sweeps.state import COMMAND_MARK, State, Status, last_line, state_of
 
 SECONDS_BETWEEN_LOOKS = 0.5
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -101,7 +101,7 @@ def _train(sweep: Sweep, run: PlannedRun, lock: int, stop: Stop, look: Callable[
     except OSError as error:
         raise RunFailure(f"cannot write {run.log}: {error.strerror}") from error
     with log:
-        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.write(f"{COMMAND_MARK}{shlex.join(command)}\n".encode())
         log.flush()
         # The process holds the lock too: where the sweep is killed and the run goes on, nobody else begins it.
         stop.process = subprocess.Popen(
