@@ -94,6 +94,6 @@ def test_the_reason_is_the_last_line_with_something_in_it(planned, tmp_path):
 
 
 def test_a_member_whose_log_cannot_be_written_is_a_failure_with_a_message(planned, tmp_path):
-    (tmp_path / "a").touch()
-    with pytest.raises(RunFailure, match=r"cannot start a, with its log in .*/a/log\.txt: File exists"):
+    (tmp_path / "a" / "log.txt").mkdir(parents=True)
+    with pytest.raises(RunFailure, match=r"cannot start a, with its log in .*/a/log\.txt: Is a directory"):
         run_members(None, planned(a=""), tmp_path, Watcher())
