@@ -45,7 +45,7 @@ class _Terminal(_Plain):
         self._draw(self._head(number, run))
 
     def looked(self, number: int, run: PlannedRun, line: str) -> None:
-        self._draw(f"{self._head(number, run)}  {'starting' if line.startswith('$ ') else line}")
+        self._draw(f"{self._head(number, run)}  {line or 'starting'}")
 
     def _draw(self, line: str) -> None:
         # The last column stays free: writing to it makes some terminals begin a new line.

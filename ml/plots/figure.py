@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ml.errors import UserError
+from ml.plots.labels import shorten
 from ml.plots.series import Metrics, series, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.transforms import Bbox
 
 USUAL_METRICS = ("loss", "learning_rate", "tokens_per_second")
 MARKERS = "os^DvP*Xhp"  # of the validation of a run, so that runs differ in grey too
@@ -26,6 +29,7 @@ _WIDTH = 11.0  # inches
 _ROW_HEIGHT = 2.5
 _DPI = 150
 _COLUMNS = 3
+_LONGEST_TITLE = 36
 _HELD_OUT = re.compile(r"validation_(?:.*_)?loss")
 _HELD_OUT_DASHES = ((4.0, 1.5), (1.5, 1.2), (6.0, 1.2, 1.2, 1.2), (8.0, 2.0))
 _NOT_SMOOTHED = re.compile(r"learning_rate|validation_.*")
@@ -153,7 +157,8 @@ def _draw_panel(axes: Axes, name: str, curves: Sequence[Curve], style: Style, un
             points = series(curve.metrics, other, style.x)
             look = {"marker": marker, "markersize": 5, "linewidth": 1.1, "dashes": dashes, "markeredgecolor": "white"}
             axes.plot(points.x / unit.size, points.y, color=colour, zorder=4, markeredgewidth=0.6, gid=other, **look)
-    axes.set_title(_TITLES.get(name, name.replace("_", " ")), fontsize=10, loc="left")
+    title = _TITLES.get(name, shorten(name.replace("_", " "), _LONGEST_TITLE))
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel(unit.label, fontsize=9)
     _finish(axes, name, style)
     if name == "loss":
@@ -233,15 +238,18 @@ def _add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
         Line2D([], [], color=colour, linewidth=2.0, marker=marker, markersize=5, label=curve.label)
         for curve, colour, marker in zip(curves, colours(len(curves)), _markers(len(curves)), strict=True)
     ]
-    look = {"handles": handles, "fontsize": 9, "frameon": False, "columnspacing": 1.6}
-    probe = figure.legend(ncols=1, **look)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    width = probe.get_window_extent(renderer).width / _DPI
+
+    def legend(num_columns: int, loc: str) -> tuple[Legend, Bbox]:
+        made = figure.legend(handles=handles, ncols=num_columns, loc=loc, fontsize=9, frameon=False, columnspacing=1.6)
+        for text in made.get_texts():
+            text.set_parse_math(False)  # a dollar in a name is a dollar
+        return made, made.get_window_extent(renderer)
+
+    probe, size = legend(1, "lower center")
     probe.remove()
-    num_columns = max(1, min(len(curves), int(_WIDTH / width)))
-    legend = figure.legend(ncols=num_columns, loc="outside lower center", **look)
-    height = legend.get_window_extent(renderer).height / _DPI
-    figure.set_size_inches(_WIDTH, figure.get_figheight() + height)
+    _, size = legend(max(1, min(len(curves), int(_WIDTH * _DPI / size.width))), "outside lower center")
+    figure.set_size_inches(_WIDTH, figure.get_figheight() + size.height / _DPI)
 
 
 def _held_out(curves: Sequence[Curve]) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run measured, as points to draw. Imports neither torch nor matplotlib."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,5 +140,5 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield f"{prefix}{name}", value

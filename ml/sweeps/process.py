@@ -13,7 +13,7 @@ from types import FrameType
 from ml.errors import RunFailure
 from ml.sweeps.file import Sweep
 from ml.sweeps.plan import PlannedRun
-from ml.sweeps.state import State, Status, last_line, state_of
+from ml.sweeps.state import COMMAND_MARK, State, Status, last_line, state_of
 
 SECONDS_BETWEEN_LOOKS = 0.5
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,23 +97,22 @@ def _train(sweep: Sweep, run: PlannedRun, lock: int, stop: Stop, look: Callable[
     command = run.command(sweep)
     try:
         run.folder.path.mkdir(parents=True, exist_ok=True)
-        log = run.log.open("ab")
+        with run.log.open("ab") as log:
+            log.write(f"{COMMAND_MARK}{shlex.join(command)}\n".encode())
+            log.flush()
+            # The process holds the lock too: where the sweep is killed and the run goes on, nobody else begins it.
+            stop.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, pass_fds=[lock]
+            )
     except OSError as error:
-        raise RunFailure(f"cannot write {run.log}: {error.strerror}") from error
-    with log:
-        log.write(f"$ {shlex.join(command)}\n".encode())
-        log.flush()
-        # The process holds the lock too: where the sweep is killed and the run goes on, nobody else begins it.
-        stop.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, pass_fds=[lock]
-        )
-        if stop.is_asked:  # while it was being started
-            stop.process.terminate()
-        while True:
-            try:
-                return stop.process.wait(SECONDS_BETWEEN_LOOKS)
-            except subprocess.TimeoutExpired:
-                look(last_line(run))
+        raise RunFailure(f"cannot start {run.member.name}, with its log in {run.log}: {error.strerror}") from error
+    if stop.is_asked:  # while it was being started
+        stop.process.terminate()
+    while True:
+        try:
+            return stop.process.wait(SECONDS_BETWEEN_LOOKS)
+        except subprocess.TimeoutExpired:
+            look(last_line(run))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from ml.errors import UserError
 from ml.plots.series import Metrics, parse_metrics
 from ml.sweeps.plan import PlannedRun
 
+COMMAND_MARK = "$ "  # begins the line of a log above what a process printed
+
 _TAIL = 4096  # bytes of a log in which its last line is looked for
 
 
@@ -68,14 +70,15 @@ def state_of(run: PlannedRun, exit_code: int | None = None) -> State:
 
 
 def last_line(run: PlannedRun) -> str:
-    """The last line of a log with something in it."""
+    """The last line of a log with something in it, empty where the last process has printed nothing."""
     try:
         with run.log.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return "" if last.startswith(COMMAND_MARK) else last
 
 
 def exit_text(code: int | None) -> str:

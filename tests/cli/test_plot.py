@@ -30,6 +30,7 @@ def work(tmp_path, monkeypatch):
             for n in range(1, 9)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "empty").mkdir()
     (tmp_path / "runs" / "new").mkdir()
     (tmp_path / "runs" / "new" / "operative_config.gin").write_text("A.b = 1\n")
     return tmp_path
@@ -64,7 +65,7 @@ def test_a_line_that_was_cut_off_is_said_and_left_out(work, capsys):
 WRONG = {
     "no run": (["nowhere"], "there is no run in nowhere"),
     "nothing measured": (["runs/new"], "runs/new has no metrics yet"),
-    "a folder without runs": ([".."], "there is no run in .."),
+    "a folder without runs": (["empty"], "there is no run in empty"),
     "an unknown metric": (["runs", "--metric=grad"], "no run has measured 'grad'; did you mean 'grad_norm'?"),
     "an unknown axis": (["runs", "--log=y"], "--log=y: there is no such axis; there are x, loss, learning_rate"),
     "no smoothing": (["runs", "--smoothing=0"], "--smoothing must be positive, not 0"),

@@ -29,7 +29,7 @@ def told(stream, run):
     metrics = Metrics(Path("m"), ({"step": 7, "loss": 2.0, "validation_loss": 2.5},))
     watcher.skipped(0, State(run, Status.FINISHED, metrics))
     watcher.started(1, run)
-    watcher.looked(1, run, "$ python train.py")
+    watcher.looked(1, run, "")
     watcher.looked(1, run, "step 7/20  loss 2.0000")
     watcher.ended(1, State(run, Status.UNFINISHED, metrics, 0))
     watcher.ended(2, State(run, Status.FAILED, Metrics(Path("m"), ()), -9, "no memory"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ml
+from ml.cli import verbs
 from ml.training import RunFolder, train
 
 
@@ -147,3 +148,12 @@ def test_generate_goes_on_from_prompts(call, trained, tmp_path):
 )
 def test_what_cannot_be_generated_is_said(call, trained, arguments, message):
     assert message in call("generate", trained, *arguments, check=2)
+
+
+def test_ctrl_c_ends_a_verb_without_a_traceback(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ml.cli.show.run", interrupted)
+    assert verbs.main(["show"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -84,6 +84,10 @@ def test_the_legend_says_which_run_and_which_kind_of_line(curve):
     ]
 
 
+def test_names_are_no_formulas(curve, tmp_path):
+    save(draw([curve(r"$\frac{$")[0], curve("_hidden", seed=1)[0]], Style()), tmp_path / "a.png")
+
+
 def test_without_smoothing_there_is_one_line_and_no_word_of_a_mean(curve):
     loss = draw([curve("only")[0]], Style(window=1)).axes[0]
     assert "loss smoothed" not in lines(loss)

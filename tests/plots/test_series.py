@@ -1,6 +1,7 @@
 """From metrics.jsonl to points."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ def test_a_series_has_the_points_where_both_axes_were_measured(run):
 
 
 def test_inner_objects_are_named_after_both_and_what_is_no_number_is_left_out(run):
-    metrics = read_metrics(run(line(1, routers={"decoder.block_0": {"entropy": 0.5}}, note="text", is_new=True)))
+    metrics = read_metrics(
+        run(line(1, routers={"decoder.block_0": {"entropy": 0.5}}, note="text", is_new=True, loss=math.nan))
+    )
     assert metrics.names == ["step", "tokens", "routers.decoder.block_0.entropy"]
 
 
