@@ -59,9 +59,9 @@ class Profiler(Window):
             profile.stop()
             order = "self_device_time_total" if on_cuda else "self_cpu_time_total"
             table = profile.key_averages().table(sort_by=order, row_limit=self.num_rows)
-            path.with_suffix(".txt").write_text(table, encoding="utf-8")
-            trace = path.with_suffix(".json.gz")
-            with whole_file(trace) as temporary:
+            with whole_file(path.with_suffix(".txt")) as temporary:
+                temporary.write_text(table, encoding="utf-8")
+            with whole_file(path.with_suffix(".json.gz")) as temporary:
                 profile.export_chrome_trace(str(temporary))
 
         return finish

@@ -40,7 +40,7 @@ class Window(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, device: torch.device) -> Finish:
-        """Begins to record; what it returns ends that and writes files named after a path without a suffix."""
+        """Begins to record; what it returns ends that, then writes files named after a path without a suffix."""
 
 
 class Windows:
@@ -86,7 +86,6 @@ class Windows:
         first, finish = self._open.pop(window)
         path = self._folder / f"{window.prefix}steps_{first}_to_{self._step}"
         try:
-            path.parent.mkdir(exist_ok=True)
             finish(path)
         except (OSError, RuntimeError) as error:  # what was to be watched is worth more than the watching
             self._say(f"steps {first} to {self._step} were recorded and could not be written to {path}: {error}")
@@ -96,7 +95,8 @@ class Windows:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place when that is done."""
+    """A path beside `path` to write to, which takes its place when that is done; makes the folder."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     yield temporary
     temporary.replace(path)

@@ -59,7 +59,7 @@ def test_the_time_that_writing_takes_is_not_in_the_speed(tiny, run_in, monkeypat
     folder, _, _ = run_in(trainer)
     last = folder.metrics()[-1]
     assert last["seconds"] > 3.0
-    assert last["tokens_per_second"] > 5 * 4 * 16 / 2.5  # the five steps behind the window
+    assert last["tokens_per_second"] > 11 * 4 * 16 / 3.0  # all steps since the first, if that time were in it
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,7 @@ def test_what_cannot_be_written_is_said_and_training_goes_on(tiny, run_in, tmp_p
     _, outcome, printed = run_in(tiny(*WINDOW))
     assert outcome.is_finished
     assert "steps 5 to 7 were recorded and could not be written" in printed
+    assert not torch.autograd._profiler_enabled()  # it ends all the same
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
