@@ -8,6 +8,7 @@ change the model, the operations that a step executes, the groups of the optimiz
 
 import ast
 import collections.abc
+import contextlib
 import functools
 import hashlib
 import io
@@ -32,7 +33,8 @@ from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidate
 from ml.config.types import mismatch
 from ml.config.values import Reference
 from ml.data import ByteTokenizer, DataError, TextFiles
-from ml.training import AdamW, Checkpoints, RunFolder, Validation, train
+from ml.training import AdamW, Checkpoints, RunFailure, RunFolder, Validation, train
+from ml.training.schedules.phases import ConstantPhase
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -68,6 +70,18 @@ vision/Attention.causal = False
 vision/Attention.rotary = @TwoDimensionalRotary
 """
 FILES = "ImageTextData.corpus = @ImageTextFiles\nImageTextFiles.path = 'images.jsonl'"
+PHASES = ("Warmup", "PowerLaw", "Polynomial", "Restarts", "Constant", "SquareRoot", "Cosine", "Linear")
+
+
+def phases(length: str) -> str:
+    """A schedule of every kind of phase, each of one length, before one that takes what is left."""
+    named = ", ".join(f"'{kind}': @{kind}Phase" for kind in PHASES)
+    lengths = [f"{kind}Phase.{length}" for kind in PHASES]
+    schedule = ["Trainer.schedule = @PhasedSchedule", f"PhasedSchedule.phases = {{{named}, 'rest': @Rest}}"]
+    ends = ["PolynomialPhase.end = 0.3", "SquareRootPhase.end = 0.4", "Trainer.num_steps = 27"]
+    return "\n".join([*schedule, *lengths, *ends])
+
+
 BASES = {
     "plain": "",
     "plain, other sides": """
@@ -129,19 +143,22 @@ BASES = {
     + "\nStochasticMixer.weights = {'full': 1.0, 'short': 1.0}",
     "softmax router": EXPERTS.format("SoftmaxRouter") + "\nMixtureOfExperts.shared_expert = @GatedMLP",
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
-    "Muon, phases": """
+    "Muon": """
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01
-        Muon.exclude = ('*embeddings.*', '*head.*', '*query.*', '*key.*')
-        Trainer.schedule = @PhasedSchedule
-        PhasedSchedule.phases = {'rise': @WarmupPhase, 'power': @PowerLawPhase, 'square': @PolynomialPhase,
-            'again': @RestartsPhase, 'stay': @ConstantPhase, 'root': @SquareRootPhase, 'half': @CosinePhase,
-            'line': @LinearPhase}
-        WarmupPhase.num_steps = 2
-        """,
+        Muon.matrices = ('*mixer.*', '*mlp.*')
+        Muon.exclude = ('*query.*', '*key.*')""",
+    "phases by steps": phases("num_steps = 3"),
+    "phases by fractions": phases("fraction = 0.1"),
+    "one phase": "Trainer.schedule = @PhasedSchedule\nPhasedSchedule.phases = {'only': @WarmupPhase}",
     "skip, average": """
         Trainer.skip_step = @SkipStep
-        Trainer.weight_average = @ExponentialMovingAverage""",
+        Trainer.weight_average = @ExponentialMovingAverage
+        SkipStep.window = 4
+        SkipStep.min_history = 2
+        SkipStep.threshold = 0.1
+        AdamW.learning_rate = 0.3
+        Trainer.num_steps = 16""",
     "vision": VISION,
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
 }
@@ -173,6 +190,11 @@ def folder():
             trainer = build_trainer(config)
             train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
         yield
+
+
+@ml.config.configurable
+class Rest(ConstantPhase):
+    """What is left of a run, of which each phase can then have more or less."""
 
 
 @ml.config.configurable
@@ -341,7 +363,8 @@ def what_is_left(*bindings: str) -> tuple:
     trainer = build_trainer(loaded(*bindings))
     with tempfile.TemporaryDirectory() as name:
         run = RunFolder(Path(name) / "run")
-        train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
+        with contextlib.suppress(RunFailure):  # how far it got, tells that it ended early
+            train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())
     return json.dumps(metrics), kept, [digest(p) for _, p in named(trainer.model)]
