@@ -78,8 +78,8 @@ def phases(length: str) -> str:
     named = ", ".join(f"'{kind}': @{kind}Phase" for kind in PHASES)
     lengths = [f"{kind}Phase.{length}" for kind in PHASES]
     schedule = ["Trainer.schedule = @PhasedSchedule", f"PhasedSchedule.phases = {{{named}, 'rest': @Rest}}"]
-    ends = ["PolynomialPhase.end = 0.3", "SquareRootPhase.end = 0.4", "Trainer.num_steps = 27"]
-    return "\n".join([*schedule, *lengths, *ends])
+    ends = ["PolynomialPhase.end = 0.3", "SquareRootPhase.end = 0.4", "RestartsPhase.num_cycles = 2"]
+    return "\n".join([*schedule, *lengths, *ends, "Trainer.num_steps = 27"])
 
 
 BASES = {
@@ -157,7 +157,7 @@ BASES = {
         SkipStep.window = 4
         SkipStep.min_history = 2
         SkipStep.threshold = 0.1
-        AdamW.learning_rate = 0.3
+        AdamW.learning_rate = 1.0
         Trainer.num_steps = 16""",
     "vision": VISION,
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
