@@ -8,6 +8,7 @@ change the model, the operations that a step executes, the groups of the optimiz
 
 import ast
 import collections.abc
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -37,8 +38,9 @@ from ml.config.values import Reference
 from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles
 from ml.data.chat_files import Completion, Conversation
 from ml.data.token_writer import TokenWriter
-from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFolder, Validation, train
+from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFailure, RunFolder, Validation, train
 from ml.training.meter import MACHINE_METRICS
+from ml.training.schedules.phases import ConstantPhase
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -81,6 +83,18 @@ FillInTheMiddle.middle = 252
 TextFiles.paths = ['text.txt', 'other.txt']
 """
 FILES = "ImageTextData.corpus = @ImageTextFiles\nImageTextFiles.path = 'images.jsonl'"
+PHASES = ("Warmup", "PowerLaw", "Polynomial", "Restarts", "Constant", "SquareRoot", "Cosine", "Linear")
+
+
+def phases(length: str) -> str:
+    """A schedule of every kind of phase, each of one length, before one that takes what is left."""
+    named = ", ".join(f"'{kind}': @{kind}Phase" for kind in PHASES)
+    lengths = [f"{kind}Phase.{length}" for kind in PHASES]
+    schedule = ["Trainer.schedule = @PhasedSchedule", f"PhasedSchedule.phases = {{{named}, 'rest': @Rest}}"]
+    ends = ["PolynomialPhase.end = 0.3", "SquareRootPhase.end = 0.4", "RestartsPhase.num_cycles = 2"]
+    return "\n".join([*schedule, *lengths, *ends, "Trainer.num_steps = 27"])
+
+
 BASES = {
     "plain": "",
     "plain, other sides": """
@@ -149,19 +163,22 @@ BASES = {
     + "\nStochasticMixer.weights = {'full': 1.0, 'short': 1.0}",
     "softmax router": EXPERTS.format("SoftmaxRouter") + "\nMixtureOfExperts.shared_expert = @GatedMLP",
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
-    "Muon, phases": """
+    "Muon": """
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01
-        Muon.exclude = ('*embeddings.*', '*head.*', '*query.*', '*key.*')
-        Trainer.schedule = @PhasedSchedule
-        PhasedSchedule.phases = {'rise': @WarmupPhase, 'power': @PowerLawPhase, 'square': @PolynomialPhase,
-            'again': @RestartsPhase, 'stay': @ConstantPhase, 'root': @SquareRootPhase, 'half': @CosinePhase,
-            'line': @LinearPhase}
-        WarmupPhase.num_steps = 2
-        """,
+        Muon.matrices = ('*mixer.*', '*mlp.*')
+        Muon.exclude = ('*query.*', '*key.*')""",
+    "phases by steps": phases("num_steps = 3"),
+    "phases by fractions": phases("fraction = 0.1"),
+    "one phase": "Trainer.schedule = @PhasedSchedule\nPhasedSchedule.phases = {'only': @WarmupPhase}",
     "skip, average": """
         Trainer.skip_step = @SkipStep
-        Trainer.weight_average = @ExponentialMovingAverage""",
+        Trainer.weight_average = @ExponentialMovingAverage
+        SkipStep.window = 4
+        SkipStep.min_history = 2
+        SkipStep.threshold = 0.1
+        AdamW.learning_rate = 1.0
+        Trainer.num_steps = 16""",
     "packed": "TextData.sampling = @PackedDocuments\nPackedDocuments.window = 40\nTextFiles.paths = ['short']",
     "fill in the middle": FILL,
     "token files": """
@@ -307,6 +324,11 @@ class Watched(io.StringIO):
     def write(self, text):
         self.num_loaders = max(self.num_loaders, sum(t.name.startswith("data-") for t in threading.enumerate()))
         return super().write(text)
+
+
+@ml.config.configurable
+class Rest(ConstantPhase):
+    """What is left of a run, of which each phase can then have more or less."""
 
 
 @ml.config.configurable
@@ -476,7 +498,8 @@ def what_is_left(*bindings: str) -> tuple:
     with tempfile.TemporaryDirectory() as name:
         run = RunFolder(Path(name) / "run")
         stream = Watched()
-        train(trainer, trainer.open_data(), run, CPU, stream=stream)
+        with contextlib.suppress(RunFailure):  # how far it got, tells that it ended early
+            train(trainer, trainer.open_data(), run, CPU, stream=stream)
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
         peak = [f"{record['mfu'] / record['tokens_per_second']:.6g}" for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())

@@ -67,9 +67,9 @@ CASES = {
     "Adafactor of a vector": (Adafactor(0.1, weight_decay=0.3), adafactor, {}, (5,)),
     "Adafactor of a convolution": (Adafactor(0.1, weight_decay=0.3), adafactor, {}, (4, 1, 3)),
     "Adafactor, other options": (
-        Adafactor(0.3, -0.5, 1e-2, 0.5, 1.5, weight_decay=0.3),
+        Adafactor(0.3, -0.5, 1e-2, 3.0, 1.5, weight_decay=0.3),
         adafactor,
-        {"beta2_decay": -0.5, "eps": (1e-2, 0.5), "d": 1.5},
+        {"beta2_decay": -0.5, "eps": (1e-2, 3.0), "d": 1.5},
         (3, 5),
     ),
 }

@@ -69,29 +69,40 @@ class AdafactorAlgorithm(PortionedOptimizer):
         self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
     ) -> None:
         torch._foreach_add_(state["step"], 1.0)
-        w, g = torch.stack(weights), torch.stack(gradients)  # (n, ...)
-        steps = torch.stack(state["step"]).to(torch.promote_types(w.dtype, torch.float32))
+        g = _side_by_side(gradients)  # (n, ...)
+        steps = torch.stack(state["step"]).to(torch.promote_types(g.dtype, torch.float32))
         steps = steps.view(-1, *(1 for _ in weights[0].shape))  # (n, 1, ...)
-        epsilon = torch.finfo(w.dtype).eps if group["epsilon"] is None else group["epsilon"]
+        epsilon = torch.finfo(g.dtype).eps if group["epsilon"] is None else group["epsilon"]
         share = steps ** group["beta2_decay"]
         if "variance" in state:
             variance = _moved(state["variance"], g.square(), share)
         else:
-            rows = _moved(state["row"], g.square().mean(-1, keepdim=True), share)
-            columns = _moved(state["column"], g.square().mean(-2, keepdim=True), share)
+            rows = _moved(state["row"], _mean_square(g, -1), share)
+            columns = _moved(state["column"], _mean_square(g, -2), share)
             variance = rows @ columns / rows.mean(-2, keepdim=True).clamp(min=epsilon)
-        change = g * variance.clamp(min=epsilon**2).rsqrt()
+        change = variance.clamp_(min=epsilon**2).rsqrt_().mul_(g)
         excess = (_root_mean_square(change) / group["clipping_threshold"]).clamp(min=1.0)
-        size = _root_mean_square(w).clamp(min=group["minimum_scale"]) * steps.rsqrt().clamp(max=group["lr"])
+        scale = _root_mean_square(_side_by_side(weights)).clamp(min=group["minimum_scale"])
+        size = scale * steps.rsqrt().clamp(max=group["lr"]) / excess  # (n, 1, ...)
         torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(weights, list((change * (size / excess).to(w.dtype)).unbind()))
+        torch._foreach_sub_(weights, list(change.mul_(size.to(g.dtype)).unbind()))
+
+
+def _side_by_side(tensors: list[Tensor]) -> Tensor:
+    """n tensors of one shape as one, (n, ...); a copy only if there are several."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _moved(means: list[Tensor], values: Tensor, share: Tensor) -> Tensor:
-    """Moves the running means, in place, by a share of the way to `values` (n, ...), and stacks them."""
-    moved = torch.lerp(torch.stack(means), values, share.to(values.dtype))
+    """Moves the running means, in place, by a share of the way to `values` (n, ...); returns a copy (n, ...)."""
+    moved = torch.lerp(_side_by_side(means), values, share.to(values.dtype))
     torch._foreach_copy_(means, list(moved.unbind()))
     return moved
+
+
+def _mean_square(x: Tensor, dimension: int) -> Tensor:
+    """Along one dimension, which stays with the size 1; no square of all of `x` is made."""
+    return torch.linalg.vector_norm(x, dim=dimension, keepdim=True).square_().div_(x.shape[dimension])
 
 
 def _root_mean_square(x: Tensor) -> Tensor:

@@ -134,8 +134,10 @@ def orthogonal(x: Tensor, num_iterations: int) -> Tensor:
         return orthogonal(x.mT, num_iterations).mT
     a, b, c = _QUINTIC
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST_NORM)  # no singular value is above 1
+    ignored = x.new_empty(len(x), x.shape[1], x.shape[1])
     for _ in range(num_iterations):
-        gram = x @ x.mT  # (n, rows, rows)
+        # A CPU takes 1.7 times as long for the same product by `bmm` in bfloat16.
+        gram = torch.baddbmm(ignored, x, x.mT, beta=0)  # (n, rows, rows)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 

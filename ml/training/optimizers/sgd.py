@@ -53,7 +53,8 @@ class SGDAlgorithm(PortionedOptimizer):
     def update(
         self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
     ) -> None:
-        changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        decay = group["weight_decay"]
+        changes = torch._foreach_add(gradients, weights, alpha=decay) if decay else gradients
         if momentum := group["momentum"]:
             means = state["momentum_buffer"]
             torch._foreach_mul_(means, momentum)
