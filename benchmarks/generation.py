@@ -1,8 +1,8 @@
 """Generation with a cache against without: python benchmarks/generation.py [--num_tokens 1024] [--samplers]
 
-From a prompt of four tokens to a text of 1,024 in all, by the likeliest token. Without a cache the whole text goes through
-the model for every token, and the logits of its last token alone are made; both ways must give the same text. With
---samplers, what choosing a token from a large vocabulary takes instead.
+From a prompt of four tokens to a text of 1,024 in all, by the likeliest token. Without a cache the whole text goes
+through the model for every token, and the logits of its last token alone are made; both ways must give the same text.
+With --samplers, what choosing a token from a large vocabulary takes instead.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def compare_caches(num_tokens: int) -> None:
             made = generate(model, [PROMPT], num_tokens - len(PROMPT), Sampler(0.0), use_cache=use_cache)
             texts[use_cache] = torch.stack(list(made))
 
-        result = compare(lambda: write(True), lambda: write(False), rounds=1, warmup=0)  # noqa: B023
+        result = compare(lambda: write(True), lambda: write(False), rounds=1, warmup=0)
         assert torch.equal(texts[True], texts[False]), f"{name}: the texts differ"
         speed = num_tokens / result.first
         print(f"{name:<16} {result.first:>9.2f}s {result.second:>9.2f}s {result.ratio:>7.1f}  {speed:,.0f}")
