@@ -62,12 +62,13 @@ class Sampler(NamedTuple):
 
 def _nucleus_of_all(logits: Tensor, top_p: float) -> Tensor:
     """Where the nucleus of all tokens ends. To sort a large vocabulary would take longer than all the rest."""
-    normalizer = logits.logsumexp(-1, keepdim=True)
-    num_likeliest = min(_NUM_LIKELIEST, logits.shape[-1])
-    least, is_whole = _nucleus(logits.topk(num_likeliest, dim=-1).values, normalizer, top_p)
-    if num_likeliest < logits.shape[-1] and not is_whole.all():
-        least, _ = _nucleus(logits.sort(dim=-1, descending=True).values, normalizer, top_p)
-    return least
+    normalizer, size = logits.logsumexp(-1, keepdim=True), _NUM_LIKELIEST
+    while True:
+        likeliest = logits.topk(min(size, logits.shape[-1]), dim=-1).values
+        least, is_whole = _nucleus(likeliest, normalizer, top_p)
+        if size >= logits.shape[-1] or is_whole.all():
+            return least
+        size *= 16
 
 
 def _nucleus(likeliest: Tensor, normalizer: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
