@@ -102,8 +102,20 @@ def test_threads_that_no_processor_is_left_for_do_not_count():
 def test_measuring_leaves_the_number_of_threads_alone():
     measured_peak.cache_clear()
     before = torch.get_num_threads()
-    peak_flops(CPU, torch.float32)
-    assert torch.get_num_threads() == before
+    try:
+        torch.set_num_threads(2)
+        peak_flops(CPU, torch.float32)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "compute_type"),
+    [("Float32", "float32"), ("MixedBFloat16", "bfloat16"), ("PureBFloat16", "bfloat16")],
+)
+def test_the_peak_of_a_run_is_that_of_its_matrix_products(tiny, precision, compute_type):
+    assert tiny(f"Trainer.precision = @{precision}").peak_flops(CPU).compute_type == compute_type
 
 
 def test_measuring_leaves_the_random_state_alone():
