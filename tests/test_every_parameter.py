@@ -7,6 +7,7 @@ change the model, the operations that a step executes, the groups of the optimiz
 """
 
 import ast
+import base64
 import collections.abc
 import contextlib
 import functools
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -38,12 +40,14 @@ from ml.config.values import Reference
 from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles
 from ml.data.chat_files import Completion, Conversation
 from ml.data.token_writer import TokenWriter
+from ml.data.tokenizers.training import train_byte_pairs
 from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFailure, RunFolder, Validation, train
 from ml.training.meter import MACHINE_METRICS
 from ml.training.schedules.phases import ConstantPhase
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
+SPECIAL = ["<|endoftext|>", "turn"]
 TINY = """
 LanguageModel.vocab_size = 256
 LanguageModel.hidden_size = 16
@@ -83,6 +87,10 @@ FillInTheMiddle.middle = 252
 TextFiles.paths = ['text.txt', 'other.txt']
 """
 FILES = "ImageTextData.corpus = @ImageTextFiles\nImageTextFiles.path = 'images.jsonl'"
+TOKENIZER = "LanguageModel.vocab_size = 1024\nTextData.separator = None\nTextData.tokenizer = @{0}Tokenizer\n"
+RANKS = TOKENIZER.format("Tiktoken") + "TiktokenTokenizer.path = '{0}'\nTiktokenTokenizer.pattern = '[a-z]+|[^a-z]+'"
+WORDS = TOKENIZER.format("HuggingFace") + "HuggingFaceTokenizer.path = '{0}'"
+PIECES = TOKENIZER.format("SentencePiece") + "SentencePieceTokenizer.path = '{0}'"
 PHASES = ("Warmup", "PowerLaw", "Polynomial", "Restarts", "Constant", "SquareRoot", "Cosine", "Linear")
 
 
@@ -209,6 +217,12 @@ BASES = {
         Trainer.data = @Concatenation
         Concatenation.datasets = {'a': @TextData, 'b': @TokenFiles}
         TokenFiles.paths = 'tokens'""",
+    "tiktoken": RANKS.format("ranks") + "\nTiktokenTokenizer.special_tokens = {'<|endoftext|>': 280}",
+    "other tiktoken": RANKS.format("other_ranks") + "\nTiktokenTokenizer.end_of_document = None",
+    "Hugging Face": WORDS.format("words"),
+    "other Hugging Face": WORDS.format("other_words") + "\nHuggingFaceTokenizer.end_of_document = 'turn'",
+    "SentencePiece": PIECES.format("pieces"),
+    "other SentencePiece": PIECES.format("other_pieces"),
     "vision": VISION,
     "watched": """
         Trainer.trackers = [@TensorBoard, @WeightsAndBiases]
@@ -233,6 +247,7 @@ def folder():
             lines = (f"{number} times {factor} is {number * factor}.\n" for number in range(150))
             Path(file).write_text("".join(lines))
         write_documents()
+        write_tokenizers()
         images = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
         for listing, step in (("images.jsonl", 1), ("others.jsonl", 2)):
             with Path(listing).open("w") as lines:
@@ -279,6 +294,26 @@ class Service:
 
     def finish(self, exit_code):
         pass
+
+
+def write_tokenizers():
+    """Two of each library, of bytes and a few pairs of them."""
+    for prefix, text, size in (("", "text.txt", 262), ("other_", "texts/a.txt", 265)):
+        train_byte_pairs(
+            ["a number is long, " * 9], Path(f"{prefix}words/tokenizer.json"), size, SPECIAL, show_progress=False
+        )
+        pieces = [*(bytes([byte]) for byte in range(256)), b"nu", b"le", b"num"][: size - 6]
+        lines = (f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(pieces))
+        Path(f"{prefix}ranks").write_text("".join(lines))
+        with Path(f"{prefix}pieces").open("wb") as model:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(Path(text).read_text().split(". ")),
+                model_writer=model,
+                vocab_size=size + 20,
+                byte_fallback=True,
+                hard_vocab_limit=False,
+                minloglevel=2,
+            )
 
 
 def write_documents():
@@ -553,7 +588,7 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
         number = float(current) if is_number(current) else 1.0
         yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
     elif annotation is str:
-        yield from ("'other.txt'", "'another_teacher'", "'others.jsonl'", "'*.log'", "'|'")
+        yield from ("'other.txt'", "'another_teacher'", "'others.jsonl'", "'*.log'", "'|'", "'(?s:.)'")
         yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # the names that some run gives to its parts
     else:
         yield from other_collections(origin, arguments, current)

@@ -34,7 +34,6 @@ def run(arguments: argparse.Namespace) -> None:
     findings = Findings()
     texts = texts_of(sources, reading_of(arguments), findings)
     try:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         size = train_byte_pairs(texts, arguments.output, arguments.vocab_size, special, sys.stderr.isatty())
     except OSError as error:
         raise RunFailure(f"cannot write {arguments.output}: {error.strerror or error}") from error

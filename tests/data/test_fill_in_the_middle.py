@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import small_tokenizers
 import torch
 
 from ml.data import ByteTokenizer, DataError, FillInTheMiddle, PackedDocuments, TextData, TextFiles
@@ -132,3 +133,12 @@ def test_sentinels_may_be_special_tokens_of_the_tokenizer():
 def test_options_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         FillInTheMiddle(**{**sentinels, **changed})
+
+
+@pytest.mark.parametrize("build", [small_tokenizers.hugging_face, small_tokenizers.tiktoken])
+def test_special_tokens_are_found_by_how_they_are_written(build, tmp_path):
+    tokenizer = build(tmp_path)
+    token = tokenizer.special_token(small_tokenizers.END)
+    assert tokenizer.decode(np.array([token])) == small_tokenizers.END
+    assert token not in tokenizer.encode(small_tokenizers.END)
+    assert tokenizer.special_token("no such token") is None

@@ -56,6 +56,14 @@ def test_closing_early_leaves_nothing_running():
     assert threading.active_count() == before
 
 
+def test_closing_leaves_undone_what_was_not_begun():
+    begun = []
+    results = prefetched(lambda item: begun.append(item) or time.sleep(0.2 * item), range(100), 1)
+    next(results)
+    results.close()
+    assert begun == [0, 1]
+
+
 def test_a_thread_that_hangs_does_not_keep_the_process():
     program = """if True:
         import itertools, sys, threading

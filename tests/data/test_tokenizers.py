@@ -141,9 +141,22 @@ def test_what_tiktoken_cannot_load_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
     with pytest.raises(DataError, match=r"cannot load 'gpt2' \(ConnectionError: no network\).*TIKTOKEN_CACHE_DIR"):
         TiktokenTokenizer("gpt2").encode("text")
-    ours = TiktokenTokenizer(path=str(small_tokenizers.ranks(tmp_path)), pattern=".", end_of_document="</s>")
+
+
+def test_what_does_not_fit_a_file_of_ranks_is_said(tmp_path):
+    def make(pattern=small_tokenizers.GPT2_PATTERN, **options):
+        return TiktokenTokenizer(path=str(small_tokenizers.ranks(tmp_path)), pattern=pattern, **options)
+
     with pytest.raises(DataError, match=r"'</s>' is no special token, of which there are none"):
-        _ = ours.end_of_document
+        _ = make(end_of_document="</s>").end_of_document
+    with pytest.raises(DataError, match=r"special_tokens: 5 is a token of .*ranks\.tiktoken already"):
+        make(special_tokens={"<|endoftext|>": 5}).encode("text")
+    with pytest.raises(DataError, match=r"pattern: tiktoken does not take '\('"):
+        make("(").encode("text")
+    with pytest.raises(DataError, match=r"pattern does not match all text: .* it leaves '"):
+        make(r"\w+").encode("text")
+    with pytest.raises(DataError, match=r"pattern: tiktoken fails with '\|'"):
+        make("|").encode("text")
 
 
 def test_a_named_encoding_is_tiktokens(tmp_path, monkeypatch):

@@ -175,6 +175,14 @@ def test_a_vocabulary_that_is_larger_than_the_model_is_refused_whenever_it_is_kn
         trainer.open_data()
 
 
+def test_a_token_that_the_model_does_not_have_is_found_before_the_first_step():
+    trainer = trainer_of()
+    dataset = trainer.open_data()
+    trainer.model.vocab_size = 60
+    with pytest.raises(DataError, match=r"the data holds token \d+, and LanguageModel\.vocab_size is 60"):
+        train(trainer, dataset, RunFolder(Path("run")), CPU, stream=io.StringIO())
+
+
 @pytest.mark.slow
 def test_the_command_ends_with_1_where_data_is_lost_and_with_2_where_it_was_never_there():
     program = Path(ml.__file__).parents[1] / "train.py"

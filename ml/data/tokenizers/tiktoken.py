@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import tiktoken
 
 _RANKS_FILE = "ranks.tiktoken"
+_SAMPLE = (
+    "Some text, it's 12 words:\tétude 漢字 😀!?\r\n\n  end_of_it \u0301 "  # of everything that patterns tell apart
+)
 
 
 @configurable
@@ -29,7 +32,8 @@ class TiktokenTokenizer(Tokenizer):
         encoding: A named one, such as "cl100k_base". Its file is taken from the folder TIKTOKEN_CACHE_DIR, and tiktoken
             downloads it where it is not there.
         path: In place of a name, a file of ranks: a line for each token, its bytes in base64 and its rank.
-        pattern: With `path`, the regular expression that cuts text into the pieces that are encoded.
+        pattern: With `path`, the regular expression that cuts text into the pieces that are encoded; what it does not
+            match would be lost.
         special_tokens: With `path`, tokens that stand in no text, by how they are written.
         end_of_document: The special token behind each document; None for none.
     """
@@ -42,7 +46,11 @@ class TiktokenTokenizer(Tokenizer):
         special_tokens: dict[str, int] | None = None,
         end_of_document: str | None = "<|endoftext|>",
     ):
-        require((encoding is None) != (path is None), "encoding", "or `path` must be given, and not both")
+        require(
+            (encoding is None) != (path is None),
+            "encoding",
+            "or `path` must be given: `encoding` is a name, `path` a file, not both",
+        )
         require((path is None) == (pattern is None), "pattern", "goes with `path`, and `path` with it")
         require(
             path is not None or special_tokens is None, "special_tokens", "goes with `path`: an encoding has its own"
@@ -106,12 +114,16 @@ class TiktokenTokenizer(Tokenizer):
         if self.path is None:
             return _named(tiktoken, self.encoding)
         ranks = _read_ranks(Path(self.path))
+        if shared := set(self.special_tokens.values()) & set(ranks.values()):
+            raise DataError(f"TiktokenTokenizer.special_tokens: {min(shared)} is a token of {self.path} already")
         try:
-            return tiktoken.Encoding(
+            encoding = tiktoken.Encoding(
                 self.path, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
             )
         except ValueError as error:
-            raise DataError(f"tiktoken does not take {self.path} with TiktokenTokenizer.pattern: {error}") from None
+            raise DataError(f"TiktokenTokenizer.pattern: tiktoken does not take {self.pattern!r}: {error}") from None
+        _check_pattern(encoding, self.pattern)
+        return encoding
 
     @functools.cached_property
     def _dtype(self) -> np.dtype:
@@ -136,6 +148,22 @@ def _named(tiktoken, name: str) -> "tiktoken.Encoding":
             f"tiktoken cannot load {name!r} ({type(error).__name__}: {error}). Put its file into a folder "
             "TIKTOKEN_CACHE_DIR, or give a file of ranks: TiktokenTokenizer.path and .pattern"
         ) from None
+
+
+def _check_pattern(encoding: "tiktoken.Encoding", pattern: str) -> None:
+    """Encodes a sample: what a pattern does not match is left out without a word.
+
+    Raises:
+        DataError: Something is left out, or the pattern matches nothing at all somewhere.
+    """
+    try:
+        left = encoding.decode(encoding.encode_ordinary(_SAMPLE))
+    except BaseException as error:  # a panic of Rust derives from no nearer class, and can only be told by its name
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"TiktokenTokenizer.pattern: tiktoken fails with {pattern!r}: {error}") from None
+    if left != _SAMPLE:
+        raise DataError(f"TiktokenTokenizer.pattern does not match all text: of {_SAMPLE!r} it leaves {left!r}")
 
 
 def _read_ranks(file: Path) -> dict[bytes, int]:

@@ -40,5 +40,6 @@ def train_byte_pairs(
         show_progress=show_progress,
     )
     tokenizer.train_from_iterator(iter(texts), trainer)
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, tokenizer.to_str(pretty=True) + "\n")
     return tokenizer.get_vocab_size()
