@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, help="only so many questions of each task")
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest if left out")
+    parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--context", type=int, help="most tokens that one is predicted from (default: as in training)")
     parser.add_argument("--stride", type=int, help="tokens between two windows of a text (default: half the context)")
     parser.add_argument("--batch_size", type=int, default=8, help="windows or requests at once (default 8)")
@@ -40,19 +41,21 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ml.api import build_trainer, open_run
+    from ml.training.state_files import read_counts
 
     opened = open_run(arguments.run)
     trainer = build_trainer(opened.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context, stride = _reach(arguments, trainer)
-    subject = _Subject(trainer, opened.build(arguments.step, device), device, context, stride, arguments.batch_size)
+    model = opened.build(arguments.step, device, average=arguments.average)
+    subject = _Subject(trainer, model, device, context, stride, arguments.batch_size)
     if arguments.tasks:
         found, table = _tasks(arguments, subject)
     elif arguments.data:
         found, table = _texts(arguments, subject)
     else:
         found, table = _validation_sets(subject)
-    step = int(opened.checkpoint(arguments.step).name.removeprefix("step_"))
+    step = read_counts(opened.checkpoint(arguments.step))["step"]
     print(json.dumps({"run": arguments.run, "step": step, **found}) if arguments.json else f"step {step}\n{table}")
 
 

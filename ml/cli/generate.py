@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt_file", type=Path, help="a file with one prompt a line")
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest if left out")
+    parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--num_tokens", type=int, help=f"at most (default {_NUM_TOKENS}, or what positions allow)")
     parser.add_argument("--num_samples", type=int, default=1, help="texts for each prompt (default 1)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     try:
         encoded = [encode_prompt(prompt, data.tokenizer, data.separator) for prompt in prompts]
-        model = opened.build(arguments.step, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = opened.build(arguments.step, device, average=arguments.average)
         num_tokens = arguments.num_tokens or _room(model.max_sequence_length, max(map(len, encoded)))
         show = _Stream(prompts[0]) if len(prompts) == 1 and not arguments.json else None
         begun = time.perf_counter()

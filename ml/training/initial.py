@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ml.models.adapters import adapter_weights
-from ml.training.state_files import read_weights
+from ml.training.weight_files import read_weights
 
 _MOST_NAMES = 5  # in a message
 

@@ -56,6 +56,13 @@ def test_a_run_that_was_stopped_is_bitwise_the_run_that_was_not(tiny, run_in, mo
         ["Trainer.precision = @PureBFloat16"],
         ["TextData.sampling = @RandomWindows", "block_0/DecoderBlock.lr_scale = 0.0"],
         ["LanguageModel.tie_word_embeddings = True"],
+        [
+            "Trainer.weight_average = @ExponentialMovingAverage",
+            "Trainer.skip_step = @SkipStep\nSkipStep.window = 3\nSkipStep.min_history = 2\nSkipStep.threshold = 0.5",
+            "Trainer.samples = @Samples\nSamples.every = 3\nSamples.num_tokens = 5",
+        ],
+        ["Trainer.optimizer = @Muon", "Trainer.num_loader_workers = 3"],
+        ["Trainer.optimizer = @Adafactor", "Checkpoints.asynchronous = False"],
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from saved import saved_tensors
 
@@ -12,7 +13,8 @@ import ml
 from ml.errors import UserError
 from ml.training import Checkpoints, Initial, RunError, RunFailure, saver, train
 from ml.training.checkpoints import newest_checkpoint
-from ml.training.state_files import Snapshot, read_weights
+from ml.training.state_files import Snapshot
+from ml.training.weight_files import read_weights
 
 CPU = torch.device("cpu")
 
@@ -141,14 +143,18 @@ def test_a_run_says_what_it_starts_from_and_what_it_does_not(tiny, run_in, sourc
     assert "16 weights start as they are made: decoder.block_2." in stream.getvalue()
 
 
-def test_weights_are_exported_alone(tiny, run_in, tmp_path, text_file):
-    config = ml.load("recipes/tiny.gin", [f"TextFiles.paths = {str(text_file)!r}", "Trainer.num_steps = 5"])
-    trainer = ml.api.build_trainer(config)
-    folder = ml.training.RunFolder(tmp_path / "run")
+def saved_run(tmp_path, text_file, *bindings):
+    """A finished run with the configuration in its folder, as `train.py` leaves it."""
+    config = ml.load("recipes/tiny.gin", [f"TextFiles.paths = {str(text_file)!r}", "Trainer.num_steps = 5", *bindings])
+    trainer, folder = ml.api.build_trainer(config), ml.training.RunFolder(tmp_path / "run")
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
-    train(trainer, trainer.open_data(), folder, CPU)
-    run = ml.open_run(folder.path)
+    train(trainer, trainer.open_data(), folder, CPU, stream=io.StringIO())
+    return ml.open_run(folder.path), trainer
+
+
+def test_weights_are_exported_alone(tmp_path, text_file):
+    run, trainer = saved_run(tmp_path, text_file)
     assert run.export(tmp_path / "weights.safetensors") == len(load_file(tmp_path / "weights.safetensors"))
     exported = load_file(tmp_path / "weights.safetensors")
     for name, weight in trainer.model.named_parameters():
@@ -167,3 +173,34 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tiny, run_in, tmp_path)
     with folder.locked(), pytest.raises(RunError, match="another process is training in"):
         run_in(tiny())
     assert run_in(tiny())[1].is_finished
+
+
+@pytest.mark.parametrize("precision", ["Float32", "PureBFloat16"])
+def test_the_average_is_built_and_exported_in_the_place_of_the_weights(tmp_path, text_file, precision):
+    bindings = (
+        "Trainer.weight_average = @ExponentialMovingAverage",
+        "block_0/DecoderBlock.lr_scale = 0.0",
+        f"Trainer.precision = @{precision}",
+    )
+    run, trainer = saved_run(tmp_path, text_file, *bindings)
+    saved = saved_tensors(run.checkpoint())
+    built, last = run.build(average=True).state_dict(), run.build().state_dict()
+    run.export(tmp_path / "average.safetensors", average=True)
+    exported = load_file(tmp_path / "average.safetensors")
+    for name, weight in built.items():
+        averaged = saved.get(f"weight_average/{name}")
+        assert (averaged is None) == ("block_0" in name)
+        expected = last[name] if averaged is None else averaged
+        assert expected.dtype == exported[name].dtype
+        assert torch.equal(exported[name], expected)
+        assert weight.dtype == trainer.precision.parameter_dtype
+        assert torch.equal(weight, expected.to(weight.dtype))
+    assert any(not torch.equal(weight, last[name]) for name, weight in built.items())
+
+
+def test_torch_reads_a_checkpoint_without_us(tmp_path, text_file):
+    run, trainer = saved_run(tmp_path, text_file)
+    into = {f"model/{name}": torch.zeros_like(weight) for name, weight in trainer.model.named_parameters()}
+    dcp.load(into, checkpoint_id=run.checkpoint(), no_dist=True)
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(into[f"model/{name}"], weight)
