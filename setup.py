@@ -39,7 +39,7 @@ setup(
     extras_require={
         **EXTRAS,
         "all": ALL,
-        "test": [*ALL, "pytest>=8.0", "scipy>=1.11", "transformers>=5.0"],
+        "test": [*ALL, "pytest>=8.0", "pytest-xdist>=3.5", "scipy>=1.11", "transformers>=5.0"],
         "lint": ["ruff>=0.15"],
     },
 )
