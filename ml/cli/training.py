@@ -14,7 +14,7 @@ from ml.config import Config, ConfigError, difference, explain, select
 from ml.config.errors import report
 from ml.errors import UserError
 from ml.models.summary import summarize
-from ml.training import Initial, RunFolder, train
+from ml.training import Initial, RunFolder, Trainer, train
 from ml.training.precision import cast_parameters
 from ml.training.summary import memory_of_training, summarize_training
 from ml.training.validation_sets import describe
@@ -67,7 +67,7 @@ def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
     """Prints the model and who set what, and writes the configuration of the run that would be."""
     config = job.config
     trainer = build_trainer(config)
-    cast_parameters(trainer.model, trainer.precision.parameter_dtype)
+    _initial(job, trainer)
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
     if pattern is not None:
@@ -89,7 +89,9 @@ def run(job: Job, run_dir: str | None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = build_trainer(config)
     trainer.check_machine()
-    dataset = trainer.open_data()  # before anything is written: what is wrong with the data leaves no folder behind
+    # Before anything is written: what is wrong with the weights or the data leaves no folder behind.
+    initial = _initial(job, trainer)
+    dataset = trainer.open_data()
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
     data = describe(trainer.validation_sets, dataset)
@@ -97,9 +99,22 @@ def run(job: Job, run_dir: str | None) -> int:
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     tokens = f"{dataset.num_train_tokens:,} tokens to train on"
     print(f"{config.name}: {count:,} parameters, {tokens}, {device}, {folder.path}")
-    initial = Initial(job.init_from.checkpoint(), job.init_may_differ) if job.init_from else None
     train(trainer, dataset, folder, device, initial=initial)
     return 0
+
+
+def _initial(job: Job, trainer: Trainer) -> Initial | None:
+    """The weights to start from, if any.
+
+    Raises:
+        RunError: They do not fit the model, which need not be made to tell.
+    """
+    cast_parameters(trainer.model, trainer.precision.parameter_dtype)
+    if job.init_from is None:
+        return None
+    initial = Initial(job.init_from.checkpoint(), job.init_may_differ)
+    initial.read(trainer.model, say=lambda _: None)
+    return initial
 
 
 def _folder(config: Config, run_dir: str | None) -> RunFolder:

@@ -21,6 +21,8 @@ class Initial(NamedTuple):
     def read(self, model: nn.Module, say: Callable[[str], None]) -> None:
         """Puts its weights into `model`, and says which ones stay as they were made; adapters always may.
 
+        A model on the meta device is only compared with it.
+
         Raises:
             RunError: It is of another model, apart from what may differ.
         """
