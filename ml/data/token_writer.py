@@ -40,6 +40,7 @@ class TokenWriter:
         self.num_documents: int = at["num_documents"]
         self.num_bytes: int = at["num_bytes"]
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)  # it is not complete any more
         for leftover in sorted(folder.glob("*.tokens"))[len(self._shards) + 1 :]:
             leftover.unlink()
         in_shard = self.num_tokens - shard_tokens * len(self._shards)

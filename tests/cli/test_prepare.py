@@ -121,14 +121,14 @@ def test_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_says_so(call, tm
 @pytest.mark.slow
 def test_ctrl_c_on_the_command_line_leaves_what_goes_on(call, tmp_path):
     """The command itself, as a person starts it, with its processes; kills are tested beside `prepare` itself."""
-    text = "".join(f"line {n} of a text that is long enough to take its time\n" for n in range(100_000))
+    text = "".join(f"line {n} of a text that is long enough to take its time\n" for n in range(200_000))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "little.txt").write_text(text[:50_000])
     call("train_tokenizer", "little.txt", "--output=t.json", "--vocab_size=400")
     command = ("prepare", "a.txt", "--tokenizer=HuggingFaceTokenizer", "--gin.HuggingFaceTokenizer.path='t.json'")
     call(*command, "--output=undisturbed")
     process = subprocess.Popen(
-        [sys.executable, "-m", "ml", *command, "--output=out", "--num_workers=1"],
+        [sys.executable, "-m", "ml", *command, "--output=out", "--num_workers=2"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60

@@ -100,7 +100,7 @@ def test_a_broken_line_stops_with_its_place_and_skipping_goes_on_from_there(prep
 def test_what_is_not_utf8_is_replaced_and_counted_or_stops(prepared, tmp_path):
     (tmp_path / "in" / "a.txt").write_bytes(b"one\xfftwo\xc3\n\xe6\xbc")
     (tmp_path / "in" / "b.jsonl").write_bytes(b'{"text": "caf\xe9 \xef\xbf\xbd"}\n{"text": "half \\ud83d of it"}\n')
-    write_rows(tmp_path / "in" / "c.parquet", [b"good", b"b\xffd"], kind=pyarrow.binary())
+    write_rows(tmp_path / "in" / "c.parquet", [b"good", b"b\xffd"], kind=pyarrow.binary(), row_group_size=1)
     summary, display = prepared()
     assert documents_of(summary.folders[0]) == [
         "one\ufffdtwo\ufffd\n\ufffd",

@@ -23,16 +23,18 @@ from ml.errors import RunFailure
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(num_workers, prepared, small_tasks, tmp_path):
     WRITERS["mixed"](tmp_path / "in")
-    (tmp_path / "in" / "long.txt").write_text(small_tokenizers.some_text()[:15_000])
+    (tmp_path / "in" / "long.txt").write_text(small_tokenizers.some_text()[:40_000])
     (tmp_path / "in" / "long.jsonl.gz").write_bytes(gzip.compress(as_lines(TEXTS)))
     tokenizer = small_tokenizers.hugging_face(tmp_path / "tokenizer")
     options = {"tokenizer": tokenizer, "validation_fraction": 0.3, "shard_tokens": 900}
+    begun = time.monotonic()
     prepared("undisturbed", **options)
+    whole = time.monotonic() - begun  # on this machine at this hour
     generator = np.random.default_rng(num_workers)
     positions, kills = set(), 0
     while True:
         child = run_in_a_process(lambda: prepared("killed", num_workers=num_workers, **options))
-        time.sleep(generator.uniform(0.0, 0.04 + 0.01 * kills))
+        time.sleep(generator.uniform(0.0, whole / 5 + whole / 40 * kills))
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] == 0:
@@ -101,6 +103,7 @@ def test_ctrl_c_commits_and_goes_on(prepared, small_tasks, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(preparing._Run, "_write", interrupted)
+        patch.setattr(preparing, "_SECONDS_BETWEEN_COMMITS", 1000.0)
         with pytest.raises(RunFailure, match=r"interrupted.*the same command goes on"):
             prepared(num_workers=2)
     _, display = prepared()

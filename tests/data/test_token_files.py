@@ -280,8 +280,8 @@ def test_a_writer_goes_on_at_what_was_committed(tmp_path, documents, shard_token
         for document in documents[begin : begin + 10]:
             writer.append(document, np.array([len(document)]), len(document))
         position = json.loads(json.dumps(writer.commit()))
-        for document in documents[begin + 10 : begin + 17]:  # written and then forgotten
-            writer.append(document, np.array([len(document)]), len(document))
+        for document in documents[:7]:  # written and then forgotten
+            writer.append(document ^ 1, np.array([len(document)]), len(document))
         writer.close()
     writer = TokenWriter(folder, ByteTokenizer(), shard_tokens, position)
     writer.finish({"sources": 1})

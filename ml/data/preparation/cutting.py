@@ -87,26 +87,25 @@ def _cuts(
 
 
 class _Stretch(NamedTuple):
-    """A document in a file of text; the last one goes to the end of the file, wherever that is."""
+    """A document in a file of text, up to byte `stop`; the last one goes to the end of the file, wherever that is."""
 
-    start: int
     stop: int | None
     part: int
 
 
 def _stretches(part: int, cut: int | None) -> list[_Stretch]:
-    return [_Stretch(0, None, part)] if cut is None else [_Stretch(0, cut, part), _Stretch(cut, None, VALIDATION)]
+    return [_Stretch(None, part)] if cut is None else [_Stretch(cut, part), _Stretch(None, VALIDATION)]
 
 
 def _text(
     source: Source, content: Content, begin: Position, stretches: list[_Stretch], find_cut: FindCut | None
 ) -> Iterator[_Cut]:
     offset, read = begin.offset, content.position()
-    for start, stop, part in stretches:
+    for stop, part in stretches:
         if stop is not None and stop <= offset:
             continue
         for block, is_last in _blocks(content.stream, None if stop is None else stop - offset, find_cut):
-            piece = TextPiece(source.path, offset, block, part, is_last, is_whole=is_last and offset == start)
+            piece = TextPiece(source.path, offset, block, part, is_last)
             offset += len(block)
             end = Position(begin.source, offset) if stop is not None or not is_last else Position(begin.source + 1)
             num_bytes, read = content.position() - read, content.position()

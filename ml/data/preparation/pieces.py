@@ -86,12 +86,11 @@ class TextPiece(Piece):
     content: bytes = field(repr=False)
     part: int
     ends_document: bool
-    is_whole: bool
 
     def texts(self, reading: Reading, findings: Findings) -> Iterator[Text]:
         if self.offset == 0 and (place := self.content.find(0)) >= 0:
             raise DataError(f"{self.path} is not text: byte {place} is zero. Name the text files, or narrow --pattern")
-        if self.is_whole and not self.content:
+        if not self.content:
             findings.add("empty_documents", f"{self.path} is empty")
             return
         text = _decoded(self.content, str(self.path), self.offset, reading, findings)

@@ -76,7 +76,7 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
     folder = OutputFolder(settings.output)
     with (
         _failures_as_messages(settings.output),
-        folder.begun(_plan(settings, tokenizer), sources, len(paths)) as progress,
+        folder.begun(_plan(settings, tokenizer), sources, paths) as progress,
     ):
         if progress is None:
             return _summary(paths, sources, None)

@@ -11,7 +11,7 @@ from typing import Any
 from ml.data.errors import DataError
 from ml.data.preparation.cutting import Position
 from ml.data.preparation.sources import Source
-from ml.data.token_files import UNFINISHED
+from ml.data.token_files import MANIFEST, UNFINISHED
 from ml.files import write_atomically
 
 _PROGRESS = "progress.json"
@@ -36,15 +36,23 @@ class Progress:
 class OutputFolder:
     """The folder that a preparation writes to.
 
-    preparation.json says what is prepared and how, and stays. progress.json is there until the preparation is done.
+    preparation.json says what is prepared and how, and stays. progress.json is there from the first commit until the
+    preparation is done.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     @contextmanager
-    def begun(self, settings: dict[str, Any], sources: Sequence[Source], num_parts: int) -> Iterator[Progress | None]:
+    def begun(
+        self, settings: dict[str, Any], sources: Sequence[Source], parts: Sequence[Path]
+    ) -> Iterator[Progress | None]:
         """Makes the folder or takes up the one that is there, and keeps others out of it; None where all is done.
+
+        Args:
+            settings: What else decides the output.
+            sources: What is prepared.
+            parts: The folders of token files that are to be written.
 
         Raises:
             DataError: It holds something else, another preparation, one of sources that have changed since, or one that
@@ -64,19 +72,21 @@ class OutputFolder:
             except OSError:
                 raise DataError(f"another process prepares {self.path} at this moment") from None
             try:
-                yield self._take_up(plan) if (self.path / UNFINISHED).exists() else self._begin(plan, num_parts)
+                if (self.path / UNFINISHED).exists():
+                    self._compare(plan)
+                else:
+                    write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
+                yield self._progress(parts)
             finally:
                 (self.path / _LOCK).unlink()
 
-    def _begin(self, plan: dict[str, Any], num_parts: int) -> Progress:
-        progress = Progress(Position(), [None] * num_parts, {}, 0)
-        self.write(progress)
-        write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
-        return progress
-
-    def _take_up(self, plan: dict[str, Any]) -> Progress | None:
-        self._compare(plan)
-        return self._read()
+    def _progress(self, parts: Sequence[Path]) -> Progress | None:
+        if (self.path / _PROGRESS).exists():
+            kept = _read_json(self.path / _PROGRESS)
+            return Progress(Position(*kept["position"]), kept["writers"], kept["counts"], kept["num_bytes"])
+        if all((part / MANIFEST).exists() for part in parts):
+            return None
+        return Progress(Position(), [None] * len(parts), {}, 0)
 
     def write(self, progress: Progress) -> None:
         """Replaces what was known of the progress; what the writers say must be on disk already."""
@@ -84,12 +94,12 @@ class OutputFolder:
 
     def end(self) -> None:
         """Everything is done."""
-        (self.path / _PROGRESS).unlink()
+        (self.path / _PROGRESS).unlink(missing_ok=True)
 
     def _refuse_something_else(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} (--output) is not a folder")
-        ours = {_LOCK, _PROGRESS, f".{_PROGRESS}.tmp", f".{UNFINISHED}.tmp"}  # where it was killed as it began
+        ours = {_LOCK, f".{UNFINISHED}.tmp"}  # where it was killed as it began
         if not self.path.is_dir() or (self.path / UNFINISHED).exists():
             return
         others = sorted(file.name for file in self.path.iterdir() if file.name not in ours)
@@ -112,12 +122,6 @@ class OutputFolder:
                 raise DataError(f"{self.path} was begun with other sources: {name} {what}. {anew}")
         if begun["sources"] != json.loads(json.dumps(plan["sources"])):
             raise DataError(f"{self.path} was begun with the same sources in another order. {anew}")
-
-    def _read(self) -> Progress | None:
-        if not (self.path / _PROGRESS).exists():
-            return None
-        kept = _read_json(self.path / _PROGRESS)
-        return Progress(Position(*kept["position"]), kept["writers"], kept["counts"], kept["num_bytes"])
 
 
 def _read_json(file: Path) -> dict[str, Any]:

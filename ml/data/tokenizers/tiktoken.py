@@ -98,9 +98,7 @@ class TiktokenTokenizer(Tokenizer):
     def save(self, folder: Path) -> SavedArguments:
         """The ranks, also those of a named encoding, whose file may not be there another time."""
         encoding = self._encoding
-        ranks = sorted((rank, piece) for piece, rank in encoding._mergeable_ranks.items())
-        lines = [b"%s %d\n" % (base64.b64encode(piece), rank) for rank, piece in ranks]
-        (folder / _RANKS_FILE).write_bytes(b"".join(lines))
+        (folder / _RANKS_FILE).write_bytes(self._lines)
         arguments = {
             "pattern": encoding._pat_str,
             "special_tokens": encoding._special_tokens,
@@ -124,6 +122,12 @@ class TiktokenTokenizer(Tokenizer):
             raise DataError(f"TiktokenTokenizer.pattern: tiktoken does not take {self.pattern!r}: {error}") from None
         _check_pattern(encoding, self.pattern)
         return encoding
+
+    @functools.cached_property
+    def _lines(self) -> bytes:
+        """The ranks, a line each."""
+        ranks = sorted((rank, piece) for piece, rank in self._encoding._mergeable_ranks.items())
+        return b"".join(b"%s %d\n" % (base64.b64encode(piece), rank) for rank, piece in ranks)
 
     @functools.cached_property
     def _dtype(self) -> np.dtype:
