@@ -103,7 +103,7 @@ def phases(length: str) -> str:
     return "\n".join([*schedule, *lengths, *ends, "Trainer.num_steps = 27"])
 
 
-BASES = {
+MODELS = {
     "plain": "",
     "plain, other sides": """
         Attention.query_norm = @RMSNorm
@@ -142,16 +142,6 @@ BASES = {
     "multi-token": """
         LanguageModel.multi_token = @MultiTokenPrediction
         MultiTokenPrediction.num_depths = 2""",
-    "samples": """
-        Trainer.samples = @Samples
-        Samples.every = 2
-        Samples.num_tokens = 8""",
-    "validation by name": """
-        Trainer.validation = {'books': @Validation}
-        Validation.data = @TextData""",
-    "distillation": """
-        Trainer.distillation = @Distillation
-        Distillation.teacher = 'teacher'""",
     "latent attention": MIXER.format("LatentAttention")
     + """
         LatentAttention.num_heads = 2
@@ -171,6 +161,20 @@ BASES = {
     + "\nStochasticMixer.weights = {'full': 1.0, 'short': 1.0}",
     "softmax router": EXPERTS.format("SoftmaxRouter") + "\nMixtureOfExperts.shared_expert = @GatedMLP",
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
+    "vision": VISION,
+}
+# The models of these are those of the ones above.
+RUNS = {
+    "samples": """
+        Trainer.samples = @Samples
+        Samples.every = 2
+        Samples.num_tokens = 8""",
+    "validation by name": """
+        Trainer.validation = {'books': @Validation}
+        Validation.data = @TextData""",
+    "distillation": """
+        Trainer.distillation = @Distillation
+        Distillation.teacher = 'teacher'""",
     "Muon": """
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01
@@ -223,7 +227,6 @@ BASES = {
     "other Hugging Face": WORDS.format("other_words") + "\nHuggingFaceTokenizer.end_of_document = 'turn'",
     "SentencePiece": PIECES.format("pieces"),
     "other SentencePiece": PIECES.format("other_pieces"),
-    "vision": VISION,
     "watched": """
         Trainer.trackers = [@TensorBoard, @WeightsAndBiases]
         Trainer.norms = @Norms
@@ -231,7 +234,9 @@ BASES = {
         Profiler.first_step = 2
         Trainer.memory_snapshot = @MemorySnapshot""",
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
+    "few are kept": "Checkpoints.keep = 1",
 }
+BASES = MODELS | RUNS
 TIMING = MACHINE_METRICS
 
 
@@ -352,12 +357,15 @@ class OtherChats(ChatCorpus):
 
 
 class Watched(io.StringIO):
-    """Takes the progress of a run, and notes how many threads make its batches."""
+    """Takes the progress of a run, and notes how many threads make its batches and whether one saves."""
 
     num_loaders = 0
+    saves_beside = False
 
     def write(self, text):
-        self.num_loaders = max(self.num_loaders, sum(t.name.startswith("data-") for t in threading.enumerate()))
+        names = [thread.name for thread in threading.enumerate()]
+        self.num_loaders = max(self.num_loaders, sum(name.startswith("data-") for name in names))
+        self.saves_beside |= any(name.startswith("checkpoint") for name in names)
         return super().write(text)
 
 
@@ -435,7 +443,9 @@ def places(bindings: tuple[str, ...]) -> dict[str, list]:
 @functools.cache
 def bases_with(name: str) -> list[tuple[str, ...]]:
     """Bindings of runs that build a configurable: those that do so anyway, else some where it replaces a neighbour."""
-    direct = [(text,) for text in BASES.values() if name in places((text,))]
+    (info,) = candidates(name)
+    texts = MODELS if info.selector.startswith(MODEL_PACKAGES) else BASES
+    direct = [(text,) for text in texts.values() if name in places((text,))]
     return direct or list(itertools.islice(replacements(name), 2))
 
 
@@ -541,7 +551,15 @@ def what_is_left(*bindings: str) -> tuple:
         watched = [shown(file) for folder in WATCHED for file in sorted((run.path / folder).glob("*"))]
         samples = run.path / "samples.jsonl"
         kept.append(samples.read_text() if samples.exists() else "")
-    return json.dumps(metrics), peak, kept, stream.num_loaders, watched, [digest(p) for _, p in named(trainer.model)]
+    return (
+        json.dumps(metrics),
+        peak,
+        kept,
+        stream.num_loaders,
+        stream.saves_beside,
+        watched,
+        [digest(p) for _, p in named(trainer.model)],
+    )
 
 
 WATCHED = ("tensorboard", "wandb", "profiles")
@@ -622,6 +640,7 @@ def written(value: typing.Any) -> str:
     return re.sub(r"\binf\b", "%math.inf", repr(value))
 
 
+MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
 KNOWN = ("ml.", f"{__name__}.")  # other tests register what is good for them alone
 
 
@@ -701,7 +720,7 @@ def test_a_parameter_that_is_ignored_is_found(monkeypatch):
     from ml.layers import Attention
 
     monkeypatch.setattr(Attention, "soft_cap", property(lambda self: None, lambda self, value: None), raising=False)
-    monkeypatch.setitem(globals(), "bases_with", lambda name: [(BASES["plain"],), (BASES["packed"],)])  # two are enough
+    monkeypatch.setitem(globals(), "bases_with", lambda name: [(MODELS["plain"],), (RUNS["packed"],)])  # two are enough
     for cached in (what_is_built, what_is_left):
         cached.cache_clear()
     try:

@@ -10,10 +10,10 @@ from typing import Any
 
 from ml.config.errors import did_you_mean
 from ml.errors import RunFailure, UserError
+from ml.files import write_atomically
 from ml.plots.labels import shorten
 from ml.sweeps.file import Sweep
 from ml.sweeps.state import State
-from ml.training.files import write_atomically
 
 _MEASURED = ("validation_loss", "validation_bits_per_byte", "loss", "tokens_per_second", "seconds")
 _LONGEST_CELL = 40

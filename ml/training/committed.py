@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ml.training.files import flush_to_disk
+from ml.files import flush_to_disk
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml.files import write_atomically
 from ml.training.environment import describe_environment
 from ml.training.errors import RunError, RunFailure
-from ml.training.files import write_atomically
 
 
 class RunFolder:

@@ -11,11 +11,11 @@ import torch
 
 from ml.config import configurable, require
 from ml.data import Data
+from ml.files import write_atomically
 from ml.models import LanguageModel
 from ml.models.sampling import Sampler
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.continuations import continue_texts, encode_prompt
-from ml.training.files import write_atomically
 from ml.training.precision import Precision
 
 

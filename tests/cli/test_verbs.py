@@ -156,4 +156,4 @@ def test_ctrl_c_ends_a_verb_without_a_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr("ml.cli.show.run", interrupted)
     assert verbs.main(["show"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "\ninterrupted\n"  # below what was being written

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ml.config import configurable
 from ml.config.scopes import compress
-from ml.training.files import write_atomically
+from ml.files import write_atomically
 from ml.training.run_folder import RunFolder
 from ml.training.trackers.tracker import Tracker, library, scalars
 
