@@ -11,6 +11,7 @@ from ml.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from ml.data.separator import Separator
     from ml.models import LanguageModel
     from ml.training import Trainer
 
@@ -70,7 +71,7 @@ class _Subject(NamedTuple):
     batch_size: int
 
     @property
-    def separator(self) -> str:
+    def separator(self) -> Separator:
         return self.trainer.data.separator
 
     @property

@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
             num_tokens,
             sampler,
             arguments.seed,
-            stops=[*arguments.stop, data.separator],
+            stops=arguments.stop,
+            separator=data.separator,
             show=show,
         )
     except ValueError as error:

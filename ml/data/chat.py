@@ -13,7 +13,7 @@ from ml.data.chat_templates import ChatTemplate, RoleMarkers, Segment
 from ml.data.dataset import Data, ImageFormat
 from ml.data.errors import DataError
 from ml.data.packing import PackedDocuments
-from ml.data.separator import end_text, end_tokens
+from ml.data.separator import Separator
 from ml.data.split import held_out_names
 from ml.data.streams import ArrayStream, sha256_of
 from ml.data.token_dataset import TokenDataset
@@ -76,9 +76,9 @@ class ChatData(Data):
         return self.tokenizer.vocab_size
 
     @property
-    def separator(self) -> str:
+    def separator(self) -> Separator:
         """What stands behind a conversation."""
-        return end_text(self.tokenizer, self._separator)
+        return Separator.of(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads the corpus.
@@ -105,7 +105,7 @@ class ChatData(Data):
             segments = self._segments(conversation)
         except DataError as error:
             raise DataError(f"{conversation.place}: {error}") from error
-        encoded = [*map(self._encode, segments), end_tokens(self.tokenizer, self._separator)]
+        encoded = [*map(self._encode, segments), self.separator.tokens]
         is_target = [*(segment.is_target for segment in segments), _assistant_is_last(conversation)]
         tokens = np.concatenate(encoded)
         name = hashlib.sha256(tokens.astype(np.uint32).tobytes()).hexdigest()

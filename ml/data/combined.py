@@ -12,6 +12,7 @@ from ml.data.batch import Batch
 from ml.data.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.randomness import derive_seed
+from ml.data.separator import Separator
 from ml.data.tokenizers import Tokenizer
 
 
@@ -36,7 +37,7 @@ class CombinedData(Data):
         return next(iter(self.datasets.values())).tokenizer
 
     @property
-    def separator(self) -> str:
+    def separator(self) -> Separator:
         """That of the first part."""
         return next(iter(self.datasets.values())).separator
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ml.data.batch import Batch
+from ml.data.separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.layers.loss import IGNORED
 
@@ -65,12 +66,12 @@ class Data(abc.ABC):
     """What a configuration says of data; nothing is read before it is opened.
 
     vocab_size: all tokens are below it; None where that stands in files that are not there. tokenizer: what the tokens
-    are. separator: what stands behind a document, as text; "" for nothing.
+    are. separator: what stands behind a document.
     """
 
     vocab_size: int | None
     tokenizer: Tokenizer
-    separator: str
+    separator: Separator
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Why it does not suit a model that takes such images, or none; None where it does."""

@@ -12,6 +12,7 @@ from ml.data.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.image_files import CaptionedImage, ImageCorpus
 from ml.data.sampling import ShuffledEpochs, WindowSampling
+from ml.data.separator import Separator
 from ml.data.shapes import Shapes
 from ml.data.split import held_out_names
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
@@ -156,7 +157,7 @@ class ImageTextData(Data):
         self.corpus = child("corpus", corpus)
         self.tokenizer = child("tokenizer", tokenizer)
         self.sampling = child("sampling", sampling)
-        self.separator = separator
+        self._separator = separator
         self.pixel_mean = finite("pixel_mean", pixel_mean)
         self.pixel_std = positive_float("pixel_std", pixel_std)
         self.validation_fraction = validation_fraction
@@ -171,6 +172,11 @@ class ImageTextData(Data):
             return "it has images, and the model takes none"
         channels = images.shape[0]
         return None if channels in (1, 3) else f"its images have 3 channels or 1 of grey, the model's {channels}"
+
+    @property
+    def separator(self) -> Separator:
+        """What stands behind a caption."""
+        return Separator.of(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> ImageTextDataset:
         """Reads the corpus and resizes its images.
@@ -194,7 +200,7 @@ class ImageTextData(Data):
         return Captions.of(captioned, lambda image: self._caption(image, rows))
 
     def _caption(self, image: CaptionedImage, rows: Rows) -> np.ndarray:
-        tokens = self.tokenizer.encode(image.caption + self.separator)
+        tokens = self.tokenizer.encode(image.caption + self._separator)
         if (tokens == rows.image_token_id).any():
             raise DataError(
                 f"the caption of {image.name} has token {rows.image_token_id}, which stands for images: "

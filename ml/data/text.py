@@ -9,7 +9,7 @@ from ml.data.corpus import Corpus, Document, TextFiles
 from ml.data.dataset import Data, ImageFormat
 from ml.data.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sampling import Sampling, ShuffledEpochs
-from ml.data.separator import end_text, end_tokens
+from ml.data.separator import Separator
 from ml.data.split import hold_out
 from ml.data.streams import ArrayStream, sha256_of
 from ml.data.token_dataset import TokenDataset
@@ -60,9 +60,9 @@ class TextData(Data):
         return vocab_size_with(self.tokenizer.vocab_size, self.fill_in_the_middle)
 
     @property
-    def separator(self) -> str:
+    def separator(self) -> Separator:
         """What stands behind a document."""
-        return end_text(self.tokenizer, self._separator)
+        return Separator.of(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads the corpus.
@@ -83,6 +83,6 @@ class TextData(Data):
         )
 
     def _stream(self, documents: list[Document]) -> ArrayStream:
-        ending = end_tokens(self.tokenizer, self._separator)
+        ending = self.separator.tokens
         encoded = [np.concatenate((self.tokenizer.encode(document.text), ending)) for document in documents]
         return ArrayStream.of(encoded, num_end_tokens=len(ending))

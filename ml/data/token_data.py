@@ -11,7 +11,7 @@ from ml.data.dataset import Data, ImageFormat
 from ml.data.errors import DataError
 from ml.data.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sampling import Sampling, ShuffledEpochs
-from ml.data.separator import end_text
+from ml.data.separator import Separator
 from ml.data.streams import JoinedStream, StreamPart, TokenStream
 from ml.data.token_dataset import TokenDataset
 from ml.data.token_files import TokenFolder, find_token_folders
@@ -71,9 +71,9 @@ class TokenFiles(Data):
         return self._folders[0][0].tokenizer
 
     @property
-    def separator(self) -> str:
+    def separator(self) -> Separator:
         """What stands behind a document."""
-        return end_text(self.tokenizer, None)
+        return Separator.of(self.tokenizer, None)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Opens the folders; no token is read yet.

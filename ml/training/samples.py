@@ -91,7 +91,7 @@ class Samples:
                     self.num_tokens,
                     self.sampler,
                     self.seed,
-                    stops=[data.separator],
+                    separator=data.separator,
                 )
         finally:
             model.train()

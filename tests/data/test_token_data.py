@@ -101,7 +101,7 @@ def test_the_vocabulary_is_known_where_the_folder_is(tmp_path):
     write_folder(tmp_path / "tokens", TEXTS)
     assert data.vocab_size == 256
     assert data.tokenizer.vocab_size == 256
-    assert data.separator == "\0"
+    assert data.separator.text == "\0"
     fill = functools.partial(FillInTheMiddle, prefix=256, suffix=300, middle=258)
     assert TokenFiles(str(tmp_path / "tokens"), fill_in_the_middle=fill).vocab_size == 301
 

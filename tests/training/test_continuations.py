@@ -7,6 +7,7 @@ import pytest
 from evaluated import small_model
 
 from ml.data import ByteTokenizer
+from ml.data.separator import Separator
 from ml.models.generation import generate
 from ml.models.sampling import Sampler
 from ml.training.evaluation.continuations import GrowingText, continue_texts, encode_prompt
@@ -91,9 +92,28 @@ def test_tokens_that_the_tokenizer_does_not_have_are_never_drawn():
 
 def test_prompts_that_are_empty_start_behind_a_separator():
     tokenizer = ByteTokenizer()
-    assert encode_prompt("ab", tokenizer, "\0") == [97, 98]
-    assert encode_prompt("", tokenizer, "\0") == [0]
+    assert encode_prompt("ab", tokenizer, Separator.of(tokenizer, None)) == [97, 98]
+    assert encode_prompt("", tokenizer, Separator.of(tokenizer, None)) == [0]
     with pytest.raises(ValueError, match="no separator to start from"):
-        encode_prompt("", tokenizer, "")
+        encode_prompt("", tokenizer, Separator.of(tokenizer, ""))
     with pytest.raises(ValueError, match="not UTF-8"):
-        encode_prompt("a\udcff", tokenizer, "")
+        encode_prompt("a\udcff", tokenizer, Separator.of(tokenizer, ""))
+
+
+class Ending(Words):
+    """Has a token for the end of a document that shows as nothing."""
+
+    end_of_document = 3
+
+    def decode(self, tokens):
+        return super().decode([token for token in tokens if token != 3])
+
+
+def test_a_document_ends_with_its_token_though_that_shows_as_nothing():
+    separator = Separator.of(Ending(), None)
+    assert (separator.text, separator.token) == ("", 3)
+    growing = GrowingText(Ending(), [0], separator=separator)
+    for token in (1, 3, 2):
+        growing.add(token)
+    assert (growing.text, growing.stopped_by, growing.num_tokens) == (" me", "", 2)
+    assert encode_prompt("", Ending(), separator) == [3]

@@ -9,6 +9,7 @@ import torch
 from evaluated import nats_by_hand, small_model
 
 from ml.data import ByteTokenizer
+from ml.data.separator import Separator
 from ml.errors import UserError
 from ml.models.generation import generate
 from ml.models.sampling import Sampler
@@ -65,9 +66,9 @@ def model():
 def adapter(model):
     from ml.training.evaluation.harness import HarnessModel
 
-    return HarnessModel(
-        model, ByteTokenizer(), "\0", context=CONTEXT, batch_size=2, precision=Float32(), device=torch.device("cpu")
-    )
+    separator, cpu = Separator.of(ByteTokenizer(), None), torch.device("cpu")
+    settings = {"context": CONTEXT, "batch_size": 2, "precision": Float32(), "device": cpu}
+    return HarnessModel(model, ByteTokenizer(), separator, **settings)
 
 
 def request(*arguments):
@@ -137,7 +138,7 @@ def test_what_a_task_asks_and_is_not_there_is_said(adapter):
 
     options = {"context": 8, "batch_size": 1, "precision": Float32(), "device": torch.device("cpu")}
     with pytest.raises(UserError, match="no separator"):
-        HarnessModel(None, ByteTokenizer(), "", **options)
+        HarnessModel(None, ByteTokenizer(), Separator.of(ByteTokenizer(), ""), **options)
 
 
 @pytest.fixture

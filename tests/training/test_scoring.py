@@ -8,6 +8,7 @@ import torch
 from evaluated import nats_by_hand, small_model
 
 from ml.data import ByteTokenizer, Document
+from ml.data.separator import Separator
 from ml.layers import Embeddings, PositionEmbedding
 from ml.training import Float32
 from ml.training.evaluation import scoring
@@ -59,8 +60,8 @@ def test_bits_per_byte_of_a_text_are_those_of_its_bytes_one_by_one(separator, co
     model, documents = small_model(), [Document("a", TEXT), Document("b", "x"), Document("c", "")]
     losses = list(
         measure_texts(
-            documents, model, ByteTokenizer(), separator, context=context, stride=stride, batch_size=4,
-            precision=Float32(), device=CPU,
+            documents, model, ByteTokenizer(), Separator.of(ByteTokenizer(), separator),
+            context=context, stride=stride, batch_size=4, precision=Float32(), device=CPU,
         )
     )  # fmt: skip
     assert [loss.name for loss in losses] == (["a", "b"] if separator else ["a"])

@@ -12,7 +12,7 @@ from ml.data.preparation.holdout import HeldOut
 from ml.data.preparation.pieces import VALIDATION, LinesPiece, Piece, RowsPiece, TextPiece
 from ml.data.preparation.sources import Content, Source, opened
 
-_BYTES_AT_ONCE = 2**18
+_BYTES_AT_ONCE = 2**17
 _FIRST_SEARCHED = 2**6
 
 FindCut = Callable[[bytearray, int], int]

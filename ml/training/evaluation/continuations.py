@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ml.data.separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.models.generation import generate
 from ml.models.language_model import LanguageModel
@@ -17,8 +18,16 @@ class GrowingText:
     text: the whole characters so far, without what it stopped before. stopped_by: that, or None.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        stops: Sequence[str] = (),
+        separator: Separator | None = None,
+    ):
         """`prompt`: the tokens before the text. Some tokenizers begin a text in another way than they go on with it."""
+        self._end = None if separator is None else separator.token
+        stops = [*stops, *([separator.text] if separator is not None else [])]
         self.text = ""
         self.stopped_by: str | None = None
         self.num_tokens = 0
@@ -31,10 +40,15 @@ class GrowingText:
 
     def add(self, token: int) -> None:
         """Appends what comes next; nothing where the text has come to its end."""
-        if self.stopped_by is None:
-            self._tokens.append(token)
-            self.num_tokens += 1
-            self._extend(is_last=False)
+        if self.stopped_by is not None:
+            return
+        self.num_tokens += 1
+        if token == self._end:
+            self.finish()
+            self.stopped_by = self._tokenizer.decode([token])
+            return
+        self._tokens.append(token)
+        self._extend(is_last=False)
 
     def finish(self) -> None:
         """Half a character that is still waited for becomes U+FFFD."""
@@ -83,15 +97,17 @@ def continue_texts(
     seed: int = 0,
     *,
     stops: Sequence[str] = (),
+    separator: Separator | None = None,
     show: Callable[[int, str], None] | None = None,
 ) -> list[Continuation]:
-    """Goes on from each prompt for at most `num_tokens` tokens, or until the text comes to one of `stops`.
+    """Goes on from each prompt for at most `num_tokens` tokens, or until the text comes to one of `stops` or to the
+    `separator` of documents.
 
     show: is called with the number of a prompt and all of its text that is certain, as it grows.
 
     Raises ValueError for no prompt or an empty one, and where learned positions end.
     """
-    texts = [GrowingText(tokenizer, prompt, stops) for prompt in prompts]
+    texts = [GrowingText(tokenizer, prompt, stops, separator) for prompt in prompts]
     for tokens in generate(model, prompts, num_tokens, sampler, seed, num_choices=tokenizer.vocab_size):
         for row, token in enumerate(tokens.tolist()):
             texts[row].add(token)
@@ -104,12 +120,13 @@ def continue_texts(
     return [Continuation(text.text, text.num_tokens, text.stopped_by) for text in texts]
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, separator: str) -> list[int]:
+def encode_prompt(text: str, tokenizer: Tokenizer, separator: Separator) -> list[int]:
     """The tokens of a prompt; an empty one is the start of a document, which is behind a separator.
 
     Raises ValueError where there is neither text nor separator, and for text that UTF-8 does not have.
     """
-    text = text or separator
+    if not text and len(separator.tokens):
+        return separator.tokens.tolist()
     if not text:
         raise ValueError("the prompt is empty, and the data of the run has no separator to start from")
     try:

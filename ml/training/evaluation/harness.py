@@ -8,6 +8,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from ml.data.separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.errors import UserError
 from ml.models.language_model import LanguageModel
@@ -35,7 +36,7 @@ class HarnessModel(LM):
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        separator: str,
+        separator: Separator,
         *,
         context: int,
         batch_size: int,
@@ -46,7 +47,7 @@ class HarnessModel(LM):
         self._model = model
         self._tokenizer = tokenizer
         self._separator = separator
-        self._start = self._tokens(separator)[-1:]
+        self._start = separator.tokens.astype(np.int64)[-1:]
         if len(self._start) == 0:
             raise UserError("the data of the run has no separator, which tasks need as the start of a text")
         self._context = context
@@ -86,7 +87,8 @@ class HarnessModel(LM):
                     [prompts[index].tolist() for index in batch],
                     num_new,
                     sampler,
-                    stops=[*stops, self._separator],
+                    stops=stops,
+                    separator=self._separator,
                 )
                 for index, continuation in zip(batch, made, strict=True):
                     texts[index] = continuation.text

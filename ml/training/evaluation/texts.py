@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ml.data import Document
+from ml.data.separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.models.language_model import LanguageModel
 from ml.training.evaluation.scoring import score, windows
@@ -51,7 +52,7 @@ def measure_texts(
     documents: Iterable[Document],
     model: LanguageModel,
     tokenizer: Tokenizer,
-    separator: str,
+    separator: Separator,
     *,
     context: int,
     stride: int,
@@ -64,7 +65,7 @@ def measure_texts(
     A document begins behind a separator, as in training, from which its first token is predicted. Without one nothing
     predicts the first token, and it is not counted. What is empty then is left out.
     """
-    start = tokenizer.encode(separator)
+    start = separator.tokens
     for document in documents:
         text = tokenizer.encode(document.text)
         predicted = text if len(start) else text[1:]
