@@ -57,7 +57,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     Raises:
         RunError: There are checkpoints and none of them is whole: to start again is for a person to decide.
     """
-    remove_leftovers(folder)
+    for unfinished in remove_leftovers(folder):
+        say(f"skipping checkpoint {unfinished}: it was never finished")
     found = _found(folder)
     for _, checkpoint in reversed(found):
         problem = damage(checkpoint)

@@ -37,10 +37,12 @@ def commit(folder: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Removes what commits that never ended left in `parent`."""
-    for temporary in parent.glob(".*.tmp"):
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Removes what commits that never ended left in `parent`; returns the folders that they were to be."""
+    leftovers = sorted(parent.glob(".*.tmp"))
+    for temporary in leftovers:
         shutil.rmtree(temporary, ignore_errors=True)
+    return [path.with_name(path.name.removeprefix(".").removesuffix(".tmp")) for path in leftovers]
 
 
 def damage(folder: Path) -> str | None:

@@ -105,12 +105,12 @@ def test_a_run_with_no_usable_checkpoint_does_not_start_again_by_itself(finished
     assert finished.metrics() == before
 
 
-def test_what_a_crash_left_half_written_is_ignored_and_removed(finished, tiny, run_in):
+def test_what_a_crash_left_half_written_is_named_and_removed(finished, tiny, run_in):
     leftover = finished.checkpoints / ".step_16.tmp"
     shutil.copytree(finished.checkpoints / "step_12", leftover)
     _, outcome, printed = run_in(tiny())
     assert outcome.step == 12
-    assert "step_16" not in printed
+    assert f"skipping checkpoint {leftover.with_name('step_16')}: it was never finished" in printed
     assert not leftover.exists()
 
 
