@@ -13,6 +13,7 @@ Both tokenizers are one byte-level BPE of 8,192 tokens, trained here on the text
 import argparse
 import base64
 import itertools
+import multiprocessing
 import os
 import re
 import tempfile
@@ -61,7 +62,11 @@ def in_pieces(text: str) -> list[str]:
 
 
 def tokenizers_of(text: str, folder: Path) -> tuple[HuggingFaceTokenizer, TiktokenTokenizer]:
-    train_byte_pairs(in_pieces(text), folder / "tokenizer.json", 8192, [END], show_progress=False)
+    # In a process of its own: `prepare` forks, which takes longer the more memory this one has had.
+    arguments = (in_pieces(text), folder / "tokenizer.json", 8192, [END], False)
+    training = multiprocessing.get_context("fork").Process(target=train_byte_pairs, args=arguments)
+    training.start()
+    training.join()
     hugging_face = HuggingFaceTokenizer(str(folder / "tokenizer.json"))
     pieces = bytes_of_pieces(hugging_face._tokenizer.get_vocab(), hugging_face._description)[1:]  # without END
     lines = [b"%s %d\n" % (base64.b64encode(piece), rank) for rank, piece in enumerate(pieces)]
@@ -97,7 +102,9 @@ def main() -> None:
         hugging_face, tiktoken = tokenizers_of(text, folder)
         library, ranks, pieces = hugging_face._tokenizer, tiktoken._encoding, in_pieces(text)
         long = folder / "long.txt"
-        long.write_text(text * (2**26 // path.stat().st_size + 1))
+        with long.open("w") as file:
+            for _ in range(2**26 // path.stat().st_size + 1):
+                file.write(text)
         cases = {
             "tokenizers, 1 core": (path, hugging_face, 1, lambda: library.encode_batch_fast([text])),
             "tiktoken, 1 core": (path, tiktoken, 1, lambda: ranks.encode_ordinary(text)),
