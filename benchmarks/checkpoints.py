@@ -15,7 +15,7 @@ import torch
 
 import ml
 from ml.api import build_trainer
-from ml.training.state_files import snapshot
+from ml.training.checkpoints.state_files import snapshot
 from ml.training.step import train_step
 
 STEPS = 2  # after each save; the write is over before they are

@@ -15,9 +15,9 @@ import torch
 import ml
 from ml.api import build_trainer
 from ml.data import ByteTokenizer
+from ml.data.corpora.standard_library import standard_library_files
 from ml.data.prefetch import prefetched
-from ml.data.standard_library import standard_library_files
-from ml.data.token_writer import TokenWriter
+from ml.data.token_files.writing import TokenWriter
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")

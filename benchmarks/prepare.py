@@ -23,8 +23,8 @@ from pathlib import Path
 from timing import compare
 
 from ml.data import ByteTokenizer
+from ml.data.corpora.standard_library import standard_library_files
 from ml.data.preparation import Reading, Settings, find_sources, prepare
-from ml.data.standard_library import standard_library_files
 from ml.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, Tokenizer
 from ml.data.tokenizers.byte_level import bytes_of_pieces
 from ml.data.tokenizers.training import train_byte_pairs

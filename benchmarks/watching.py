@@ -19,9 +19,9 @@ import ml
 from ml.api import build_trainer
 from ml.training import RunFolder
 from ml.training.loop import Training
-from ml.training.progress import progress_on
+from ml.training.metrics.progress import progress_on
+from ml.training.profiling.step_windows import Windows
 from ml.training.trackers import Tracking
-from ml.training.windows import Windows
 
 CPU = torch.device("cpu")
 STEPS, ROUNDS = 10, 60

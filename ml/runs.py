@@ -48,7 +48,7 @@ class Run:
             RunError: where there is no such checkpoint, or it is damaged, or has no average.
         """
         from ml.api import build
-        from ml.training.weight_files import read_weights
+        from ml.training.checkpoints.weight_files import read_weights
 
         checkpoint = self.checkpoint(step)
         model = build(self.config, device)
@@ -61,7 +61,7 @@ class Run:
         Raises:
             RunError: where there is no such checkpoint, or it is damaged.
         """
-        from ml.training.checkpoints import open_checkpoint
+        from ml.training.checkpoints.policy import open_checkpoint
 
         return open_checkpoint(self.path / "checkpoints", step)
 
@@ -71,7 +71,7 @@ class Run:
         Raises:
             RunError: where there is no such checkpoint, or the file cannot be written.
         """
-        from ml.training.weight_files import export_weights
+        from ml.training.checkpoints.weight_files import export_weights
 
         return export_weights(self.checkpoint(step), Path(file), average=average)
 

@@ -38,11 +38,11 @@ from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidate
 from ml.config.types import mismatch
 from ml.config.values import Reference
 from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles
-from ml.data.chat_files import Completion, Conversation
-from ml.data.token_writer import TokenWriter
+from ml.data.corpora.chat_files import Completion, Conversation
+from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers.training import train_byte_pairs
 from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFailure, RunFolder, Validation, train
-from ml.training.meter import MACHINE_METRICS
+from ml.training.metrics.throughput import MACHINE_METRICS
 from ml.training.schedules.phases import ConstantPhase
 from ml.training.step import train_step
 

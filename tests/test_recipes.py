@@ -17,7 +17,7 @@ import transformers
 import ml
 from ml.api import build_trainer
 from ml.data import ByteTokenizer
-from ml.data.token_writer import TokenWriter
+from ml.data.token_files.writing import TokenWriter
 from ml.training import RunFolder, train
 
 GOLDEN = Path(__file__).parent / "golden"

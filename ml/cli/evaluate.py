@@ -11,7 +11,7 @@ from ml.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from ml.data.separator import Separator
+    from ml.data.sequences.document_separator import Separator
     from ml.models import LanguageModel
     from ml.training import Trainer
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ml.api import build_trainer, open_run
-    from ml.training.state_files import read_counts
+    from ml.training.checkpoints.state_files import read_counts
 
     opened = open_run(arguments.run)
     trainer = build_trainer(opened.config)

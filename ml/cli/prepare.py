@@ -49,7 +49,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from ml.data.token_files import TokenFolder, find_token_folders
+    from ml.data.token_files.reading import TokenFolder, find_token_folders
 
     if arguments.sources:
         raise UserError("--verify reads --output alone: leave the sources out")

@@ -15,9 +15,9 @@ from ml.config.errors import report
 from ml.errors import UserError
 from ml.models.summary import summarize
 from ml.training import Initial, RunFolder, Trainer, train
+from ml.training.evaluation.validation_sets import describe
 from ml.training.precision import cast_parameters
 from ml.training.summary import memory_of_training, summarize_training
-from ml.training.validation_sets import describe
 
 _MOST_DIFFERENCES = 20
 

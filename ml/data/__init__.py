@@ -1,23 +1,23 @@
 """Text in, batches out: corpora, tokenizers, token files, and the order in which sequences are drawn."""
 
-from ml.data.batch import Batch
-from ml.data.chat import ChatData
-from ml.data.chat_files import ChatCorpus, ChatFiles
-from ml.data.chat_templates import ChatML, ChatTemplate, RoleMarkers
-from ml.data.concatenation import Concatenation
-from ml.data.corpus import Document, TextFiles
-from ml.data.dataset import Data, Dataset, ImageFormat
+from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
+from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
+from ml.data.corpora.synthetic_shapes import Shapes
+from ml.data.corpora.text_files import Document, TextFiles
+from ml.data.datasets.chat import ChatData
+from ml.data.datasets.chat_templates import ChatML, ChatTemplate, RoleMarkers
+from ml.data.datasets.concatenation import Concatenation
+from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.datasets.images import ImageTextData, ImageTextDataset
+from ml.data.datasets.mixture import Mixture
+from ml.data.datasets.text import TextData
+from ml.data.datasets.token_data import TokenFiles
+from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
-from ml.data.fill_in_the_middle import FillInTheMiddle
-from ml.data.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
-from ml.data.images import ImageTextData, ImageTextDataset
-from ml.data.mixture import Mixture
-from ml.data.packing import PackedDocuments
-from ml.data.sampling import RandomWindows, Sampling, ShuffledEpochs
-from ml.data.shapes import Shapes
-from ml.data.text import TextData
-from ml.data.token_data import TokenFiles
-from ml.data.token_dataset import TokenDataset
+from ml.data.sequences.batch import Batch
+from ml.data.sequences.fill_in_the_middle import FillInTheMiddle
+from ml.data.sequences.packing import PackedDocuments
+from ml.data.sequences.sampling import RandomWindows, Sampling, ShuffledEpochs
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = [

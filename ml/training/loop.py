@@ -12,22 +12,22 @@ from ml.data import Batch, DataError, Dataset
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.flops import flops_per_token
-from ml.training.checkpoints import newest_checkpoint
+from ml.training.checkpoints.initial_weights import Initial
+from ml.training.checkpoints.policy import newest_checkpoint
+from ml.training.checkpoints.state_files import read_state, snapshot
 from ml.training.errors import RunError, RunFailure
-from ml.training.initial import Initial
-from ml.training.meter import Meter
+from ml.training.evaluation.samples import SampleFile
+from ml.training.evaluation.validation_sets import ValidationSet
+from ml.training.metrics.progress import Progress, progress_on
+from ml.training.metrics.throughput import Meter
 from ml.training.optimizers import apply_schedule
-from ml.training.progress import Progress, progress_on
+from ml.training.profiling.step_windows import Windows
 from ml.training.records import Records
 from ml.training.run_folder import RunFolder
-from ml.training.samples import SampleFile
 from ml.training.signals import Requests, noted_signals
-from ml.training.state_files import read_state, snapshot
 from ml.training.step import train_step
 from ml.training.trackers import Tracking
 from ml.training.trainer import Trainer
-from ml.training.validation_sets import ValidationSet
-from ml.training.windows import Windows
 
 
 class Outcome(NamedTuple):

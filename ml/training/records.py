@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from ml.training.meter import Meter
-from ml.training.router_load import spread
+from ml.training.metrics.router_load import spread
+from ml.training.metrics.throughput import Meter
 from ml.training.state import TrainState
 from ml.training.step import StepResult
 from ml.training.trainer import Trainer

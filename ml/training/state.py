@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ml.training.optimizers import ParameterGroup
-from ml.training.skip_step import SpikeGuard
-from ml.training.weight_average import WeightAverage
+from ml.training.optimizers.skip_step import SpikeGuard
+from ml.training.optimizers.weight_average import WeightAverage
 
 # How the names of saved tensors begin.
 MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"

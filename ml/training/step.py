@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ml.data import Batch
 from ml.training.distillation import TeacherModel
-from ml.training.gradients import gradient_norms
+from ml.training.metrics.gradient_norm import gradient_norms
+from ml.training.optimizers.rollback import undone_where
 from ml.training.precision import Precision
 from ml.training.state import TrainState
-from ml.training.undoing import undone_where
 
 
 class StepResult(NamedTuple):

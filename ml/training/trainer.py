@@ -7,26 +7,26 @@ from torch import nn
 
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
-from ml.data.layout import numbers_of_step
+from ml.data.sequences.batch_indices import numbers_of_step
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
-from ml.training.checkpoints import Checkpoints
+from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation, TeacherModel
-from ml.training.memory_snapshot import MemorySnapshot
-from ml.training.norms import Norms
+from ml.training.evaluation.samples import Samples
+from ml.training.evaluation.validation import Validation
+from ml.training.evaluation.validation_sets import ValidationSet, build_validations, open_sets, sha256_of
+from ml.training.metrics.norms import Norms
+from ml.training.metrics.peak_flops import PeakFlops, peak_flops
 from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_parameters
-from ml.training.peak_flops import PeakFlops, peak_flops
+from ml.training.optimizers.skip_step import SkipStep
+from ml.training.optimizers.weight_average import ExponentialMovingAverage
 from ml.training.precision import Float32, Precision, cast_parameters
-from ml.training.profiler import Profiler
-from ml.training.samples import Samples
+from ml.training.profiling.memory_snapshot import MemorySnapshot
+from ml.training.profiling.profiler import Profiler
+from ml.training.profiling.step_windows import Window
 from ml.training.schedules import CosineSchedule, Schedule
-from ml.training.skip_step import SkipStep
 from ml.training.state import TrainState
 from ml.training.trackers import Tracker
-from ml.training.validation import Validation
-from ml.training.validation_sets import ValidationSet, build_validations, open_sets, sha256_of
-from ml.training.weight_average import ExponentialMovingAverage
-from ml.training.windows import Window
 
 
 @configurable

@@ -15,7 +15,7 @@ import tokenizers
 
 from ml.cli.preparation_display import PlainDisplay, TerminalDisplay, display_on
 from ml.cli.verbs import main
-from ml.data.token_files import TokenFolder
+from ml.data.token_files.reading import TokenFolder
 
 
 @pytest.fixture

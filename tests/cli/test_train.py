@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.training.meter import MACHINE_METRICS
+from ml.training.metrics.throughput import MACHINE_METRICS
 
 ROOT = Path(__file__).parents[2]
 FAST = "Trainer.num_steps = 4\nCosineSchedule.warmup_steps = 1\nTrainer.log_every = 1"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ml.data import ByteTokenizer
-from ml.data.token_writer import TokenWriter
+from ml.data.token_files.writing import TokenWriter
 
 
 def write_folder(folder: Path, documents: list[str], tokenizer=None, shard_tokens: int = 1000) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from ml.data.token_files import TokenFolder
+from ml.data.token_files.reading import TokenFolder
 
 TEXTS = ["first", "second one\nin two lines\n", "schön 漢字 😀", " ", "x" * 3000, "end\n" * 700, "the last"]
 

@@ -16,7 +16,7 @@ import ml
 from ml.api import build_trainer
 from ml.data import DataError
 from ml.training import RunFailure, RunFolder, train
-from ml.training.meter import MACHINE_METRICS
+from ml.training.metrics.throughput import MACHINE_METRICS
 
 CPU = torch.device("cpu")
 TINY = """
@@ -155,7 +155,7 @@ def test_data_that_is_lost_on_the_way_ends_the_run_with_its_last_checkpoint(part
     kept = sorted(int(path.name.removeprefix("step_")) for path in run.checkpoints.iterdir())
     assert kept
     assert kept[-1] < 8
-    ml.training.weight_files.read_weights(run.checkpoints / f"step_{kept[-1]}", trainer.model)
+    ml.training.checkpoints.weight_files.read_weights(run.checkpoints / f"step_{kept[-1]}", trainer.model)
 
 
 def test_data_that_is_wrong_from_the_start_is_an_error_of_the_user():

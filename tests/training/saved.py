@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from ml.training.meter import MACHINE_METRICS
+from ml.training.metrics.throughput import MACHINE_METRICS
 
 
 def untimed(records):

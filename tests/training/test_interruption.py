@@ -13,9 +13,9 @@ import pytest
 from saved import saved_bits, saved_tensors, untimed
 
 from ml.training import RunFolder
-from ml.training.committed import damage
+from ml.training.checkpoints.atomic_folders import damage
+from ml.training.checkpoints.state_files import read_counts
 from ml.training.signals import noted_signals
-from ml.training.state_files import read_counts
 
 PROGRAM = textwrap.dedent(
     """

@@ -9,8 +9,8 @@ from saved import saved_bits, saved_tensors, untimed
 
 from ml.data import TextData
 from ml.training import RunError, RunFailure, loop
+from ml.training.checkpoints.state_files import read_counts
 from ml.training.signals import Requests
-from ml.training.state_files import read_counts
 
 
 def stop_after(monkeypatch, steps):

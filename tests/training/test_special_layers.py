@@ -18,7 +18,7 @@ from ml.models import (
 )
 from ml.models.adapters import adapter_weights
 from ml.training import Initial, RunError, RunFolder, train
-from ml.training.router_load import spread
+from ml.training.metrics.router_load import spread
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_adapters_start_from_a_run_without_them_and_travel_alone(tiny, run_in, t
     file = tmp_path / "adapters.safetensors"
     save_adapters(tuned, file)
     other = tiny(*ADAPTERS).start(CPU).model.eval()
-    ml.training.weight_files.read_weights(start, other, may_lack=adapter_weights(other))
+    ml.training.checkpoints.weight_files.read_weights(start, other, may_lack=adapter_weights(other))
     tokens = torch.arange(30)[None]
     assert not torch.equal(other(tokens), tuned(tokens))
     load_adapters(other, file)

@@ -15,8 +15,8 @@ from ml.data.preparation.holdout import hold_out_files
 from ml.data.preparation.pieces import COUNTS, Reading
 from ml.data.preparation.progress_file import OutputFolder, Progress
 from ml.data.preparation.sources import Source
-from ml.data.token_files import TokenFolder
-from ml.data.token_writer import TokenWriter
+from ml.data.token_files.reading import TokenFolder
+from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers import Tokenizer
 from ml.data.tokenizers.saved import save_tokenizer
 from ml.errors import RunFailure

@@ -11,7 +11,7 @@ from typing import Any
 from ml.data.errors import DataError
 from ml.data.preparation.cutting import Position
 from ml.data.preparation.sources import Source
-from ml.data.token_files import MANIFEST, UNFINISHED
+from ml.data.token_files.reading import MANIFEST, UNFINISHED
 from ml.files import write_atomically
 
 _PROGRESS = "progress.json"

@@ -1,1 +1,1 @@
-"""What a trained model is worth, and what it writes: scores of texts, continuations, and benchmarks."""
+"""Evaluation: validation loss, samples, scoring of texts, and the Language Model Evaluation Harness."""

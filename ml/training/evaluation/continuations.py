@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ml.data.separator import Separator
+from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.models.generation import generate
 from ml.models.language_model import LanguageModel

@@ -8,7 +8,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from ml.data.separator import Separator
+from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.errors import UserError
 from ml.models.language_model import LanguageModel

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ml.data import Document
-from ml.data.separator import Separator
+from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.models.language_model import LanguageModel
 from ml.training.evaluation.scoring import score, windows

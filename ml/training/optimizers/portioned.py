@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ml.training.undoing import portions, undone_where
+from ml.training.optimizers.rollback import portions, undone_where
 
 
 class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):

@@ -1,0 +1,1 @@
+"""Sources of raw documents: text, conversations and captioned images."""

@@ -1,0 +1,120 @@
+"""Several datasets as one: what mixtures and concatenations share."""
+
+import abc
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ml.config import child, require
+from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.errors import DataError
+from ml.data.randomness import derive_seed
+from ml.data.sequences.batch import Batch
+from ml.data.sequences.document_separator import Separator
+from ml.data.tokenizers import Tokenizer
+
+
+class CombinedData(Data):
+    """Datasets by name; the names are their scopes."""
+
+    def __init__(self, datasets: Mapping[str, Callable[..., Data]]):
+        """Builds the parts; a subclass calls this with its own parameter `datasets`."""
+        require(len(datasets) > 0, "datasets", "must name one dataset or more")
+        wrong = [name for name in datasets if not name.isidentifier()]
+        require(not wrong, "datasets", f"must have names that can be scopes, not {', '.join(wrong)}")
+        self.datasets: dict[str, Data] = {name: child(name, constructor) for name, constructor in datasets.items()}
+
+    @property
+    def vocab_size(self) -> int | None:
+        """All tokens of all parts are below this number; None where it is not known of any part."""
+        return max((part.vocab_size for part in self.datasets.values() if part.vocab_size is not None), default=None)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the first part, and so of all."""
+        return next(iter(self.datasets.values())).tokenizer
+
+    @property
+    def separator(self) -> Separator:
+        """That of the first part."""
+        return next(iter(self.datasets.values())).separator
+
+    def misfit(self, images: ImageFormat | None) -> str | None:
+        problems = {name: part.misfit(images) for name, part in self.datasets.items()}
+        return next((f"{name}: {problem}" for name, problem in problems.items() if problem), None)
+
+    def open_parts(self, sequence_length: int, seed: int, images: ImageFormat | None) -> dict[str, Dataset]:
+        """All parts, each with a seed of its own.
+
+        Raises:
+            DataError: One cannot be used, or they do not have one tokenizer; the name of the part stands first.
+        """
+        opened: dict[str, Dataset] = {}
+        for name, part in self.datasets.items():
+            try:
+                opened[name] = part.open(sequence_length, derive_seed(seed, "dataset", name), images)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+        sizes = {name: dataset.tokenizer.vocab_size for name, dataset in opened.items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name} has {size:,} tokens" for name, size in sizes.items())
+            raise DataError(f"the datasets must have one tokenizer: that of {listed}")
+        return opened
+
+
+class CombinedDataset(Dataset):
+    """Sequences of several datasets in one row of numbers; held out is what each of them holds out."""
+
+    def __init__(self, parts: dict[str, Dataset]):
+        self.parts = parts
+        self._ordered = list(parts.values())
+        self.num_train_tokens = sum(part.num_train_tokens for part in self._ordered)
+        self.num_validation_tokens = sum(part.num_validation_tokens for part in self._ordered)
+        self.num_sequences = sum(part.num_sequences for part in self._ordered)
+        self.sequence_length = self._ordered[0].sequence_length
+        self.separates_documents = any(part.separates_documents for part in self._ordered)
+        self.tokenizer = self._ordered[0].tokenizer
+        named = " ".join(f"{name}={part.sha256}" for name, part in parts.items())
+        self.sha256 = hashlib.sha256(named.encode()).hexdigest()
+
+    @abc.abstractmethod
+    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each sequence is of (B,), by its place among the parts, and its number there (B,)."""
+
+    def sequences(self, numbers: np.ndarray) -> Batch:
+        part_of, number_there = self.places(numbers)
+        rows, batches = [], []
+        for part in np.unique(part_of).tolist():
+            here = np.flatnonzero(part_of == part)
+            rows.append(here)
+            batch = self._ordered[part].sequences(number_there[here])
+            # Of whichever parts the sequences are: a batch must not depend on how many ranks share it.
+            batches.append(batch.with_documents() if self.separates_documents else batch)
+        return Batch.interleaved(batches, np.concatenate(rows))
+
+    def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out sequences of one part after another; of `num_tokens` each has its share, by its tokens."""
+        for part, share in self._shares(num_tokens):
+            yield from part.validation_batches(size, share)
+
+    def validation_bytes(self, num_tokens: int | None = None) -> int:
+        return sum(part.validation_bytes(share) for part, share in self._shares(num_tokens))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "sha256": self.sha256,
+            "train_tokens": self.num_train_tokens,
+            "validation_tokens": self.num_validation_tokens,
+            "datasets": {name: part.describe() for name, part in self.parts.items()},
+        }
+
+    def _shares(self, num_tokens: int | None) -> list[tuple[Dataset, int | None]]:
+        """How many tokens of each part are predicted; parts of which there are none are left out."""
+        sizes = [part.num_validation_tokens for part in self._ordered]
+        if num_tokens is None or num_tokens >= sum(sizes):
+            return [(part, None) for part, size in zip(self._ordered, sizes, strict=True) if size]
+        ends = np.cumsum([0, *sizes]) * num_tokens // sum(sizes)
+        shares = zip(self._ordered, np.diff(ends).tolist(), strict=True)
+        return [(part, share) for part, share in shares if share]

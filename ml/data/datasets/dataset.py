@@ -1,0 +1,86 @@
+"""What the trainer asks of data, whatever it is made of."""
+
+import abc
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ml.data.sequences.batch import Batch
+from ml.data.sequences.document_separator import Separator
+from ml.data.tokenizers import Tokenizer
+from ml.layers.loss import IGNORED
+
+
+class Dataset(abc.ABC):
+    """Data that was opened: sequences to train on by their number, held-out ones from the first.
+
+    num_train_tokens, num_validation_tokens: tokens that are there to be predicted. num_sequences: those of an epoch to
+    train on. separates_documents: whether batches to train on tell documents apart. sha256: of all that a batch is made
+    from.
+    """
+
+    num_train_tokens: int
+    num_validation_tokens: int
+    num_sequences: int
+    sequence_length: int
+    separates_documents: bool = False
+    sha256: str
+    tokenizer: Tokenizer
+
+    @abc.abstractmethod
+    def sequences(self, numbers: np.ndarray) -> Batch:
+        """The sequences of these numbers (B,) of the run: a pure function of data, seed and numbers.
+
+        Raises:
+            DataError: What it is made from cannot be read any more, or is not what it was said to be.
+        """
+
+    def batch(self, first: int, size: int) -> Batch:
+        """The sequences number `first` to `first + size - 1` of the run."""
+        return self.sequences(np.arange(first, first + size))
+
+    @abc.abstractmethod
+    def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out sequences, or the first of them, which predict about `num_tokens` tokens; each token once."""
+
+    def validation_bytes(self, num_tokens: int | None = None) -> int:
+        """The bytes of UTF-8 that the targets of `validation_batches` stand for."""
+        targets = (batch.targets for batch in self.validation_batches(64, num_tokens))
+        return sum(self.tokenizer.num_bytes(rows[rows != IGNORED].numpy()) for rows in targets)
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the data is, for the record."""
+
+
+class ImageFormat(NamedTuple):
+    """The images that a model takes."""
+
+    token_id: int  # what stands in the places of an image
+    tokens_per_image: int
+    shape: tuple[int, int, int]  # channels, height, width
+
+
+class Data(abc.ABC):
+    """What a configuration says of data; nothing is read before it is opened.
+
+    vocab_size: all tokens are below it; None where that stands in files that are not there. tokenizer: what the tokens
+    are. separator: what stands behind a document.
+    """
+
+    vocab_size: int | None
+    tokenizer: Tokenizer
+    separator: Separator
+
+    def misfit(self, images: ImageFormat | None) -> str | None:
+        """Why it does not suit a model that takes such images, or none; None where it does."""
+        return None
+
+    @abc.abstractmethod
+    def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> Dataset:
+        """Reads the data, for a model that takes such images.
+
+        Raises:
+            DataError: It cannot be used.
+        """

@@ -1,0 +1,241 @@
+"""Images with captions as training data: a caption is predicted from the image before it."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ml.config import child, configurable, require
+from ml.data.corpora.image_files import CaptionedImage, ImageCorpus
+from ml.data.corpora.split import held_out_names
+from ml.data.corpora.synthetic_shapes import Shapes
+from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.errors import DataError
+from ml.data.sequences.batch import Batch
+from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling
+from ml.data.tokenizers import ByteTokenizer, Tokenizer
+from ml.layers.checks import finite, positive_float
+from ml.layers.loss import IGNORED
+
+
+class Rows(NamedTuple):
+    """How an image and its caption become a row of tokens and an array of numbers."""
+
+    length: int
+    image_token_id: int
+    tokens_per_image: int
+    pixel_mean: float
+    pixel_std: float
+
+    def batch(self, images: np.ndarray, captions: list[np.ndarray]) -> Batch:
+        """One row for each image (B, height, width, 3) and its caption.
+
+        The tokens of the image come first; the last of them predicts the first token of the caption. Targets are the
+        tokens of the caption alone.
+        """
+        tokens = np.zeros((len(captions), self.length), dtype=np.int64)
+        targets = np.full_like(tokens, IGNORED)
+        tokens[:, : self.tokens_per_image] = self.image_token_id
+        first = self.tokens_per_image - 1
+        for row, caption in enumerate(captions):
+            end = first + len(caption)
+            tokens[row, first + 1 : end] = caption[:-1]
+            targets[row, first:end] = caption
+        pixels = (images.astype(np.float32) / 255 - self.pixel_mean) / self.pixel_std
+        return Batch.of(tokens, targets, pixels.transpose(0, 3, 1, 2), (1,) * len(captions))
+
+
+class Captions(NamedTuple):
+    """A part of the data: the images once each, and each caption with the number of its image."""
+
+    images: np.ndarray  # (I, height, width, 3) uint8
+    image_numbers: np.ndarray  # (N)
+    captions: list[np.ndarray]  # N times (tokens,)
+
+    @classmethod
+    def of(cls, captioned: list[CaptionedImage], encode: Callable[[CaptionedImage], np.ndarray]) -> "Captions":
+        pixels: dict[str, np.ndarray] = {image.name: image.pixels for image in captioned}
+        numbers = {name: number for number, name in enumerate(pixels)}
+        return cls(
+            np.stack(list(pixels.values())) if pixels else np.zeros((0, 0, 0, 3), dtype=np.uint8),
+            np.array([numbers[image.name] for image in captioned], dtype=np.int64),
+            [encode(image) for image in captioned],
+        )
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Those of all captions, one after another."""
+        return np.concatenate(self.captions) if self.captions else np.zeros(0, dtype=np.uint8)
+
+
+class ImageTextDataset(Dataset):
+    """Captioned images, in memory: rows to train on by their number, held-out ones from the first."""
+
+    def __init__(
+        self,
+        train: Captions,
+        validation: Captions,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        sampling: WindowSampling,
+        seed: int,
+    ):
+        self.train = train
+        self.validation = validation
+        self.num_train_tokens = len(train.tokens)
+        self.num_validation_tokens = len(validation.tokens)
+        self.num_sequences = len(train.captions)
+        self.sequence_length = rows.length
+        self.tokenizer = tokenizer
+        self._rows = rows
+        self._sampling = sampling
+        self._seed = seed
+        self.sha256 = _sha256(rows, train, validation)
+
+    def sequences(self, numbers: np.ndarray) -> Batch:
+        # To the sampling, a caption is a window of one token.
+        return self._batch(self.train, self._sampling.starts(numbers, self.num_sequences + 1, 1, self._seed))
+
+    def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out captions in order, or the first of them: as many as predict no more than `num_tokens` tokens.
+
+        One there is always.
+        """
+        end = self._validation_end(num_tokens)
+        for first in range(0, end, size):
+            yield self._batch(self.validation, np.arange(first, min(first + size, end)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the data is, for the record."""
+        return {
+            "sha256": self.sha256,
+            "train_tokens": self.num_train_tokens,
+            "validation_tokens": self.num_validation_tokens,
+            "train_images": len(self.train.images),
+            "validation_images": len(self.validation.images),
+        }
+
+    def _batch(self, part: Captions, numbers: np.ndarray) -> Batch:
+        images = part.images[part.image_numbers[numbers]]
+        return self._rows.batch(images, [part.captions[number] for number in numbers])
+
+    def _validation_end(self, num_tokens: int | None) -> int:
+        ends = np.cumsum([len(caption) for caption in self.validation.captions])
+        return len(ends) if num_tokens is None else max(1, int((ends <= num_tokens).sum()))
+
+
+@configurable
+class ImageTextData(Data):
+    """Images with captions: a row is the tokens that stand for an image, the caption, and the separator.
+
+    Args:
+        corpus: Where images and captions come from.
+        tokenizer: What the tokens of captions are.
+        sampling: Which caption each row is.
+        separator: Text put behind each caption, which ends it; "" for none.
+        pixel_mean: Of values between 0 and 1; it is taken from them, and
+        pixel_std: divides what is left.
+        validation_fraction: The part of the images that is held out, with all that is said of them. 1 leaves none to
+            train on: so is data that a run is only measured on.
+    """
+
+    def __init__(
+        self,
+        corpus: Callable[..., ImageCorpus] = Shapes,
+        tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
+        sampling: Callable[..., WindowSampling] = ShuffledEpochs,
+        separator: str = "\0",
+        pixel_mean: float = 0.5,
+        pixel_std: float = 0.5,
+        validation_fraction: float = 0.05,
+    ):
+        require(
+            0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
+        )
+        self.corpus = child("corpus", corpus)
+        self.tokenizer = child("tokenizer", tokenizer)
+        self.sampling = child("sampling", sampling)
+        self._separator = separator
+        self.pixel_mean = finite("pixel_mean", pixel_mean)
+        self.pixel_std = positive_float("pixel_std", pixel_std)
+        self.validation_fraction = validation_fraction
+
+    @property
+    def vocab_size(self) -> int:
+        """All tokens are below this number."""
+        return self.tokenizer.vocab_size
+
+    def misfit(self, images: ImageFormat | None) -> str | None:
+        if images is None:
+            return "it has images, and the model takes none"
+        channels = images.shape[0]
+        return None if channels in (1, 3) else f"its images have 3 channels or 1 of grey, the model's {channels}"
+
+    @property
+    def separator(self) -> Separator:
+        """What stands behind a caption."""
+        return Separator.of(self.tokenizer, self._separator)
+
+    def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> ImageTextDataset:
+        """Reads the corpus and resizes its images.
+
+        Raises:
+            DataError: There is nothing to train on, or an image or a caption cannot be used.
+        """
+        if problem := self.misfit(images):
+            raise DataError(f"the data does not fit the model: {problem}")
+        captioned = self.corpus.captioned_images(images.shape[1:])
+        if images.shape[0] == 1:
+            captioned = [image._replace(pixels=grey(image.pixels)) for image in captioned]
+        rows = Rows(sequence_length, images.token_id, images.tokens_per_image, self.pixel_mean, self.pixel_std)
+        parts = hold_out(captioned, self.validation_fraction)
+        train, validation = (self._encoded(part, rows) for part in parts)
+        if not train.captions and self.validation_fraction < 1.0:
+            raise DataError("there is no image to train on: give more (ImageTextData.corpus)")
+        return ImageTextDataset(train, validation, rows, self.tokenizer, self.sampling, seed)
+
+    def _encoded(self, captioned: list[CaptionedImage], rows: Rows) -> Captions:
+        return Captions.of(captioned, lambda image: self._caption(image, rows))
+
+    def _caption(self, image: CaptionedImage, rows: Rows) -> np.ndarray:
+        tokens = self.tokenizer.encode(image.caption + self._separator)
+        if (tokens == rows.image_token_id).any():
+            raise DataError(
+                f"the caption of {image.name} has token {rows.image_token_id}, which stands for images: "
+                "set another VisionLanguageModel.image_token_id"
+            )
+        needed = rows.tokens_per_image + len(tokens) - 1
+        if needed > rows.length:
+            raise DataError(
+                f"the caption of {image.name} and its image take {needed} tokens: "
+                f"raise Trainer.sequence_length, which is {rows.length}, or shorten it"
+            )
+        return tokens
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """The brightness of (h, w, 3) uint8, (h, w, 1) (ITU-R BT.601)."""
+    return np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+
+
+def hold_out(captioned: list[CaptionedImage], fraction: float) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+    """Splits in those to train on and those held out: `fraction` of the images, at least one if there are several.
+
+    The hash of an image's name says whether, so that one image is never on both sides.
+    """
+    held_out = held_out_names((image.name for image in captioned), fraction)
+    train = [image for image in captioned if image.name not in held_out]
+    return train, [image for image in captioned if image.name in held_out]
+
+
+def _sha256(rows: Rows, *parts: Captions) -> str:
+    """One hash of everything that a batch is made from."""
+    digest = hashlib.sha256(repr(rows._replace(length=0)).encode())  # whatever the length, a batch says the same
+    for part in parts:
+        lengths = np.array([len(caption) for caption in part.captions])
+        for array in (part.images, part.image_numbers, lengths, part.tokens):
+            digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""Prepared token files as training data."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from ml.config import REQUIRED, child, configurable, require
+from ml.data.datasets.dataset import Data, ImageFormat
+from ml.data.datasets.token_dataset import TokenDataset
+from ml.data.errors import DataError
+from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
+from ml.data.sequences.sampling import Sampling, ShuffledEpochs
+from ml.data.sequences.streams import JoinedStream, StreamPart, TokenStream
+from ml.data.token_files.reading import TokenFolder, find_token_folders
+from ml.data.tokenizers import Tokenizer
+
+
+@configurable
+class TokenFiles(Data):
+    """Tokens that `python -m ml prepare` has written, with the tokenizer that they were made by.
+
+    Args:
+        paths: A prepared folder, or a list of them that were made by the same tokenizer: their documents follow one
+            another.
+        sampling: Which tokens each sequence is.
+        validation_fraction: The part of the tokens to train on that is held out instead, the last ones of each folder,
+            whole documents where there are enough; None is what `prepare` has held out.
+        separate_documents: Whether a document neither sees nor predicts another one in its sequence, and positions
+            start anew in each; None is as the sampling does, which is yes for packed documents and no for windows.
+        fill_in_the_middle: How documents to train on are turned round, so that a gap in them is learned to be filled.
+    """
+
+    def __init__(
+        self,
+        paths: str | list[str] = REQUIRED,
+        sampling: Callable[..., Sampling] = ShuffledEpochs,
+        validation_fraction: float | None = None,
+        separate_documents: bool | None = None,
+        fill_in_the_middle: Callable[..., FillInTheMiddle] | None = None,
+    ):
+        require(len(paths) > 0, "paths", "names nothing to read")
+        fits = validation_fraction is None or 0.0 <= validation_fraction <= 1.0
+        require(fits, "validation_fraction", f"must be in [0, 1], not {validation_fraction}")
+        self.paths = [paths] if isinstance(paths, str) else list(paths)
+        self.sampling = child("sampling", sampling)
+        self.validation_fraction = validation_fraction
+        self.separate_documents = separate_documents
+        self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """All tokens are below this number; None where the folders are not on this machine."""
+        try:
+            folders = self._folders
+        except DataError:  # opening says it again, with what is wrong
+            return None
+        return vocab_size_with(
+            max(part.vocab_size for pair in folders for part in pair if part), self.fill_in_the_middle
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the first folder.
+
+        Raises:
+            DataError: There is no such folder.
+        """
+        return self._folders[0][0].tokenizer
+
+    @property
+    def separator(self) -> Separator:
+        """What stands behind a document."""
+        return Separator.of(self.tokenizer, None)
+
+    def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
+        """Opens the folders; no token is read yet.
+
+        Raises:
+            DataError: A folder is missing, damaged, made by another tokenizer than the first, or too short.
+        """
+        self._require_one_tokenizer()
+        parts = [self._parts(*pair) for pair in self._folders]
+        train, validation = (joined([pair[side] for pair in parts]) for side in (0, 1))
+        if self.fill_in_the_middle is not None:
+            train = self.fill_in_the_middle.of(train, self.tokenizer, seed)
+        trained = None if self.validation_fraction == 1.0 else train
+        names = ", ".join(self.paths)
+        try:
+            return TokenDataset(
+                trained, validation, self.tokenizer, self.sampling, sequence_length, seed, self._sha256(),
+                self.separate_documents,
+            )  # fmt: skip
+        except DataError as error:
+            raise DataError(f"{names}: {error}") from error
+
+    @functools.cached_property
+    def _folders(self) -> list[tuple[TokenFolder, TokenFolder | None]]:
+        """What is trained on and what is held out, for each path."""
+        pairs = [find_token_folders(path) for path in self.paths]
+        return [(TokenFolder(train), TokenFolder(held_out) if held_out else None) for train, held_out in pairs]
+
+    def _require_one_tokenizer(self) -> None:
+        first = self._folders[0][0]
+        for folder in (part for pair in self._folders for part in pair if part):
+            if folder.manifest["tokenizer"] != first.manifest["tokenizer"]:
+                raise DataError(f"{folder.path} and {first.path} were made by different tokenizers")
+
+    def _parts(self, train: TokenFolder, held_out: TokenFolder | None) -> tuple[TokenStream, TokenStream]:
+        stream = FolderStream(train)
+        if self.validation_fraction is None:
+            return stream, StreamPart(stream, 0, 0) if held_out is None else FolderStream(held_out)
+        border = _border(stream, self.validation_fraction)
+        return StreamPart(stream, 0, border), StreamPart(stream, border, stream.num_tokens)
+
+    def _sha256(self) -> str:
+        hashes = [folder.sha256 if folder else "" for pair in self._folders for folder in pair]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+class FolderStream(TokenStream):
+    """The tokens of a prepared folder."""
+
+    def __init__(self, folder: TokenFolder):
+        self._folder = folder
+        self.num_tokens = folder.num_tokens
+        self.num_end_tokens = 0 if folder.end_of_document is None else 1
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self._folder.document_ends
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._folder.read(start, stop)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self._folder.gather(starts, length)
+
+
+def joined(streams: list[TokenStream]) -> TokenStream:
+    return streams[0] if len(streams) == 1 else JoinedStream(streams)
+
+
+def _border(stream: TokenStream, fraction: float) -> int:
+    """Before which token the held-out part begins: where a document does, if that holds out about `fraction`."""
+    wanted = stream.num_tokens - round(stream.num_tokens * fraction)
+    if fraction in (0.0, 1.0) or not len(stream.ends):
+        return wanted
+    after = min(int(np.searchsorted(stream.ends, wanted)), len(stream.ends) - 1)
+    near = [int(stream.ends[place]) for place in {max(after - 1, 0), after}]
+    border = min(near, key=lambda end: abs(end - wanted))
+    held_out = stream.num_tokens - border
+    is_close = fraction / 4 <= held_out / stream.num_tokens <= min(4 * fraction, 0.5 if fraction < 0.25 else 1.0)
+    return border if is_close else wanted

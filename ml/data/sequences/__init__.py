@@ -1,0 +1,1 @@
+"""Fixed-length sequences and batches drawn from streams of tokens."""

@@ -1,0 +1,1 @@
+"""Checkpoints: saving, verifying and reading the state of a run."""

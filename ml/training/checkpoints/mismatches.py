@@ -1,0 +1,37 @@
+"""How the tensors of a checkpoint differ from those that are to be filled."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ml.training.checkpoints.tensor_files import TensorShape
+from ml.training.errors import RunError
+
+_MOST_NAMES = 20  # in a message
+
+
+def require_equal(folder: Path, saved: Mapping[str, TensorShape], expected: Mapping[str, Tensor]) -> None:
+    """Stops where names, shapes or types differ.
+
+    Raises:
+        RunError: with everything that does.
+    """
+    missing, unknown = expected.keys() - saved.keys(), saved.keys() - expected.keys()
+    shapes = [
+        f"{name}: {saved[name]}; the model has {TensorShape.of(tensor)}"
+        for name, tensor in expected.items()
+        if name in saved and saved[name] != TensorShape.of(tensor)
+    ]
+    problems = [listed("missing", missing), listed("not expected", unknown), listed("of another shape", shapes)]
+    if any(problems):
+        raise RunError("\n".join([f"{folder} is of another model:", *filter(None, problems)]))
+
+
+def listed(title: str, names: Collection[str]) -> str:
+    """The names below a title; nothing where there are none."""
+    if not names:
+        return ""
+    shown = sorted(names)[:_MOST_NAMES]
+    more = [f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return "\n".join([f"  {title}:", *(f"    {line}" for line in [*shown, *more])])

@@ -1,0 +1,109 @@
+"""The weights of a checkpoint alone: read into a model, or written to one file."""
+
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ml.training.checkpoints.mismatches import require_equal
+from ml.training.checkpoints.tensor_files import TensorShape, read_tensors, tensor_shapes
+from ml.training.errors import RunError
+from ml.training.state import AVERAGE, MODEL, named_weights
+
+
+@torch.no_grad()
+def read_weights(
+    folder: Path,
+    model: nn.Module,
+    may_lack: Collection[str] = (),
+    may_differ: Iterable[str] = (),
+    *,
+    average: bool = False,
+) -> list[str]:
+    """Puts the weights of a checkpoint into `model`, in place.
+
+    Args:
+        folder: Of the checkpoint.
+        model: Its weights keep their names, shapes and types.
+        may_lack: Names of weights that the checkpoint need not have.
+        may_differ: Patterns of names, such as "head.*": what the checkpoint has not, or in another shape, and what it
+            has and the model has not, is passed over.
+        average: Takes the running average of the weights instead of the last ones.
+
+    Returns:
+        The weights of the model that stayed as they were.
+
+    Raises:
+        RunError: They are of another model; all that differs is listed.
+    """
+    saved = tensor_shapes(folder)
+    sources, weights = _sources(folder, saved, average), named_weights(model)
+    _require_that_each_matches(may_differ, weights.keys() | sources.keys())
+    found = {name: _as_in_model(saved[source], source, weights.get(name)) for name, source in sources.items()}
+    strict = {
+        name: weight
+        for name, weight in weights.items()
+        if not _matches(name, may_differ) and (name in sources or name not in may_lack)
+    }
+    require_equal(folder, {name: shape for name, shape in found.items() if not _matches(name, may_differ)}, strict)
+    read = {
+        name: weight for name, weight in weights.items() if name in sources and found[name] == TensorShape.of(weight)
+    }
+    buffers = {name: _like(weight, saved[sources[name]]) for name, weight in read.items()}
+    read_tensors(folder, {sources[name]: buffer for name, buffer in buffers.items()})
+    for name, buffer in buffers.items():
+        if buffer is not read[name]:
+            read[name].copy_(buffer)
+    return sorted(weights.keys() - read.keys())
+
+
+def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:
+    """Writes the weights of a checkpoint alone, as safetensors with their names in the model; returns how many.
+
+    Raises:
+        RunError: There is no average of them, or the file cannot be written.
+    """
+    shapes = tensor_shapes(folder)
+    sources = _sources(folder, shapes, average)
+    tensors = {source: torch.empty(shapes[source].shape, dtype=shapes[source].dtype) for source in sources.values()}
+    read_tensors(folder, tensors)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        save_file({name: tensors[source] for name, source in sources.items()}, temporary, {"format": "pt"})
+        temporary.replace(file)
+    except Exception as error:  # safetensors has an error of its own for what the disk does not take
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
+    return len(sources)
+
+
+def _sources(folder: Path, saved: Mapping[str, TensorShape], average: bool) -> dict[str, str]:
+    """Where each weight of a model stands; what has no average, such as a frozen weight, stands for itself."""
+    sources = {name.removeprefix(MODEL): name for name in saved if name.startswith(MODEL)}
+    averaged = {name.removeprefix(AVERAGE): name for name in saved if name.startswith(AVERAGE)}
+    if average and not averaged:
+        raise RunError(f"{folder} has no average of the weights: that run had no Trainer.weight_average")
+    return sources | averaged if average else sources
+
+
+def _as_in_model(saved: TensorShape, source: str, weight: Tensor | None) -> TensorShape:
+    """What a weight is once it is read: an average is kept in a wider type."""
+    return saved if weight is None or not source.startswith(AVERAGE) else saved._replace(dtype=weight.dtype)
+
+
+def _like(weight: Tensor, saved: TensorShape) -> Tensor:
+    """The weight itself, or memory of the type that was saved."""
+    return weight if weight.dtype == saved.dtype else torch.empty_like(weight, dtype=saved.dtype)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _require_that_each_matches(patterns: Iterable[str], names: Collection[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise RunError(f"no weight is called {pattern!r} (--init_may_differ), such as {min(names)!r}")

@@ -1,0 +1,79 @@
+"""The sets that a run is measured on, by name."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml.config import child, require
+from ml.data import Data, DataError, Dataset
+from ml.training.evaluation.validation import Validation, ValidationResult
+
+Constructors = Callable[..., Validation] | dict[str, Callable[..., Validation]] | None
+
+
+def build_validations(constructors: Constructors) -> dict[str, Validation]:
+    """Builds each set of `Trainer.validation` in the scope of its name; one without a name is called ""."""
+    if constructors is None:
+        return {}
+    if not isinstance(constructors, Mapping):
+        return {"": child("validation", constructors)}
+    wrong = [name for name in constructors if not name.isidentifier()]
+    require(not wrong, "validation", f"must have names that are identifiers, not {', '.join(wrong)}")
+    return child("validation", _build_named, constructors)
+
+
+def _build_named(constructors: Mapping[str, Callable[..., Validation]]) -> dict[str, Validation]:
+    return {name: child(name, one, defaults={"num_tokens": None}) for name, one in constructors.items()}
+
+
+class ValidationSet(NamedTuple):
+    """A set whose data is open."""
+
+    name: str
+    validation: Validation
+    dataset: Dataset
+
+    def record(self, result: ValidationResult) -> dict[str, float]:
+        """What goes to `metrics.jsonl`."""
+        prefix = f"validation_{self.name}" if self.name else "validation"
+        return {f"{prefix}_loss": result.loss, f"{prefix}_bits_per_byte": result.bits_per_byte}
+
+
+def open_sets(
+    validations: Mapping[str, Validation], training: Dataset, open_data: Callable[[Data], Dataset]
+) -> list[ValidationSet]:
+    """Opens the data of each set.
+
+    Args:
+        training: What the run is trained on, whose held-out part is measured by sets without data of their own.
+        open_data: Opens the data of the others.
+
+    Raises:
+        DataError: One cannot be used, or has nothing to predict.
+    """
+    sets = []
+    for name, validation in validations.items():
+        dataset = training if validation.own_data is None else open_data(validation.own_data)
+        if dataset.num_validation_tokens < 1 and validation.own_data is None:
+            raise DataError(
+                "no text is held out to validate on: raise the validation_fraction of Trainer.data, "
+                "or set Trainer.validation = None"
+            )
+        if dataset.num_validation_tokens < 1:
+            raise DataError(f"the data of the validation set {name or 'of the run'} has nothing to predict")
+        sets.append(ValidationSet(name, validation, dataset))
+    return sets
+
+
+def sha256_of(training: Dataset, sets: list[ValidationSet]) -> str:
+    """One hash of all that a run is trained and measured on: a run goes on with the same, or not at all."""
+    own = [(one.name, one.dataset.sha256) for one in sets if one.dataset is not training]
+    if not own:
+        return training.sha256
+    return hashlib.sha256(repr([training.sha256, *own]).encode()).hexdigest()
+
+
+def describe(sets: list[ValidationSet], training: Dataset) -> dict[str, Any]:
+    """For the record: the data of the run, and that of the sets which have their own."""
+    own = {one.name or "validation": one.dataset.describe() for one in sets if one.dataset is not training}
+    return {**training.describe(), **({"validation_sets": own} if own else {})}

@@ -1,0 +1,1 @@
+"""Metrics of a step: throughput, norms, router load, and the progress display."""

@@ -1,0 +1,101 @@
+"""A running mean of the weights, which is often a better model than they are."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ml.config import configurable, require
+from ml.training.optimizers import ParameterGroup
+from ml.training.optimizers.rollback import portions, undone_where
+
+
+@configurable
+class ExponentialMovingAverage:
+    """average = d · average + (1 - d) · weights, in float32 at least, of every parameter that is trained.
+
+    Args:
+        decay: d, once warm; the mean reaches over about 1 / (1 - d) updates.
+        every: Steps between two updates; each counts as one.
+        start: The last step that is not averaged. The first update copies the weights.
+        warmup: Whether d is at most (1 + n) / (10 + n) in the n-th update after the first, so that a short run too
+            forgets where it began.
+        validate: Whether validation measures the average too: `average_validation_loss` and so on.
+    """
+
+    def __init__(
+        self, decay: float = 0.999, every: int = 1, start: int = 0, warmup: bool = True, validate: bool = True
+    ):
+        require(0.0 <= decay < 1.0, "decay", f"must be in [0, 1), not {decay}")
+        require(every > 0, "every", f"must be positive, not {every}")
+        require(start >= 0, "start", f"must not be negative: {start}")
+        self.decay = decay
+        self.every = every
+        self.start_step = start
+        self.warmup = warmup
+        self.validate = validate
+
+    def start(self, groups: list[ParameterGroup]) -> "WeightAverage":
+        """The average of these parameters before the first step."""
+        return WeightAverage(self, groups)
+
+    def num_updates(self, step: int) -> int:
+        """How many there were after `step` steps."""
+        return max(0, step - self.start_step) // self.every
+
+    def is_due(self, step: int) -> bool:
+        return step > self.start_step and (step - self.start_step) % self.every == 0
+
+    def decay_after(self, num_updates: int) -> float:
+        """d of the update that follows on `num_updates`."""
+        if num_updates == 0:
+            return 0.0
+        return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
+
+
+class WeightAverage:
+    """The running mean of the weights of one model."""
+
+    def __init__(self, settings: ExponentialMovingAverage, groups: list[ParameterGroup]):
+        self.settings = settings
+        self._names = [name for group in groups for name in group.names]
+        self._weights = [parameter for group in groups for parameter in group.parameters]
+        self._averages = {weight: _widened(weight).clone() for weight in self._weights}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by the names of their parameters; until the first update, the weights of the beginning."""
+        return {name: self._averages[weight] for name, weight in zip(self._names, self._weights, strict=True)}
+
+    def is_validated(self, step: int) -> bool:
+        """Whether the average after a step is to be measured: there is none before the first update."""
+        return self.settings.validate and self.settings.num_updates(step) > 0
+
+    @torch.no_grad()
+    def update(self, step: int, skipped: Tensor | None) -> None:
+        """Moves the averages after a step, where it is time to, unless the step was `skipped`, () bool."""
+        if not self.settings.is_due(step):
+            return
+        decay = self.settings.decay_after(self.settings.num_updates(step - 1))
+        is_first = decay == 0.0  # a copy, which is right after a skipped step too
+        for weights in portions(self._weights):
+            averages = [self._averages[weight] for weight in weights]
+            with undone_where(None if is_first else skipped, averages):
+                torch._foreach_lerp_(averages, [_widened(weight) for weight in weights], 1.0 - decay)
+
+    @contextlib.contextmanager
+    def in_place_of_weights(self) -> Iterator[None]:
+        """The model has the averages as its weights meanwhile; nothing is copied unless their types differ."""
+        weights = [weight.data for weight in self._weights]
+        try:
+            for weight in self._weights:
+                weight.data = self._averages[weight].to(weight.dtype)
+            yield
+        finally:
+            for parameter, weight in zip(self._weights, weights, strict=True):
+                parameter.data = weight
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """The values of a weight, in float32 where they are in less; not a copy otherwise."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

@@ -1,0 +1,1 @@
+"""Profiles and memory snapshots of a few steps."""

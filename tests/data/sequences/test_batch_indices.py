@@ -1,0 +1,14 @@
+"""Which sequences each rank takes, for any number of ranks."""
+
+import pytest
+
+from ml.data.sequences.batch_indices import numbers_of_step
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_the_ranks_together_take_each_sequence_of_each_step_once_in_order(num_ranks):
+    taken = []
+    for step in range(1, 6):
+        for rank in range(num_ranks):
+            taken += numbers_of_step(step, 8, rank, num_ranks)
+    assert taken == list(range(40))
