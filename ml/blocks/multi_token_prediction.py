@@ -11,9 +11,9 @@ from ml.config import child, configurable
 from ml.layers.checks import non_negative, positive
 from ml.layers.context import Context
 from ml.layers.linear import Linear
-from ml.layers.loss import IGNORED
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import checked_lr_scale
+from ml.targets import IGNORED
 
 
 @configurable

@@ -4,14 +4,12 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gin
 
 from ml.config import gin_internals
-
-if TYPE_CHECKING:
-    from ml.config.configurable import Configurable
+from ml.config.signatures import Configurable
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class Reference:
     """
 
     scopes: tuple[str, ...]
-    configurable: "Configurable"
+    configurable: Configurable
     evaluate: bool = False
 
 

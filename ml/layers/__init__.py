@@ -22,7 +22,7 @@ from ml.layers.initialization import (
 )
 from ml.layers.linear import Linear, Projections
 from ml.layers.lora import LoRA
-from ml.layers.loss import IGNORED, LossSums, Teacher, cross_entropy_sums
+from ml.layers.loss import LossSums, Teacher, cross_entropy_sums
 from ml.layers.mixers import (
     Attention,
     GatedDeltaNet,
@@ -50,7 +50,6 @@ from ml.layers.routing import SigmoidRouter, SoftmaxRouter
 from ml.layers.vision import PatchEmbedding, Projector
 
 __all__ = [
-    "IGNORED",
     "MLP",
     "Attention",
     "Auxiliary",

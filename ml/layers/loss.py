@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORED = -100
-"""The target of a token that has no loss, as in `torch.nn.functional.cross_entropy`."""
+from ml.targets import IGNORED
 
 
 class LossSums(NamedTuple):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ml.layers import IGNORED, LanguageModelHead, Teacher
+from ml.layers import LanguageModelHead, Teacher
 from ml.models import materialize
+from ml.targets import IGNORED
 
 B, T, H, V = 3, 7, 6, 11
 

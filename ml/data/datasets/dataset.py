@@ -9,7 +9,7 @@ import numpy as np
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
-from ml.layers.loss import IGNORED
+from ml.targets import IGNORED
 
 
 class Dataset(abc.ABC):

@@ -17,7 +17,7 @@ from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
 from ml.layers.checks import finite, positive_float
-from ml.layers.loss import IGNORED
+from ml.targets import IGNORED
 
 
 class Rows(NamedTuple):

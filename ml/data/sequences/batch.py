@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ml.data.errors import DataError
-from ml.layers.loss import IGNORED
+from ml.targets import IGNORED
 
 
 class Batch(NamedTuple):

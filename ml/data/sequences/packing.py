@@ -10,7 +10,7 @@ from ml.data.randomness import derive_seed, permute
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.sampling import Sampling, Sequences, shuffled_epochs
 from ml.data.sequences.streams import TokenStream
-from ml.layers.loss import IGNORED
+from ml.targets import IGNORED
 
 
 @configurable

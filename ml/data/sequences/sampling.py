@@ -14,7 +14,7 @@ from ml.data.errors import DataError
 from ml.data.randomness import derive_seed, permute, random_integers
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.streams import TokenStream
-from ml.layers.loss import IGNORED
+from ml.targets import IGNORED
 
 
 class Sequences(abc.ABC):
