@@ -1,7 +1,7 @@
 """From raw statements to bindings: names looked up, macros filled in, values checked. Nothing is built here."""
 
 import importlib.util  # noqa: F401  (gin needs it imported to look for files)
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gin
@@ -10,9 +10,9 @@ from ml.config import gin_internals
 from ml.config.configurable import Configurable, candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
-from ml.config.statements import UNSET, Binding, Import, Layer, MacroDefinition
+from ml.config.statements import Binding, Import, Layer, MacroDefinition, State
 from ml.config.types import mismatch, takes_constructor
-from ml.config.values import Constant, Macro, Reference, substitute, walk
+from ml.config.values import Constant, DictKeyError, Macro, Reference, substitute, unique_keys, walk
 
 _ALWAYS = {"gin.REQUIRED"}
 
@@ -59,7 +59,7 @@ class Analyzer:
         for order, statement in enumerate(statements):
             if isinstance(statement, RawStatement) and not statement.parameter:
                 self._definitions.setdefault(_macro_name(statement), []).append((order, statement))
-        self._last_definition = {name: defined[-1][1] for name, defined in self._definitions.items()}
+        self._as_of = len(statements)  # macros hold what they were defined as before this statement
 
     def run(self) -> Analysis:
         """Looks at each statement in order."""
@@ -102,10 +102,11 @@ class Analyzer:
         if spec is None and not info.open_ended:
             self._problem(_unknown_parameter(info, statement.parameter))
             return
-        value = self._expand(written, ())
-        settled, earlier = self._history(written, order)
+        states = self._states(written, statement, order)
+        value, location = states[-1].value, states[-1].location
         if len(self._analysis.problems) > before:
             return
+        self._place = (location, statement.text)
         if spec is not None and not _required(value) and (wrong := mismatch(value, spec.annotation)):
             self._problem(f"{info.name}.{statement.parameter} {wrong}")
             return
@@ -117,11 +118,10 @@ class Analyzer:
                 written,
                 value,
                 statement.layer,
-                statement.location,
+                location,
                 order,
                 constructs=spec is not None and takes_constructor(spec.annotation),
-                settled=settled,
-                before=earlier,
+                states=states,
             )
         )
 
@@ -136,7 +136,11 @@ class Analyzer:
                 return self._macro_or_constant(value.name)
             return value
 
-        return _substitute_raw(raw, leaf)
+        try:
+            return _substitute_raw(raw, leaf)
+        except DictKeyError as error:
+            self._problem(str(error))
+            return None
 
     def _lookup(self, name: str, kind: str, quoted: str = "") -> Configurable | None:
         found = candidates(name)
@@ -153,7 +157,7 @@ class Analyzer:
     def _macro_or_constant(self, name: str) -> Macro | Constant | None:
         constants = gin_internals.constants()
         matching = constants.matching_selectors(name)
-        if name in self._last_definition:
+        if name in self._definitions:
             self._read_macros.add(name)
             return Macro(name)
         if len(matching) == 1:
@@ -161,7 +165,7 @@ class Analyzer:
         if matching:
             self._problem(f"the constant %{name} may mean any of {', '.join(sorted(matching))}; write more of its name")
             return None
-        known = [*self._last_definition, *gin_internals.constant_names()]
+        known = [*self._definitions, *gin_internals.constant_names()]
         self._problem(f"there is no macro or constant %{name}{did_you_mean(name, known)}")
         return None
 
@@ -175,33 +179,78 @@ class Analyzer:
                 chain = " -> ".join(f"%{name}" for name in (*expanding, node.name))
                 self._problem(f"macros define each other in a circle: {chain}")
                 return None
-            definition = self._last_definition[node.name]
+            definition = self._definition(node.name)
             here, self._place = self._place, (definition.location, definition.text)
             resolved = self._resolve_names(definition.value)
             expanded = self._expand(resolved, (*expanding, node.name))
             self._place = here
             return expanded
 
-        return substitute(value, leaf)
+        try:
+            return substitute(value, leaf)
+        except DictKeyError as error:
+            self._problem(str(error))
+            return None
 
-    def _history(self, written: Any, order: int) -> tuple[int, Any]:
-        """When the value of a binding became what it is, and what it was before a macro in it was last redefined."""
-        settled, before = order, UNSET
-        for node in walk(written):
-            defined = self._definitions.get(node.name, ()) if isinstance(node, Macro) else ()
-            if len(defined) > 1 and defined[-1][0] > settled:
-                settled = defined[-1][0]
-                before = substitute(written, lambda leaf, name=node.name: self._earlier(leaf, name))
-        return settled, before
+    def _definition(self, name: str) -> RawStatement:
+        """The definition of a macro that is in force at the statement that is looked at, else the first one."""
+        defined = self._definitions[name]
+        return next((definition for order, definition in reversed(defined) if order < self._as_of), defined[0][1])
 
-    def _earlier(self, leaf: Any, redefined: str) -> Any:
-        if not isinstance(leaf, Macro):
-            return leaf
-        statement = self._definitions[leaf.name][-2 if leaf.name == redefined else -1][1]
-        return self._expand(self._resolve_names(statement.value), (leaf.name,))
+    def _macros_in(self, written: Any) -> set[str]:
+        """The macros that a value needs, with those that these need."""
+        found: set[str] = set()
+        waiting = [node.name for node in walk(written) if isinstance(node, Macro)]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += _macro_names(self._definition(name).value) & self._definitions.keys()
+        return found
+
+    def _states(self, written: Any, binding: RawStatement, order: int) -> tuple[State, ...]:
+        """The values that a binding had, from its own statement on and from each later one that redefined a macro."""
+        states: list[State] = []
+        moments = self._moments(written, order)
+        for at, definition in moments:
+            self._as_of = at + 1
+            count = len(self._analysis.problems)
+            value = self._expand(written, ())
+            if at != moments[-1][0]:
+                del self._analysis.problems[count:]  # what was wrong with an earlier value is no problem any more
+            source, location = binding.layer, binding.location
+            if definition is not None and (states or definition.layer is not binding.layer):
+                location = replace(location, via=definition.location)
+                source = max(source, definition.layer) if source.explicit else source
+            states.append(State(value, at, source, location))
+        self._as_of = len(self._statements)
+        return tuple(states)
+
+    def _moments(self, written: Any, order: int) -> list[tuple[int, RawStatement | None]]:
+        """When the value of a binding changed, from its own statement on, and the definition that changed it."""
+        moments: list[tuple[int, RawStatement | None]] = []
+        for at, definition in [(order, None), *self._redefinitions(written, order)]:
+            self._as_of = at + 1
+            needed = self._macros_in(written)
+            is_defined = all(self._definitions[name][0][0] <= at for name in needed)
+            if is_defined and (definition is None or _macro_name(definition) in needed):
+                moments.append((at, definition))
+        return moments
+
+    def _redefinitions(self, written: Any, order: int) -> list[tuple[int, RawStatement]]:
+        """The definitions after `order` of every macro that the value needs or ever needed."""
+        needed, waiting = set(), {node.name for node in walk(written) if isinstance(node, Macro)}
+        while waiting:
+            name = waiting.pop()
+            needed.add(name)
+            for _, definition in self._definitions[name]:
+                waiting |= (_macro_names(definition.value) & self._definitions.keys()) - needed
+        later = [defined for name in needed for defined in self._definitions[name] if defined[0] > order]
+        return sorted(later, key=lambda defined: defined[0])
 
     def _unread_macros(self) -> None:
-        for name, statement in self._last_definition.items():
+        for name, defined in self._definitions.items():
+            statement = defined[-1][1]
             if name in self._read_macros or name in self._broken_macros:
                 continue
             self._place = (statement.location, statement.text)
@@ -212,6 +261,17 @@ class Analyzer:
         return did_you_mean(name.replace("_", ".", 1), dotted) if "_" in name else did_you_mean(name, self._read_macros)
 
 
+def _macro_names(raw: Any) -> set[str]:
+    """The names of the macros and constants in a raw value."""
+    if isinstance(raw, RawMacro):
+        return {raw.name}
+    if isinstance(raw, dict):
+        return {name for pair in raw.items() for item in pair for name in _macro_names(item)}
+    if isinstance(raw, list | tuple) and not isinstance(raw, RawReference):
+        return {name for item in raw for name in _macro_names(item)}
+    return set()
+
+
 def _macro_name(statement: RawStatement) -> str:
     return "/".join((*statement.scope, statement.name))
 
@@ -220,7 +280,7 @@ def _substitute_raw(value: Any, leaf) -> Any:
     if isinstance(value, RawReference | RawMacro):  # tuples by construction: leaves all the same
         return leaf(value)
     if type(value) is dict:
-        return {_substitute_raw(k, leaf): _substitute_raw(v, leaf) for k, v in value.items()}
+        return unique_keys((_substitute_raw(k, leaf), _substitute_raw(v, leaf)) for k, v in value.items())
     if type(value) in (list, tuple):
         return type(value)(_substitute_raw(item, leaf) for item in value)
     return leaf(value)

@@ -8,7 +8,7 @@ from ml.config.construction import Build
 from ml.config.errors import Problem, did_you_mean
 from ml.config.plans import Call
 from ml.config.scopes import compress, parse_range, split_index
-from ml.config.statements import UNSET, Binding
+from ml.config.statements import Binding
 from ml.config.types import takes_constructor
 from ml.config.values import Reference, walk
 
@@ -98,7 +98,7 @@ def _left_out(
 def _without(swaps: list[Binding], bindings: list[Binding]) -> list[Binding]:
     """The bindings as they were before the swaps."""
     return [
-        replace(b, value=b.before) if b in swaps else b for b in bindings if b not in swaps or b.before is not UNSET
+        replace(b, value=b.states[-2].value) if b in swaps else b for b in bindings if b not in swaps or b.states[1:]
     ]
 
 

@@ -9,13 +9,21 @@ from ml.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a statement stands: a file, or a flag such as `--gin_bindings[0]`; `line` counts from 1, or is None."""
+    """Where a statement stands.
+
+    Attributes:
+        source: a file, or a flag such as `--gin_bindings[0]`.
+        line: counts from 1; None for a flag of one line.
+        via: the place of the macro definition that decided the value of the statement, if it came later.
+    """
 
     source: str
     line: int | None = None
+    via: "Location | None" = None
 
     def __str__(self) -> str:
-        return self.source if self.line is None else f"{self.source}:{self.line}"
+        place = self.source if self.line is None else f"{self.source}:{self.line}"
+        return place if self.via is None else f"{place} via {self.via}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,39 @@ from gin import config_parser
 
 PINNED_VERSION = "0.5.0"
 
-ConfigParser = config_parser.ConfigParser
 ParserDelegate = config_parser.ParserDelegate
+
+
+class ConfigParser(config_parser.ConfigParser):
+    """Gin's parser, which does not lose a key that a dict holds twice.
+
+    Attributes:
+        repeated: the line and the key of each such entry read so far.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self._keys: list[set] = []  # of the containers that are being read, the innermost last
+        self.repeated: list[tuple[int, object]] = []
+        super().__init__(*args, **kwargs)
+
+    def _maybe_parse_container(self):
+        self._keys.append(set())
+        try:
+            return super()._maybe_parse_container()
+        finally:
+            self._keys.pop()
+
+    def _parse_dict_item(self):
+        place, seen = self._current_location(), self._keys[-1]
+        key, value = super()._parse_dict_item()
+        try:
+            is_new = key not in seen
+        except TypeError:
+            self._raise_syntax_error(f"{key!r} cannot be a key", place)
+        if not is_new:
+            self.repeated.append((place.line_num, key))
+        seen.add(key)
+        return key, value
 
 
 def registry():

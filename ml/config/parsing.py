@@ -214,6 +214,9 @@ def _statements(text: str) -> Iterator[tuple[int, Any]]:
                 if statement is None:
                     return
                 begun = offset + statement.location.line_num
+                for line, key in parser.repeated:
+                    yield offset + line, f"the dict has the key {_spell(key)} twice"
+                parser.repeated.clear()
                 yield begun, statement
         except SyntaxError as error:
             failed_at, message = _explain(error, begun, offset, lines)
@@ -228,6 +231,12 @@ def _statements(text: str) -> Iterator[tuple[int, Any]]:
 def _first_statement_line(parser: Any) -> int:
     parser._skip_whitespace_and_comments()
     return parser.current_token.start[0]
+
+
+def _spell(key: Any) -> str:
+    if isinstance(key, RawMacro):
+        return f"%{key.name}"
+    return f"@{'/'.join((*key.scopes, key.name))}" if isinstance(key, RawReference) else repr(key)
 
 
 def _explain(error: SyntaxError, begun: int, offset: int, lines: list[str]) -> tuple[int, str]:

@@ -86,8 +86,9 @@ def _origins(call: Call, parameter: str) -> list[Origin]:
         found.append((-1, Origin(text_of(call.defaults[parameter]), "parent")))
     for candidate in call.plan.candidates.get(parameter, ()):
         binding = candidate.binding
-        origin = Origin(text_of(binding.value), binding.layer.name.lower(), str(binding.location))
-        found.append((0 if binding.layer is Layer.DEFAULT else 1, origin))
+        for state in binding.states:
+            origin = Origin(text_of(state.value), state.source.name.lower(), str(state.location))
+            found.append((0 if binding.layer is Layer.DEFAULT else 1, origin))
     if parameter in call.derived:
         found.append((0.5, Origin(text_of(call.derived[parameter]), "parent")))
     found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order

@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 
@@ -37,6 +37,22 @@ class Layer(enum.IntEnum):
         return self >= Layer.FILE
 
 
+class State(NamedTuple):
+    """The value of a binding from one statement on: its own, or a later one that redefined a macro in it.
+
+    Attributes:
+        value: the value with the macros replaced by what they held.
+        order: of the statement.
+        source: the layer that decided the value.
+        location: of the binding, with that of the redefinition.
+    """
+
+    value: Any
+    order: int
+    source: Layer
+    location: Location
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
     """`scope/Name.parameter = value`.
@@ -45,10 +61,9 @@ class Binding:
         written: the value with its macros, as its author wrote it.
         value: the value with the macros replaced by what they hold.
         order: counts statements from 0, over all files and flags.
-        location: of the statement.
+        location: of the statement, with that of the macro definition that decided the value, if it came later.
         constructs: whether the parameter takes a constructor.
-        settled: the order of the last statement that made the value what it is: a macro may be redefined later.
-        before: the value that it had before the last redefinition of a macro in it; `UNSET` where there was none.
+        states: the values that it had, oldest first; the last one is in force.
     """
 
     scope: tuple[str, ...]
@@ -60,13 +75,22 @@ class Binding:
     location: Location
     order: int
     constructs: bool = False
-    settled: int = -1
-    before: Any = UNSET
+    states: tuple[State, ...] = ()
 
     @property
     def key(self) -> str:
         """`scope/Name.parameter`, with the short name of the configurable."""
         return "/".join((*self.scope, f"{self.configurable.name}.{self.parameter}"))
+
+    @property
+    def settled(self) -> int:
+        """The order of the last statement that made the value what it is: a macro may be redefined later."""
+        return self.states[-1].order
+
+    @property
+    def source(self) -> Layer:
+        """The layer that decided the value: that of the flag, where a flag redefined a macro in it."""
+        return self.states[-1].source
 
     @property
     def identity(self) -> tuple:

@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,28 @@ register_constant("math.minus_inf", -math.inf)
 gin.constant("math.nan", math.nan)  # equal to nothing, so looked up by hand in `to_text`
 
 
+class DictKeyError(ValueError):
+    """A key that cannot be one, or that a dict has twice."""
+
+
+def unique_keys(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The dict of these items.
+
+    Raises:
+        DictKeyError: where a key occurs twice or is no key.
+    """
+    made: dict[Any, Any] = {}
+    for key, item in items:
+        try:
+            is_new = key not in made
+        except TypeError:
+            raise DictKeyError(f"{key!r} cannot be the key of a dict") from None
+        if not is_new:
+            raise DictKeyError(f"the dict has the key {to_text(key, lambda _: None)} twice")
+        made[key] = item
+    return made
+
+
 def walk(value: Any):
     """Every node of a value, containers included, in order."""
     yield value
@@ -83,9 +105,13 @@ def walk(value: Any):
 
 
 def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
-    """The value with `replace` applied to each leaf; containers are copied, their order kept."""
+    """The value with `replace` applied to each leaf; containers are copied, their order kept.
+
+    Raises:
+        DictKeyError: where two keys of a dict become equal.
+    """
     if type(value) is dict:
-        return {substitute(key, replace): substitute(item, replace) for key, item in value.items()}
+        return unique_keys((substitute(key, replace), substitute(item, replace)) for key, item in value.items())
     if type(value) in (list, tuple):
         return type(value)(substitute(item, replace) for item in value)
     return replace(value)
