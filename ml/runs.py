@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.config import Config, ImportedValue
+from ml.config.configurable import Configurable
 from ml.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,11 +77,18 @@ class Run:
         return export_weights(self.checkpoint(step), Path(file), average=average)
 
     def imported_values(self) -> list[ImportedValue]:
-        """What the configuration says of the model, as the imported layer of a run that starts from this one."""
-        return self.config.as_imported(lambda name: name.startswith(_MODEL_PACKAGES), str(self._operative))
+        """The configuration of the model, as the imported layer of a run that starts from this one."""
+        return self.config.as_imported(_is_part_of_a_model, str(self._operative))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, oldest first."""
         from ml.training.run_folder import RunFolder
 
         return RunFolder(self.path).metrics()
+
+
+def _is_part_of_a_model(info: Configurable) -> bool:
+    from torch import nn
+
+    is_module = isinstance(info.target, type) and issubclass(info.target, nn.Module)
+    return is_module or info.selector.startswith(_MODEL_PACKAGES)

@@ -10,7 +10,7 @@ import torch
 
 import ml
 from ml.api import build_trainer
-from ml.config import Config, ConfigError, difference, explain, select
+from ml.config import Config, ConfigError, difference, explain, fingerprint, select
 from ml.config.errors import report
 from ml.errors import UserError
 from ml.models.summary import summarize
@@ -124,7 +124,7 @@ def _folder(config: Config, run_dir: str | None) -> RunFolder:
         return RunFolder(_unused(Path("runs") / f"{config.name}-{time}"))
     folder = RunFolder(run_dir)
     saved = folder.operative_config()
-    if saved is not None and saved != config.operative:
+    if saved is not None and fingerprint(saved) != config.fingerprint:
         lines = difference(saved, config.operative)
         shown = "\n".join(f"  {line}" for line in lines[:_MOST_DIFFERENCES])
         more = f"\n  and {len(lines) - _MOST_DIFFERENCES} more" if len(lines) > _MOST_DIFFERENCES else ""

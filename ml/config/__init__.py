@@ -2,10 +2,11 @@
 
 from gin import REQUIRED
 
-from ml.config.config import Config, ImportedValue, difference, load
+from ml.config.config import Config, ImportedValue, load
 from ml.config.configurable import configurable
 from ml.config.construction import ParameterError, child, require
 from ml.config.errors import ConfigError, Location, Problem
+from ml.config.operative import difference, fingerprint
 from ml.config.provenance import Record, explain, select
 from ml.config.values import UnwritableError, register_constant, register_enum
 
@@ -23,6 +24,7 @@ __all__ = [
     "configurable",
     "difference",
     "explain",
+    "fingerprint",
     "load",
     "register_constant",
     "register_enum",

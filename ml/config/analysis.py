@@ -12,7 +12,7 @@ from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
 from ml.config.statements import Binding, Import, Layer, MacroDefinition, State
 from ml.config.types import mismatch, takes_constructor
-from ml.config.values import Constant, DictKeyError, Macro, Reference, substitute, unique_keys, walk
+from ml.config.values import LEFT_OUT, Constant, DictKeyError, Macro, Reference, substitute, unique_keys, walk
 
 _ALWAYS = {"gin.REQUIRED"}
 
@@ -38,11 +38,15 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class ImportedValue:
-    """A binding of the imported layer: a Python value with its key in gin's syntax and where it came from."""
+    """A binding of the imported layer: a Python value with its key in gin's syntax and where it came from.
+
+    `layer` is weaker where the value was a default of the run that it comes from, and stays one.
+    """
 
     key: str
     value: Any
     source: str
+    layer: Layer = Layer.IMPORTED
 
 
 class Analyzer:
@@ -95,8 +99,11 @@ class Analyzer:
     def _binding(self, statement: RawStatement, order: int) -> None:
         before = len(self._analysis.problems)
         info = self._lookup(statement.name, "configurable")
+        scope, parent = statement.scope, None
+        if statement.layer is Layer.PARENT:
+            scope, parent = self._parent(statement)
         written = self._resolve_names(statement.value)
-        if info is None:
+        if info is None or (statement.layer is Layer.PARENT and parent is None):
             return
         spec = info.parameters.get(statement.parameter)
         if spec is None and not info.open_ended:
@@ -112,7 +119,7 @@ class Analyzer:
             return
         self._analysis.bindings.append(
             Binding(
-                statement.scope,
+                scope,
                 info,
                 statement.parameter,
                 written,
@@ -122,8 +129,16 @@ class Analyzer:
                 order,
                 constructs=spec is not None and takes_constructor(spec.annotation),
                 states=states,
+                parent=parent,
             )
         )
+
+    def _parent(self, statement: RawStatement) -> tuple[tuple[str, ...], Configurable | None]:
+        """The place of the child and the configurable that holds it, of `Parent/place/Name.parameter`."""
+        if len(statement.scope) < 2:
+            self._problem("the default of a parent is written Parent/child/Name.parameter")
+            return statement.scope, None
+        return statement.scope[1:], self._lookup(statement.scope[0], "configurable")
 
     def _resolve_names(self, raw: Any) -> Any:
         """References and macros with their names looked up; what cannot be found is reported and becomes None."""
@@ -287,7 +302,7 @@ def _substitute_raw(value: Any, leaf) -> Any:
 
 
 def _required(value: Any) -> bool:
-    return isinstance(value, Constant) and value.value is gin.REQUIRED
+    return isinstance(value, Constant) and (value.value is gin.REQUIRED or value == LEFT_OUT)
 
 
 def _unknown_parameter(info: Configurable, parameter: str) -> str:
@@ -305,7 +320,7 @@ def imported_statements(values: list[ImportedValue], first_order: int = 0) -> li
         name, _, parameter = key.rpartition(".")
         text = f"{item.key} = {item.value!r}"
         statements.append(
-            RawStatement(tuple(scope), name, parameter, _raw(item.value), Layer.IMPORTED, Location(item.source), text)
+            RawStatement(tuple(scope), name, parameter, _raw(item.value), item.layer, Location(item.source), text)
         )
     return statements
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ml.config.analysis import Analysis, Analyzer, ImportedValue, imported_statements
-from ml.config.configurable import reference_to
+from ml.config.configurable import Configurable, reference_to
 from ml.config.construction import Build
 from ml.config.effects import Effects, find_effects
 from ml.config.errors import ConfigError, Location, Problem, did_you_mean
 from ml.config.operative import fingerprint, operative_config
 from ml.config.parsing import Reader, SearchPath
+from ml.config.plans import parts_of
 from ml.config.provenance import Record, records
 from ml.config.statements import Layer
 from ml.config.values import to_text
@@ -52,10 +53,19 @@ class Config:
         """What provenance.json holds."""
         return {"fingerprint": self.fingerprint, "records": [record.as_json() for record in self.records()]}
 
-    def as_imported(self, belongs: Callable[[str], bool], source: str) -> list[ImportedValue]:
-        """This configuration as the imported layer of another, as far as it `belongs`, asked by full names."""
-        bindings = [b for b in self._analysis.bindings if belongs(b.configurable.selector)]
-        return [ImportedValue(binding.key, binding.value, source) for binding in bindings]
+    def as_imported(self, belongs: Callable[[Configurable], bool], source: str) -> list[ImportedValue]:
+        """This configuration as the imported layer of another, as far as it concerns certain parts.
+
+        What was set here is imported; what was a default, of the code or of a parent, stays one.
+
+        Args:
+            belongs: whether a configurable is one of the parts; what is built inside a part belongs to it.
+            source: what locations call this configuration.
+        """
+        parts = parts_of(self._checked.calls, belongs)
+        kept = self._effects.effective & {c.binding for call in parts for c in call.plan.strong.values()}
+        bindings = [b for b in self._analysis.bindings if b in kept or belongs(b.configurable)]
+        return [ImportedValue(b.key, b.value, source, min(b.layer, Layer.IMPORTED)) for b in bindings]
 
     @property
     def text(self) -> str:
@@ -63,10 +73,10 @@ class Config:
         return _config_text(self._analysis, self._effects)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Config) and self.operative == other.operative
+        return isinstance(other, Config) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
-        return hash(self.operative)
+        return hash(self.fingerprint)
 
 
 def load(
@@ -118,7 +128,7 @@ def load(
     operative = ""
     if failure is None and not problems:
         try:
-            operative = operative_config(build, effects.effective, analysis.imports)
+            operative = operative_config(build, effects, analysis.imports)
         except ConfigError as error:
             problems += error.problems
     if problems or (idle and not allow_unused_bindings):
@@ -176,16 +186,4 @@ def _config_text(analysis: Analysis, effects: Effects) -> str:
     return "\n".join(lines) + "\n"
 
 
-def difference(ours: str, theirs: str) -> list[str]:
-    """The lines in which two operative configs differ, `-` for ours and `+` for theirs, without headings."""
-    mine, other = ours.splitlines(), theirs.splitlines()
-
-    def said(lines: list[str]) -> dict[str, None]:
-        return {line: None for line in lines if line and not line.startswith(("#", "juniper.layer"))}
-
-    removed = [line for line in said(mine) if line not in said(other)]
-    added = [line for line in said(other) if line not in said(mine)]
-    return [f"- {line}" for line in removed] + [f"+ {line}" for line in added]
-
-
-__all__ = ["Config", "ImportedValue", "did_you_mean", "difference", "load"]
+__all__ = ["Config", "ImportedValue", "did_you_mean", "load"]

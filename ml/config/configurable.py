@@ -186,6 +186,11 @@ class ScopedConstructor:
         return f"@{'/'.join((*self.scopes, self.selector.rpartition('.')[2]))}"
 
 
+def constructed_by(constructor: Callable[..., Any]) -> Configurable | None:
+    """The configurable that a constructor builds, with or without scopes; None for what is not configurable."""
+    return _by_selector[constructor.selector] if isinstance(constructor, ScopedConstructor) else find(constructor)
+
+
 def reference_to(value: Any) -> Reference | None:
     """The reference that stands for a class, a function or a scoped constructor in text; None for anything else."""
     if isinstance(value, ScopedConstructor):

@@ -12,11 +12,12 @@ from typing import Any
 import gin
 
 from ml.config import gin_internals
-from ml.config.configurable import Configurable, ScopedConstructor, active, find
+from ml.config.configurable import Configurable, active, constructed_by, find
 from ml.config.errors import ConfigError, Location, Problem
 from ml.config.plans import Call, Candidate, Plan, to_object
 from ml.config.scopes import PathIndex, compress, match
 from ml.config.statements import Binding
+from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions
 from ml.config.values import Reference, substitute
 
 _NOTHING: Mapping[str, Any] = {}
@@ -97,12 +98,14 @@ class Build:
 
     def __init__(self, bindings: list[Binding], keep_calls: bool = False, collect: bool = False):
         self._by_configurable: dict[str, list[Binding]] = {}
-        for binding in bindings:
+        placed = [binding for binding in bindings if binding.parent is None]
+        for binding in placed:
             self._by_configurable.setdefault(binding.configurable.selector, []).append(binding)
-        self._index = PathIndex({binding.scope for binding in bindings})
+        self._index = PathIndex({binding.scope for binding in placed})
         self._plans: dict[tuple, Plan] = {}
         self._calling: list[Call] = []
-        self._suggested: tuple = ()
+        self._saved = SavedSuggestions(bindings)
+        self._suggested: Suggestions = NO_SUGGESTIONS
         self._singletons: dict[tuple[str, ...], Any] = {}
         self.singletons_used: list[Binding] = []
         self._collect = collect
@@ -129,16 +132,24 @@ class Build:
         scope = [*scope, name]
         self._scopes.append(scope)
         self._here = (scope, (*path, name), self._index.below(reduced, name))
-        self._suggested = (defaults, derived) if defaults or derived else ()
         try:
-            if find(constructor) is None and not isinstance(constructor, ScopedConstructor):
-                self._suggested = ()
+            built = constructed_by(constructor)
+            if built is None:
                 return constructor(*args, **{**_suggested(constructor, defaults, derived), **kwargs})
+            self._suggested = self._suggestions((*path, name), built, defaults, derived)
             return constructor(*args, **kwargs)
         finally:
-            self._suggested = ()
+            self._suggested = NO_SUGGESTIONS
             self._scopes.pop()
             self._here = outer
+
+    def _suggestions(self, path, built: Configurable, defaults: Mapping, derived: Mapping) -> Suggestions:
+        """The suggestions of the constructor that is running to a child at `path`."""
+        if not self._calling:
+            return Suggestions(path, defaults, derived=derived)
+        parent = self._calling[-1]
+        place = path[len(parent.path) :]
+        return Suggestions(place, defaults, self._saved.of(parent.info, place, built), derived)
 
     def _where(self) -> tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]:
         """The active scope, as gin holds it, as a path, and reduced; scopes that others opened count."""
@@ -149,42 +160,55 @@ class Build:
         return scope, path, self._index.reduce(path)
 
     def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
-        """Calls a constructor with the values that the configuration has for what the caller leaves open.
-
-        Where nothing binds a parameter, what the parent suggests beats the default of the code. A default that a saved
-        config remembers stands between the two, but for what is derived: that follows from the parent's own.
-        """
-        defaults, derived = self._suggested or (_NOTHING, _NOTHING)
-        self._suggested = ()
+        """Calls a constructor with the values that the configuration has for what the caller leaves open."""
+        suggestions, self._suggested = self._suggested, NO_SUGGESTIONS
         _, path, reduced = self._where()
         plan = self._plans.get((info.selector, reduced)) or self._plan(info, reduced)
         decided = kwargs
         if len(args) > skip:
             decided = {**dict(zip(info.positional, args[skip:], strict=False)), **kwargs}
-        values = {**defaults} if defaults else {}
-        for name, candidate in plan.weak.items():
-            values[name] = candidate.ready if candidate.is_ready else self._make(candidate.binding.value)
-        if derived:
-            values.update(derived)
-        for name, candidate in plan.strong.items():
-            if name not in decided:
-                values[name] = candidate.ready if candidate.is_ready else self._make(candidate.binding.value)
-        if values:
-            for name in decided.keys() & values.keys():
-                del values[name]
-        values.update(kwargs)
-        record = Call(path, info, plan, decided, defaults, derived)
+        call = Call(path, info, plan, self._calling[-1] if self._calling else None, decided, suggestions)
         if self.calls is not None:
-            self.calls.append(record)
-        if plan.missing:
-            self._missing(record, values, decided)
-        self._calling.append(record)
+            self.calls.append(call)
         if len(self._calling) > _DEEPEST:
             self._endless()
+        self._calling.append(call)
+        try:
+            return self._construct(call, plain, args, {**self._values(call), **kwargs})
+        finally:
+            self._calling.pop()
+
+    def _values(self, call: Call) -> dict[str, Any]:
+        """The values for what the caller leaves open.
+
+        From the weakest to the strongest: a saved default of the code, what the parent suggests, what a saved run
+        remembers of that, what the parent derives, what was imported, files and flags. The code's own default is
+        weaker than all of these, and stays out of the call.
+        """
+        plan, suggestions, decided = call.plan, call.suggestions, call.arguments
+        values = {name: self._ready(candidate) for name, candidate in plan.weak.items() if name not in decided}
+        values.update(suggestions.defaults)
+        for name, binding in suggestions.saved.items():
+            values[name] = self._make(binding.value)
+        values.update(suggestions.derived)
+        for name, candidate in plan.strong.items():
+            if name not in decided:
+                values[name] = self._ready(candidate)
+        for name in decided.keys() & values.keys():
+            del values[name]
+        if plan.missing:
+            self._missing(call, values)
+        return values
+
+    def _ready(self, candidate: Candidate) -> Any:
+        return candidate.ready if candidate.is_ready else self._make(candidate.binding.value)
+
+    def _construct(self, call: Call, plain: Callable[..., Any], args: tuple, values: dict[str, Any]) -> Any:
+        """Runs the constructor; what it objects to becomes a problem of the configuration."""
         try:
             return plain(*args, **values)
         except TypeError as error:
-            self._wrong_call(record, plain, args, values, error)
+            self._wrong_call(call, plain, args, values, error)
             raise
         except ParameterError as error:
             self.parameter_problem(error.parameter, error.message)
@@ -192,10 +216,8 @@ class Build:
         except ConfigError:
             raise
         except ValueError as error:
-            problem = Problem(self._selected_by(), f"{info.name} cannot be built{_at(path)}: {error}")
+            problem = Problem(self._selected_by(), f"{call.info.name} cannot be built{_at(call.path)}: {error}")
             raise ConfigError([*self.problems, problem]) from error
-        finally:
-            self._calling.pop()
 
     def _plan(self, info: Configurable, reduced: tuple[frozenset[str], ...]) -> Plan:
         found: dict[str, list[Candidate]] = {}
@@ -247,19 +269,18 @@ class Build:
             for problem, paths in (self._unset or self._misfits).items()  # what follows from a stand-in is no news
         ]
 
-    def _missing(self, call: Call, values: dict, decided: Mapping[str, Any]) -> None:
+    def _missing(self, call: Call, values: dict[str, Any]) -> None:
         """Notes what must be set and is not; a stand-in lets the build go on, to find what else is missing."""
         for name in call.plan.missing:
-            if name in decided or (name in values and values[name] is not gin.REQUIRED):
-                continue
             candidates = call.plan.candidates.get(name)
-            where = candidates[-1].binding.location if candidates else None
-            problem = Problem(where, f"{call.info.name}.{name} must be set, and nothing sets it")
+            if name in call.arguments or (not candidates and values.get(name, gin.REQUIRED) is not gin.REQUIRED):
+                continue
+            problem = _missing_problem(call, name, candidates[-1].binding if candidates else None)
             self._unset.setdefault(problem, []).append(call.path)
-            annotation = call.info.parameters[name].annotation
-            if not self._collect or annotation not in _STAND_INS:
+            spec = call.info.parameters.get(name)
+            if not self._collect or spec is None or spec.annotation not in _STAND_INS:
                 raise ConfigError(self.problems)
-            values[name] = _STAND_INS[annotation]
+            values[name] = _STAND_INS[spec.annotation]
 
     @property
     def is_complete(self) -> bool:
@@ -303,6 +324,14 @@ class Build:
         return None
 
 
+def _missing_problem(call: Call, parameter: str, binding: Binding | None) -> Problem:
+    name = f"{call.info.name}.{parameter}"
+    if binding is not None and binding.is_left_out:
+        message = f"{name} must be set: the saved run left out its value, which had no effect there"
+        return Problem(binding.location, message, binding.text())
+    return Problem(binding.location if binding else None, f"{name} must be set, and nothing sets it")
+
+
 def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
     candidates = call.plan.candidates.get(parameter)
     name = f"{call.info.name}.{parameter}"
@@ -311,7 +340,7 @@ def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
     if candidates:
         binding = candidates[-1].binding
         return Problem(binding.location, f"{name} {message}", binding.text(written=True))
-    whose = "the parent's" if parameter in call.defaults or parameter in call.derived else "its"
+    whose = "the parent's" if parameter in {**call.suggestions.defaults, **call.suggestions.derived} else "its"
     return Problem(None, f"{name}, {whose} default, {message}")
 
 

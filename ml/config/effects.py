@@ -8,7 +8,7 @@ from ml.config.construction import Build
 from ml.config.errors import Problem, did_you_mean
 from ml.config.plans import Call
 from ml.config.scopes import compress, parse_range, split_index
-from ml.config.statements import Binding
+from ml.config.statements import Binding, Layer
 from ml.config.types import takes_constructor
 from ml.config.values import Reference, walk
 
@@ -23,19 +23,20 @@ class Effects:
         effective: it gave at least one parameter its value.
         left_out: it would have, but for a later binding (the value) that swapped the part it belongs to.
         idle: problems of the others.
+        without_effect: all that are not replaced by a later binding of the same key, and not effective.
     """
 
     effective: set[Binding] = field(default_factory=set)
     left_out: dict[Binding, Binding] = field(default_factory=dict)
     idle: list[Problem] = field(default_factory=list)
+    without_effect: list[Binding] = field(default_factory=list)
 
 
 def effective_bindings(build: Build) -> set[Binding]:
-    """The bindings that gave some parameter its value in a build that kept its calls."""
+    """The explicit and imported bindings that gave some parameter its value in a build that kept its calls."""
     effective = set(build.singletons_used)
-    for plan, decided, derived in _kinds_of_call(build.calls):
+    for plan, decided in _kinds_of_call(build.calls):
         effective |= {c.binding for p, c in plan.strong.items() if p not in decided}
-        effective |= {c.binding for p, c in plan.weak.items() if p not in decided and p not in derived}
     return effective
 
 
@@ -50,7 +51,8 @@ def find_effects(bindings: list[Binding], build: Build, rebuild: Callable[[list[
     effects = Effects(effective_bindings(build))
     replaced = _replaced_by_later(bindings)
     accounted = effects.effective | replaced
-    unused = [b for b in bindings if b not in accounted and b.layer.explicit and not b.requires]
+    effects.without_effect = [b for b in bindings if b not in accounted and b.layer >= Layer.IMPORTED]
+    unused = [b for b in effects.without_effect if b.layer.explicit and not (b.requires or b.is_left_out)]
     if unused:
         effects.left_out = _left_out(bindings, unused, effects.effective, rebuild)
         place = _Places(build)
@@ -63,8 +65,8 @@ def find_effects(bindings: list[Binding], build: Build, rebuild: Callable[[list[
 
 def _kinds_of_call(calls: list[Call]):
     """Calls that cannot differ in which bindings they use, once each."""
-    kinds = {(id(c.plan), frozenset(c.arguments), frozenset(c.derived)): c for c in calls}
-    return [(c.plan, c.arguments, c.derived) for c in kinds.values()]
+    kinds = {(id(c.plan), frozenset(c.arguments)): c for c in calls}
+    return [(c.plan, c.arguments) for c in kinds.values()]
 
 
 def _replaced_by_later(bindings: list[Binding]) -> set[Binding]:
@@ -180,7 +182,7 @@ def _constructors(call: Call) -> Iterator[tuple[str, Configurable | None, str]]:
         if name in call.arguments:
             continue
         candidates = call.plan.candidates.get(name)
-        value = candidates[-1].binding.value if candidates else call.defaults.get(name, spec.default)
+        value = candidates[-1].binding.value if candidates else call.suggestions.defaults.get(name, spec.default)
         where = f" ({candidates[-1].binding.location})" if candidates else " (its default)"
         held = [node if isinstance(node, Reference) else reference_to(node) for node in walk(value)]
         for reference in held:

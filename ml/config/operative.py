@@ -1,23 +1,26 @@
 """The operative config: every value that took effect, written so that it loads back to the same (rule 9).
 
-It has a section a layer, weakest first. What a user set stands as the user scoped it; what was a default stays weaker
-than any later binding. A saved parent's default carries the shortest scope that reaches just the modules that had it,
-so the length of the file does not grow with the number of equal blocks.
+It has a section a layer, weakest first, and one more binding on top of it means what it means on top of the original
+files. What a user set stands as the user scoped it. A default of the code stands unscoped, as weak as in the code.
+A parent's suggestion carries the type of the parent and the place of the child below it, so it holds nowhere else. An
+option that had no effect is kept by name as `%juniper.left_out`: a later binding that needs it is an error.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import gin
 
 from ml.config.configurable import EMPTY, Configurable
 from ml.config.construction import Build
+from ml.config.effects import Effects
 from ml.config.errors import ConfigError, Problem
 from ml.config.plans import Call
 from ml.config.provenance import text_of
-from ml.config.scopes import PathIndex, compress, match, parse_range, without_indices
-from ml.config.statements import Binding, Import, Layer
-from ml.config.values import UnwritableError
+from ml.config.scopes import compress, parse_range, without_indices
+from ml.config.statements import UNSET, Binding, Import, Layer
+from ml.config.values import LEFT_OUT, UnwritableError
 
 _TITLES = {
     Layer.DEFAULT: "Defaults of the code",
@@ -25,15 +28,42 @@ _TITLES = {
     Layer.IMPORTED: "Imported with a checkpoint",
     Layer.FILE: "Set by configuration files and flags",
 }
+LEFT_OUT_SUFFIX = f" = %{LEFT_OUT.name}"
 _HEADER = "# The operative config of a run: every value that took effect. Later bindings override it.\n"
 
 
 def fingerprint(operative: str) -> str:
-    """The SHA-256 of an operative config."""
-    return hashlib.sha256(operative.encode()).hexdigest()
+    """The SHA-256 of an operative config, without the options that had no effect: equal for equal runs."""
+    text = "\n\n".join(_sections_with_effect(operative)) + "\n"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def operative_config(build: Build, effective: set[Binding], imports: Iterable[Import]) -> str:
+def _sections_with_effect(operative: str) -> Iterator[str]:
+    for section in operative.removesuffix("\n").split("\n\n"):
+        lines = [line for line in section.splitlines() if not line.endswith(LEFT_OUT_SUFFIX)]
+        if any(not is_heading(line) for line in lines) or section.startswith(_HEADER.rstrip()):
+            yield "\n".join(lines)
+
+
+def is_heading(line: str) -> bool:
+    """Whether a line of an operative config says only what the lines below it are."""
+    return not line or line.startswith(("#", "juniper.layer = "))
+
+
+def difference(ours: str, theirs: str) -> list[str]:
+    """The lines in which two operative configs differ, `-` for ours and `+` for theirs, as far as they have effect."""
+
+    def statements(operative: str) -> dict[str, None]:
+        lines = "\n".join(_sections_with_effect(operative)).splitlines()
+        return {line: None for line in lines if not is_heading(line)}
+
+    mine, other = statements(ours), statements(theirs)
+    removed = [line for line in mine if line not in other]
+    added = [line for line in other if line not in mine]
+    return [f"- {line}" for line in removed] + [f"+ {line}" for line in added]
+
+
+def operative_config(build: Build, effects: Effects, imports: Iterable[Import]) -> str:
     """The operative config of a build that kept its calls.
 
     Raises:
@@ -44,10 +74,12 @@ def operative_config(build: Build, effective: set[Binding], imports: Iterable[Im
     for info in sorted(writer.built, key=lambda info: (info.name, info.selector)):
         for parameter in info.parameters:
             sections[Layer.DEFAULT] += writer.default(info, parameter)
-            sections[Layer.PARENT] += writer.parents(info, parameter)
-    for binding in _canonical_order(b for b in effective if b.layer >= Layer.IMPORTED):
+    sections[Layer.PARENT] = writer.suggestions()
+    written = [b for b in effects.effective if b.layer >= Layer.IMPORTED]
+    for binding in _canonical_order([*written, *effects.without_effect]):
         section = Layer.IMPORTED if binding.layer is Layer.IMPORTED else Layer.FILE
-        sections[section].append(writer.line(binding.key, binding.value, str(binding.location)))
+        value = binding.value if binding in effects.effective else LEFT_OUT
+        sections[section].append(writer.line(binding.key, value, str(binding.location)))
     if writer.problems:
         raise ConfigError(writer.problems)
     parts = [_HEADER, *(f"{line}\n" for line in sorted({i.text for i in imports}))]
@@ -84,62 +116,39 @@ class _Writer:
                 return [self.line(f"{info.name}.{parameter}", value, "its default")]
         return []
 
-    def parents(self, info: Configurable, parameter: str) -> list[str]:
-        """The lines for what parents suggested to their children, where that was taken."""
-        values: dict[str, set[tuple[str, ...]]] = {}
-        others: set[tuple[str, ...]] = set()
-        for call in self.built[info]:
-            if _source(call, parameter) is Layer.PARENT:
-                saved = call.plan.strong.get(parameter)
-                value = saved.binding.value if saved else call.defaults[parameter]
-                text = self.line("", value, f"{info.name}.{parameter}, set by its parent")
-                values.setdefault(text, set()).add(call.path)
-            elif not _set_by_binding(call, parameter):
-                others.add(call.path)
+    def suggestions(self) -> list[str]:
+        """The lines for what parents suggested to their children, where that was taken.
+
+        A suggestion that differs between two parents of one type follows from parameters of theirs, which are written.
+        """
+        values: dict[tuple, dict[str, set[tuple[str, ...]]]] = {}
+        for call in (call for calls in self.built.values() for call in calls if call.parent):
+            for parameter in call.suggestions.saved.keys() | call.suggestions.defaults.keys():
+                if _source(call, parameter) is Layer.PARENT:
+                    text = self.line(
+                        "", call.suggestions.value(parameter), f"{call.info.name}.{parameter}, by its parent"
+                    )
+                    kind = (call.parent.info, without_indices(call.suggestions.place), call.info, parameter)
+                    values.setdefault(kind, {}).setdefault(text, set()).add(call.suggestions.place)
         lines = []
-        for text, paths in values.items():
-            elsewhere = others.union(*(p for t, p in values.items() if t != text))
-            lines += [f"{scope}/{info.name}.{parameter}{text}" for scope in _scopes(paths, elsewhere)]
+        for (parent, _, info, parameter), places in values.items():
+            counts = Counter(place for found in places.values() for place in found)
+            for text, found in places.items():
+                for place in compress([place for place in found if counts[place] == 1]):
+                    lines.append(f"{parent.name}/{place}/{info.name}.{parameter}{text}")
         return sorted(lines)
 
 
 def _source(call: Call, parameter: str) -> Layer | None:
     """The section that holds a parameter's value: of the code, of a parent, or neither."""
-    if parameter in call.arguments or parameter in call.derived:
+    if parameter in call.arguments or parameter in call.suggestions.derived or parameter in call.plan.strong:
         return None
-    strong = call.plan.strong.get(parameter)
-    if strong is not None:
-        return Layer.PARENT if strong.binding.layer is Layer.PARENT else None
-    if parameter in call.plan.weak:
-        return Layer.DEFAULT
-    if parameter in call.defaults:
+    if call.suggestions.value(parameter) is not UNSET:
         return Layer.PARENT
     default = call.info.parameters[parameter].default
+    if parameter in call.plan.weak:
+        return Layer.DEFAULT
     return None if default is EMPTY or default is gin.REQUIRED else Layer.DEFAULT
-
-
-def _set_by_binding(call: Call, parameter: str) -> bool:
-    """Whether a saved default of a parent would make no difference to a call."""
-    strong = call.plan.strong.get(parameter)
-    return parameter in call.arguments or (strong is not None and strong.binding.layer > Layer.PARENT)
-
-
-def _scopes(wanted: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> list[str]:
-    """The shortest scopes that reach each wanted path and none of the others."""
-    found: set[str] = set()
-    by_kind: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for path in wanted:
-        by_kind.setdefault(without_indices(path), []).append(path)
-    kinds_of_others = {without_indices(path) for path in others}
-    for kind, paths in by_kind.items():
-        scope = next((kind[-n:] for n in range(1, len(kind) + 1) if not _reaches(kind[-n:], kinds_of_others)), None)
-        found.update(["/".join(scope)] if scope else compress(paths))
-    return sorted(found)
-
-
-def _reaches(scope: tuple[str, ...], paths: set[tuple[str, ...]]) -> bool:
-    index = PathIndex({scope})
-    return any(match(scope, index.reduce(path)) is not None for path in paths)
 
 
 def _canonical_order(bindings: Iterable[Binding]) -> list[Binding]:

@@ -1,6 +1,7 @@
 """What a configuration says about one configurable at one kind of place, worked out once for all equal blocks."""
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gin
@@ -8,6 +9,7 @@ import gin
 from ml.config.configurable import Configurable, ScopedConstructor
 from ml.config.scopes import Match
 from ml.config.statements import Binding, Layer
+from ml.config.suggestions import Suggestions
 from ml.config.values import Constant, Reference, substitute, walk
 
 
@@ -37,8 +39,8 @@ class Plan:
     Attributes:
         candidates: for each parameter the bindings that reach it, the weakest first.
         strong: for each parameter the binding that wins over whatever a parent suggests.
-        weak: likewise for the saved defaults, which give way to what a parent derives from its own parameters.
-        missing: parameters that must be set and are not.
+        weak: likewise for the saved defaults of the code, which give way to whatever a parent suggests.
+        missing: parameters that must be set and are not, or were set in a saved run to nobody knows what.
     """
 
     __slots__ = ("candidates", "missing", "strong", "weak")
@@ -48,26 +50,31 @@ class Plan:
         winners = {parameter: found[-1] for parameter, found in self.candidates.items()}
         self.weak = {p: c for p, c in winners.items() if c.binding.layer is Layer.DEFAULT}
         self.strong = {p: c for p, c in winners.items() if p not in self.weak}
-        self.missing = [
-            name
-            for name, spec in info.parameters.items()
-            if (spec.default is gin.REQUIRED and name not in winners)
-            or (name in winners and winners[name].ready is gin.REQUIRED)
-        ]
+        unset = [p for p, spec in info.parameters.items() if spec.default is gin.REQUIRED and p not in winners]
+        self.missing = unset + [p for p, c in winners.items() if c.binding.requires or c.binding.is_left_out]
 
 
 class Call:
-    """One construction: where, of what, by which plan, and what the parent had to say."""
+    """One construction: where, of what, by which plan, for which parent, and what the parent had to say."""
 
-    __slots__ = ("arguments", "defaults", "derived", "info", "path", "plan")
+    __slots__ = ("arguments", "info", "parent", "path", "plan", "suggestions")
 
-    def __init__(self, path, info, plan, arguments, defaults, derived):
-        self.path = path
-        self.info = info
-        self.plan = plan
-        self.arguments = arguments  # what the parent decides
-        self.defaults = defaults
-        self.derived = derived
+    def __init__(self, path, info, plan, parent, arguments, suggestions):
+        self.path: tuple[str, ...] = path
+        self.info: Configurable = info
+        self.plan: Plan = plan
+        self.parent: Call | None = parent
+        self.arguments: Mapping[str, Any] = arguments  # what the parent decides
+        self.suggestions: Suggestions = suggestions
+
+
+def parts_of(calls: list[Call], belongs: Callable[[Configurable], bool]) -> list[Call]:
+    """The calls, in order, that build a part that `belongs` or are made inside the building of one."""
+    kept: set[Call] = set()
+    for call in calls:  # a parent is called before its children
+        if call.parent in kept or belongs(call.info):
+            kept.add(call)
+    return [call for call in calls if call in kept]
 
 
 def _ordered(found: list[Candidate]) -> list[Candidate]:

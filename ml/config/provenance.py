@@ -82,15 +82,16 @@ def _origins(call: Call, parameter: str) -> list[Origin]:
     found: list[tuple[float, Origin]] = []
     if spec.default is not EMPTY and spec.default is not gin.REQUIRED:
         found.append((-2, Origin(text_of(spec.default), "default")))
-    if parameter in call.defaults:
-        found.append((-1, Origin(text_of(call.defaults[parameter]), "parent")))
-    for candidate in call.plan.candidates.get(parameter, ()):
-        binding = candidate.binding
+    suggested = call.suggestions
+    if parameter in suggested.defaults:
+        found.append((0, Origin(text_of(suggested.defaults[parameter]), "parent")))
+    if parameter in suggested.derived:
+        found.append((2, Origin(text_of(suggested.derived[parameter]), "parent")))
+    saved = [suggested.saved[parameter]] if parameter in suggested.saved else []
+    for binding in [*saved, *(candidate.binding for candidate in call.plan.candidates.get(parameter, ()))]:
         for state in binding.states:
             origin = Origin(text_of(state.value), state.source.name.lower(), str(state.location))
-            found.append((0 if binding.layer is Layer.DEFAULT else 1, origin))
-    if parameter in call.derived:
-        found.append((0.5, Origin(text_of(call.derived[parameter]), "parent")))
+            found.append(({Layer.DEFAULT: -1, Layer.PARENT: 1}.get(binding.layer, 3), origin))
     found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order
     return [origin for _, origin in found]
 

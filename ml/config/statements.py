@@ -8,7 +8,7 @@ import gin
 
 from ml.config.configurable import Configurable, reference_to
 from ml.config.errors import Location
-from ml.config.values import Constant, to_text
+from ml.config.values import LEFT_OUT, Constant, to_text
 
 UNSET = object()
 
@@ -16,8 +16,8 @@ UNSET = object()
 class Layer(enum.IntEnum):
     """Who set a value, weakest first (rule 8).
 
-    `DEFAULT` and `PARENT` are what a saved operative config remembers of the defaults of its time. `FILE` and `FLAG`
-    are equally strong: between them rule 3 decides.
+    `DEFAULT` and `PARENT` are the defaults of its time that a saved operative config remembers: the first of the code,
+    the second of parents for their children. `FILE` and `FLAG` are equally strong: between them rule 3 decides.
     """
 
     DEFAULT = 0
@@ -58,12 +58,14 @@ class Binding:
     """`scope/Name.parameter = value`.
 
     Attributes:
+        scope: the patterns of a place (rule 2); with a parent, the place of the child below it.
         written: the value with its macros, as its author wrote it.
         value: the value with the macros replaced by what they hold.
         order: counts statements from 0, over all files and flags.
         location: of the statement, with that of the macro definition that decided the value, if it came later.
         constructs: whether the parameter takes a constructor.
         states: the values that it had, oldest first; the last one is in force.
+        parent: in the layer `PARENT` the configurable that suggests the value to the child in `scope`, else None.
     """
 
     scope: tuple[str, ...]
@@ -76,11 +78,13 @@ class Binding:
     order: int
     constructs: bool = False
     states: tuple[State, ...] = ()
+    parent: Configurable | None = None
 
     @property
     def key(self) -> str:
-        """`scope/Name.parameter`, with the short name of the configurable."""
-        return "/".join((*self.scope, f"{self.configurable.name}.{self.parameter}"))
+        """`scope/Name.parameter`, with the short name of the configurable, and that of the parent in front."""
+        parent = (self.parent.name,) if self.parent else ()
+        return "/".join((*parent, *self.scope, f"{self.configurable.name}.{self.parameter}"))
 
     @property
     def settled(self) -> int:
@@ -95,12 +99,17 @@ class Binding:
     @property
     def identity(self) -> tuple:
         """Equal for two bindings of which the later replaces the earlier."""
-        return (self.scope, self.configurable.selector, self.parameter, self.layer.strength)
+        return (self.parent, self.scope, self.configurable.selector, self.parameter, self.layer.strength)
 
     @property
     def requires(self) -> bool:
         """Whether it only says that somebody must set the parameter: `%gin.REQUIRED`."""
         return isinstance(self.value, Constant) and self.value.value is gin.REQUIRED
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it only says that a saved run had an option here, without effect: `%juniper.left_out`."""
+        return self.value == LEFT_OUT
 
     def text(self, written: bool = False) -> str:
         """The statement as gin text."""

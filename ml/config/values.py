@@ -69,6 +69,10 @@ register_constant("math.inf", math.inf)
 register_constant("math.minus_inf", -math.inf)
 gin.constant("math.nan", math.nan)  # equal to nothing, so looked up by hand in `to_text`
 
+LEFT_OUT = Constant("juniper.left_out", "juniper.left_out")
+"""The value of an option that had no effect in a saved run: the run knows that it was set, and not to what."""
+gin.constant(LEFT_OUT.name, LEFT_OUT.value)
+
 
 class DictKeyError(ValueError):
     """A key that cannot be one, or that a dict has twice."""

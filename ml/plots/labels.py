@@ -61,7 +61,7 @@ def settings(operative: str) -> dict[str, Setting]:
         key, equals, value = line.partition(" = ")
         if key == "juniper.layer":
             is_explicit = value not in ("'default'", "'parent'", "'imported'")
-        elif equals and not line.startswith("#"):
+        elif equals and not line.startswith("#") and value != "%juniper.left_out":
             found[key] = Setting(value, is_explicit)
     return found
 

@@ -101,7 +101,8 @@ def test_fewer_blocks_do_not_excuse_bindings_of_blocks_that_are_gone(tmp_path):
 def test_bindings_without_effect_can_be_allowed_and_are_then_warnings(load_model):
     config = load_model("qeury/Linear.bias = False\nSIZE = 3", allow_unused_bindings=True)
     assert sorted(str(w.location) for w in config.warnings) == ["--gin_bindings[1]:1", "--gin_bindings[1]:2"]
-    assert "qeury" not in config.operative
+    assert "qeury/Linear.bias = %juniper.left_out" in config.operative
+    assert config.fingerprint == load_model().fingerprint
 
 
 def test_other_errors_stay_errors_where_unused_bindings_are_allowed(problems):

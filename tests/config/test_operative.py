@@ -212,7 +212,7 @@ def test_not_a_number_survives(tmp_path):
 
 def test_defaults_of_a_parent_are_saved_for_the_children_that_had_them_and_stay_weak(tmp_path):
     config = load((), "Parent.needed = 1", root=Parent)
-    assert "odd/Holder.number = %math.minus_inf" in config.operative
+    assert "\nParent/odd/Holder.number = %math.minus_inf\n" in config.operative
     again = reload(config, tmp_path, root=Parent)
     assert again.operative == config.operative
     assert (again.build(Parent).odd.number, again.build(Parent).plain.number) == (float("-inf"), 0.0)

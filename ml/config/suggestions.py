@@ -1,0 +1,73 @@
+"""Values that parents suggest to their children (rule 5), in code and as a saved run remembers them (rule 9)."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml.config.configurable import Configurable
+from ml.config.scopes import matches
+from ml.config.statements import UNSET, Binding, Layer
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Suggestions:
+    """Values that one parent suggests to one child for parameters that it does not decide.
+
+    Attributes:
+        place: the path of the child below its parent.
+        defaults: suggestions in the code of the parent.
+        saved: the bindings in which a saved run remembers such suggestions, by parameter; they win over `defaults`.
+        derived: values that follow from the parent's own parameters; they win over both.
+    """
+
+    __slots__ = ("defaults", "derived", "place", "saved")
+
+    def __init__(
+        self,
+        place: tuple[str, ...] = (),
+        defaults: Mapping[str, Any] = _NOTHING,
+        saved: Mapping[str, Binding] = _NOTHING,
+        derived: Mapping[str, Any] = _NOTHING,
+    ):
+        self.place = place
+        self.defaults = defaults
+        self.saved = saved
+        self.derived = derived
+
+    def value(self, parameter: str) -> Any:
+        """The suggested value of a parameter, `UNSET` where there is none; derived values are not looked at."""
+        saved = self.saved.get(parameter)
+        return self.defaults.get(parameter, UNSET) if saved is None else saved.value
+
+
+NO_SUGGESTIONS = Suggestions()
+
+
+class SavedSuggestions:
+    """The suggestions that a saved run remembers; each holds only where its parent's type holds that child.
+
+    Args:
+        bindings: those of any layer; the ones of `Layer.PARENT` are kept.
+    """
+
+    def __init__(self, bindings: Iterable[Binding]):
+        self._by_types: dict[tuple[str, str], list[Binding]] = {}
+        for binding in bindings:
+            if binding.layer is Layer.PARENT:
+                types = (binding.parent.selector, binding.configurable.selector)
+                self._by_types.setdefault(types, []).append(binding)
+        self._found: dict[tuple, Mapping[str, Binding]] = {}
+
+    def of(self, parent: Configurable, place: tuple[str, ...], child: Configurable) -> Mapping[str, Binding]:
+        """The bindings, by parameter, for a child at `place` below a parent."""
+        bindings = self._by_types.get((parent.selector, child.selector))
+        if not bindings:
+            return _NOTHING
+        key = (parent.selector, place, child.selector)
+        if key not in self._found:
+            self._found[key] = {b.parameter: b for b in bindings if _is_at(place, b.scope)}
+        return self._found[key]
+
+
+def _is_at(place: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    return len(place) == len(patterns) and all(map(matches, patterns, place))
