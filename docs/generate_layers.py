@@ -7,8 +7,9 @@ from pathlib import Path
 import gin
 
 import ml.training  # noqa: F401  (registers everything)
-from ml.config.configurable import EMPTY, Configurable, candidates, known_names
+from ml.config.configurable import Configurable, candidates, known_names
 from ml.config.provenance import text_of
+from ml.config.signatures import EMPTY
 from ml.config.types import spell
 
 PAGE = Path(__file__).with_name("layers.md")

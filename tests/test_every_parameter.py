@@ -34,7 +34,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ml
 from ml.api import build_trainer
 from ml.config import ConfigError
-from ml.config.configurable import EMPTY, Configurable, ParameterSpec, candidates, known_names
+from ml.config.configurable import candidates, known_names
+from ml.config.signatures import EMPTY, Configurable, ParameterSpec
 from ml.config.types import mismatch
 from ml.config.values import Reference
 from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles

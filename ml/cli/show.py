@@ -6,9 +6,10 @@ import inspect
 
 import gin
 
-from ml.config.configurable import EMPTY, Configurable, candidates, known_names
+from ml.config.configurable import Configurable, candidates, known_names
 from ml.config.errors import did_you_mean
 from ml.config.provenance import text_of
+from ml.config.signatures import EMPTY
 from ml.config.types import spell
 from ml.errors import UserError
 

@@ -7,9 +7,10 @@ from typing import Any
 import gin
 
 from ml.config import gin_internals
-from ml.config.configurable import Configurable, candidates, known_names, reference_to
+from ml.config.configurable import candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
+from ml.config.signatures import Configurable, ParameterSpec
 from ml.config.statements import Binding, Import, Layer, MacroDefinition, State
 from ml.config.types import mismatch, takes_constructor
 from ml.config.values import LEFT_OUT, Constant, DictKeyError, Macro, Reference, substitute, unique_keys, walk
@@ -26,6 +27,7 @@ class Analysis:
         macros: every definition, in order; the last of a name counts.
         imports: modules that were imported.
         problems: errors.
+        warnings: what is in force and cannot be checked.
         idle: problems of statements that have no effect (warnings with `allow_unused_bindings`).
     """
 
@@ -33,6 +35,7 @@ class Analysis:
     macros: list[MacroDefinition] = field(default_factory=list)
     imports: list[Import] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     idle: list[Problem] = field(default_factory=list)
 
 
@@ -105,8 +108,8 @@ class Analyzer:
         written = self._resolve_names(statement.value)
         if info is None or (statement.layer is Layer.PARENT and parent is None):
             return
-        spec = info.parameters.get(statement.parameter)
-        if spec is None and not info.open_ended:
+        spec = info.spec(statement.parameter)
+        if spec is None:
             self._problem(_unknown_parameter(info, statement.parameter))
             return
         states = self._states(written, statement, order)
@@ -114,9 +117,11 @@ class Analyzer:
         if len(self._analysis.problems) > before:
             return
         self._place = (location, statement.text)
-        if spec is not None and not _required(value) and (wrong := mismatch(value, spec.annotation)):
+        if not _required(value) and (wrong := mismatch(value, spec.annotation)):
             self._problem(f"{info.name}.{statement.parameter} {wrong}")
             return
+        if spec.unresolved and statement.layer.explicit:
+            self._analysis.warnings.append(Problem(location, _unchecked(info, spec), statement.text))
         self._analysis.bindings.append(
             Binding(
                 scope,
@@ -127,7 +132,7 @@ class Analyzer:
                 statement.layer,
                 location,
                 order,
-                constructs=spec is not None and takes_constructor(spec.annotation),
+                constructs=takes_constructor(spec.annotation),
                 states=states,
                 parent=parent,
             )
@@ -303,6 +308,13 @@ def _substitute_raw(value: Any, leaf) -> Any:
 
 def _required(value: Any) -> bool:
     return isinstance(value, Constant) and (value.value is gin.REQUIRED or value == LEFT_OUT)
+
+
+def _unchecked(info: Configurable, spec: ParameterSpec) -> str:
+    return (
+        f"{info.name}.{spec.name} cannot be fully checked: its annotation {spec.unresolved!r} names something that "
+        "does not exist at run time (imported under TYPE_CHECKING?)"
+    )
 
 
 def _unknown_parameter(info: Configurable, parameter: str) -> str:

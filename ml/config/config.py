@@ -25,7 +25,7 @@ class Config:
     Attributes:
         name: of the first file, without its ending.
         operative: the text of operative_config.gin.
-        warnings: bindings without effect, where these are allowed.
+        warnings: bindings that cannot be fully checked, and those without effect, where these are allowed.
     """
 
     name: str
@@ -134,7 +134,7 @@ def load(
     if problems or (idle and not allow_unused_bindings):
         raise ConfigError(_in_order(problems + ([] if allow_unused_bindings else idle), reader.files))
     name = Path(files[0]).stem if files else "bindings"
-    return Config(name, operative, tuple(idle), analysis, build, effects)
+    return Config(name, operative, (*analysis.warnings, *idle), analysis, build, effects)
 
 
 def _try_build(root: Callable[[], Any], bindings: list) -> tuple[Build, Exception | None]:

@@ -3,14 +3,15 @@
 import functools
 import inspect
 import threading
-import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gin
 
 from ml.config import gin_internals
-from ml.config.signatures import EMPTY, Configurable, ParameterSpec
+from ml.config.annotations import Annotation, annotations_of
+from ml.config.signatures import Configurable, ParameterSpec
 from ml.config.values import Reference
 
 
@@ -112,27 +113,30 @@ def _signature(plain: Callable[..., Any]) -> inspect.Signature:
 
 def _describe(entry: Any, target: Any, plain: Any, signature: inspect.Signature, skip: int = 0) -> Configurable:
     kinds = inspect.Parameter
-    hints = _annotations(plain)
+    hints = annotations_of(plain)
+
+    def spec(parameter: inspect.Parameter) -> ParameterSpec:
+        hint = hints.get(parameter.name, Annotation())
+        return ParameterSpec(parameter.name, hint.type, parameter.default, hint.text)
+
     declared = list(signature.parameters.values())[skip:]
     named = [p for p in declared if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD, kinds.POSITIONAL_ONLY)]
-    allowed = [p for p in named if _allowed(p.name, entry.allowlist, entry.denylist)]
+    parameters = {p.name: spec(p) for p in named if _allowed(p.name, entry.allowlist, entry.denylist)}
+    extra = next((spec(p) for p in declared if p.kind is kinds.VAR_KEYWORD), None)
+    if extra is not None and entry.allowlist:
+        others = [name for name in entry.allowlist if name not in signature.parameters]
+        parameters |= {name: replace(extra, name=name) for name in others}
+        extra = None
     return Configurable(
         name=entry.name.rpartition(".")[2],
         selector=entry.selector,
         target=target,
         constructor=plain,
-        parameters={p.name: ParameterSpec(p.name, hints.get(p.name, EMPTY), p.default) for p in allowed},
+        parameters=parameters,
         positional=tuple(p.name for p in declared if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)),
-        open_ended=any(p.kind is kinds.VAR_KEYWORD for p in declared),
+        extra=extra,
+        closed=frozenset({*(signature.parameters), *(entry.denylist or ())} - parameters.keys()),
     )
-
-
-def _annotations(plain: Callable[..., Any]) -> dict[str, Any]:
-    function = plain.__init__ if isinstance(plain, type) else plain
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # an annotation that is only there for a type checker
-        return dict(getattr(function, "__annotations__", {}))
 
 
 def _allowed(name: str, allowlist: Any, denylist: Any) -> bool:

@@ -18,6 +18,7 @@ from ml.config.plans import Call, Candidate, Plan, to_object
 from ml.config.scopes import PathIndex, compress, match
 from ml.config.statements import Binding
 from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions
+from ml.config.types import mismatch
 from ml.config.values import Reference, substitute
 
 _NOTHING: Mapping[str, Any] = {}
@@ -189,7 +190,7 @@ class Build:
         values = {name: self._ready(candidate) for name, candidate in plan.weak.items() if name not in decided}
         values.update(suggestions.defaults)
         for name, binding in suggestions.saved.items():
-            values[name] = self._make(binding.value)
+            values[name] = self._make(binding)
         values.update(suggestions.derived)
         for name, candidate in plan.strong.items():
             if name not in decided:
@@ -201,7 +202,7 @@ class Build:
         return values
 
     def _ready(self, candidate: Candidate) -> Any:
-        return candidate.ready if candidate.is_ready else self._make(candidate.binding.value)
+        return candidate.ready if candidate.is_ready else self._make(candidate.binding)
 
     def _construct(self, call: Call, plain: Callable[..., Any], args: tuple, values: dict[str, Any]) -> Any:
         """Runs the constructor; what it objects to becomes a problem of the configuration."""
@@ -227,17 +228,36 @@ class Build:
         plan = self._plans[info.selector, reduced] = Plan(found, info)
         return plan
 
-    def _make(self, value: Any) -> Any:
+    def _make(self, binding: Binding) -> Any:
         """The Python object for a bound value, made anew: what it refers to is built here and now."""
+        products: list[Any] = []
 
         def leaf(node: Any) -> Any:
             if not isinstance(node, Reference) or not node.evaluate:
                 return to_object(node)
-            if node.configurable.selector == "gin.singleton":
-                return self._singleton(node)
-            return to_object(node)()
+            is_singleton = node.configurable.selector == "gin.singleton"
+            products.append(self._singleton(node) if is_singleton else to_object(node)())
+            return products[-1]
 
-        return substitute(value, leaf)
+        made = substitute(binding.value, leaf)
+        if products:
+            self._check_products(binding, products)
+        return made
+
+    def _check_products(self, binding: Binding, products: list[Any]) -> None:
+        """Checks a value with what its references have made: a factory need not say beforehand what that will be."""
+        remaining = iter(products)
+
+        def leaf(node: Any) -> Any:
+            return next(remaining) if isinstance(node, Reference) and node.evaluate else node
+
+        spec = binding.configurable.spec(binding.parameter)
+        wrong = mismatch(substitute(binding.value, leaf), spec.annotation) if spec else None
+        if wrong:
+            name = f"{binding.configurable.name}.{binding.parameter}"
+            problem = Problem(binding.location, f"{name} {wrong}", binding.text(written=True))
+            self._misfits.setdefault(problem, []).append(self._where()[1])
+            raise ConfigError(self.problems)
 
     def _singleton(self, reference: Reference) -> Any:
         """`@name/gin.singleton()`: what `name/gin.singleton.constructor` makes, once a build."""
@@ -249,7 +269,7 @@ class Build:
                     [*self.problems, Problem(None, f"{name}.constructor must be set, and nothing sets it")]
                 )
             self.singletons_used.append(bindings[-1])
-            self._singletons[reference.scopes] = self._make(bindings[-1].value)()
+            self._singletons[reference.scopes] = self._make(bindings[-1])()
         return self._singletons[reference.scopes]
 
     def parameter_problem(self, parameter: str, message: str) -> None:
@@ -277,7 +297,7 @@ class Build:
                 continue
             problem = _missing_problem(call, name, candidates[-1].binding if candidates else None)
             self._unset.setdefault(problem, []).append(call.path)
-            spec = call.info.parameters.get(name)
+            spec = call.info.spec(name)
             if not self._collect or spec is None or spec.annotation not in _STAND_INS:
                 raise ConfigError(self.problems)
             values[name] = _STAND_INS[spec.annotation]

@@ -178,7 +178,8 @@ def _distance(found: Configurable | None, wanted: Configurable) -> int:
 
 def _constructors(call: Call) -> Iterator[tuple[str, Configurable | None, str]]:
     """The parameters of a call that take a constructor: name, what they hold, and who says so in words."""
-    for name, spec in call.info.parameters.items():
+    for spec in call.parameters:
+        name = spec.name
         if name in call.arguments:
             continue
         candidates = call.plan.candidates.get(name)

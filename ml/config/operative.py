@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 
 import gin
 
-from ml.config.configurable import EMPTY, Configurable
 from ml.config.construction import Build
 from ml.config.effects import Effects
 from ml.config.errors import ConfigError, Problem
 from ml.config.plans import Call
 from ml.config.provenance import text_of
 from ml.config.scopes import compress, parse_range, without_indices
+from ml.config.signatures import EMPTY, Configurable
 from ml.config.statements import UNSET, Binding, Import, Layer
 from ml.config.values import LEFT_OUT, UnwritableError
 

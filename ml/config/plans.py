@@ -6,8 +6,9 @@ from typing import Any
 
 import gin
 
-from ml.config.configurable import Configurable, ScopedConstructor
+from ml.config.configurable import ScopedConstructor
 from ml.config.scopes import Match
+from ml.config.signatures import Configurable, ParameterSpec
 from ml.config.statements import Binding, Layer
 from ml.config.suggestions import Suggestions
 from ml.config.values import Constant, Reference, substitute, walk
@@ -66,6 +67,18 @@ class Call:
         self.parent: Call | None = parent
         self.arguments: Mapping[str, Any] = arguments  # what the parent decides
         self.suggestions: Suggestions = suggestions
+
+    @property
+    def parameters(self) -> list[ParameterSpec]:
+        """What can be bound here, in order of the signature; then what `**kwargs` takes in this call, by name."""
+        declared = self.info.parameters
+        if self.info.extra is None:
+            return list(declared.values())
+        suggested = self.suggestions
+        offered = {*self.plan.candidates, *suggested.defaults, *suggested.saved, *suggested.derived}
+        named = (offered | self.arguments.keys()) - declared.keys()
+        extra = (self.info.spec(name) for name in sorted(named))
+        return [*declared.values(), *(spec for spec in extra if spec)]
 
 
 def parts_of(calls: list[Call], belongs: Callable[[Configurable], bool]) -> list[Call]:

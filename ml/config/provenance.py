@@ -8,9 +8,10 @@ from typing import Any
 
 import gin
 
-from ml.config.configurable import EMPTY, reference_to
+from ml.config.configurable import reference_to
 from ml.config.plans import Call
 from ml.config.scopes import compress, matches
+from ml.config.signatures import EMPTY, ParameterSpec
 from ml.config.statements import Layer
 from ml.config.values import UnwritableError, to_text
 
@@ -63,22 +64,22 @@ class Record:
 def records(calls: list[Call]) -> Iterator[Record]:
     """The records of every construction, in the order in which things were built."""
     for call in calls:
-        for parameter in call.info.parameters:
-            origins = _origins(call, parameter)
+        for spec in call.parameters:
+            origins = _origins(call, spec)
             if origins:
                 *overrode, last = origins
                 explicit = last.source in ("file", "flag")
                 path = "/".join(call.path)
                 name = call.info.name
-                yield Record(path, name, parameter, last.value, last.source, last.location, explicit, tuple(overrode))
+                yield Record(path, name, spec.name, last.value, last.source, last.location, explicit, tuple(overrode))
 
 
-def _origins(call: Call, parameter: str) -> list[Origin]:
+def _origins(call: Call, spec: ParameterSpec) -> list[Origin]:
     """Every value that was offered for a parameter, the one in force last; empty when none can be written."""
+    parameter = spec.name
     if parameter in call.arguments:
         text = readable(call.arguments[parameter])
         return [Origin(text, "parent")] if text is not None else []
-    spec = call.info.parameters[parameter]
     found: list[tuple[float, Origin]] = []
     if spec.default is not EMPTY and spec.default is not gin.REQUIRED:
         found.append((-2, Origin(text_of(spec.default), "default")))

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 EMPTY = inspect.Parameter.empty
@@ -15,6 +15,7 @@ class ParameterSpec:
     name: str
     annotation: Any
     default: Any  # EMPTY where the caller must pass it, gin.REQUIRED where a configuration must set it
+    unresolved: str = ""  # the annotation as written, where it names something that does not exist at run time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +29,8 @@ class Configurable:
         constructor: the plain `__init__` or function, which gin does not touch.
         parameters: what can be bound, by name, in order of the signature.
         positional: the names of the parameters that can be passed by position (without `self`).
-        open_ended: whether it takes `**kwargs`, and so parameters of any name.
+        extra: the `**kwargs` parameter, which stands for parameters of any other name; None where there is none.
+        closed: names that no configuration can bind.
     """
 
     name: str
@@ -37,7 +39,15 @@ class Configurable:
     constructor: Callable[..., Any] = field(repr=False)
     parameters: dict[str, ParameterSpec] = field(repr=False)
     positional: tuple[str, ...] = field(repr=False)
-    open_ended: bool = field(default=False, repr=False)
+    extra: ParameterSpec | None = field(default=None, repr=False)
+    closed: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def spec(self, parameter: str) -> ParameterSpec | None:
+        """The declaration of a parameter that can be bound, by its name or by `**kwargs`; None where there is none."""
+        found = self.parameters.get(parameter)
+        if found is None and self.extra is not None and parameter not in self.closed:
+            return replace(self.extra, name=parameter)
+        return found
 
     @property
     def package(self) -> str:

@@ -4,11 +4,15 @@ import collections.abc
 import inspect
 import types
 import typing
+from dataclasses import replace
 from typing import Any, Literal, Union
 
-from ml.config.values import Constant, Macro, Reference
+from ml.config.annotations import Annotation, annotations_of
+from ml.config.values import Constant, Macro, Reference, substitute, to_text, walk
 
 _UNCHECKED = (Any, inspect.Parameter.empty, object)
+_LONG = 200
+_NODES = (Reference, Macro, Constant, type(None), bool, int, float, str, bytes)
 _SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -16,8 +20,8 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 def mismatch(value: Any, annotation: Any) -> str | None:
     """Why `value` does not fit `annotation`, as words to follow the name of the parameter; None when it fits.
 
-    `value` is a tree of literals, `Reference`s and `Constant`s. A `bool` is not an `int`, an `int` may stand for a
-    `float`, and nothing is ever converted.
+    `value` is a tree of literals, `Reference`s, `Constant`s and Python objects. A `bool` is not an `int`, and an `int`
+    may stand for a `float`.
     """
     if isinstance(value, Constant):
         return mismatch(value.value, annotation)
@@ -27,12 +31,12 @@ def mismatch(value: Any, annotation: Any) -> str | None:
     if origin is typing.Annotated:
         return mismatch(value, arguments[0])
     if origin in (Union, types.UnionType):
-        return None if any(mismatch(value, option) is None for option in arguments) else _expected(annotation, value)
+        return _union_mismatch(value, annotation, arguments)
     if origin is Literal:
         fits = any(type(value) is type(option) and value == option for option in arguments)
         return None if fits else f"must be one of {', '.join(map(repr, arguments))}, not {describe(value)}"
     if isinstance(value, Reference):
-        return _reference_mismatch(value, annotation, origin, arguments)
+        return _reference_mismatch(value, annotation)
     if origin in _SEQUENCES or annotation in _SEQUENCES:
         return _items_mismatch(value, annotation, arguments)
     if origin is tuple or annotation is tuple:
@@ -40,6 +44,14 @@ def mismatch(value: Any, annotation: Any) -> str | None:
     if origin in _MAPPINGS or annotation in _MAPPINGS:
         return _dict_mismatch(value, annotation, arguments)
     return None if _scalar_fits(value, annotation, origin) else _expected(annotation, value)
+
+
+def _union_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None:
+    found = [mismatch(value, option) for option in arguments]
+    if None in found:
+        return None
+    inside = [problem for problem in found if not problem.startswith("must")]  # right on the outside, wrong within
+    return inside[0] if len(inside) == 1 else _expected(annotation, value)
 
 
 def _scalar_fits(value: Any, annotation: Any, origin: Any) -> bool:
@@ -50,7 +62,7 @@ def _scalar_fits(value: Any, annotation: Any, origin: Any) -> bool:
     if annotation in (bool, int, str, bytes):
         return type(value) is annotation
     if annotation is collections.abc.Callable or origin is collections.abc.Callable:
-        return callable(value)
+        return callable(value) and not _is_what_is_wanted(value, annotation)
     if annotation is type or origin is type:
         return isinstance(value, type)
     expected = origin or annotation
@@ -60,36 +72,66 @@ def _scalar_fits(value: Any, annotation: Any, origin: Any) -> bool:
         return True
 
 
-def _reference_mismatch(reference: Reference, annotation: Any, origin: Any, arguments: tuple) -> str | None:
+def _is_what_is_wanted(value: Any, annotation: Any) -> bool:
+    """Whether a value is what the constructor that is asked for should build, and not a constructor of it."""
+    arguments = typing.get_args(annotation)
+    wanted = arguments[-1] if arguments else Any
+    return isinstance(wanted, type) and wanted not in _UNCHECKED and isinstance(value, wanted)
+
+
+def _reference_mismatch(reference: Reference, annotation: Any) -> str | None:
     """References are checked by what they name: a constructor for a callable, its product for anything else."""
-    target = reference.configurable.target
-    if reference.evaluate:
-        made = target if isinstance(target, type) else inspect.signature(target).return_annotation
-        if isinstance(annotation, type) and isinstance(made, type) and not _may_stand_for(made, annotation):
-            return _expected(annotation, reference)
+    if _reference_fits(reference, annotation):
         return None
-    takes_callable = annotation in (collections.abc.Callable, type) or origin in (collections.abc.Callable, type)
-    if not takes_callable and not getattr(annotation, "_is_protocol", False):
+    if reference.evaluate or not _asks_for_constructor(annotation):
         return _expected(annotation, reference)
-    wanted, made = arguments[-1] if arguments else Any, _made_by(target)
-    if wanted in _UNCHECKED or made in _UNCHECKED or _fits_what_is_wanted(made, wanted):
-        return None
+    wanted, made = typing.get_args(annotation)[-1], _made_by(reference.configurable.target)
     return f"must build a {_product(wanted)}, and {describe(reference)} builds a {_product(made)}"
 
 
+def _reference_fits(reference: Reference, annotation: Any) -> bool:
+    """Whether a reference fits an annotation that is no union."""
+    made, arguments = _made_by(reference.configurable.target), typing.get_args(annotation)
+    if reference.evaluate:
+        if _asks_for_constructor(annotation):
+            return _product_is_constructor(made, arguments)
+        return made in _UNCHECKED or not (_are_types(annotation, made)) or _may_stand_for(made, annotation)
+    if not _asks_for_constructor(annotation):
+        return getattr(annotation, "_is_protocol", False)
+    wanted = arguments[-1] if arguments else Any
+    return wanted in _UNCHECKED or made in _UNCHECKED or _fits_what_is_wanted(made, wanted)
+
+
+def _asks_for_constructor(annotation: Any) -> bool:
+    kinds = (collections.abc.Callable, type)
+    return annotation in kinds or typing.get_origin(annotation) in kinds
+
+
+def _are_types(*kinds: Any) -> bool:
+    return all(isinstance(kind, type) for kind in kinds)
+
+
 def _made_by(target: Any) -> Any:
-    """The type of what a class or function makes, as far as it says."""
+    """The type of what a class or function makes, as far as it says; Any where that is known only once it is made."""
     if isinstance(target, type):
         return target
-    try:
-        return typing.get_type_hints(inspect.unwrap(target)).get("return", Any)
-    except (NameError, TypeError, AttributeError):
-        return Any
+    made = annotations_of(target).get("return", Annotation(Any)).type
+    return Any if isinstance(made, str | typing.TypeVar) else made
+
+
+def _product_is_constructor(made: Any, arguments: tuple) -> bool:
+    """Whether what `@X()` makes may stand where a constructor is asked for, as the product of some factories may."""
+    if made in _UNCHECKED or not isinstance(made, type):
+        return True
+    wanted = arguments[-1] if arguments else Any
+    if wanted not in _UNCHECKED and _are_types(wanted) and issubclass(made, wanted):
+        return False
+    return any("__call__" in vars(base) for base in made.__mro__)
 
 
 def _fits_what_is_wanted(made: Any, wanted: Any) -> bool:
     """Whether a constructor of the one may stand where a constructor of the other is asked for."""
-    if isinstance(made, type) and isinstance(wanted, type):
+    if _are_types(made, wanted):
         return _may_stand_for(made, wanted)
     is_function = [typing.get_origin(kind) is collections.abc.Callable for kind in (made, wanted)]
     if all(is_function):
@@ -157,22 +199,29 @@ def _first(items: Any, annotations: Any) -> str | None:
 
 
 def _expected(annotation: Any, value: Any) -> str:
-    hint = ""
-    if (
-        isinstance(value, Reference)
-        and not value.evaluate
-        and mismatch(Reference((), value.configurable, True), annotation) is None
-    ):
-        hint = f" (with brackets, @{value.configurable.name}(), it is what the constructor makes)"
-    return f"must be {spell(annotation)}, not {describe(value)}{hint}"
+    return f"must be {spell(annotation)}, not {describe(value)}{_bracket_hint(annotation, value)}"
+
+
+def _bracket_hint(annotation: Any, value: Any) -> str:
+    """Says so where a reference would fit with brackets, or without."""
+    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
+    options = typing.get_args(annotation) if is_union else (annotation,)
+    if not isinstance(value, Reference):
+        return ""
+    other = replace(value, evaluate=not value.evaluate)
+    if not any(_reference_fits(other, option) for option in options):
+        return ""
+    name = "/".join((*value.scopes, value.configurable.name))
+    if value.evaluate:
+        return f" (without brackets, @{name}, it is the constructor)"
+    return f" (with brackets, @{name}(), it is what the constructor makes)"
 
 
 def takes_constructor(annotation: Any) -> bool:
     """Whether a reference without brackets fits the annotation, alone or among other values."""
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return any(takes_constructor(option) for option in typing.get_args(annotation))
-    origin = typing.get_origin(annotation)
-    return annotation in (collections.abc.Callable, type) or origin in (collections.abc.Callable, type)
+    return _asks_for_constructor(annotation)
 
 
 def describe(value: Any) -> str:
@@ -184,7 +233,17 @@ def describe(value: Any) -> str:
         return "None"
     kind = type(value)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{value!r} ({module}{kind.__qualname__})"
+    text = _shown(value)
+    if len(text) > _LONG or "\n" in text or " at 0x" in text:
+        return f"a {module}{kind.__qualname__}"
+    return f"{text} ({module}{kind.__qualname__})"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in a configuration where it holds references, else as Python shows it."""
+    if not any(isinstance(node, Reference | Macro | Constant) for node in walk(value)):
+        return repr(value)
+    return to_text(substitute(value, lambda node: node if isinstance(node, _NODES) else repr(node)), lambda _: None)
 
 
 def spell(annotation: Any) -> str:
@@ -208,4 +267,6 @@ def spell(annotation: Any) -> str:
         return f"{getattr(origin, '__name__', origin)}[{inside}]"
     if annotation is inspect.Parameter.empty:
         return "anything"
+    if isinstance(annotation, str | typing.TypeVar):
+        return getattr(annotation, "__name__", annotation)
     return getattr(annotation, "__qualname__", str(annotation))
