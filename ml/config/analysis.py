@@ -9,7 +9,9 @@ import gin
 from ml.config import gin_internals
 from ml.config.configurable import candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
-from ml.config.parsing import RawImport, RawMacro, RawReference, RawStatement
+from ml.config.grammar import RawMacro, RawReference
+from ml.config.lost import Lost
+from ml.config.parsing import RawImport, RawStatement
 from ml.config.signatures import Configurable, ParameterSpec
 from ml.config.statements import Binding, Import, Layer, MacroDefinition, State
 from ml.config.types import mismatch, takes_constructor
@@ -55,8 +57,10 @@ class ImportedValue:
 class Analyzer:
     """Turns raw statements into bindings, and collects everything that is wrong with them."""
 
-    def __init__(self, statements: list[RawStatement | RawImport]):
+    def __init__(self, statements: list[RawStatement | RawImport], lost: Lost):
         self._statements = statements
+        self._lost = lost
+        self._num_faults = 0
         self._analysis = Analysis()
         self._place: tuple[Location, str] | None = None
         self._broken_macros: set[str] = set()
@@ -79,12 +83,15 @@ class Analyzer:
                 self._binding(statement, order)
             else:
                 self._macro(statement, order)
+        for name, parameter, text in self._lost.bindings():
+            self._lose(name, parameter, may_select="@" in text or "%" in text)
         self._unread_macros()
         return self._analysis
 
     def _problem(self, message: str, idle: bool = False) -> None:
         location, text = self._place
         problem = Problem(location, message, text)
+        self._num_faults += not idle
         if problem not in self._analysis.problems:
             (self._analysis.idle if idle else self._analysis.problems).append(problem)
 
@@ -93,14 +100,26 @@ class Analyzer:
         if gin_internals.constants().matching_selectors(name):
             self._problem(f"the macro {name!r} has the name of a constant, and gin would read the constant instead")
             return
-        before = len(self._analysis.problems)
+        before = self._num_faults
         value = self._resolve_names(statement.value)
-        if len(self._analysis.problems) > before:
+        if self._num_faults > before:
             self._broken_macros.add(name)
         self._analysis.macros.append(MacroDefinition(name, value, statement.layer, statement.location, order))
 
     def _binding(self, statement: RawStatement, order: int) -> None:
-        before = len(self._analysis.problems)
+        before = self._num_faults
+        self._add_binding(statement, order)
+        if self._num_faults > before:
+            self._lose(statement.name, statement.parameter, _holds_a_name(statement.value))
+
+    def _lose(self, name: str, parameter: str, may_select: bool) -> None:
+        """Notes a statement that has no effect because of an error in it."""
+        found = candidates(name)
+        spec = found[0].parameters.get(parameter) if len(found) == 1 else None
+        self._lost.add(parameter, takes_constructor(spec.annotation) if spec else may_select)
+
+    def _add_binding(self, statement: RawStatement, order: int) -> None:
+        before = self._num_faults
         info = self._lookup(statement.name, "configurable")
         scope, parent = statement.scope, None
         if statement.layer is Layer.PARENT:
@@ -114,7 +133,7 @@ class Analyzer:
             return
         states = self._states(written, statement, order)
         value, location = states[-1].value, states[-1].location
-        if len(self._analysis.problems) > before:
+        if self._num_faults > before:
             return
         self._place = (location, statement.text)
         if not _required(value) and (wrong := mismatch(value, spec.annotation)):
@@ -171,7 +190,8 @@ class Analyzer:
             self._problem(f"{name!r} may mean any of {options}; write more of its module")
         else:
             named = f" in {quoted}" if quoted else ""
-            self._problem(f"there is no {kind} {name!r}{named}{did_you_mean(name, known_names())}")
+            hint = did_you_mean(name, known_names())
+            self._unknown(f"there is no {kind} {name!r}{named}", hint, follows=self._lost.everything)
         return None
 
     def _macro_or_constant(self, name: str) -> Macro | Constant | None:
@@ -186,8 +206,16 @@ class Analyzer:
             self._problem(f"the constant %{name} may mean any of {', '.join(sorted(matching))}; write more of its name")
             return None
         known = [*self._definitions, *gin_internals.constant_names()]
-        self._problem(f"there is no macro or constant %{name}{did_you_mean(name, known)}")
+        hint = did_you_mean(name, known)
+        self._unknown(f"there is no macro or constant %{name}", hint, follows=self._lost.defines(name))
         return None
+
+    def _unknown(self, message: str, hint: str, follows: bool) -> None:
+        """A name that nothing has; what was lost may have it, unless it looks like a typing error."""
+        if follows and not hint:
+            self._num_faults += 1
+        else:
+            self._problem(message + hint)
 
     def _expand(self, value: Any, expanding: tuple[str, ...]) -> Any:
         """The value with macros replaced by what their last definitions hold."""
@@ -234,9 +262,10 @@ class Analyzer:
         moments = self._moments(written, order)
         for at, definition in moments:
             self._as_of = at + 1
-            count = len(self._analysis.problems)
+            count, num_faults = len(self._analysis.problems), self._num_faults
             value = self._expand(written, ())
             if at != moments[-1][0]:
+                self._num_faults = num_faults
                 del self._analysis.problems[count:]  # what was wrong with an earlier value is no problem any more
             source, location = binding.layer, binding.location
             if definition is not None and (states or definition.layer is not binding.layer):
@@ -271,7 +300,7 @@ class Analyzer:
     def _unread_macros(self) -> None:
         for name, defined in self._definitions.items():
             statement = defined[-1][1]
-            if name in self._read_macros or name in self._broken_macros:
+            if name in self._read_macros or name in self._broken_macros or self._lost.reads(name):
                 continue
             self._place = (statement.location, statement.text)
             self._problem(f"nobody reads the macro {name!r}{self._meant_instead(name)}", idle=True)
@@ -290,6 +319,11 @@ def _macro_names(raw: Any) -> set[str]:
     if isinstance(raw, list | tuple) and not isinstance(raw, RawReference):
         return {name for item in raw for name in _macro_names(item)}
     return set()
+
+
+def _holds_a_name(raw: Any) -> bool:
+    """Whether a raw value refers to anything."""
+    return bool(_macro_names(raw)) or any(isinstance(node, RawReference) for node in walk(raw))
 
 
 def _macro_name(statement: RawStatement) -> str:

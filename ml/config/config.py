@@ -114,17 +114,20 @@ def load(
         reader.read_file(str(file))
     for index, text in enumerate(bindings):
         reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
-    analysis = Analyzer(reader.statements).run()
+    analysis = Analyzer(reader.statements, reader.lost).run()
     problems = reader.problems + analysis.problems
+    if reader.lost.everything:
+        raise ConfigError(_in_order(problems, reader.files))
 
     build, failure = _try_build(root, analysis.bindings)
-    problems += failure.problems if isinstance(failure, ConfigError) else build.problems
+    found = failure.problems if isinstance(failure, ConfigError) else build.problems
+    problems += reader.lost.without_consequences(found)
     effects = Effects()
     if failure is None and build.is_complete:
         effects = find_effects(analysis.bindings, build, lambda fewer: _try_build(root, fewer)[0])
     elif failure is not None and not problems:
         raise failure
-    idle = analysis.idle + effects.idle
+    idle = analysis.idle + ([] if reader.lost.a_part else effects.idle)
     operative = ""
     if failure is None and not problems:
         try:
