@@ -69,8 +69,10 @@ def statements(text: str) -> Iterator[tuple[int, Any]]:
             failed_at, message = _explain(error, begun, offset, lines)
         offset = _next_statement(lines, begun)
         if _BLOCK.match(lines[begun - 1]) and (entries := _block_entries(lines, begun, offset)):
-            for first, last in entries:
-                yield from _block_entry(lines, begun, first, last)
+            found = [pair for first, last in entries for pair in _block_entry(lines, begun, first, last)]
+            yield from found
+            if not any(isinstance(statement, Unreadable) for _, statement in found):  # each is fine, and all are not
+                yield failed_at, Unreadable(message)
         else:
             yield failed_at, Unreadable(message, "".join(lines[begun - 1 : offset]))
 

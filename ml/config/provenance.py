@@ -82,7 +82,7 @@ def _origins(call: Call, spec: ParameterSpec) -> list[Origin]:
         return [Origin(text, "parent")] if text is not None else []
     found: list[tuple[float, Origin]] = []
     if spec.default is not EMPTY and spec.default is not gin.REQUIRED:
-        found.append((-2, Origin(text_of(spec.default), "default")))
+        found.append((-2, Origin(_default_text(spec.default), "default")))
     suggested = call.suggestions
     if parameter in suggested.defaults:
         found.append((0, Origin(text_of(suggested.defaults[parameter]), "parent")))
@@ -95,6 +95,11 @@ def _origins(call: Call, spec: ParameterSpec) -> list[Origin]:
             found.append(({Layer.DEFAULT: -1, Layer.PARENT: 1}.get(binding.layer, 3), origin))
     found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order
     return [origin for _, origin in found]
+
+
+def _default_text(value: Any) -> str:
+    """A default of the code as gin text; one that text cannot hold, which something must override, by its type."""
+    return readable(value) or f"<{type(value).__qualname__}>"
 
 
 def text_of(value: Any) -> str:
