@@ -115,7 +115,7 @@ class Analyzer:
     def _lose(self, name: str, parameter: str, may_select: bool) -> None:
         """Notes a statement that has no effect because of an error in it."""
         found = candidates(name)
-        spec = found[0].parameters.get(parameter) if len(found) == 1 else None
+        spec = found[0].spec(parameter) if len(found) == 1 else None
         self._lost.add(parameter, takes_constructor(spec.annotation) if spec else may_select)
 
     def _add_binding(self, statement: RawStatement, order: int) -> None:
