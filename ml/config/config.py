@@ -14,7 +14,7 @@ from ml.config.operative import fingerprint, operative_config
 from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
 from ml.config.provenance import Record, records
-from ml.config.statements import Layer
+from ml.config.statements import Binding, Layer
 from ml.config.values import to_text
 
 
@@ -119,12 +119,13 @@ def load(
     if reader.lost.everything:
         raise ConfigError(_in_order(problems, reader.files))
 
-    build, failure = _try_build(root, analysis.bindings)
+    build = Build(analysis.bindings, keep_calls=True, collect=True)
+    failure = _run(root, build)
     found = failure.problems if isinstance(failure, ConfigError) else build.problems
     problems += reader.lost.without_consequences(found)
     effects = Effects()
     if failure is None and build.is_complete:
-        effects = find_effects(analysis.bindings, build, lambda fewer: _try_build(root, fewer)[0])
+        effects = find_effects(analysis.bindings, build, lambda other: _run(root, other))
     elif failure is not None and not problems:
         raise failure
     idle = analysis.idle + ([] if reader.lost.a_part else effects.idle)
@@ -140,15 +141,14 @@ def load(
     return Config(name, operative, (*analysis.warnings, *idle), analysis, build, effects)
 
 
-def _try_build(root: Callable[[], Any], bindings: list) -> tuple[Build, Exception | None]:
-    """A build that goes on after problems with parameters; what stopped it, if anything did, comes second."""
-    build = Build(bindings, keep_calls=True, collect=True)
+def _run(root: Callable[[], Any], build: Build) -> Exception | None:
+    """Builds everything; returns what stopped it, if anything did. Problems with parameters that it collects do not."""
     try:
         with build:
             root()
     except Exception as error:  # after a problem any error may follow from it; without one it is what it is
-        return build, error
-    return build, None
+        return error
+    return None
 
 
 def _in_order(problems: list[Problem], files: list[str]) -> list[Problem]:
@@ -165,6 +165,11 @@ def _in_order(problems: list[Problem], files: list[str]) -> list[Problem]:
         )
 
     return sorted(dict.fromkeys(problems), key=key)
+
+
+def _verb(binding: Binding, by: Binding) -> str:
+    same = (binding.configurable, binding.parameter) == (by.configurable, by.parameter)
+    return "shadowed" if same else "replaced"
 
 
 def _config_text(analysis: Analysis, effects: Effects) -> str:
@@ -184,7 +189,7 @@ def _config_text(analysis: Analysis, effects: Effects) -> str:
         if swap is None:
             lines.append(f"{text:<60}  # {statement.location}")
         else:
-            lines.append(f"# left out: replaced by {swap.text()} ({swap.location})")
+            lines.append(f"# left out: {_verb(statement, swap)} by {swap.text()} ({swap.location})")
             lines.append(f"# {text:<58}  # {statement.location}")
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ import gin
 from ml.config import gin_internals
 from ml.config.configurable import Configurable, active, constructed_by, find
 from ml.config.errors import ConfigError, Location, Problem
-from ml.config.plans import Call, Candidate, Plan, to_object
+from ml.config.plans import Call, Candidate, Cause, Plan, to_object
 from ml.config.scopes import PathIndex, compress, match
 from ml.config.statements import Binding
 from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions
@@ -86,6 +86,22 @@ def require(condition: bool, parameter: str, message: str) -> None:
     if active.build is None:
         raise ParameterError(parameter, message)
     active.build.parameter_problem(parameter, message)
+
+
+def unused(condition: bool, parameter: str, *because: str) -> None:
+    """Declares that a parameter of the running constructor has no effect where the condition holds.
+
+    Where it never has one, a binding of it is an error, or left out if a later source set what makes it useless.
+
+    Example: `unused(mlp is None, "mlp_norm", "mlp")`.
+
+    Args:
+        condition: whether it has no effect.
+        parameter: its name.
+        because: the parameters, of this constructor or of one that holds it, whose values make it useless.
+    """
+    if condition and active.build is not None:
+        active.build.unused(parameter, because)
 
 
 class Build:
@@ -175,9 +191,12 @@ class Build:
             self._endless()
         self._calling.append(call)
         try:
-            return self._construct(call, plain, args, {**self._values(call), **kwargs})
+            made = self._construct(call, plain, args, {**self._values(call), **kwargs})
         finally:
             self._calling.pop()
+        if plan.left_out:
+            self._needed(call)
+        return made
 
     def _values(self, call: Call) -> dict[str, Any]:
         """The values for what the caller leaves open.
@@ -193,7 +212,7 @@ class Build:
             values[name] = self._make(binding)
         values.update(suggestions.derived)
         for name, candidate in plan.strong.items():
-            if name not in decided:
+            if name not in decided and name not in plan.left_out:
                 values[name] = self._ready(candidate)
         for name in decided.keys() & values.keys():
             del values[name]
@@ -221,12 +240,19 @@ class Build:
             raise ConfigError([*self.problems, problem]) from error
 
     def _plan(self, info: Configurable, reduced: tuple[frozenset[str], ...]) -> Plan:
+        plan = self._plans[info.selector, reduced] = self._planned(info, reduced, self._bindings_of(info))
+        return plan
+
+    def _bindings_of(self, info: Configurable) -> list[Binding]:
+        return self._by_configurable.get(info.selector, [])
+
+    @staticmethod
+    def _planned(info: Configurable, reduced: tuple[frozenset[str], ...], bindings: list[Binding]) -> Plan:
         found: dict[str, list[Candidate]] = {}
-        for binding in self._by_configurable.get(info.selector, ()):
+        for binding in bindings:
             if (fit := match(binding.scope, reduced)) is not None:
                 found.setdefault(binding.parameter, []).append(Candidate(binding, fit))
-        plan = self._plans[info.selector, reduced] = Plan(found, info)
-        return plan
+        return Plan(found, info)
 
     def _make(self, binding: Binding) -> Any:
         """The Python object for a bound value, made anew: what it refers to is built here and now."""
@@ -302,6 +328,22 @@ class Build:
                 raise ConfigError(self.problems)
             values[name] = _STAND_INS[spec.annotation]
 
+    def _needed(self, call: Call) -> None:
+        """Notes the options that a saved run had left out and that have an effect now."""
+        for name in call.plan.left_out:
+            if name not in call.arguments and name not in call.unused:
+                problem = _missing_problem(call, name, call.plan.candidates[name][-1].binding)
+                self._unset.setdefault(problem, []).append(call.path)
+        if self._unset and not self._collect:
+            raise ConfigError(self.problems)
+
+    def unused(self, parameter: str, because: tuple[str, ...]) -> None:
+        """Keeps that a parameter of the innermost constructor that is running has no effect, and why."""
+        if self._calling:
+            causes = tuple(_cause(self._calling, name) for name in because)
+            call = self._calling[-1]
+            call.unused = {**call.unused, parameter: causes}
+
     @property
     def is_complete(self) -> bool:
         """Whether everything that must be set was set."""
@@ -342,6 +384,15 @@ class Build:
                 if isinstance(value, Reference) and value.configurable is call.info:
                     return candidate.binding.location
         return None
+
+
+def _cause(calling: list[Call], parameter: str) -> Cause:
+    """The value of a parameter of the innermost of these calls that has it and does not leave it to its parent."""
+    for call in reversed(calling):
+        if parameter in call.info.parameters and parameter not in call.arguments:
+            candidates = call.plan.candidates.get(parameter)
+            return Cause(f"{call.info.name}.{parameter}", candidates[-1].binding if candidates else None)
+    return Cause(f"{calling[-1].info.name}.{parameter}", None)
 
 
 def _missing_problem(call: Call, parameter: str, binding: Binding | None) -> Problem:

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 
 from ml.config.configurable import ScopedConstructor
 from ml.config.scopes import Match
-from ml.config.signatures import Configurable, ParameterSpec
+from ml.config.signatures import EMPTY, Configurable, ParameterSpec
 from ml.config.statements import Binding, Layer
 from ml.config.suggestions import Suggestions
 from ml.config.values import Constant, Reference, substitute, walk
@@ -41,10 +41,11 @@ class Plan:
         candidates: for each parameter the bindings that reach it, the weakest first.
         strong: for each parameter the binding that wins over whatever a parent suggests.
         weak: likewise for the saved defaults of the code, which give way to whatever a parent suggests.
-        missing: parameters that must be set and are not, or were set in a saved run to nobody knows what.
+        left_out: parameters that a saved run had set, without effect, to a value that is not known.
+        missing: parameters that must be set and are not.
     """
 
-    __slots__ = ("candidates", "missing", "strong", "weak")
+    __slots__ = ("candidates", "left_out", "missing", "strong", "weak")
 
     def __init__(self, candidates: dict[str, list[Candidate]], info: Configurable):
         self.candidates = {parameter: _ordered(found) for parameter, found in candidates.items()}
@@ -52,13 +53,30 @@ class Plan:
         self.weak = {p: c for p, c in winners.items() if c.binding.layer is Layer.DEFAULT}
         self.strong = {p: c for p, c in winners.items() if p not in self.weak}
         unset = [p for p, spec in info.parameters.items() if spec.default is gin.REQUIRED and p not in winners]
-        self.missing = unset + [p for p, c in winners.items() if c.binding.requires or c.binding.is_left_out]
+        self.left_out = [p for p, c in winners.items() if c.binding.is_left_out]
+        without = [p for p in self.left_out if _has_no_default(info, p)]
+        self.missing = [*unset, *(p for p, c in winners.items() if c.binding.requires), *without]
+
+
+def _has_no_default(info: Configurable, parameter: str) -> bool:
+    spec = info.parameters.get(parameter)
+    return spec is not None and (spec.default is EMPTY or spec.default is gin.REQUIRED)
+
+
+class Cause(NamedTuple):
+    """A parameter whose value makes another one useless, and the binding that set it, None for a default."""
+
+    name: str
+    binding: Binding | None
+
+
+_NOTHING: Mapping[str, tuple[Cause, ...]] = {}
 
 
 class Call:
     """One construction: where, of what, by which plan, for which parent, and what the parent had to say."""
 
-    __slots__ = ("arguments", "info", "parent", "path", "plan", "suggestions")
+    __slots__ = ("arguments", "info", "parent", "path", "plan", "suggestions", "unused")
 
     def __init__(self, path, info, plan, parent, arguments, suggestions):
         self.path: tuple[str, ...] = path
@@ -67,6 +85,7 @@ class Call:
         self.parent: Call | None = parent
         self.arguments: Mapping[str, Any] = arguments  # what the parent decides
         self.suggestions: Suggestions = suggestions
+        self.unused: Mapping[str, tuple[Cause, ...]] = _NOTHING  # parameters without effect here, and why
 
     @property
     def parameters(self) -> list[ParameterSpec]:

@@ -1,0 +1,162 @@
+"""Why a binding took no effect, in words, and whether that is anything its author could mend (rule 7)."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ml.config.configurable import Configurable, reference_to
+from ml.config.construction import Build
+from ml.config.errors import did_you_mean
+from ml.config.plans import Call, Cause
+from ml.config.scopes import compress, parse_range, split_index
+from ml.config.statements import Binding, Layer
+from ml.config.types import takes_constructor
+from ml.config.values import Reference, walk
+
+_FAR = 3
+
+
+class Obstacle(NamedTuple):
+    """What kept a binding from taking effect at one kind of place: one of the three."""
+
+    decided: bool = False
+    shadow: Binding | None = None
+    causes: tuple[Cause, ...] = ()
+
+    def excuse(self, binding: Binding) -> Binding | None:
+        """The binding of a later source, which its author did not know of, that is the obstacle; else None."""
+        if self.shadow is not None:
+            is_later = self.shadow.order > binding.order and _list_of(self.shadow) != _list_of(binding)
+            return self.shadow if is_later else None
+        causes = [cause.binding for cause in self.causes if cause.binding is not None]
+        last = max(causes, key=lambda cause: cause.settled, default=None)
+        is_later = last is not None and last.settled > binding.order and _decided_in(last) != _list_of(binding)
+        return last if is_later else None
+
+
+def _list_of(binding: Binding) -> str | Layer:
+    """The file that a binding stands in; all flags are one list."""
+    return binding.layer if binding.layer is Layer.FLAG else binding.location.source
+
+
+def _decided_in(binding: Binding) -> str | Layer:
+    """Likewise, of the statement that decided its value."""
+    location = binding.location.via or binding.location
+    return binding.source if binding.source is Layer.FLAG else location.source
+
+
+class Places:
+    """What was built where, to say why a binding reached nothing."""
+
+    def __init__(self, build: Build):
+        self._calls = build.calls
+        self._components = {component for call in build.calls for component in call.path}
+        self._paths: dict[str, list[tuple[str, ...]]] = {}
+        for call in build.calls:
+            self._paths.setdefault(call.info.selector, []).append(call.path)
+        self._kinds: dict[str, list[Call]] = {}
+        for call in kinds_of_call(build.calls):
+            self._kinds.setdefault(call.info.selector, []).append(call)
+
+    def obstacles(self, binding: Binding) -> list[Obstacle]:
+        """What stood in its way at each kind of place that a binding reached; empty if it reached none."""
+        found = []
+        for call in self._kinds.get(binding.configurable.selector, ()):
+            candidates = call.plan.candidates.get(binding.parameter, ())
+            if any(candidate.binding is binding for candidate in candidates):
+                winner = candidates[-1].binding
+                if binding.parameter in call.arguments:
+                    found.append(Obstacle(decided=True))
+                elif winner is not binding:
+                    found.append(Obstacle(shadow=winner))
+                else:
+                    found.append(Obstacle(causes=call.unused[binding.parameter]))
+        return found
+
+    def why_idle(self, binding: Binding) -> str:
+        """Why a binding took no effect, in words."""
+        if obstacles := self.obstacles(binding):
+            return _why_beaten(binding, obstacles)
+        for pattern in binding.scope:
+            if not self._entered(pattern):
+                known = sorted({_generalized(c) for c in self._components} | self._components, key=len)
+                return f"no module ever enters the scope {pattern!r}{did_you_mean(pattern, known)}"
+        name = binding.configurable.name
+        if binding.configurable.selector not in self._paths:
+            return f"{name} is not built{self._built_instead(binding)}"
+        places = compress([p for p in self._paths[binding.configurable.selector] if p])
+        shown = ", ".join(places[:3]) + (" ..." if len(places) > 3 else "")
+        return f"no {name} is built in the scope {'/'.join(binding.scope)!r}; it is built at {shown or 'the root'}"
+
+    def _entered(self, pattern: str) -> bool:
+        span = parse_range(pattern)
+        if pattern in self._components or span is None:
+            return pattern in self._components
+        indexed = [split_index(component) for component in self._components]
+        return any(i and i[0] == span.stem and span.first <= i[1] <= span.last for i in indexed)
+
+    def _built_instead(self, binding: Binding) -> str:
+        """Names what stands in the place that looks made for it: by the name of the place, else by the module."""
+        wanted = binding.configurable
+        nearest: list[tuple[tuple[bool, int], str]] = []
+        for call in self._calls:
+            for parameter, found, where in _constructors(call):
+                named_alike = parameter.replace("_", "") in wanted.name.lower()
+                distance = _distance(found, wanted)
+                if named_alike or distance < _FAR:
+                    value, selected = (f"@{found.name}", found.name + " instead") if found else ("None", "nothing")
+                    text = f"{call.info.name}.{parameter} = {value}{where} selects {selected}"
+                    nearest.append(((not named_alike, distance), text))
+        return f": {min(nearest, key=lambda pair: pair[0])[1]}" if nearest else ": nothing selects it"
+
+
+def kinds_of_call(calls: list[Call]) -> list[Call]:
+    """Calls that cannot differ in which bindings they use, once each."""
+    return list({(id(c.plan), frozenset(c.arguments), frozenset(c.unused)): c for c in calls}.values())
+
+
+def _why_beaten(binding: Binding, obstacles: list[Obstacle]) -> str:
+    name = f"{binding.configurable.name}.{binding.parameter}"
+    if all(obstacle.decided for obstacle in obstacles):
+        return f"{name} is decided by the parent, which always passes it: it cannot be bound"
+    shadows = dict.fromkeys(obstacle.shadow for obstacle in obstacles if obstacle.shadow is not None)
+    causes = dict.fromkeys(cause for obstacle in obstacles for cause in obstacle.causes)
+    reasons = []
+    if shadows:
+        reasons.append("it is shadowed everywhere, by " + ", ".join(f"{b.key} ({b.location})" for b in shadows))
+    if causes:
+        set_so = [
+            f"{c.binding.text()} ({c.binding.location})" if c.binding else f"{c.name} is its default" for c in causes
+        ]
+        reasons.append(f"{name} has no effect where {' and '.join(set_so)}")
+    return "; ".join(reasons)
+
+
+def _distance(found: Configurable | None, wanted: Configurable) -> int:
+    """0 for two of one module, 1 for two of one package that a parent calls alike, 2 for others of one package."""
+    if found is None:
+        return _FAR
+    if found.selector.rpartition(".")[0] == wanted.selector.rpartition(".")[0]:
+        return 0
+    if found.package != wanted.package:
+        return _FAR
+    return 1 if found.positional == wanted.positional else 2
+
+
+def _constructors(call: Call) -> Iterator[tuple[str, Configurable | None, str]]:
+    """The parameters of a call that take a constructor: name, what they hold, and who says so in words."""
+    for spec in call.parameters:
+        name = spec.name
+        if name in call.arguments:
+            continue
+        candidates = call.plan.candidates.get(name)
+        value = candidates[-1].binding.value if candidates else call.suggestions.defaults.get(name, spec.default)
+        where = f" ({candidates[-1].binding.location})" if candidates else " (its default)"
+        held = [node if isinstance(node, Reference) else reference_to(node) for node in walk(value)]
+        for reference in held:
+            if reference is not None or (value is None and takes_constructor(spec.annotation)):
+                yield name, reference.configurable if reference else None, where
+
+
+def _generalized(component: str) -> str:
+    indexed = split_index(component)
+    return f"{indexed[0]}0" if indexed else component
