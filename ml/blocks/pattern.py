@@ -1,12 +1,13 @@
 """A sequence of several kinds of blocks that follow a pattern."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 from torch import nn
 
 from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
-from ml.config import REQUIRED, child, configurable, require
+from ml.config import REQUIRED, UNORDERED, child, configurable, require
 from ml.layers.checks import positive
 from ml.layers.parameter import checked_lr_scale
 
@@ -25,7 +26,7 @@ class Pattern(BlockSequence):
         self,
         hidden_size: int,
         *,
-        blocks: dict[str, Callable[..., nn.Module]] = REQUIRED,
+        blocks: Annotated[dict[str, Callable[..., nn.Module]], UNORDERED] = REQUIRED,
         pattern: Sequence[str] = REQUIRED,
         num_blocks: int | None = None,
         shared: Sequence[str] = (),

@@ -2,6 +2,7 @@
 
 from gin import REQUIRED
 
+from ml.config.canonical import UNORDERED
 from ml.config.config import Config, ImportedValue, load
 from ml.config.configurable import configurable
 from ml.config.construction import ParameterError, child, require
@@ -12,6 +13,7 @@ from ml.config.values import UnwritableError, register_constant, register_enum
 
 __all__ = [
     "REQUIRED",
+    "UNORDERED",
     "Config",
     "ConfigError",
     "ImportedValue",

@@ -7,6 +7,7 @@ from typing import Any
 import gin
 
 from ml.config import gin_internals
+from ml.config.canonical import canonical
 from ml.config.configurable import candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import RawMacro, RawReference
@@ -141,13 +142,15 @@ class Analyzer:
             return
         if spec.unresolved and statement.layer.explicit:
             self._analysis.warnings.append(Problem(location, _unchecked(info, spec), statement.text))
+        if statement.layer >= Layer.IMPORTED:  # saved defaults stay what the code said
+            states = tuple(state._replace(value=canonical(state.value, spec.annotation)) for state in states)
         self._analysis.bindings.append(
             Binding(
                 scope,
                 info,
                 statement.parameter,
                 written,
-                value,
+                states[-1].value,
                 statement.layer,
                 location,
                 order,

@@ -116,8 +116,8 @@ def test_bindings_are_checked_with_their_place(problems, binding, message):
     assert any(problem.startswith("--gin_bindings[1]") and message in problem for problem in problems(binding))
 
 
-def test_an_int_where_a_float_is_asked_is_kept_as_it_was_written(load_model):
-    assert "RMSNorm.epsilon = 1\n" in load_model("RMSNorm.epsilon = 1").operative
+def test_an_int_where_a_float_is_asked_is_written_as_a_float(load_model):
+    assert "RMSNorm.epsilon = 1.0\n" in load_model("RMSNorm.epsilon = 1").operative
 
 
 def test_numpy_scalars_do_not_pass_as_numbers_from_python_either(problems):

@@ -1,11 +1,11 @@
 """Datasets mixed by weight."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from ml.config import REQUIRED, configurable, require
+from ml.config import REQUIRED, UNORDERED, configurable, require
 from ml.data.datasets.combined import CombinedData, CombinedDataset
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.randomness import derive_seed
@@ -31,7 +31,7 @@ class Mixture(CombinedData):
     def __init__(
         self,
         datasets: dict[str, Callable[..., Data]] = REQUIRED,
-        weights: dict[str, float] = REQUIRED,
+        weights: Annotated[dict[str, float], UNORDERED] = REQUIRED,
     ):
         super().__init__(datasets)
         require(weights.keys() == datasets.keys(), "weights", f"must be given for {', '.join(datasets)}")

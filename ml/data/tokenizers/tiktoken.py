@@ -4,11 +4,11 @@ import base64
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from ml.config import configurable, require
+from ml.config import UNORDERED, configurable, require
 from ml.data.errors import DataError
 from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
@@ -43,7 +43,7 @@ class TiktokenTokenizer(Tokenizer):
         encoding: str | None = None,
         path: str | None = None,
         pattern: str | None = None,
-        special_tokens: dict[str, int] | None = None,
+        special_tokens: Annotated[dict[str, int], UNORDERED] | None = None,
         end_of_document: str | None = "<|endoftext|>",
     ):
         require(

@@ -1,11 +1,12 @@
 """A mixer that is another one in each step."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable, require
+from ml.config import REQUIRED, UNORDERED, child, configurable, require
 from ml.layers.context import Context
 from ml.layers.parameter import checked_lr_scale
 
@@ -26,7 +27,7 @@ class StochasticMixer(nn.Module):
         hidden_size: int,
         *,
         mixers: dict[str, Callable[..., nn.Module]] = REQUIRED,
-        weights: dict[str, float] | None = None,
+        weights: Annotated[dict[str, float], UNORDERED] | None = None,
         main: str | None = None,
         lr_scale: float = 1.0,
     ):
