@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bindings = ["Trainer.compile = False", f"Trainer.batch_size = {arguments.batch_size}"]
     trainer = build_trainer(ml.load("recipes/llama_30m.gin", bindings))
-    device, dataset = torch.device("cpu"), trainer.open_data()
+    device, dataset = torch.device("cpu"), trainer.open_data().training
     state = trainer.start(device)
     batches = trainer.batches(dataset, 1)
 

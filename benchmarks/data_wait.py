@@ -58,7 +58,7 @@ def prepare(folder: Path) -> None:
 def measure(name: str, bindings: list[str], num_steps: int) -> None:
     """Prints the time of a batch made alone, and the waits in a loop that trains."""
     trainer = build_trainer(ml.load("recipes/token_files_30m.gin", bindings))
-    dataset = trainer.open_data()
+    dataset = trainer.open_data().training
     state = trainer.start(CPU)
     alone = []
     for step in range(1, 101):

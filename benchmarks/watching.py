@@ -18,9 +18,10 @@ from timing import compare
 import ml
 from ml.api import build_trainer
 from ml.training import RunFolder
-from ml.training.loop import Training
+from ml.training.loop import TrainLoop
 from ml.training.metrics.progress import progress_on
 from ml.training.profiling.step_windows import Windows
+from ml.training.signals import Requests
 from ml.training.trackers import Tracking
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ class Nothing:
 
 
 @contextlib.contextmanager
-def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[Training]:
+def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[TrainLoop]:
     """A run that is ready for its first step; it neither validates nor saves."""
     rest = [
         "Trainer.validation = None",
@@ -64,14 +65,14 @@ def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[T
     run.create()
     windows = Windows(trainer.windows, run.profiles, CPU, progress.say)
     with Tracking(trainer.trackers, progress.say) as tracking, windows:
-        training = Training(trainer, trainer.open_data(), run, CPU, progress, tracking, windows)
+        training = TrainLoop(trainer, trainer.open_data(), run, CPU, None, progress, Requests(), tracking, windows)
         training.resume()
         if not metered:
             training.meter = Nothing()
         yield training
 
 
-def steps(training: Training, batches: list) -> None:
+def steps(training: TrainLoop, batches: list) -> None:
     """Takes the steps of a round, one of which is logged."""
     for step in batches:
         training.advance(step)
@@ -84,7 +85,7 @@ def main() -> None:
             begun(Path(folder, "without"), [], metered=False) as without,
             begun(Path(folder, "with"), bindings) as watched,
         ):
-            trainer, dataset = without.trainer, without.dataset
+            trainer, dataset = without.trainer, without.data.training
             batches = [trainer.batches(dataset, step) for step in range(1, STEPS + 1)]
             found = compare(lambda: steps(without, batches), lambda: steps(watched, batches), ROUNDS)  # noqa: B023
             print(f"{name}: {found.first / STEPS * 1e3:.1f} ms a step without, ratio {found.ratio:.3f}")
@@ -92,7 +93,7 @@ def main() -> None:
                 print(f"  the meter and the windows alone: {alone(watched, batches[0]):.1f} us a step")
 
 
-def alone(training: Training, batches: list, count: int = 20_000) -> float:
+def alone(training: TrainLoop, batches: list, count: int = 20_000) -> float:
     """Microseconds a step of what runs in every step, without the step."""
     source = training.meter.waiting(batches for _ in itertools.repeat(None))
     times = []

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml.building import build, load
 from ml.config import Config, ImportedValue
 from ml.config.configurable import Configurable
 from ml.errors import UserError
@@ -13,6 +14,9 @@ from ml.errors import UserError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ml.training import Trainer
+    from ml.training.distillation import TeacherModel
 
 _MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
 
@@ -33,8 +37,6 @@ class Run:
     @functools.cached_property
     def config(self) -> Config:
         """The configuration of the run, from its operative config."""
-        from ml.api import load
-
         return load(self._operative)
 
     def build(self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False) -> nn.Module:
@@ -48,7 +50,6 @@ class Run:
         Raises:
             RunError: where there is no such checkpoint, or it is damaged, or has no average.
         """
-        from ml.api import build
         from ml.training.checkpoints.weight_files import read_weights
 
         checkpoint = self.checkpoint(step)
@@ -85,6 +86,26 @@ class Run:
         from ml.training.run_folder import RunFolder
 
         return RunFolder(self.path).metrics()
+
+
+def open_teacher(trainer: Trainer, device: torch.device) -> TeacherModel | None:
+    """Loads the teacher of `trainer.distillation`.
+
+    Args:
+        trainer: The settings of the student's run.
+        device: Where the teacher is put; on the meta device it is checked and has no weights.
+
+    Returns:
+        The teacher; None without distillation.
+
+    Raises:
+        UserError: There is no such run or checkpoint, or it does not fit the student.
+    """
+    distillation = trainer.distillation
+    if distillation is None:
+        return None
+    model = Run(distillation.teacher).build(distillation.step, device)
+    return distillation.teach(trainer.model, trainer.sequence_length, model)
 
 
 def _is_part_of_a_model(info: Configurable) -> bool:

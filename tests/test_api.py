@@ -10,6 +10,8 @@ import torch
 import ml
 from ml.api import build_trainer
 from ml.training import Initial, RunFolder, train
+from ml.training.checkpoints.policy import open_checkpoint
+from ml.training.checkpoints.weight_files import read_weights
 
 CPU = torch.device("cpu")
 
@@ -72,7 +74,7 @@ def test_a_run_opens_with_its_configuration_its_weights_and_its_metrics(tmp_path
     weights = [model.get_parameter(name) for model in (initial, middle, last)]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
-    dataset = build_trainer(config).open_data()
+    dataset = build_trainer(config).open_data().training
     batch = dataset.batch(0, 4)
     assert last.loss(batch.tokens, batch.targets).mean < initial.loss(batch.tokens, batch.targets).mean
     assert [record["step"] for record in run.metrics()] == [1, 5, 10, 15, 20]
@@ -106,7 +108,9 @@ def test_a_run_starts_from_the_model_and_weights_of_another(tmp_path, text):
     trainer = build_trainer(config)
     folder = RunFolder(tmp_path / "next")
     train(trainer, trainer.open_data(), folder, CPU, initial=Initial(source.checkpoint()))
-    ours, theirs = trainer.model.state_dict(), source.build().state_dict()
+    ours = trainer.start(CPU).model
+    read_weights(open_checkpoint(folder.checkpoints), ours)
+    ours, theirs = ours.state_dict(), source.build().state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     imported = next(r for r in config.records() if (r.path, r.parameter) == ("decoder/block_0/mixer", "num_kv_heads"))

@@ -42,7 +42,10 @@ from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextF
 from ml.data.corpora.chat_files import Completion, Conversation
 from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers.training import train_byte_pairs
+from ml.runs import open_teacher
 from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFailure, RunFolder, Validation, train
+from ml.training.checkpoints.policy import newest_checkpoint
+from ml.training.checkpoints.weight_files import read_weights
 from ml.training.metrics.throughput import MACHINE_METRICS
 from ml.training.schedules.phases import ConstantPhase
 from ml.training.step import train_step
@@ -520,7 +523,7 @@ class Trace(TorchDispatchMode):
 def what_is_built(*bindings: str) -> tuple:
     """The model, its first step, and the groups of the optimizer."""
     trainer = build_trainer(loaded(*bindings))
-    dataset, teacher, state = trainer.open_data(), trainer.open_teacher(CPU), trainer.start(CPU)
+    dataset, teacher, state = trainer.open_data().training, open_teacher(trainer, CPU), trainer.start(CPU)
     compiled = [module._compiled_call_impl is not None for module in state.model.modules()]
     parameters = [(name, tuple(p.shape), p.dtype, p.requires_grad, digest(p)) for name, p in named(state.model)]
     groups = [(group.lr_scale, group.weight_decay, tuple(group.names)) for group in state.groups]
@@ -545,13 +548,17 @@ def what_is_left(*bindings: str) -> tuple:
         run = RunFolder(Path(name) / "run")
         stream = Watched()
         with contextlib.suppress(RunFailure):  # how far it got, tells that it ended early
-            train(trainer, trainer.open_data(), run, CPU, stream=stream)
+            teacher = open_teacher(trainer, CPU)
+            train(trainer, trainer.open_data(), run, CPU, teacher=teacher, stream=stream)
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
         peak = [f"{record['mfu'] / record['tokens_per_second']:.6g}" for record in run.metrics()]
         kept = sorted(path.name for path in run.checkpoints.iterdir())
         watched = [shown(file) for folder in WATCHED for file in sorted((run.path / folder).glob("*"))]
         samples = run.path / "samples.jsonl"
         kept.append(samples.read_text() if samples.exists() else "")
+        model = trainer.start(CPU).model
+        if (checkpoint := newest_checkpoint(run.checkpoints, print)) is not None:
+            read_weights(checkpoint, model)
     return (
         json.dumps(metrics),
         peak,
@@ -559,7 +566,7 @@ def what_is_left(*bindings: str) -> tuple:
         stream.num_loaders,
         stream.saves_beside,
         watched,
-        [digest(p) for _, p in named(trainer.model)],
+        [digest(p) for _, p in named(model)],
     )
 
 

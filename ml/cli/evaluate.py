@@ -130,11 +130,11 @@ def _texts(arguments: argparse.Namespace, subject: _Subject) -> tuple[dict[str, 
 
 def _validation_sets(subject: _Subject) -> tuple[dict[str, Any], str]:
     trainer = subject.trainer
-    trainer.open_data()
-    if not trainer.validation_sets:
+    validation_sets = trainer.open_data().validation_sets
+    if not validation_sets:
         raise UserError("the run has no validation sets: name texts with --data or tasks with --tasks")
     rows = []
-    for one in trainer.validation_sets:
+    for one in validation_sets:
         size = subject.batch_size
         result = one.validation.measure(subject.model, one.dataset, size, trainer.precision, subject.device)
         rows.append({"name": one.name or "validation", **result._asdict()})

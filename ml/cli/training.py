@@ -14,9 +14,8 @@ from ml.config import Config, ConfigError, difference, explain, fingerprint, sel
 from ml.config.errors import report
 from ml.errors import UserError
 from ml.models.summary import summarize
+from ml.runs import open_teacher
 from ml.training import Initial, RunFolder, Trainer, train
-from ml.training.evaluation.validation_sets import describe
-from ml.training.precision import cast_parameters
 from ml.training.summary import memory_of_training, summarize_training
 
 _MOST_DIFFERENCES = 20
@@ -91,15 +90,15 @@ def run(job: Job, run_dir: str | None) -> int:
     trainer.check_machine()
     # Before anything is written: what is wrong with the weights or the data leaves no folder behind.
     initial = _initial(job, trainer)
-    dataset = trainer.open_data()
+    teacher = open_teacher(trainer, device)
+    run_data = trainer.open_data()
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
-    data = describe(trainer.validation_sets, dataset)
-    folder.write_environment(data=data, peak_flops=trainer.peak_flops(device).as_json())
+    folder.write_environment(data=run_data.describe(), peak_flops=trainer.peak_flops(device).as_json())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    tokens = f"{dataset.num_train_tokens:,} tokens to train on"
+    tokens = f"{run_data.training.num_train_tokens:,} tokens to train on"
     print(f"{config.name}: {count:,} parameters, {tokens}, {device}, {folder.path}")
-    train(trainer, dataset, folder, device, initial=initial)
+    train(trainer, run_data, folder, device, initial=initial, teacher=teacher)
     return 0
 
 
@@ -109,7 +108,6 @@ def _initial(job: Job, trainer: Trainer) -> Initial | None:
     Raises:
         RunError: They do not fit the model, which need not be made to tell.
     """
-    cast_parameters(trainer.model, trainer.precision.parameter_dtype)
     if job.init_from is None:
         return None
     initial = Initial(job.init_from.checkpoint(), job.init_may_differ)

@@ -6,7 +6,7 @@ from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import Samples
 from ml.training.evaluation.validation import Validation
-from ml.training.loop import Outcome, train
+from ml.training.loop import Outcome, TrainLoop, train
 from ml.training.metrics.norms import Norms
 from ml.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon
 from ml.training.optimizers.skip_step import SkipStep
@@ -14,6 +14,7 @@ from ml.training.optimizers.weight_average import ExponentialMovingAverage
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
 from ml.training.profiling.memory_snapshot import MemorySnapshot
 from ml.training.profiling.profiler import Profiler
+from ml.training.run_data import RunData
 from ml.training.run_folder import RunFolder
 from ml.training.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, PhasedSchedule, WarmupStableDecay
 from ml.training.trackers import TensorBoard, Tracker, WeightsAndBiases
@@ -40,6 +41,7 @@ __all__ = [
     "PhasedSchedule",
     "Profiler",
     "PureBFloat16",
+    "RunData",
     "RunError",
     "RunFailure",
     "RunFolder",
@@ -47,6 +49,7 @@ __all__ = [
     "SkipStep",
     "TensorBoard",
     "Tracker",
+    "TrainLoop",
     "Trainer",
     "Validation",
     "WarmupStableDecay",

@@ -29,15 +29,20 @@ class Distillation:
         self.weight = weight
         self.temperature = temperature
 
-    def open(self, student: nn.Module, sequence_length: int, device: torch.device) -> "TeacherModel":
-        """Loads the teacher of `student`.
+    def teach(self, student: nn.Module, sequence_length: int, model: nn.Module) -> "TeacherModel":
+        """Makes a loaded model the teacher of `student`.
+
+        Args:
+            student: The model that is trained; it may be on the meta device.
+            sequence_length: Tokens of a sequence of the student.
+            model: The model of the run `teacher`, with the weights of the checkpoint `step`.
+
+        Returns:
+            The teacher, which holds `model` frozen.
 
         Raises:
-            UserError: There is no such run, or what it was trained on does not suit the student.
+            RunError: The vocabulary, the positions or the images of the teacher do not fit the student.
         """
-        from ml.runs import Run
-
-        model = Run(self.teacher).build(self.step, device)
         if model.vocab_size != student.vocab_size:
             sizes = f"{model.vocab_size} tokens, that of the model {student.vocab_size}"
             raise RunError(f"the vocabulary of the teacher {self.teacher} has {sizes}")

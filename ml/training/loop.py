@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from ml.data import Batch, DataError, Dataset
+from ml.data import Batch, DataError
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.models.flops import flops_per_token
 from ml.training.checkpoints.initial_weights import Initial
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import read_state, snapshot
+from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile
 from ml.training.evaluation.validation_sets import ValidationSet
@@ -23,6 +24,7 @@ from ml.training.metrics.throughput import Meter
 from ml.training.optimizers import apply_schedule
 from ml.training.profiling.step_windows import Windows
 from ml.training.records import Records
+from ml.training.run_data import RunData
 from ml.training.run_folder import RunFolder
 from ml.training.signals import Requests, noted_signals
 from ml.training.step import train_step
@@ -39,11 +41,12 @@ class Outcome(NamedTuple):
 
 def train(
     trainer: Trainer,
-    dataset: Dataset,
+    data: RunData,
     run: RunFolder,
     device: torch.device,
     *,
     initial: Initial | None = None,
+    teacher: TeacherModel | None = None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
     """Trains to the last step and leaves everything in the folder of the run.
@@ -53,11 +56,12 @@ def train(
     checkpoint; SIGUSR1 saves one and goes on.
 
     Args:
-        trainer: What is trained and how; its model may still be on the meta device.
-        dataset: What `trainer.open_data` gave.
+        trainer: The settings of the run.
+        data: The open data, from `trainer.open_data`.
         run: The folder, which is made where it is not there.
         device: Where to train.
         initial: Whose weights a fresh run starts from.
+        teacher: The teacher of `trainer.distillation`, on `device`; None without distillation.
         stream: Takes the progress.
 
     Raises:
@@ -66,6 +70,8 @@ def train(
         RunFailure: The loss is not finite, the disk takes no more, or the data is not there any more. Checkpoints that
             were there still are.
     """
+    if (teacher is None) != (trainer.distillation is None):
+        raise RunError("Trainer.distillation goes with a teacher: ml.runs.open_teacher(trainer, device) loads it")
     trainer.check_machine()
     run.create()
     progress = progress_on(stream, trainer.num_steps)
@@ -76,44 +82,45 @@ def train(
         Windows(trainer.windows, run.profiles, device, progress.say) as windows,
         contextlib.closing(progress),
     ):
-        training = Training(trainer, dataset, run, device, progress, requests, tracking, windows)
-        with contextlib.closing(training.saver):
-            training.resume(initial)
-            training.run_steps()
-            training.finish()
-    return Outcome(training.state.step, training.is_finished)
+        loop = TrainLoop(trainer, data, run, device, teacher, progress, requests, tracking, windows)
+        with contextlib.closing(loop.saver):
+            loop.resume(initial)
+            loop.run_steps()
+            loop.finish()
+    return Outcome(loop.state.step, loop.is_finished)
 
 
-class Training:
-    """One process's part of a run."""
+class TrainLoop:
+    """A run in progress in one process; owns its state, its data and its open files."""
 
     def __init__(
         self,
         trainer: Trainer,
-        dataset: Dataset,
+        data: RunData,
         run: RunFolder,
         device: torch.device,
+        teacher: TeacherModel | None,
         progress: Progress,
         requests: Requests,
         tracking: Tracking,
         windows: Windows,
     ):
         self.trainer = trainer
-        self.dataset = dataset
+        self.data = data
         self.run = run
         self.device = device
+        self.teacher = teacher
         self.progress = progress
         self.requests = requests
         self.tracking = tracking
         self.windows = windows
         self.saver = trainer.checkpoints.open(run.checkpoints, self._flush)
-        self.teacher = trainer.open_teacher(device)
         self.state = trainer.start(device)
         flops = flops_per_token(self.state.model, trainer.sequence_length)
         self.meter = Meter(flops, trainer.peak_flops(device).flops_per_second, device)
         self._records = Records(trainer, self.state, self.meter)
         self._samples = SampleFile(run.path)
-        self._data_sha256 = trainer.data_sha256(dataset)
+        self._data_sha256 = data.sha256
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if hasattr(m, "draw")]
         self._saved_step = 0
         self._begun = time.monotonic()
@@ -250,7 +257,7 @@ class Training:
             )
 
     def _load(self, step: int) -> list[Batch]:
-        batches = self.trainer.batches(self.dataset, step)
+        batches = self.trainer.batches(self.data.training, step)
         return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -268,7 +275,7 @@ class Training:
     def _due_validations(self) -> list[ValidationSet]:
         """Those of the step that was just taken."""
         step, num_steps = self.state.step, self.trainer.num_steps
-        return [one for one in self.trainer.validation_sets if one.validation.is_due(step, num_steps)]
+        return [one for one in self.data.validation_sets if one.validation.is_due(step, num_steps)]
 
     def _validated(self, due: list[ValidationSet]) -> dict[str, float] | None:
         """What is measured of the weights, and of their average where there is one by now.

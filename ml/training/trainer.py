@@ -1,6 +1,8 @@
-"""The whole run as one object: the model, the data, and how one is trained on the other."""
+"""The settings of a run: the model, the data, and the parts that train one on the other."""
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +13,10 @@ from ml.data.sequences.batch_indices import numbers_of_step
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
-from ml.training.distillation import Distillation, TeacherModel
+from ml.training.distillation import Distillation
 from ml.training.evaluation.samples import Samples
 from ml.training.evaluation.validation import Validation
-from ml.training.evaluation.validation_sets import ValidationSet, build_validations, open_sets, sha256_of
+from ml.training.evaluation.validation_sets import build_validations, open_sets
 from ml.training.metrics.norms import Norms
 from ml.training.metrics.peak_flops import PeakFlops, peak_flops
 from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_parameters
@@ -24,6 +26,7 @@ from ml.training.precision import Float32, Precision, cast_parameters
 from ml.training.profiling.memory_snapshot import MemorySnapshot
 from ml.training.profiling.profiler import Profiler
 from ml.training.profiling.step_windows import Window
+from ml.training.run_data import RunData
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import TrainState
 from ml.training.trackers import Tracker
@@ -31,7 +34,10 @@ from ml.training.trackers import Tracker
 
 @configurable
 class Trainer:
-    """Builds everything that a run needs, on the meta device and without touching a file; `train` runs it.
+    """Settings of a run, built on the meta device without touching a file; `train` runs them.
+
+    A trainer is frozen: no attribute can be set once it is built, and running it changes none. `start` makes the state
+    that training changes, `open_data` the datasets that it reads.
 
     Args:
         model: What is trained; its places are `embeddings`, `decoder` and `head`, without a prefix.
@@ -119,7 +125,6 @@ class Trainer:
         self.schedule = child("schedule", schedule, num_steps)
         self.precision = child("precision", precision)
         self.validations = build_validations(validation)
-        self.validation_sets: list[ValidationSet] | None = None  # until the data is open
         self.checkpoints = child("checkpoints", checkpoints)
         self.distillation = None if distillation is None else child("distillation", distillation)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
@@ -130,7 +135,14 @@ class Trainer:
         window = memory_snapshot
         self.memory_snapshot = None if window is None else child("memory_snapshot", window, num_steps)
         self.samples = None if samples is None else child("samples", samples)
+        cast_parameters(self.model, self.precision.parameter_dtype)
         self._require_that_parts_fit()
+        self._is_frozen = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("_is_frozen", False):
+            raise AttributeError(f"Trainer.{name} is a setting and cannot be changed after the trainer is built")
+        super().__setattr__(name, value)
 
     def _require_that_parts_fit(self) -> None:
         self._require_that_data_fits("data", self.data)
@@ -188,21 +200,20 @@ class Trainer:
         """The peak of a device for the matrix products of the run."""
         return peak_flops(device, self.precision.compute_dtype, self.stated_peak_flops)
 
-    def open_data(self) -> Dataset:
-        """Reads the data, and that of the sets to validate on, which are then `validation_sets`.
+    def open_data(self) -> RunData:
+        """Reads the data of the run and of its validation sets.
 
         Raises:
             DataError: It cannot be used, or there is none to validate on.
             RunError: It has no place for the samples that are to be written.
         """
-        self.open_teacher(torch.device("meta"))
         dataset = self._open(self.data)
         if dataset.num_sequences == 0:
             raise DataError("there is nothing to train on: all of the data is held out")
-        self.validation_sets = open_sets(self.validations, dataset, self._open)
+        validation_sets = open_sets(self.validations, dataset, self._open)
         if self.samples is not None:
             self.samples.check(self.data, self.model)
-        return dataset
+        return RunData(dataset, validation_sets)
 
     def _open(self, data: Data) -> Dataset:
         dataset = data.open(self.sequence_length, self.seed, self.image_format)
@@ -210,34 +221,21 @@ class Trainer:
             raise DataError(f"the data does not fit the model: {problem}")
         return dataset
 
-    def data_sha256(self, dataset: Dataset) -> str:
-        """Of all that the run is trained and measured on, `dataset` being what `open_data` gave."""
-        return sha256_of(dataset, self.validation_sets)
-
-    def open_teacher(self, device: torch.device) -> TeacherModel | None:
-        """Loads the model that is learned from, if there is one.
-
-        Raises:
-            UserError: It is not there, or has another vocabulary.
-        """
-        return None if self.distillation is None else self.distillation.open(self.model, self.sequence_length, device)
-
     def start(self, device: torch.device) -> TrainState:
-        """The state before step 1: initial weights on `device`, no optimizer state. Moves `self.model` there."""
-        cast_parameters(self.model, self.precision.parameter_dtype)
-        materialize(self.model, device, self.seed)
-        groups = self.groups()
+        """Returns the state before step 1: a copy of the model with initial weights on `device`, no optimizer state."""
+        model = materialize(copy.deepcopy(self.model), device, self.seed)
+        groups = group_parameters(named_parameters_with_scales(model))
         optimizer = self.optimizer.create(groups)
         if self.compile:
-            compile_blocks(self.model)
-        self.model.train()
+            compile_blocks(model)
+        model.train()
         skip_step = None if self.skip_step is None else self.skip_step.start(device)
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)
-        return TrainState(self.model, optimizer, groups, nowhere, skip_step, average)
+        return TrainState(model, optimizer, groups, nowhere, skip_step, average)
 
     def groups(self) -> list[ParameterGroup]:
-        """The parameters that are trained, by what they are trained with."""
+        """The trained parameters of `model`, which have no values, grouped by scale and weight decay."""
         return group_parameters(named_parameters_with_scales(self.model))
 
     def batches(self, dataset: Dataset, step: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:

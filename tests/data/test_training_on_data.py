@@ -16,6 +16,7 @@ import ml
 from ml.api import build_trainer
 from ml.data import DataError
 from ml.training import RunFailure, RunFolder, train
+from ml.training.checkpoints.weight_files import read_weights
 from ml.training.metrics.throughput import MACHINE_METRICS
 
 CPU = torch.device("cpu")
@@ -84,17 +85,17 @@ def trained(name, *bindings):
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_what_the_ranks_read_is_the_batch_of_one_rank(data, micro_batch_size):
     trainer = trainer_of("Trainer.batch_size = 8", "Trainer.micro_batch_size = 8", data)
-    dataset = trainer.open_data()
+    dataset = trainer.open_data().training
     for step in (1, 7):
         (whole,) = trainer.batches(dataset, step)
         for num_ranks in (1, 2, 4, 8):
-            trainer.micro_batch_size = min(micro_batch_size, 8 // num_ranks)
+            vars(trainer)["micro_batch_size"] = min(micro_batch_size, 8 // num_ranks)
             shares = [batch for rank in range(num_ranks) for batch in trainer.batches(dataset, step, rank, num_ranks)]
             assert len(shares) == 8 // trainer.micro_batch_size
             for name, tensor in whole.inputs.items():
                 assert torch.equal(torch.cat([share.inputs[name] for share in shares]), tensor)
             assert sum(share.num_targets for share in shares) == whole.num_targets
-        trainer.micro_batch_size = 8
+        vars(trainer)["micro_batch_size"] = 8
 
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
@@ -110,14 +111,14 @@ def test_a_run_that_stops_goes_on_with_the_batches_that_come_next():
     data = DATA["mixture"]
     expected = trained("whole", data)
     trainer, run = trainer_of(data), RunFolder(Path("parts"))
-    trainer.num_steps = 4  # with the schedule of eight
+    vars(trainer)["num_steps"] = 4  # with the schedule of eight
     train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
     assert trained("parts", data)[0] == expected[0]
 
 
 def test_data_that_changed_is_refused_on_resuming():
     trainer, run = trainer_of(DATA["token files"]), RunFolder(Path("run"))
-    trainer.num_steps = 4
+    vars(trainer)["num_steps"] = 4
     train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
     Path("tokens").rename("before")
     write_folder(Path("tokens/train"), ["another text"] * 100)
@@ -155,7 +156,7 @@ def test_data_that_is_lost_on_the_way_ends_the_run_with_its_last_checkpoint(part
     kept = sorted(int(path.name.removeprefix("step_")) for path in run.checkpoints.iterdir())
     assert kept
     assert kept[-1] < 8
-    ml.training.checkpoints.weight_files.read_weights(run.checkpoints / f"step_{kept[-1]}", trainer.model)
+    read_weights(run.checkpoints / f"step_{kept[-1]}", trainer.start(CPU).model)
 
 
 def test_data_that_is_wrong_from_the_start_is_an_error_of_the_user():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ml.config import load
+from ml.runs import open_teacher
 from ml.training import RunFolder, Trainer, train
 
 TINY = """
@@ -60,7 +61,9 @@ def run_in(tmp_path):
 
     def run(trainer, name="run"):
         folder, stream = RunFolder(tmp_path / name), io.StringIO()
-        outcome = train(trainer, trainer.open_data(), folder, torch.device("cpu"), stream=stream)
+        cpu = torch.device("cpu")
+        teacher = open_teacher(trainer, cpu)
+        outcome = train(trainer, trainer.open_data(), folder, cpu, teacher=teacher, stream=stream)
         return folder, outcome, stream.getvalue()
 
     return run

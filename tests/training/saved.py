@@ -6,7 +6,16 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from ml.training.checkpoints.policy import open_checkpoint
+from ml.training.checkpoints.weight_files import read_weights
 from ml.training.metrics.throughput import MACHINE_METRICS
+
+
+def trained_model(trainer, folder, step=None):
+    """The model with the weights of a checkpoint, the newest by default."""
+    model = trainer.start(torch.device("cpu")).model
+    read_weights(open_checkpoint(folder.checkpoints, step), model)
+    return model
 
 
 def untimed(records):

@@ -15,7 +15,7 @@ SKIP_AND_AVERAGE = "Trainer.skip_step = @SkipStep\nTrainer.weight_average = @Exp
 
 def steps(trainer, device, count):
     """The losses of the first steps, as tensors on the device."""
-    dataset, state = trainer.open_data(), trainer.start(device)
+    dataset, state = trainer.open_data().training, trainer.start(device)
     batches = [trainer.batches(dataset, step) for step in range(1, count + 1)]
     return [train_step(state, b, trainer.precision, trainer.max_grad_norm, device).loss for b in batches]
 
@@ -36,7 +36,7 @@ def test_training_follows_the_cpu(tiny):
 @pytest.mark.parametrize("further", ["", SKIP_AND_AVERAGE])
 def test_a_step_never_waits_for_the_device(tiny, precision, optimizer, further):
     trainer = tiny(f"Trainer.precision = @{precision}", f"Trainer.optimizer = @{optimizer}", further)
-    dataset, state = trainer.open_data(), trainer.start(CUDA)
+    dataset, state = trainer.open_data().training, trainer.start(CUDA)
     batches = [[b.pinned() for b in trainer.batches(dataset, step)] for step in (1, 2, 3)]
     train_step(state, batches[0], trainer.precision, trainer.max_grad_norm, CUDA)  # the first one sets up libraries
     torch.cuda.set_sync_debug_mode("error")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from saved import saved_tensors
+from saved import saved_tensors, trained_model
 from test_resume import stop_after, what_it_learned
 
 import ml
@@ -17,11 +17,13 @@ from ml.models import (
     unmerge_adapters,
 )
 from ml.models.adapters import adapter_weights
+from ml.runs import open_teacher
 from ml.training import Initial, RunError, RunFolder, train
 from ml.training.metrics.router_load import spread
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
 STOCHASTIC = [
     "DecoderBlock.mixer = @StochasticMixer",
     "StochasticMixer.mixers = {'full': @Attention, 'short': @ShortConvolutionMixer}",
@@ -78,7 +80,7 @@ def test_checkpointed_experts_learn_what_others_learn(tiny, run_in):
 
 def steps_of(trainer, count):
     """Trains `count` steps by hand; yields the state after each."""
-    dataset, state = trainer.open_data(), trainer.start(CPU)
+    dataset, state = trainer.open_data().training, trainer.start(CPU)
     for step in range(1, count + 1):
         result = train_step(state, trainer.batches(dataset, step), trainer.precision, None, CPU)
         yield state, result
@@ -155,7 +157,7 @@ def test_adapters_start_from_a_run_without_them_and_travel_alone(tiny, run_in, t
     start = base.checkpoints / "step_12"
     trainer, folder = tiny(*ADAPTERS), RunFolder(tmp_path / "adapted")
     train(trainer, trainer.open_data(), folder, CPU, initial=Initial(start))
-    tuned = trainer.model.eval()
+    tuned = trained_model(trainer, folder).eval()
     saved = {name.removeprefix("model/"): tensor for name, tensor in saved_tensors(start).items()}
     for name, parameter in tuned.named_parameters():
         assert ("adapter" in name) != (name in saved and torch.equal(parameter, saved[name])), name
@@ -239,7 +241,7 @@ FROZEN = "block_0/DecoderBlock.lr_scale = {}"
 
 def test_the_rest_trains_bitwise_as_if_a_frozen_block_had_a_learning_rate_of_zero(tiny):
     frozen, free = tiny(FROZEN.format(0.0)), tiny(FROZEN.format(0.5))
-    data, states = frozen.open_data(), [frozen.start(CPU), free.start(CPU)]
+    data, states = frozen.open_data().training, [frozen.start(CPU), free.start(CPU)]
     for group in states[1].optimizer.param_groups:
         for parameter in group["params"]:
             if any(parameter is p for p in states[1].model.decoder.block_0.parameters()):
@@ -302,11 +304,11 @@ def test_a_teacher_of_shorter_sequences_or_without_eyes_is_refused(tmp_path, tin
         bindings=[*text, distilled[0], distilled[1].format(str(tmp_path / "short"))], allow_unused_bindings=True
     )
     with pytest.raises(RunError, match=r"takes 8 tokens; Trainer\.sequence_length is 16"):
-        ml.api.build_trainer(student).open_teacher(CPU)
+        open_teacher(ml.api.build_trainer(student), CPU)
     seeing = [images.SHAPES, distilled[0], distilled[1].format(str(tmp_path / "blind"))]
     student = ml.load(["models/llama.gin"], seeing)
     with pytest.raises(RunError, match=r"image_token_id of the teacher .* is None, that of the model 256"):
-        ml.api.build_trainer(student).open_teacher(CPU)
+        open_teacher(ml.api.build_trainer(student), CPU)
 
 
 def test_a_student_comes_closer_to_its_teacher(tiny, run_in, teacher):
@@ -323,11 +325,11 @@ def test_a_student_comes_closer_to_its_teacher(tiny, run_in, teacher):
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(tiny, teacher):
     distilled = ["Trainer.distillation = @Distillation", "Distillation.teacher = {!r}"]
     with pytest.raises(UserError, match="there is no run in nowhere"):
-        tiny(distilled[0], distilled[1].format("nowhere")).open_data()
+        open_teacher(tiny(distilled[0], distilled[1].format("nowhere")), CPU)
     with pytest.raises(UserError, match="there is no checkpoint of step 3"):
-        tiny(distilled[0], distilled[1].format(str(teacher)), "Distillation.step = 3").open_data()
+        open_teacher(tiny(distilled[0], distilled[1].format(str(teacher)), "Distillation.step = 3"), META)
     with pytest.raises(UserError, match=r"the vocabulary of the teacher .* has 256 tokens, that of the model 300"):
-        tiny(distilled[0], distilled[1].format(str(teacher)), "LanguageModel.vocab_size = 300").open_data()
+        open_teacher(tiny(distilled[0], distilled[1].format(str(teacher)), "LanguageModel.vocab_size = 300"), META)
 
 
 def refuse(*_):
@@ -344,7 +346,7 @@ def test_parts_that_do_not_fit_are_named_at_the_first_step(tiny, run_in, monkeyp
 
 def test_documents_of_a_sequence_do_not_meet(tiny):
     trainer = tiny("TextData.separate_documents = True")
-    dataset = trainer.open_data()
+    dataset = trainer.open_data().training
     batch = dataset.batch(0, 4)
     assert batch.documents.shape == batch.tokens.shape
     assert json.dumps(dataset.describe())

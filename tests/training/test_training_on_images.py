@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from saved import trained_model
 
 import ml
 from ml.api import build_trainer
@@ -42,9 +43,10 @@ Validation.every = None
 def test_a_model_learns_to_say_what_it_sees(tmp_path):
     config = ml.load(["models/llama.gin"], [SHAPES])
     trainer = build_trainer(config)
-    dataset, run = trainer.open_data(), RunFolder(tmp_path)
-    train(trainer, dataset, run, torch.device("cpu"), stream=io.StringIO())
-    batches = list(dataset.validation_batches(32))
+    data, run = trainer.open_data(), RunFolder(tmp_path)
+    train(trainer, data, run, torch.device("cpu"), stream=io.StringIO())
+    model = trained_model(trainer, run)
+    batches = list(data.training.validation_batches(32))
     num_targets = sum(batch.num_targets for batch in batches)
     # There are 216 captions, each as likely: to a model that sees nothing, each costs the logarithm at least.
     blind = math.log(216) * sum(len(batch.tokens) for batch in batches) / num_targets
@@ -55,7 +57,7 @@ def test_a_model_learns_to_say_what_it_sees(tmp_path):
             "shuffled": lambda images: images.roll(1, dims=0),
             "black": lambda images: torch.full_like(images, -1.0),
         }.items():
-            sums = [trainer.model.loss(b.tokens, b.targets, images=change(b.images)).cross_entropy for b in batches]
+            sums = [model.loss(b.tokens, b.targets, images=change(b.images)).cross_entropy for b in batches]
             losses[kind] = sum(sums).item() / num_targets
     assert run.metrics()[-1]["validation_loss"] == pytest.approx(losses["seen"], rel=1e-4)
     # Over seeds the first comes to 0.6 to 0.8 of it, the second to 1.6 to 2.0, the third to 1.2 and more.

@@ -1,8 +1,7 @@
 """The sets that a run is measured on, by name."""
 
-import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml.config import child, require
 from ml.data import Data, DataError, Dataset
@@ -63,17 +62,3 @@ def open_sets(
             raise DataError(f"the data of the validation set {name or 'of the run'} has nothing to predict")
         sets.append(ValidationSet(name, validation, dataset))
     return sets
-
-
-def sha256_of(training: Dataset, sets: list[ValidationSet]) -> str:
-    """One hash of all that a run is trained and measured on: a run goes on with the same, or not at all."""
-    own = [(one.name, one.dataset.sha256) for one in sets if one.dataset is not training]
-    if not own:
-        return training.sha256
-    return hashlib.sha256(repr([training.sha256, *own]).encode()).hexdigest()
-
-
-def describe(sets: list[ValidationSet], training: Dataset) -> dict[str, Any]:
-    """For the record: the data of the run, and that of the sets which have their own."""
-    own = {one.name or "validation": one.dataset.describe() for one in sets if one.dataset is not training}
-    return {**training.describe(), **({"validation_sets": own} if own else {})}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from saved import saved_tensors
+from saved import saved_tensors, trained_model
 
 import ml
 from ml.errors import UserError
@@ -158,7 +158,7 @@ def test_weights_are_exported_alone(tmp_path, text_file):
     run, trainer = saved_run(tmp_path, text_file)
     assert run.export(tmp_path / "weights.safetensors") == len(load_file(tmp_path / "weights.safetensors"))
     exported = load_file(tmp_path / "weights.safetensors")
-    for name, weight in trainer.model.named_parameters():
+    for name, weight in trained_model(trainer, ml.training.RunFolder(run.path)).named_parameters():
         assert torch.equal(exported[name], weight)
     with pytest.raises(UserError, match="has no average of the weights"):
         run.export(tmp_path / "average.safetensors", average=True)
@@ -201,7 +201,8 @@ def test_the_average_is_built_and_exported_in_the_place_of_the_weights(tmp_path,
 
 def test_torch_reads_a_checkpoint_without_us(tmp_path, text_file):
     run, trainer = saved_run(tmp_path, text_file)
-    into = {f"model/{name}": torch.zeros_like(weight) for name, weight in trainer.model.named_parameters()}
+    weights = dict(trained_model(trainer, ml.training.RunFolder(run.path)).named_parameters())
+    into = {f"model/{name}": torch.zeros_like(weight) for name, weight in weights.items()}
     dcp.load(into, checkpoint_id=run.checkpoint(), no_dist=True)
-    for name, weight in trainer.model.named_parameters():
+    for name, weight in weights.items():
         assert torch.equal(into[f"model/{name}"], weight)

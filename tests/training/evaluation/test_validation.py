@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from saved import trained_model
 
 from ml.data import ByteTokenizer, DataError
 from ml.training import Float32, RunError
@@ -104,7 +105,7 @@ def test_sets_by_name_have_their_own_data_and_rhythm(tiny, run_in, books):
     assert {step for step, names in measured.items() if of_books <= names} == {3, 6, 9, 12}
     assert {step for step, names in measured.items() if held_out <= names} == {5, 10, 12}
     assert re.search(r"step 12/12 .*held_out \d\.\d{4} bits/byte  books \d\.\d{4} bits/byte", printed)
-    model = trainer.model.eval()
+    model = trained_model(trainer, folder).eval()
     text = torch.tensor(list(books.read_bytes() + b"\0"))
     loss = by_hand(model, text) / (len(text) - 1)
     assert records[12]["validation_books_loss"] == pytest.approx(loss, rel=1e-5)
@@ -114,18 +115,17 @@ def test_sets_by_name_have_their_own_data_and_rhythm(tiny, run_in, books):
 def test_a_set_counts_the_bytes_of_its_own_tokenizer(tiny, books, monkeypatch):
     trainer = tiny(NAMED)
     trainer.validations["books"].own_data.tokenizer = OtherUnits()
-    trainer.open_data()
     state = trainer.start(CPU)
-    (one,) = [one for one in trainer.validation_sets if one.name == "books"]
+    (one,) = [one for one in trainer.open_data().validation_sets if one.name == "books"]
     result = one.validation.measure(state.model, one.dataset, 3, Float32(), CPU)
     assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) / 2)
 
 
 def test_what_a_set_leaves_open_for_the_run_does_not_change_it(tiny, books):
     trainer = tiny(NAMED, "TextData.validation_fraction = 0.2")
-    dataset = trainer.open_data()
-    held_out, own = (one.dataset for one in trainer.validation_sets)
-    assert held_out is dataset
+    data = trainer.open_data()
+    held_out, own = (one.dataset for one in data.validation_sets)
+    assert held_out is data.training
     assert own.num_validation_tokens == len(books.read_bytes())  # and not a fifth of it
     assert trainer.validations["books"].num_tokens is None
 
@@ -140,9 +140,8 @@ def test_a_changed_set_refuses_to_resume(tiny, run_in, books):
 
 def test_a_measurement_can_be_stopped_between_batches(tiny):
     trainer = tiny()
-    trainer.open_data()
     state = trainer.start(CPU)
-    (one,) = trainer.validation_sets
+    (one,) = trainer.open_data().validation_sets
     asked = []
 
     def after_three():

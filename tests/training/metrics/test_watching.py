@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from saved import trained_model
 
 import ml
 from ml.cli.training import Job
@@ -112,7 +113,7 @@ def test_a_slow_loader_shows_as_waiting(tiny, run_in, monkeypatch):
     folder, _, _ = run_in(trainer, "fast")
     fast = folder.metrics()[-1]["data_wait"]
     trainer = tiny("Trainer.validation = None", "Trainer.log_every = 6", "Checkpoints.every = None")
-    monkeypatch.setattr(trainer, "batches", slow)
+    vars(trainer)["batches"] = slow
     folder, _, _ = run_in(trainer, "slow")
     assert fast < 0.3 < 0.5 < folder.metrics()[-1]["data_wait"] < 1.0
 
@@ -165,15 +166,16 @@ def test_norms_are_those_of_all_gradients_and_weights_of_a_place(tiny, run_in, m
     bindings += ["Trainer.num_steps = 1", "CosineSchedule.warmup_steps = 0", "block_1/DecoderBlock.lr_scale = 0.5"]
     folder, _, _ = run_in(trained := tiny(*bindings, "Trainer.norms = @Norms"))
     (record,) = folder.metrics()
+    model = trained_model(trained, folder)
     oracle = tiny(*bindings)
     state = oracle.start(CPU)
-    (batch,) = oracle.batches(oracle.open_data(), 1)
+    (batch,) = oracle.batches(oracle.open_data().training, 1)
     (state.model.loss(**batch.inputs).total / batch.num_targets).backward()
     gradients = {name: parameter.grad for name, parameter in state.model.named_parameters()}
     for place in ("embeddings", "decoder.block_0", "decoder.block_1", "head"):
         expected = flat_norm(g for name, g in gradients.items() if name.startswith(f"{place}."))
         assert record["grad_norms"][place] == pytest.approx(expected, rel=1e-5)
-        weights = [p for name, p in trained.model.named_parameters() if name.startswith(f"{place}.")]
+        weights = [p for name, p in model.named_parameters() if name.startswith(f"{place}.")]
         assert record["weight_norms"][place] == pytest.approx(flat_norm(weights), rel=1e-5)
     assert len(state.groups) > 2
     for index, group in enumerate(state.groups):

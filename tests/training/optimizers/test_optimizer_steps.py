@@ -168,7 +168,7 @@ def test_the_state_is_what_torch_would_make_of_it_and_is_there_before_the_first_
     state = trainer.start(CPU)
     before = {name: {k: t.shape for k, t in state.optimizer.state[p].items()} for name, p in state.trained().items()}
     kept = [id(t) for p in state.trained().values() for t in state.optimizer.state[p].values()]
-    train_step(state, trainer.batches(trainer.open_data(), 1), trainer.precision, 1.0, CPU)
+    train_step(state, trainer.batches(trainer.open_data().training, 1), trainer.precision, 1.0, CPU)
     after = {name: {k: t.shape for k, t in state.optimizer.state[p].items()} for name, p in state.trained().items()}
     assert after == before
     assert [id(t) for p in state.trained().values() for t in state.optimizer.state[p].values()] == kept
@@ -208,7 +208,7 @@ class HostReads(TorchDispatchMode):
 def test_no_step_reads_a_value_back(tiny, optimizer, skip_step):
     average = "Trainer.weight_average = @ExponentialMovingAverage"
     trainer = tiny(f"Trainer.optimizer = @{optimizer}", f"Trainer.skip_step = {skip_step}", average)
-    state, dataset = trainer.start(CPU), trainer.open_data()
+    state, dataset = trainer.start(CPU), trainer.open_data().training
     batches = [trainer.batches(dataset, step) for step in (1, 2)]
     with HostReads() as reads:
         for of_step in batches:
@@ -258,7 +258,7 @@ def test_a_muon_that_does_not_fit_is_refused(tiny, binding, message):
 
 def test_the_state_of_two_optimizers_is_saved_and_loaded_as_of_one(tiny):
     trainers = [tiny("Trainer.optimizer = @Muon") for _ in range(2)]
-    dataset = trainers[0].open_data()
+    dataset = trainers[0].open_data().training
     first, second = (trainer.start(CPU) for trainer in trainers)
     file = io.BytesIO()
     train_step(first, trainers[0].batches(dataset, 1), trainers[0].precision, 1.0, CPU)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from saved import saved_tensors
+from saved import saved_tensors, trained_model
 from torch import nn
 
 from ml.config import ConfigError
@@ -78,7 +78,7 @@ def test_a_frozen_block_has_no_gradient_no_optimizer_state_and_keeps_its_weights
         )
     }
     folder, _, _ = run_in(trainer)
-    after = dict(trainer.model.named_parameters())
+    after = dict(trained_model(trainer, folder).named_parameters())
     unchanged = {name for name, weight in before.items() if torch.equal(weight, after[name])}
     assert unchanged == {name for name in before if ".block_0." in name}
     assert all(after[name].grad is None and not after[name].requires_grad for name in unchanged)

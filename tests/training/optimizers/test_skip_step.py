@@ -110,7 +110,7 @@ def test_a_skipped_step_leaves_everything_bitwise_and_the_run_goes_on_as_if_it_h
     ends = []
     for skips in ([], [3, 4, 6]):
         trainer = tiny(*bindings)
-        dataset, state = trainer.open_data(), trainer.start(CPU)
+        dataset, state = trainer.open_data().training, trainer.start(CPU)
         batch = iter(range(1, 100))
         for step in range(1, 8 + len(skips)):
             if step not in skips:
@@ -128,7 +128,7 @@ def test_a_skipped_step_leaves_everything_bitwise_and_the_run_goes_on_as_if_it_h
 
 def test_what_is_not_finite_in_the_very_first_step_is_skipped(tiny):
     trainer = tiny(SKIP, AVERAGED)
-    dataset, state = trainer.open_data(), trainer.start(CPU)
+    dataset, state = trainer.open_data().training, trainer.start(CPU)
     before, undo = everything(state), poison(state, math.nan)
     train_step(state, trainer.batches(dataset, 1), trainer.precision, 1.0, CPU)
     undo()
@@ -140,7 +140,7 @@ def test_a_step_that_is_taken_is_the_one_without_skipping(tiny):
     ends = []
     for skipping in (SKIP, "Trainer.skip_step = None"):
         trainer = tiny(skipping, AVERAGED)
-        dataset, state = trainer.open_data(), trainer.start(CPU)
+        dataset, state = trainer.open_data().training, trainer.start(CPU)
         for step in (1, 2, 3):
             torch.manual_seed(step)
             train_step(state, trainer.batches(dataset, step), trainer.precision, 1.0, CPU)

@@ -48,7 +48,7 @@ def test_the_average_is_that_of_the_formula(every, start, warmup):
 
 def test_the_average_is_that_of_torch(tiny):
     trainer = tiny(AVERAGE, "ExponentialMovingAverage.decay = 0.7", "ExponentialMovingAverage.warmup = False")
-    dataset, state = trainer.open_data(), trainer.start(CPU)
+    dataset, state = trainer.open_data().training, trainer.start(CPU)
     theirs = AveragedModel(state.model, multi_avg_fn=get_ema_multi_avg_fn(0.7))
     for step in range(1, 6):
         train_step(state, trainer.batches(dataset, step), trainer.precision, 1.0, CPU)
@@ -84,7 +84,7 @@ def test_of_tied_weights_there_is_one_average_and_of_frozen_ones_none(tiny):
 @pytest.mark.parametrize("precision", ["Float32", "PureBFloat16"])
 def test_the_model_has_the_average_as_its_weights_for_a_while(tiny, precision):
     trainer = tiny(AVERAGE, "ExponentialMovingAverage.start = 2", f"Trainer.precision = @{precision}")
-    dataset, state = trainer.open_data(), trainer.start(CPU)
+    dataset, state = trainer.open_data().training, trainer.start(CPU)
     for step in range(1, 6):
         train_step(state, trainer.batches(dataset, step), trainer.precision, 1.0, CPU)
     before = {name: (weight.data_ptr(), weight.clone()) for name, weight in state.trained().items()}
@@ -120,7 +120,7 @@ def test_a_run_with_an_average_is_the_run_without_one_and_measures_both(tiny, ru
 def test_everything_that_is_to_be_kept_is_in_its_tensors(tiny):
     """A state that gets the tensors of another one goes on bitwise like it."""
     trainers = [tiny(AVERAGE, "ExponentialMovingAverage.every = 2", "Trainer.skip_step = @SkipStep") for _ in range(2)]
-    dataset = trainers[0].open_data()
+    dataset = trainers[0].open_data().training
     first, second = (trainer.start(CPU) for trainer in trainers)
     for step in range(1, 6):
         train_step(first, trainers[0].batches(dataset, step), trainers[0].precision, 1.0, CPU)
