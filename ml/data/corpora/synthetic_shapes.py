@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from ml.config import configurable
+from ml.config import configurable, require
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus
 from ml.data.randomness import derive_seed, random_integers
-from ml.layers.checks import positive
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -37,7 +36,8 @@ class Shapes(ImageCorpus):
     """
 
     def __init__(self, num_images: int = 4096, seed: int = 0):
-        self.num_images = positive("num_images", num_images)
+        require(num_images > 0, "num_images", f"must be positive, not {num_images}")
+        self.num_images = num_images
         self.seed = seed
 
     def captioned_images(self, image_size: tuple[int, int]) -> list[CaptionedImage]:

@@ -1,6 +1,7 @@
 """Images with captions as training data: a caption is predicted from the image before it."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
-from ml.layers.checks import finite, positive_float
 from ml.targets import IGNORED
 
 
@@ -158,8 +158,10 @@ class ImageTextData(Data):
         self.tokenizer = child("tokenizer", tokenizer)
         self.sampling = child("sampling", sampling)
         self._separator = separator
-        self.pixel_mean = finite("pixel_mean", pixel_mean)
-        self.pixel_std = positive_float("pixel_std", pixel_std)
+        require(math.isfinite(pixel_mean), "pixel_mean", f"must be finite, not {pixel_mean}")
+        require(0.0 < pixel_std < math.inf, "pixel_std", f"must be positive and finite, not {pixel_std}")
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
         self.validation_fraction = validation_fraction
 
     @property
