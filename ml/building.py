@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml import config as configuration
-from ml.config import Config, ImportedValue
+from ml.config import Bindings, Config, ImportedValue
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ SHIPPED_CONFIGS = _BESIDE if (_BESIDE / "base.gin").is_file() else _PACKAGE / "s
 
 def load(
     gin_files: str | Path | Sequence[str | Path] = (),
-    bindings: str | Sequence[str] = (),
+    bindings: Bindings = (),
     *,
     search_path: Sequence[str | Path] = (),
     imported: Iterable[ImportedValue] = (),
@@ -34,7 +34,8 @@ def load(
 
     Args:
         gin_files: names of gin files, found as given, in the working folder, in `search_path`, among the shipped ones.
-        bindings: gin statements that come after the files, `["Linear.bias = False"]`.
+        bindings: gin statements that come after the files, `["Linear.bias = False"]`; or Python values by their keys,
+            `{"Linear.bias": False, "block_3/DecoderBlock.mixer": Mamba2}`.
         search_path: more folders in which files are looked for.
         imported: values of a pretrained checkpoint; weaker than any file or binding.
         allow_unused_bindings: makes bindings that have no effect warnings instead of errors.

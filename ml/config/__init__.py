@@ -3,7 +3,7 @@
 from gin import REQUIRED
 
 from ml.config.canonical import UNORDERED
-from ml.config.config import Config, ImportedValue, load
+from ml.config.config import Bindings, Config, ImportedValue, load
 from ml.config.configurable import configurable
 from ml.config.construction import ParameterError, child, require
 from ml.config.errors import ConfigError, Location, Problem
@@ -14,6 +14,7 @@ from ml.config.values import UnwritableError, register_constant, register_enum
 __all__ = [
     "REQUIRED",
     "UNORDERED",
+    "Bindings",
     "Config",
     "ConfigError",
     "ImportedValue",

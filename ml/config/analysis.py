@@ -8,11 +8,12 @@ import gin
 
 from ml.config import gin_internals
 from ml.config.canonical import canonical
-from ml.config.configurable import candidates, known_names, reference_to
+from ml.config.configurable import candidates, known_names
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import RawMacro, RawReference
 from ml.config.lost import Lost
 from ml.config.parsing import RawImport, RawStatement
+from ml.config.python_values import raw_value
 from ml.config.signatures import Configurable, ParameterSpec
 from ml.config.statements import Binding, Import, Layer, MacroDefinition, State
 from ml.config.types import mismatch, takes_constructor
@@ -369,11 +370,6 @@ def imported_statements(values: list[ImportedValue], first_order: int = 0) -> li
         name, _, parameter = key.rpartition(".")
         text = f"{item.key} = {item.value!r}"
         statements.append(
-            RawStatement(tuple(scope), name, parameter, _raw(item.value), item.layer, Location(item.source), text)
+            RawStatement(tuple(scope), name, parameter, raw_value(item.value), item.layer, Location(item.source), text)
         )
     return statements
-
-
-def _raw(value: Any) -> Any:
-    reference = reference_to(value)
-    return RawReference(reference.scopes, reference.configurable.selector, False) if reference else value

@@ -1,21 +1,34 @@
 """A configuration as a value: loaded, checked, frozen, and able to say where everything in it came from."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml.config.analysis import Analysis, Analyzer, ImportedValue, imported_statements
-from ml.config.configurable import Configurable, reference_to
+from ml.config.configurable import Configurable, is_outdated, reference_to
 from ml.config.construction import Build
 from ml.config.effects import Effects, find_effects
 from ml.config.errors import ConfigError, Location, Problem, did_you_mean
-from ml.config.operative import fingerprint, operative_config
+from ml.config.operative import difference, fingerprint, operative_config
 from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
-from ml.config.provenance import Record, records
+from ml.config.provenance import Record, records, value_at
+from ml.config.python_values import python_statements
 from ml.config.statements import Binding, Layer
 from ml.config.values import to_text
+
+Bindings = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+
+
+class Source(NamedTuple):
+    """All that a configuration is made from, without what it is checked against: it can be pickled."""
+
+    name: str
+    reader: Reader
+    root: Callable[[], Any]
+    allow_unused_bindings: bool
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Config:
     name: str
     operative: str
     warnings: tuple[Problem, ...] = ()
+    _source: Source = field(default=None, repr=False)
     _analysis: Analysis = field(default_factory=Analysis, repr=False)
     _checked: Build = field(default=None, repr=False)
     _effects: Effects = field(default_factory=Effects, repr=False)
@@ -41,9 +55,29 @@ class Config:
         return fingerprint(self.operative)
 
     def build(self, root: Callable[[], Any]) -> Any:
-        """Calls `root` with this configuration in force in this thread, and with no other."""
+        """Calls `root` with this configuration in force in this thread, and with no other.
+
+        Raises:
+            ConfigError: where something that it builds was defined again since it was checked.
+        """
+        outdated = sorted({call.info.name for call in self._checked.calls if is_outdated(call.info)})
+        if outdated:
+            message = f"{', '.join(outdated)} was defined again since this configuration was loaded: load it again"
+            raise ConfigError([message])
         with Build(self._analysis.bindings):
             return root()
+
+    def value(self, path: str, name: str) -> Record:
+        """Who set one parameter at one place: `value("decoder/block_3/mixer/query", "Linear.bias")`.
+
+        Args:
+            path: the place, written as a scope.
+            name: the configurable that is built there, and its parameter.
+
+        Raises:
+            UserError: where nothing of that name is built there.
+        """
+        return value_at(list(self.records()), path, name)
 
     def records(self) -> Iterator[Record]:
         """Who set what: a record for every parameter of everything that is built."""
@@ -78,10 +112,20 @@ class Config:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
+    def __copy__(self) -> "Config":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Config":
+        return self  # nothing changes it
+
+    def __reduce__(self):
+        modules = {call.info.constructor.__module__ for call in self._checked.calls} - {"__main__"}
+        return _restored, (self._source, sorted(modules), self.operative)
+
 
 def load(
     files: str | Path | Sequence[str | Path] = (),
-    bindings: str | Sequence[str] = (),
+    bindings: Bindings = (),
     *,
     root: Callable[[], Any],
     search_path: Sequence[str | Path] = (),
@@ -94,7 +138,7 @@ def load(
 
     Args:
         files: names of gin files; later ones are stronger.
-        bindings: gin statements that come after the files.
+        bindings: gin statements that come after the files; or Python values by their keys, `{"Linear.bias": False}`.
         root: builds everything that a run builds, from nothing but the configuration; it must touch no file and
             allocate nothing.
         search_path: folders in which files are looked for after the working folder.
@@ -107,13 +151,29 @@ def load(
         ConfigError: with everything that is wrong.
     """
     files = [files] if isinstance(files, str | Path) else list(files)
-    bindings = [bindings] if isinstance(bindings, str) else list(bindings)
+    bindings = [bindings] if isinstance(bindings, str | Mapping) else list(bindings)
     reader = Reader(SearchPath([Path(folder) for folder in search_path], shipped))
     reader.statements += imported_statements(list(imported))
     for file in files:
         reader.read_file(str(file))
     for index, text in enumerate(bindings):
-        reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
+        if isinstance(text, Mapping):
+            statements, problems = python_statements(text, "bindings")
+            reader.statements += statements
+            reader.problems += problems
+        else:
+            reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
+    name = Path(files[0]).stem if files else "bindings"
+    return _checked(Source(name, reader, root, allow_unused_bindings))
+
+
+def _checked(source: Source) -> Config:
+    """Checks statements, and builds once to see that each takes effect.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    name, reader, root, allow_unused_bindings = source
     analysis = Analyzer(reader.statements, reader.lost).run()
     problems = reader.problems + analysis.problems
     if reader.lost.everything:
@@ -137,8 +197,22 @@ def load(
             problems += error.problems
     if problems or (idle and not allow_unused_bindings):
         raise ConfigError(_in_order(problems + ([] if allow_unused_bindings else idle), reader.files))
-    name = Path(files[0]).stem if files else "bindings"
-    return Config(name, operative, (*analysis.warnings, *idle), analysis, build, effects)
+    return Config(name, operative, (*analysis.warnings, *idle), source, analysis, build, effects)
+
+
+def _restored(source: Source, modules: list[str], operative: str) -> Config:
+    """A configuration in another process: checked again there, against the code that it finds.
+
+    Raises:
+        ConfigError: where that code makes another run of it.
+    """
+    for module in modules:
+        importlib.import_module(module)
+    config = _checked(source)
+    if config.fingerprint != fingerprint(operative):
+        changed = "\n".join(difference(operative, config.operative))
+        raise ConfigError([f"the code of this process makes another run of the configuration:\n{changed}"])
+    return config
 
 
 def _run(root: Callable[[], Any], build: Build) -> Exception | None:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ class _Active(threading.local):
 
 active = _Active()
 _by_selector: dict[str, Configurable] = {}
-_by_object: dict[int, Configurable] = {}
+_by_object: dict[int, tuple[Any, Configurable]] = {}  # with the object, so that its id stays its own
 
 
 def configurable(name_or_target: Any = None, /, **options: Any):
@@ -39,8 +40,20 @@ def _register(target: Callable[..., Any], name: str | None, options: dict[str, A
     if isinstance(target, type) and "__init__" not in target.__dict__:
         # Gin would wrap an inherited __init__ that is already managed: the bindings of the parent would then apply too.
         target.__init__ = _own_copy(target.__init__)
-    gin.configurable(name, **options)(target)
+    with gin.config.interactive_mode() if _is_defined_again(target, name, options) else nullcontext():
+        gin.configurable(name, **options)(target)
     return adopt(gin_internals.entry_of(target)).target
+
+
+def _is_defined_again(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> bool:
+    """Whether the same piece of code runs again, as when a cell is run twice or a module reloaded."""
+    name = name or target.__name__
+    module = options.get("module", None if "." in name else target.__module__)
+    known = gin_internals.registered(f"{module}.{name}" if module else name)
+    return known is not None and all(
+        getattr(known.wrapped, attribute, None) == getattr(target, attribute)
+        for attribute in ("__module__", "__qualname__")
+    )
 
 
 def _own_copy(inherited: Callable[..., None]) -> Callable[..., None]:
@@ -57,14 +70,14 @@ def _own_copy(inherited: Callable[..., None]) -> Callable[..., None]:
 def adopt(entry: Any) -> Configurable:
     """Puts a configurable of gin's registry under Juniper's rules, however it was registered."""
     known = _by_selector.get(entry.selector)
-    if known is not None:
+    if known is not None and find(entry.wrapped) is known and not is_outdated(entry.wrapped):
         return known
     # gin.register and gin.external_configurable leave a class as it is: it is then called like a function.
     in_place = isinstance(entry.wrapped, type) and entry.wrapper is entry.wrapped
     info = _adopt_class(entry) if in_place else _adopt_function(entry)
     _by_selector[entry.selector] = info
     for known_as in (info.target, entry.wrapped, entry.wrapper):
-        _by_object[id(known_as)] = info
+        _by_object[id(known_as)] = (known_as, info)
     return info
 
 
@@ -158,11 +171,27 @@ def known_names() -> list[str]:
 
 
 def find(value: Any) -> Configurable | None:
-    """The configurable behind a class or function, or None."""
-    try:
-        return _by_object.get(id(value))
-    except TypeError:
-        return None
+    """The configurable behind a class or function, or None; the newest, where it was defined again."""
+    held = _by_object.get(id(value))
+    return _by_selector[held[1].selector] if held else None
+
+
+def is_outdated(value: Any) -> bool:
+    """Whether a configurable, or its class or function, was defined again since."""
+    if isinstance(value, Configurable):
+        return _by_selector[value.selector] is not value
+    held = _by_object.get(id(value))
+    return held is not None and is_outdated(held[1])
+
+
+def newest(constructor: Callable[..., Any]) -> Callable[..., Any]:
+    """The class or function that stands in place of one that was defined again; any other as it is."""
+    return find(constructor).target if is_outdated(constructor) else constructor
+
+
+def _by_name(selector: str) -> Configurable:
+    """The configurable of a full name, also where nothing looked it up before in this process."""
+    return _by_selector.get(selector) or adopt(gin_internals.registered(selector))
 
 
 class ScopedConstructor:
@@ -176,7 +205,7 @@ class ScopedConstructor:
         gin_internals.ensure_scope_stack()
         gin_internals.enter_scope([*gin_internals.current_scope(), *self.scopes])
         try:
-            return _by_selector[self.selector].target(*args, **kwargs)
+            return _by_name(self.selector).target(*args, **kwargs)
         finally:
             gin_internals.exit_scope()
 
@@ -192,12 +221,12 @@ class ScopedConstructor:
 
 def constructed_by(constructor: Callable[..., Any]) -> Configurable | None:
     """The configurable that a constructor builds, with or without scopes; None for what is not configurable."""
-    return _by_selector[constructor.selector] if isinstance(constructor, ScopedConstructor) else find(constructor)
+    return _by_name(constructor.selector) if isinstance(constructor, ScopedConstructor) else find(constructor)
 
 
 def reference_to(value: Any) -> Reference | None:
     """The reference that stands for a class, a function or a scoped constructor in text; None for anything else."""
     if isinstance(value, ScopedConstructor):
-        return Reference(value.scopes, _by_selector[value.selector])
+        return Reference(value.scopes, _by_name(value.selector))
     info = find(value) if callable(value) else None
     return Reference((), info) if info else None

@@ -12,7 +12,7 @@ from typing import Any
 import gin
 
 from ml.config import gin_internals
-from ml.config.configurable import Configurable, active, constructed_by, find
+from ml.config.configurable import Configurable, active, constructed_by, find, newest
 from ml.config.errors import ConfigError, Location, Problem
 from ml.config.plans import Call, Candidate, Cause, Plan, to_object
 from ml.config.scopes import PathIndex, compress, match
@@ -154,7 +154,7 @@ class Build:
             if built is None:
                 return constructor(*args, **{**_suggested(constructor, defaults, derived), **kwargs})
             self._suggested = self._suggestions((*path, name), built, defaults, derived)
-            return constructor(*args, **kwargs)
+            return newest(constructor)(*args, **kwargs)
         finally:
             self._suggested = NO_SUGGESTIONS
             self._scopes.pop()

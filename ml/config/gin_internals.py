@@ -48,6 +48,11 @@ def registry():
     return _config._REGISTRY
 
 
+def registered(selector: str):
+    """The registry's entry of a full selector, or None."""
+    return _config._REGISTRY.get(selector)
+
+
 def selectors() -> list[str]:
     """The full names of everything registered."""
     return [selector for selector, _ in _config._REGISTRY.items()]

@@ -9,11 +9,13 @@ from typing import Any
 import gin
 
 from ml.config.configurable import reference_to
+from ml.config.errors import did_you_mean
 from ml.config.plans import Call
 from ml.config.scopes import compress, matches
 from ml.config.signatures import EMPTY, ParameterSpec
 from ml.config.statements import Layer
 from ml.config.values import UnwritableError, to_text
+from ml.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,28 @@ def _selected(record: Record, scope: list[str], last: str, named: str, parameter
 def _occurs(scope: list[str], path: list[str]) -> bool:
     remaining = iter(path)
     return all(any(matches(p, component) or fnmatchcase(component, p) for component in remaining) for p in scope)
+
+
+def value_at(found: list[Record], path: str, name: str) -> Record:
+    """The record of one parameter at one place.
+
+    Raises:
+        UserError: where there is none, or several things of that name with different values are built there.
+    """
+    named, _, parameter = name.rpartition(".")
+    here = [record for record in found if record.path == path]
+    values = [r for r in here if r.parameter == parameter and r.configurable == named]
+    if not here:
+        paths = dict.fromkeys(record.path for record in found)
+        raise UserError(f"nothing is built at {path!r}{did_you_mean(path, paths)}")
+    if not values:
+        names = [f"{record.configurable}.{record.parameter}" for record in here]
+        kinds = ", ".join(dict.fromkeys(record.configurable for record in here))
+        raise UserError(f"there is no {name} at {path!r}, where {kinds} is built{did_you_mean(name, names)}")
+    if any(record != values[0] for record in values):
+        given = ", ".join(dict.fromkeys(record.value for record in values))
+        raise UserError(f"{name} is built several times at {path!r}, with the values {given}")
+    return values[0]
 
 
 def explain(found: list[Record]) -> str:

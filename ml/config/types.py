@@ -154,7 +154,10 @@ def _product(kind: Any) -> str:
 
 
 def _may_stand_for(made: type, wanted: type) -> bool:
-    return getattr(wanted, "_is_protocol", False) or issubclass(made, wanted) or (wanted is float and made is int)
+    if getattr(wanted, "_is_protocol", False) or issubclass(made, wanted) or (wanted is float and made is int):
+        return True
+    # A class that was defined again is another object: what names the old one means the new one too.
+    return any((b.__module__, b.__qualname__) == (wanted.__module__, wanted.__qualname__) for b in made.__mro__)
 
 
 def _items_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None:
