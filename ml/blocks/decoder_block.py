@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import child, configurable, unused
 from ml.layers.checks import finite, probability
 from ml.layers.context import Context
 from ml.layers.mixers.attention import Attention
@@ -53,6 +53,11 @@ class DecoderBlock(nn.Module):
         self.activation_checkpointing = None
         if activation_checkpointing is not None:
             self.activation_checkpointing = child("activation_checkpointing", activation_checkpointing)
+        unused(mlp is None, "mlp_norm", "mlp")
+        unused(mlp is None, "mlp_output_norm", "mlp")
+        if mixer_norm is not None:
+            unused(mlp is None, "normalization", "mixer_norm", "mlp")
+            unused(mlp is not None and mlp_norm is not None, "normalization", "mixer_norm", "mlp_norm")
         self.mixer_norm = child("mixer_norm", mixer_norm or normalization, hidden_size)
         self.mixer = child("mixer", mixer, hidden_size)
         self.mixer_output_norm = self.mlp_norm = self.mlp = self.mlp_output_norm = None

@@ -5,7 +5,7 @@ from gin import REQUIRED
 from ml.config.canonical import UNORDERED
 from ml.config.config import Bindings, Config, ImportedValue, load
 from ml.config.configurable import configurable
-from ml.config.construction import ParameterError, child, require
+from ml.config.construction import ParameterError, child, require, unused
 from ml.config.errors import ConfigError, Location, Problem
 from ml.config.operative import difference, fingerprint
 from ml.config.provenance import Record, explain, select
@@ -33,4 +33,5 @@ __all__ = [
     "register_enum",
     "require",
     "select",
+    "unused",
 ]

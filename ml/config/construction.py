@@ -16,7 +16,7 @@ from ml.config.configurable import Configurable, active, constructed_by, find, n
 from ml.config.errors import ConfigError, Location, Problem
 from ml.config.plans import Call, Candidate, Cause, Plan, to_object
 from ml.config.scopes import PathIndex, compress, match
-from ml.config.statements import Binding
+from ml.config.statements import UNSET, Binding
 from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions
 from ml.config.types import mismatch
 from ml.config.values import Reference, substitute
@@ -391,8 +391,10 @@ def _cause(calling: list[Call], parameter: str) -> Cause:
     for call in reversed(calling):
         if parameter in call.info.parameters and parameter not in call.arguments:
             candidates = call.plan.candidates.get(parameter)
-            return Cause(f"{call.info.name}.{parameter}", candidates[-1].binding if candidates else None)
-    return Cause(f"{calling[-1].info.name}.{parameter}", None)
+            suggested = call.suggestions.value(parameter)
+            default = call.info.parameters[parameter].default if suggested is UNSET else suggested
+            return Cause(f"{call.info.name}.{parameter}", candidates[-1].binding if candidates else None, default)
+    return Cause(parameter, None, UNSET)
 
 
 def _missing_problem(call: Call, parameter: str, binding: Binding | None) -> Problem:

@@ -64,10 +64,17 @@ def _has_no_default(info: Configurable, parameter: str) -> bool:
 
 
 class Cause(NamedTuple):
-    """A parameter whose value makes another one useless, and the binding that set it, None for a default."""
+    """A parameter whose value makes another one useless.
+
+    Attributes:
+        name: with that of its configurable.
+        binding: what set it, None where nothing did.
+        default: its value there; `UNSET` where only the parent decides it.
+    """
 
     name: str
     binding: Binding | None
+    default: Any = None
 
 
 _NOTHING: Mapping[str, tuple[Cause, ...]] = {}

@@ -8,9 +8,9 @@ from ml.config.construction import Build
 from ml.config.errors import did_you_mean
 from ml.config.plans import Call, Cause
 from ml.config.scopes import compress, parse_range, split_index
-from ml.config.statements import Binding, Layer
+from ml.config.statements import UNSET, Binding, Layer
 from ml.config.types import takes_constructor
-from ml.config.values import Reference, walk
+from ml.config.values import Reference, to_text, walk
 
 _FAR = 3
 
@@ -119,16 +119,21 @@ def _why_beaten(binding: Binding, obstacles: list[Obstacle]) -> str:
     if all(obstacle.decided for obstacle in obstacles):
         return f"{name} is decided by the parent, which always passes it: it cannot be bound"
     shadows = dict.fromkeys(obstacle.shadow for obstacle in obstacles if obstacle.shadow is not None)
-    causes = dict.fromkeys(cause for obstacle in obstacles for cause in obstacle.causes)
+    causes = dict.fromkeys(_set_so(cause) for obstacle in obstacles for cause in obstacle.causes)
     reasons = []
     if shadows:
         reasons.append("it is shadowed everywhere, by " + ", ".join(f"{b.key} ({b.location})" for b in shadows))
     if causes:
-        set_so = [
-            f"{c.binding.text()} ({c.binding.location})" if c.binding else f"{c.name} is its default" for c in causes
-        ]
-        reasons.append(f"{name} has no effect where {' and '.join(set_so)}")
+        reasons.append(f"{name} has no effect where {' and '.join(causes)}")
     return "; ".join(reasons)
+
+
+def _set_so(cause: Cause) -> str:
+    if cause.binding is not None:
+        return f"{cause.binding.text()} ({cause.binding.location})"
+    if cause.default is UNSET:
+        return f"the parent decides {cause.name}"
+    return f"{cause.name} = {to_text(cause.default, reference_to)} (its default)"
 
 
 def _distance(found: Configurable | None, wanted: Configurable) -> int:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import child, configurable, unused
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive
 from ml.layers.context import Context
@@ -44,6 +44,7 @@ class CausalConvolution(nn.Module):
             derived={"initialization": weight_initialization},
         )
         self.bias = None
+        unused(not bias, "bias_initialization", "bias")
         if bias:
             self.bias = child(
                 "bias",

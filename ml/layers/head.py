@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import child, configurable, unused
 from ml.layers.checks import non_negative, positive, positive_float
 from ml.layers.chunked_loss import chunked_sums
 from ml.layers.initialization import Initialization, normal
@@ -46,6 +46,7 @@ class LanguageModelHead(nn.Module):
         self.lr_scale = checked_lr_scale(lr_scale)
         self.norm = child("norm", normalization, hidden_size)
         self.weight = None
+        unused(tied, "weight_initialization", "tie_word_embeddings")
         if not tied:
             self.weight = child(
                 "weight", Parameter, (vocab_size, hidden_size), derived={"initialization": weight_initialization}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable, require
+from ml.config import child, configurable, require, unused
 from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
 
@@ -37,6 +37,7 @@ class Linear(nn.Module):
             "weight", Parameter, (out_features, in_features), derived={"initialization": weight_initialization}
         )
         self.bias = None
+        unused(not bias, "bias_initialization", "bias")
         if bias:
             self.bias = child(
                 "bias",

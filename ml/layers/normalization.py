@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable, require
+from ml.config import child, configurable, require, unused
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive, positive_float
 from ml.layers.initialization import Initialization, ones, zeros
@@ -146,6 +146,7 @@ class LayerNorm(nn.Module):
             derived={"initialization": weight_initialization},
         )
         self.bias = None
+        unused(not bias, "bias_initialization", "bias")
         if bias:
             self.bias = child(
                 "bias",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ml.config import configurable, require
+from ml.config import configurable, require, unused
 from ml.data.corpora.standard_library import standard_library_files
 from ml.data.errors import DataError
 
@@ -47,6 +47,7 @@ class TextFiles(Corpus):
         invalid_utf8: Literal["replace", "error"] = "replace",
     ):
         require(paths is None or len(paths) > 0, "paths", "names nothing to read")
+        unused(paths is None, "pattern", "paths")
         self.paths = [paths] if isinstance(paths, str) else paths
         self.pattern = pattern
         self.invalid_utf8 = invalid_utf8

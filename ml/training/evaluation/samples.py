@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ml.config import configurable, require
+from ml.config import configurable, require, unused
 from ml.data import Data
 from ml.files import write_atomically
 from ml.models import LanguageModel
@@ -54,6 +54,8 @@ class Samples:
         require(top_k is None or top_k > 0, "top_k", f"must be positive, not {top_k}")
         require(top_p is None or 0.0 < top_p <= 1.0, "top_p", f"must be above 0 and at most 1, not {top_p}")
         require(min_p is None or 0.0 <= min_p <= 1.0, "min_p", f"must be from 0 to 1, not {min_p}")
+        for name in ("top_k", "top_p", "min_p", "seed"):
+            unused(temperature == 0.0, name, "temperature")
         self.every = every
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         self.num_tokens = num_tokens
