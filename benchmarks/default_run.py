@@ -28,7 +28,8 @@ def main() -> None:
             f"default run: {took:.0f} s, loss {first['loss']:.2f} -> {last['loss']:.2f} nats per byte, "
             f"validation {last['validation_bits_per_byte']:.2f} bits per byte"
         )
-        took = run("--gin_file=recipes/llama_1b.gin", "--dry_run", f"--run_dir={folder}/large")
+        tokens = "--gin.TokenFiles.paths='tokens'"  # a dry run needs no files
+        took = run("--gin_file=recipes/llama_1b.gin", tokens, "--dry_run", f"--run_dir={folder}/large")
         print(f"dry run of recipes/llama_1b.gin: {took:.1f} s")
 
 

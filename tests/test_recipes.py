@@ -13,38 +13,42 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from recipe_facts import computed, stated
 
 import ml
 from ml.api import build_trainer
-from ml.data import ByteTokenizer
+from ml.data import ByteTokenizer, TokenFiles
 from ml.data.token_files.writing import TokenWriter
 from ml.training import RunFolder, train
 
 GOLDEN = Path(__file__).parent / "golden"
+README = Path(__file__).parents[1] / "README.md"
 RECIPES = [
     "base.gin",
     *sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("recipes/*.gin")),
 ]
+SHAPES = sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("models/*_[0-9]*.gin"))
+CONFIGS = [*RECIPES, *(shape for shape in SHAPES if shape.replace("models/", "recipes/") not in RECIPES)]
 # GPT-2 small and Llama 3.2 1B as published; the others are counted in the models of transformers of the same shape.
-PARAMETERS = {"recipes/gpt2_124m.gin": 124_439_808, "recipes/llama_1b.gin": 1_235_814_400}
+PARAMETERS = {"models/gpt2_124m.gin": 124_439_808, "models/llama_1b.gin": 1_235_814_400}
 PUBLISHED = {
-    "recipes/qwen3_0.6b.gin": (
+    "models/qwen3_0.6b.gin": (
         "Qwen3",
         {
             "vocab_size": 151936, "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
             "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "tie_word_embeddings": True,
         },
     ),
-    "recipes/mistral_7b.gin": ("Mistral", {"vocab_size": 32000, "intermediate_size": 14336}),
-    "recipes/mixtral_8x7b.gin": ("Mixtral", {"vocab_size": 32000, "intermediate_size": 14336}),
-    "recipes/gemma3_1b.gin": (
+    "models/mistral_7b.gin": ("Mistral", {"vocab_size": 32000, "intermediate_size": 14336}),
+    "models/mixtral_8x7b.gin": ("Mixtral", {"vocab_size": 32000, "intermediate_size": 14336}),
+    "models/gemma3_1b.gin": (
         "Gemma3",
         {
             "vocab_size": 262144, "hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4,
             "num_key_value_heads": 1, "head_dim": 256, "intermediate_size": 6912,
         },
     ),
-    "recipes/deepseek_v3_16b.gin": (
+    "models/deepseek_v3_16b.gin": (
         "DeepseekV3",
         {
             "vocab_size": 163840, "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16,
@@ -54,7 +58,7 @@ PUBLISHED = {
             "n_group": 1, "topk_group": 1,
         },
     ),
-    "recipes/mamba2_1.3b.gin": (
+    "models/mamba2_1.3b.gin": (
         "Mamba2",
         {
             "vocab_size": 50288, "hidden_size": 2048, "num_hidden_layers": 48, "num_heads": 64, "head_dim": 64,
@@ -66,7 +70,7 @@ PUBLISHED = {
 TRAINING = [
     "Trainer.num_steps = 3", "Trainer.batch_size = 2", "Trainer.micro_batch_size = 1", "Trainer.sequence_length = 32",
     "Trainer.compile = False", "Trainer.precision = @Float32", "CosineSchedule.warmup_steps = 1",
-    "Validation.num_tokens = 64", "Validation.every = None", "Checkpoints.every = None",
+    "TextFiles.paths = 'text.txt'", "Validation.num_tokens = 64", "Validation.every = None", "Checkpoints.every = None",
 ]  # fmt: skip
 WIDTHS = ["LanguageModel.vocab_size = 256", "LanguageModel.hidden_size = 32"]
 REPEATED = [*WIDTHS, "decoder/Repeat.num_blocks = 2"]
@@ -83,10 +87,10 @@ SMALL = {
     "recipes/llama_1b.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/gpt2_124m.gin": [*REPEATED, "Attention.num_heads = 4", "MLP.intermediate_size = 64"],
     "recipes/qwen3_0.6b.gin": [*REPEATED, *HEADS, *GATED],
-    "recipes/mistral_7b.gin": [*REPEATED, *HEADS, *GATED, "Attention.window_size = 8"],
-    "recipes/mixtral_8x7b.gin": [*REPEATED, *HEADS, *GATED],
+    "models/mistral_7b.gin": [*REPEATED, *HEADS, *GATED, "Attention.window_size = 8"],
+    "models/mixtral_8x7b.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/gemma3_1b.gin": [*WIDTHS, *HEADS, *GATED, "Pattern.num_blocks = 6", "local/Attention.window_size = 8"],
-    "recipes/deepseek_v3_16b.gin": [
+    "models/deepseek_v3_16b.gin": [
         *WIDTHS, "sparse/Repeat.num_blocks = 2", "LatentAttention.num_heads = 2", "LatentAttention.head_size = 8",
         "LatentAttention.key_value_rank = 16", "LatentAttention.rotary_size = 4", "LatentAttention.value_head_size = 8",
         "MixtureOfExperts.num_experts = 8", "dense/GatedMLP.intermediate_size = 48",
@@ -97,23 +101,73 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def includes(name):
+    """A shipped file and all that it includes."""
+    found, waiting = set(), [name]
+    while waiting:
+        found.add(name := waiting.pop())
+        text = (ml.SHIPPED_CONFIGS / name).read_text(encoding="utf-8")
+        waiting += set(re.findall(r"^include '(.*)'", text, re.MULTILINE)) - found
+    return found
+
+
+def load(recipe, bindings=(), **options):
+    """Loads a recipe with what it requires of the user."""
+    required = ["TokenFiles.paths = 'tokens'"] if "data/token_files.gin" in includes(recipe) else []
+    return ml.load(recipe, [*required, *bindings], **options)
+
+
+@pytest.mark.parametrize("recipe", CONFIGS)
 def test_a_recipe_has_its_golden_operative_config(recipe):
-    operative = ml.load(recipe).operative
+    operative = load(recipe).operative
     golden = GOLDEN / f"{Path(recipe).stem}.gin"
     if os.environ.get("JUNIPER_UPDATE_GOLDEN"):
         golden.write_text(operative, encoding="utf-8")
     assert operative == golden.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", CONFIGS)
 def test_a_recipe_saved_and_loaded_is_the_same(recipe):
     golden = GOLDEN / f"{Path(recipe).stem}.gin"
     assert ml.load(golden).operative == golden.read_text(encoding="utf-8")
 
 
 def test_there_is_no_golden_config_without_a_recipe():
-    assert {path.stem for path in GOLDEN.iterdir()} == {Path(recipe).stem for recipe in RECIPES}
+    assert {path.stem for path in GOLDEN.iterdir()} == {Path(recipe).stem for recipe in CONFIGS}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_head_of_a_recipe_states_what_its_run_is(recipe):
+    head = stated((ml.SHIPPED_CONFIGS / recipe).read_text(encoding="utf-8"))
+    facts = computed(load(recipe))
+    trained_on_tokens = "data/token_files.gin" in includes(recipe)
+    expected = {"parameters", "tokens", "memory", "hardware"} | ({"tokenizer"} if trained_on_tokens else set())
+    assert expected <= head.keys()
+    assert {name: head[name] for name in facts if name in head} == {name: facts[name] for name in facts if name in head}
+
+
+def test_the_readme_has_a_row_for_each_recipe():
+    rows = re.findall(r"^\| `([^`]+\.gin)` \|(.*)\|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    expected = []
+    for recipe in RECIPES:
+        head = stated((ml.SHIPPED_CONFIGS / recipe).read_text(encoding="utf-8"))
+        memory = head["memory"].removesuffix(" without activations")
+        expected.append((recipe, [head["parameters"], head["tokens"].split(" in ")[0], memory, head["hardware"]]))
+    assert [(name, [cell.strip() for cell in cells.split("|")]) for name, cells in rows] == expected
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "data/token_files.gin" in includes(recipe)])
+def test_a_recipe_for_token_files_asks_for_them(recipe):
+    with pytest.raises(ml.ConfigError) as caught:
+        ml.load(recipe)
+    assert len(caught.value.problems) == 1
+    assert "data/token_files.gin:7: TokenFiles.paths must be set" in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_model_of_more_tokens_than_bytes_reads_token_files(recipe):
+    trainer = build_trainer(load(recipe))
+    assert isinstance(trainer.data, TokenFiles) == (trainer.model.vocab_size > 257)  # bytes, and a token for images
 
 
 @pytest.mark.parametrize(("recipe", "count"), PARAMETERS.items(), ids=PARAMETERS)
@@ -144,12 +198,11 @@ def write_data(texts):
         writer.finish({})
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", CONFIGS)
 def test_a_small_version_of_a_recipe_trains(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data([f"{number} and {number + 1}.\n" for number in range(400)])
-    data = ["TextFiles.paths = 'text.txt'"]  # the recipes of other data name what is written here
-    trainer = build_trainer(ml.load(recipe, [*TRAINING, *data, *SMALL[recipe]], allow_unused_bindings=True))
+    trainer = build_trainer(load(recipe, [*TRAINING, *SMALL[recipe]], allow_unused_bindings=True))
     run = RunFolder(tmp_path / "run")
     outcome = train(trainer, trainer.open_data(), run, torch.device("cpu"), stream=io.StringIO())
     assert outcome.is_finished
@@ -164,11 +217,7 @@ def test_the_recipe_of_30_million_parameters_has_about_as_many():
 
 
 def test_every_shipped_file_is_used_by_some_recipe_or_stands_behind_one():
-    used, waiting = set(), list(RECIPES)
-    while waiting:
-        used.add(name := waiting.pop())
-        text = (ml.SHIPPED_CONFIGS / name).read_text(encoding="utf-8")
-        waiting += set(re.findall(r"^include '(.*)'", text, re.MULTILINE)) - used
+    used = set().union(*map(includes, [*RECIPES, *SHAPES]))
     shipped = {path.relative_to(ml.SHIPPED_CONFIGS).as_posix() for path in ml.SHIPPED_CONFIGS.rglob("*.gin")}
     assert used <= shipped
     assert shipped - used == {"training/muon.gin", "tests/kill.gin"}
