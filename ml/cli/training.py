@@ -12,10 +12,12 @@ import ml
 from ml.api import build_trainer
 from ml.config import Config, ConfigError, difference, explain, fingerprint, select
 from ml.config.errors import report
+from ml.data import Dataset
 from ml.errors import UserError
 from ml.models.summary import summarize
 from ml.runs import open_teacher
 from ml.training import Initial, RunFolder, Trainer, train
+from ml.training.preflight import warnings_of
 from ml.training.summary import memory_of_training, summarize_training
 
 _MOST_DIFFERENCES = 20
@@ -69,6 +71,7 @@ def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
     _initial(job, trainer)
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
+    _warn(trainer, _device())
     if pattern is not None:
         found = select(config.records(), pattern)
         if not found:
@@ -85,13 +88,14 @@ def run(job: Job, run_dir: str | None) -> int:
     """Trains from the first step, or from where the run in the folder stopped."""
     config = job.config
     folder = _folder(config, run_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     trainer = build_trainer(config)
     trainer.check_machine()
     # Before anything is written: what is wrong with the weights or the data leaves no folder behind.
     initial = _initial(job, trainer)
     teacher = open_teacher(trainer, device)
     run_data = trainer.open_data()
+    _warn(trainer, device, run_data.training)
     folder.create()
     folder.write_config(config.text, config.operative, config.provenance())
     folder.write_environment(data=run_data.describe(), peak_flops=trainer.peak_flops(device).as_json())
@@ -100,6 +104,15 @@ def run(job: Job, run_dir: str | None) -> int:
     print(f"{config.name}: {count:,} parameters, {tokens}, {device}, {folder.path}")
     train(trainer, run_data, folder, device, initial=initial, teacher=teacher)
     return 0
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _warn(trainer: Trainer, device: torch.device, dataset: Dataset | None = None) -> None:
+    for warning in warnings_of(trainer, device, dataset):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _initial(job: Job, trainer: Trainer) -> Initial | None:

@@ -15,21 +15,36 @@ def summarize(model: nn.Module, sequence_length: int, kept: Mapping[str, int]) -
     FLOPs are those of training on one token (forward and backward) in a sequence of `sequence_length`. The memory is
     that of the weights, their gradients and the bytes that are `kept` for training; activations come on top.
     """
-    parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
-    count = sum(p.numel() for p in parameters)
-    frozen = count - sum(p.numel() for p in trained)
-    memory = _num_bytes(parameters) + _num_bytes(trained) + sum(kept.values())
-    parts = ", ".join(("weights", "gradients", *kept))
+    count = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    memory = {**memory_of_model(model), **kept}
     flops = flops_per_token(model, sequence_length)
     lines = [
         *_tree(type(model).__name__, model, ""),
         "",
         f"parameters        {count:,}" + (f", of which {frozen:,} are frozen" if frozen else ""),
         f"FLOPs per token   {flops:.3e} (training, at sequence length {sequence_length})",
-        f"memory            {_size(memory)} ({parts}; without activations)",
+        f"memory            {size_text(sum(memory.values()))} ({', '.join(memory)}; without activations)",
     ]
     return "\n".join(lines)
+
+
+def memory_of_model(model: nn.Module) -> dict[str, int]:
+    """Bytes of the weights and of the gradients of those that are trained."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    return {
+        "weights": sum(size for size, _ in sizes),
+        "gradients": sum(size for size, is_trained in sizes if is_trained),
+    }
+
+
+def size_text(num_bytes: float) -> str:
+    """A number of bytes in the largest unit that leaves one or more of it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
 
 
 def _tree(label: str, module: nn.Module, indent: str) -> Iterator[str]:
@@ -52,15 +67,3 @@ def _equal_neighbours(module: nn.Module) -> Iterator[tuple[list[str], nn.Module]
         else:
             groups.append(([name], child, shape))
     return ((names, child) for names, child, _ in groups)
-
-
-def _num_bytes(parameters: list[nn.Parameter]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"

@@ -22,6 +22,7 @@ def work(tmp_path):
     """A working folder with a text to train on."""
     (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("A text of a few words. " * 20)
     return tmp_path
 
 
@@ -91,6 +92,15 @@ def test_a_dry_run_shows_the_model_writes_the_configuration_and_trains_nothing(t
     assert re.search(r"memory +\d", done.stdout)
     names = sorted(path.name for path in (work / "run").iterdir() if path.is_file())
     assert names == ["config.gin", "operative_config.gin", "provenance.json"]
+
+
+def test_a_run_that_cannot_fit_or_repeats_its_data_is_warned_of(train):
+    large = ("--gin.LanguageModel.hidden_size=1048576", "--gin.GatedMLP.intermediate_size=1048576")
+    dry = train(*TINY, *large, "--dry_run", "--run_dir=large", check=0)
+    assert re.search(r"^warning: the run needs [\d.]+ TiB \(weights, gradients, optimizer state\)", dry.stderr, re.M)
+    often = train(*TINY, "--gin.Trainer.num_steps=20", "--gin.TextFiles.paths='short.txt'", "--run_dir=often", check=0)
+    assert re.search(r"^warning: the run reads its data \d\d times", often.stderr, re.M)
+    assert "warning" not in train(*TINY, "--run_dir=fits", check=0).stderr
 
 
 def test_explain_says_the_value_its_source_and_what_it_overrode(train):

@@ -41,6 +41,12 @@ class CombinedData(Data):
         """That of the first part."""
         return next(iter(self.datasets.values())).separator
 
+    @property
+    def num_train_tokens(self) -> int | None:
+        """Those of all parts; None where it is not known of one."""
+        counts = [part.num_train_tokens for part in self.datasets.values()]
+        return None if None in counts else sum(counts)
+
     def misfit(self, images: ImageFormat | None) -> str | None:
         problems = {name: part.misfit(images) for name, part in self.datasets.items()}
         return next((f"{name}: {problem}" for name, problem in problems.items() if problem), None)

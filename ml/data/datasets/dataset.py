@@ -49,6 +49,10 @@ class Dataset(abc.ABC):
         targets = (batch.targets for batch in self.validation_batches(64, num_tokens))
         return sum(self.tokenizer.num_bytes(rows[rows != IGNORED].numpy()) for rows in targets)
 
+    def epochs(self, num_sequences: float) -> dict[str, float]:
+        """The number of times that a run of `num_sequences` reads each part, by name; data without parts is ""."""
+        return {"": num_sequences / self.num_sequences}
+
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the data is, for the record."""
@@ -76,6 +80,15 @@ class Data(abc.ABC):
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Why it does not suit a model that takes such images, or none; None where it does."""
         return None
+
+    @property
+    def num_train_tokens(self) -> int | None:
+        """The number of tokens to train on; None where it is not known before the data is opened."""
+        return None
+
+    def epochs(self, num_tokens: float) -> dict[str, float]:
+        """The number of times that a run of `num_tokens` reads each part, as `Dataset.epochs`; empty if not known."""
+        return {"": num_tokens / self.num_train_tokens} if self.num_train_tokens else {}
 
     @abc.abstractmethod
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> Dataset:

@@ -1,6 +1,6 @@
 """Datasets mixed by weight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -38,6 +38,10 @@ class Mixture(CombinedData):
         require(all(weight > 0.0 for weight in weights.values()), "weights", f"must be positive: {weights}")
         self.weights = {name: weights.get(name, 1.0) for name in datasets}
 
+    def epochs(self, num_tokens: float) -> dict[str, float]:
+        """Those of each part, which has its share of the tokens by its weight."""
+        return _epochs_of_parts(self.datasets, self.weights, num_tokens)
+
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> "MixedDataset":
         """Opens all parts.
 
@@ -58,8 +62,22 @@ class MixedDataset(CombinedDataset):
     def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return drawn(self._splits, numbers)
 
+    def epochs(self, num_sequences: float) -> dict[str, float]:
+        return _epochs_of_parts(self.parts, self._weights, num_sequences)
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "weights": self._weights}
+
+
+def _epochs_of_parts(
+    parts: Mapping[str, Data] | Mapping[str, Dataset], weights: Mapping[str, float], amount: float
+) -> dict[str, float]:
+    """The epochs of each part of a mixture in a run of `amount` sequences or tokens; nested ones as `outer/inner`."""
+    epochs = {}
+    for name, part in parts.items():
+        share = amount * weights[name] / sum(weights.values())
+        epochs |= {f"{name}/{inner}".rstrip("/"): times for inner, times in part.epochs(share).items()}
+    return epochs
 
 
 def splits(weights: Sequence[float], seed: int) -> list[tuple[int, int]]:

@@ -62,6 +62,15 @@ class TokenFiles(Data):
         )
 
     @property
+    def num_train_tokens(self) -> int | None:
+        """As the manifests count them; None where the folders are not on this machine."""
+        try:
+            count = sum(train.num_tokens for train, _ in self._folders)
+        except DataError:
+            return None
+        return count - round(count * (self.validation_fraction or 0.0))
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """That of the first folder.
 

@@ -6,8 +6,9 @@ import functools
 import numpy as np
 import pytest
 import torch
+from prepared import write_folder
 
-from ml.data import Concatenation, DataError, Mixture, RandomWindows, TextData, TextFiles
+from ml.data import Concatenation, DataError, Mixture, RandomWindows, TextData, TextFiles, TokenFiles
 from ml.data.datasets.mixture import drawn, splits
 from ml.data.tokenizers import ByteTokenizer
 
@@ -181,3 +182,27 @@ def test_parts_of_two_tokenizers_are_refused(text):
 def test_weights_that_fit_no_mixture_are_refused(text, weights, message):
     with pytest.raises(ValueError, match=message):
         Mixture(datasets={"a": text("a", 99), "b": text("b", 99)}, weights=weights)
+
+
+def test_epochs_of_a_mixture_are_those_of_its_parts_by_weight(text):
+    inner = functools.partial(Mixture, datasets={"a": text("a", 81), "b": text("b", 41)}, weights={"a": 1.0, "b": 3.0})
+    dataset = Mixture(datasets={"inner": inner, "c": text("c", 161)}, weights={"inner": 4.0, "c": 1.0}).open(8, 0)
+    # 10, 5 and 20 sequences of 8; of 1,000 sequences 800 are of the inner mixture, and of these 200 of its first part.
+    assert dataset.epochs(1000) == pytest.approx({"inner/a": 20.0, "inner/b": 120.0, "c": 10.0})
+
+
+def test_epochs_of_a_concatenation_are_those_of_the_whole(text):
+    dataset = Concatenation(datasets={"a": text("a", 81), "b": text("b", 41)}).open(8, 0)
+    assert dataset.epochs(60) == {"": 4.0}
+
+
+def test_epochs_of_token_files_in_a_mixture_are_known_before_they_are_opened(text, tmp_path):
+    files = {
+        name: functools.partial(TokenFiles, str(write_folder(tmp_path / name, ["x" * 49] * count)))
+        for name, count in (("few", 2), ("many", 20))
+    }  # documents of 50 tokens with the zero byte
+    mixture = Mixture(datasets={**files, "text": text("t", 50)}, weights={"few": 1.0, "many": 2.0, "text": 1.0})
+    assert mixture.num_train_tokens is None
+    assert mixture.epochs(4000) == pytest.approx({"few": 10.0, "many": 2.0})
+    assert Concatenation(datasets=files).num_train_tokens == 1100
+    assert Concatenation(datasets=files).epochs(4400) == {"": 4.0}

@@ -1,0 +1,56 @@
+"""Warnings of a run that will probably fail or disappoint, before it starts."""
+
+from collections.abc import Mapping
+
+import torch
+
+from ml.data import Dataset
+from ml.models.summary import memory_of_model, size_text
+from ml.training.memory import available_memory
+from ml.training.summary import memory_of_training
+from ml.training.trainer import Trainer
+
+MAX_EPOCHS = 10
+
+
+def warnings_of(trainer: Trainer, device: torch.device, dataset: Dataset | None = None) -> list[str]:
+    """Everything that can be foreseen.
+
+    Args:
+        trainer: The run; its model is on the meta device.
+        device: Where it would be trained.
+        dataset: Its data where that is open; None takes what is known of it before.
+    """
+    needed = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
+    num_sequences = trainer.num_steps * trainer.batch_size
+    if dataset is None:
+        epochs = trainer.data.epochs(num_sequences * trainer.sequence_length)
+    else:
+        epochs = dataset.epochs(num_sequences)
+    found = [memory_warning(needed, available_memory(device), device), *repetition_warnings(epochs)]
+    return [warning for warning in found if warning is not None]
+
+
+def memory_warning(needed: Mapping[str, int], available: int | None, device: torch.device) -> str | None:
+    """A warning where a run needs more bytes than there are; None where it fits, or that is not known."""
+    total = sum(needed.values())
+    if available is None or total <= available:
+        return None
+    return (
+        f"the run needs {size_text(total)} ({', '.join(needed)}) before any activation, "
+        f"and {device.type} has {size_text(available)}: it will run out of memory"
+    )
+
+
+def repetition_warnings(epochs: Mapping[str, float]) -> list[str]:
+    """A warning for each part of the data that is read more than ten times.
+
+    Repeated tokens are worth about as much as new ones for four epochs, and little after some more (Muennighoff et al.
+    2023, arXiv:2305.16264).
+    """
+    return [
+        f"the run reads {f'the part {name!r} of its data' if name else 'its data'} {times:.0f} times, "
+        f"and repeated text soon teaches nothing new: give it more data or fewer steps"
+        for name, times in epochs.items()
+        if times > MAX_EPOCHS
+    ]
