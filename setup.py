@@ -1,9 +1,11 @@
 """Juniper: a trainer for block-modular language models, wired by gin."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
 SHIPPED_CONFIGS = "ml.shipped_configs"
 
 EXTRAS = {
@@ -19,10 +21,13 @@ ALL = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 
 setup(
     name="juniper-trainer",
-    version="0.1.0",
+    version=runpy.run_path(str(ROOT / "ml" / "version.py"))["__version__"],
     description="A trainer for block-modular language models in PyTorch, wired wholly by gin",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The Juniper authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     # `configs/` stands at the top of the tree, where a user looks for it, and is installed inside the package.
     packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
@@ -40,6 +45,6 @@ setup(
         **EXTRAS,
         "all": ALL,
         "test": [*ALL, "pytest>=8.0", "pytest-xdist>=3.5", "scipy>=1.11", "transformers>=5.0"],
-        "lint": ["ruff>=0.15"],
+        "lint": ["codespell>=2.4", "ruff>=0.15"],
     },
 )

@@ -1,0 +1,68 @@
+"""What is stated in several files about the package is the same in all of them."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ml
+
+ROOT = Path(__file__).parents[1]
+
+
+def metadata(tmp_path):
+    """The metadata that setup.py gives, asked in a process in which torch and gin cannot be imported."""
+    program = (
+        "import runpy, setuptools, sys\n"
+        "sys.modules['torch'] = sys.modules['gin'] = None\n"
+        "seen = {}\n"
+        "setuptools.setup = lambda **arguments: seen.update(arguments)\n"
+        f"runpy.run_path({str(ROOT / 'setup.py')!r})\n"
+        "import json\n"
+        "print(json.dumps({name: seen[name] for name in ('version', 'license', 'license_files', 'author')}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, env={}
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_version_and_the_license_of_the_package_are_those_of_the_files(tmp_path):
+    found = metadata(tmp_path)
+    assert found["version"] == ml.__version__
+    assert found["license"] == "Apache-2.0"
+    text = (ROOT / found["license_files"][0]).read_text()
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert f"Copyright 2026 {found['author']}" in text
+
+
+def test_the_version_stands_in_one_place_and_the_changes_have_a_section_for_it():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ml.__version__)
+    stating = [
+        path for path in [ROOT / "setup.py", *ROOT.glob("ml/**/*.py")] if f'"{ml.__version__}"' in path.read_text()
+    ]
+    assert stating == [ROOT / "ml" / "version.py"]
+    assert f"\n## {ml.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(("repository", "package"), [("ruff-pre-commit", "ruff"), ("codespell", "codespell")])
+def test_hooks_have_the_versions_of_the_constraints(repository, package):
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (revision,) = [hook["rev"] for hook in hooks if hook["repo"].endswith(f"/{repository}")]
+    assert f"{package}=={revision.removeprefix('v')}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_workflow_runs_what_ci_runs():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert ".ci/run" in [step.get("run") for job in jobs.values() for step in job["steps"]]
+
+
+def test_words_that_the_spelling_check_ignores_are_in_the_repository():
+    ignored = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["codespell"]["ignore-words-list"].split(",")
+    text = " ".join(path.read_text() for path in (ROOT / "tests").rglob("*.py")).lower()
+    assert [word for word in ignored if not re.search(rf"\b{word}\b", text)] == []
