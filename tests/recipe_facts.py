@@ -5,7 +5,6 @@ import re
 from ml.api import build_trainer
 from ml.models.flops import flops_per_token
 from ml.models.summary import memory_of_model, size_text
-from ml.training.precision import cast_parameters
 from ml.training.summary import memory_of_training
 
 FACTS = ("parameters", "tokens", "memory", "hardware", "compute", "tokenizer")
@@ -22,7 +21,6 @@ def stated(text: str) -> dict[str, str]:
 def computed(config) -> dict[str, str]:
     """The facts of a configuration, as heads state them."""
     trainer = build_trainer(config)
-    cast_parameters(trainer.model, trainer.precision.parameter_dtype)
     memory = sum({**memory_of_model(trainer.model), **memory_of_training(trainer)}.values())
     step = trainer.batch_size * trainer.sequence_length
     tokens = trainer.num_steps * step

@@ -95,7 +95,7 @@ def test_how_often_open_data_is_read_is_known(tiny, text_file):
     trainer = tiny("TextData.validation_fraction = 0.05", "Trainer.num_steps = 1100")
     expected = 1100 * 4 / sequences
     assert expected > 10
-    assert times(warnings_of(trainer, CPU, trainer.open_data())) == [pytest.approx(expected, rel=0.02)]
+    assert times(warnings_of(trainer, CPU, trainer.open_data().training)) == [pytest.approx(expected, rel=0.02)]
     assert warnings_of(trainer, CPU) == []  # text is not read before it is opened
 
 
