@@ -64,5 +64,6 @@ def test_the_workflow_runs_what_ci_runs():
 
 def test_words_that_the_spelling_check_ignores_are_in_the_repository():
     ignored = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["codespell"]["ignore-words-list"].split(",")
-    text = " ".join(path.read_text() for path in (ROOT / "tests").rglob("*.py")).lower()
+    files = [ROOT / "README.md", *(ROOT / "tests").rglob("*.py")]
+    text = " ".join(path.read_text() for path in files).lower()
     assert [word for word in ignored if not re.search(rf"\b{word}\b", text)] == []
