@@ -1,6 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files: whole or not there, hashed, and locked."""
 
+import contextlib
+import fcntl
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -20,5 +24,47 @@ def flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of the content of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class LockedError(Exception):
+    """Another process holds a lock."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, kept_by_children: bool) -> Iterator[int]:
+    """Holds a lock on a file or folder; the system releases it when the process ends, however it does.
+
+    On a file system without locks nothing is locked.
+
+    Args:
+        path: A folder, or a file, which is made.
+        kept_by_children: Whether processes that inherit the descriptor keep the lock after this one.
+
+    Yields:
+        The descriptor that holds the lock.
+
+    Raises:
+        LockedError: Another process holds the lock.
+        OSError: The file cannot be opened.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    lock = fcntl.flock if kept_by_children else fcntl.lockf
+    try:
+        try:
+            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX lets lockf report either
+            raise LockedError(f"another process holds {path}") from None
+        except OSError:
+            pass
+        yield descriptor
     finally:
         os.close(descriptor)

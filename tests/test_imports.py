@@ -11,7 +11,8 @@ import ml
 PACKAGE = Path(ml.__file__).parent
 # Each may import those before it.
 ORDER = (
-    "errors", "files", "targets", "config", "data", "layers", "blocks", "models", "distributed", "training", "interop",
+    "errors", "files", "machine", "metric_names", "optional", "targets", "terminal",
+    "config", "data", "layers", "blocks", "models", "distributed", "training", "interop",
     "building", "runs", "api", "plots", "sweeps", "cli", "__main__",
 )  # fmt: skip
 MODEL = {"layers", "blocks", "models"}  # separate from data: the trainer puts both together

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import UserError
+from ml.terminal import table
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +52,13 @@ def run(arguments: argparse.Namespace) -> None:
     model = opened.build(arguments.step, device, average=arguments.average)
     subject = _Subject(trainer, model, device, context, stride, arguments.batch_size)
     if arguments.tasks:
-        found, table = _tasks(arguments, subject)
+        found, shown = _tasks(arguments, subject)
     elif arguments.data:
-        found, table = _texts(arguments, subject)
+        found, shown = _texts(arguments, subject)
     else:
-        found, table = _validation_sets(subject)
+        found, shown = _validation_sets(subject)
     step = read_counts(opened.checkpoint(arguments.step))["step"]
-    print(json.dumps({"run": arguments.run, "step": step, **found}) if arguments.json else f"step {step}\n{table}")
+    print(json.dumps({"run": arguments.run, "step": step, **found}) if arguments.json else f"step {step}\n{shown}")
 
 
 class _Subject(NamedTuple):
@@ -175,13 +176,7 @@ def _tasks(arguments: argparse.Namespace, subject: _Subject) -> tuple[dict[str, 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Columns in line: the first to the left, numbers to the right."""
     lines = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+    return "\n".join(table(lines, right=[False] + [True] * (len(lines[0]) - 1)))
 
 
 def _shown(value: Any) -> str:

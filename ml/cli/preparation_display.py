@@ -1,10 +1,11 @@
 """What a person sees of a preparation."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+from ml import terminal
 
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _SECONDS_BETWEEN_LINES = 10.0
@@ -51,7 +52,7 @@ class PlainDisplay:
     def _fields(self, num_bytes: int, num_tokens: int, rate: float) -> str:
         part = min(num_bytes / max(1, self._total), 1.0)
         left = max(self._total - num_bytes, 0) / max(rate, 1e-9)
-        return f"{part:4.0%}  {num_tokens:,} tokens  {rate / 1e6:.1f} MB/s  {_duration(left)} left"
+        return f"{part:4.0%}  {num_tokens:,} tokens  {rate / 1e6:.1f} MB/s  {terminal.duration(left)} left"
 
 
 class TerminalDisplay(PlainDisplay):
@@ -62,37 +63,17 @@ class TerminalDisplay(PlainDisplay):
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
         super().__init__(stream, clock)
         self._line = ""
-        self._full, self._empty = ("━", "─") if _can_write(stream, "━─") else ("#", "-")
+        self._bar_characters = terminal.bar_characters(stream)
 
     def say(self, message: str) -> None:
-        self._write(f"\r\x1b[K{message}\n{self._line}")
+        terminal.write_above(self._stream, message)
+        terminal.redraw(self._stream, self._line)
 
     def close(self) -> None:
         self._line = ""
-        self._write("\r\x1b[K")
+        terminal.redraw(self._stream, "")
 
     def _show(self, num_bytes: int, num_tokens: int, rate: float) -> None:
-        full = int(_BAR * min(num_bytes / max(1, self._total), 1.0))
-        bar = self._full * full + self._empty * (_BAR - full)
-        # The last column stays free: writing to it makes some terminals begin a new line.
-        width = shutil.get_terminal_size().columns - 1
-        self._line = f"{bar}  {self._fields(num_bytes, num_tokens, rate)}"[:width]
-        self._write(f"\r{self._line}\x1b[K")
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
-def _can_write(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(stream.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
+        bar = terminal.bar(_BAR, min(num_bytes / max(1, self._total), 1.0), self._bar_characters)
+        self._line = f"{bar}  {self._fields(num_bytes, num_tokens, rate)}"
+        terminal.redraw(self._stream, self._line)

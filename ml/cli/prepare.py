@@ -1,7 +1,6 @@
 """Turn text, JSON lines or Parquet into token files."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from ml.cli.preparation_display import display_on
 from ml.cli.source_arguments import add_source_arguments, reading_of
 from ml.cli.tokenizer_arguments import add_tokenizer_arguments, chosen_tokenizer
 from ml.errors import UserError
+from ml.machine import num_usable_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         arguments.output,
         reading_of(arguments, arguments.validation_fraction),
         _positive("shard_tokens", arguments.shard_tokens),
-        _num_cores() if arguments.num_workers is None else _positive("num_workers", arguments.num_workers),
+        num_usable_cores() if arguments.num_workers is None else _positive("num_workers", arguments.num_workers),
     )
     tokenizer = chosen_tokenizer(arguments)
     sources = find_sources(arguments.sources, arguments.pattern)
@@ -57,11 +57,6 @@ def _verify(arguments: argparse.Namespace) -> None:
         if path is not None:
             TokenFolder(path).verify()
             print(f"{path} is as it was written")
-
-
-def _num_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positive(name: str, number: int) -> int:

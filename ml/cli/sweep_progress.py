@@ -1,8 +1,8 @@
 """What a person sees of a sweep while it runs."""
 
-import shutil
 from typing import TextIO
 
+from ml import terminal
 from ml.sweeps.plan import PlannedRun
 from ml.sweeps.process import Watcher
 from ml.sweeps.state import State
@@ -48,10 +48,7 @@ class _Terminal(_Plain):
         self._draw(f"{self._head(number, run)}  {line or 'starting'}")
 
     def _draw(self, line: str) -> None:
-        # The last column stays free: writing to it makes some terminals begin a new line.
-        self._stream.write(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
-        self._stream.flush()
+        terminal.redraw(self._stream, line)
 
     def _say(self, line: str) -> None:
-        self._stream.write(f"\r{line}\x1b[K\n")
-        self._stream.flush()
+        terminal.write_above(self._stream, line)

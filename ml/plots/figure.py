@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ml.errors import UserError
+from ml.optional import optional_import
 from ml.plots.labels import shorten
 from ml.plots.series import Metrics, series, smooth
 
@@ -123,11 +124,7 @@ def colours(count: int) -> list[tuple[float, float, float]]:
 
 
 def _matplotlib_figure() -> type[Figure]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("drawing needs matplotlib: pip install 'juniper-trainer[plot]'") from error
-    return Figure
+    return optional_import("matplotlib.figure", "plot", "drawing").Figure
 
 
 def _panels(style: Style) -> list[str]:

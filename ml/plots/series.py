@@ -1,16 +1,15 @@
 """What a run measured, as points to draw. Imports neither torch nor matplotlib."""
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ml.config.errors import did_you_mean
 from ml.errors import UserError
+from ml.metric_names import SEPARATOR, flat
 
 X_AXES = ("tokens", "step", "seconds")
 
@@ -21,7 +20,7 @@ class Metrics:
 
     Attributes:
         path: of the file.
-        records: one a line, flat: what stood in an inner object is named after both, `routers.NAME.PART`.
+        records: one a line, flat: what stood in an inner object is named after both, `routers/NAME/PART`.
         broken_lines: the numbers of the lines that cannot be read, counted from 1.
         num_lines: of the file.
     """
@@ -120,10 +119,11 @@ def require_metric(name: str, runs: Iterable[Metrics]) -> None:
     known = list(dict.fromkeys(known for metrics in runs for known in metrics.names))
     if name in known:
         return
-    parts = [other for other in known if other.startswith(f"{name}.")]
+    parts = [other for other in known if other.startswith(f"{name}{SEPARATOR}")]
     if parts:
         raise UserError(f"{name} has parts; name one of them: {', '.join(parts)}")
-    there = ", ".join(dict.fromkeys(f"{other.partition('.')[0]}.*" if "." in other else other for other in known))
+    objects = (other.partition(SEPARATOR) for other in known)
+    there = ", ".join(dict.fromkeys(f"{name}{separator}*" if separator else name for name, separator, _ in objects))
     raise UserError(f"no run has measured {name!r}{did_you_mean(name, known) or '.'} There are {there}")
 
 
@@ -133,12 +133,4 @@ def _parse(line: bytes) -> dict[str, float] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return dict(_flat(record)) if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield f"{prefix}{name}", value
+    return dict(flat(record)) if isinstance(record, dict) and isinstance(record.get("step"), int) else None

@@ -1,8 +1,6 @@
 """Runs the members of a sweep one after another, each in a process of its own."""
 
 import contextlib
-import fcntl
-import os
 import shlex
 import signal
 import subprocess
@@ -10,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from ml import files
 from ml.errors import RunFailure
 from ml.sweeps.file import Sweep
 from ml.sweeps.plan import PlannedRun
@@ -118,17 +117,13 @@ def _train(sweep: Sweep, run: PlannedRun, lock: int, stop: Stop, look: Callable[
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
     """Holds the folder of the sweep, with a lock that ends with the last process that has it open."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise RunFailure(f"cannot write to {directory}: {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = stack.enter_context(files.locked(directory / ".lock", kept_by_children=True))
+        except files.LockedError:
             who = "another sweep is at work, or a run that it began"
             raise RunFailure(f"{directory}: {who}: wait for it, or stop it") from None
+        except OSError as error:
+            raise RunFailure(f"cannot write to {directory}: {error.strerror}") from error
         yield descriptor
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from ml.files import write_atomically
 from ml.plots.labels import shorten
 from ml.sweeps.file import Sweep
 from ml.sweeps.state import State
+from ml.terminal import table
 
 _MEASURED = ("validation_loss", "validation_bits_per_byte", "loss", "tokens_per_second", "seconds")
 _LONGEST_CELL = 40
@@ -64,15 +65,8 @@ def as_text(states: Sequence[State], sort_by: str) -> str:
             ]
         )
     is_number = [key in ("step", *measured) for key in rows[0]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, is_number, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    rules = ["-" * max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(table([rows[0], rules, *rows[1:]], right=is_number))
 
 
 def as_csv(states: Sequence[State]) -> str:

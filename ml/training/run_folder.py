@@ -1,14 +1,13 @@
 """The folder of a run."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml.files import write_atomically
+from ml.files import LockedError, locked, write_atomically
 from ml.training.environment import describe_environment
 from ml.training.errors import RunError, RunFailure
 
@@ -45,19 +44,12 @@ class RunFolder:
         Raises:
             RunError: Another process trains in it.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+            with locked(self.path, kept_by_children=True):
+                yield
+        except LockedError:
             message = f"another process is training in {self.path}: stop it, or name another --run_dir"
             raise RunError(message) from None
-        except OSError:
-            pass  # a file system that knows no locks
-        try:
-            yield
-        finally:
-            os.close(descriptor)
 
     def write_config(self, config_gin: str, operative: str, provenance: Mapping[str, Any]) -> None:
         """Writes what was set, what took effect, and who set it."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ml.terminal import table
 from ml.training.optimizers import Assignment
 from ml.training.trainer import Trainer
 
@@ -18,7 +19,8 @@ def summarize_training(trainer: Trainer) -> str:
     rows = [_HEADER, *(_row(assignment) for assignment in assignments), *_frozen(trainer.model)]
     steps = sorted({max(1, round(fraction * trainer.num_steps)) for fraction in _SHOWN_STEPS})
     rates = ", ".join(f"{trainer.learning_rate(step):.3g} at {step}" for step in steps)
-    return "\n".join([*_aligned(rows), "", f"learning rate     {rates}"])
+    lines = table(rows, right=[name not in ("trained by", "names") for name in _HEADER])
+    return "\n".join([*lines, "", f"learning rate     {rates}"])
 
 
 def memory_of_training(trainer: Trainer) -> dict[str, int]:
@@ -52,13 +54,3 @@ def _counted(names: Sequence[str], parameters: Sequence[nn.Parameter]) -> tuple[
     more = f", and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     count = sum(parameter.numel() for parameter in parameters)
     return str(len(names)), f"{count:,}", ", ".join(names[:_SHOWN_NAMES]) + more
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with numbers to the right and names to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *numbers, names in rows:
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells, names]).rstrip())
-    return lines

@@ -176,7 +176,7 @@ def test_a_library_that_is_not_there_is_named(module, tmp_path, monkeypatch):
     }[module]
     tokenizer = make(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=rf"takes the library {module}: pip install 'juniper-trainer\[tokenizers\]'"):
+    with pytest.raises(DataError, match=rf"needs the library {module}: pip install 'juniper-trainer\[tokenizers\]'"):
         tokenizer.encode("text")
 
 

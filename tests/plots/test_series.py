@@ -44,7 +44,7 @@ def test_inner_objects_are_named_after_both_and_what_is_no_number_is_left_out(ru
     metrics = read_metrics(
         run(line(1, routers={"decoder.block_0": {"entropy": 0.5}}, note="text", is_new=True, loss=math.nan))
     )
-    assert metrics.names == ["step", "tokens", "routers.decoder.block_0.entropy"]
+    assert metrics.names == ["step", "tokens", "routers/decoder.block_0/entropy"]
 
 
 BROKEN = {
@@ -83,9 +83,9 @@ def test_no_run_and_no_metrics_are_told_apart(run, tmp_path):
 def test_an_unknown_metric_is_an_error_that_says_what_there_is(run):
     metrics = read_metrics(run(line(1, grad_norm=1.0, routers={"a": {"entropy": 0.5}})))
     require_metric("grad_norm", [metrics])
-    with pytest.raises(UserError, match=r"did you mean 'grad_norm'\? There are step, tokens, grad_norm, routers\.\*"):
+    with pytest.raises(UserError, match=r"did you mean 'grad_norm'\? There are step, tokens, grad_norm, routers/\*"):
         require_metric("grad_nrom", [metrics])
-    with pytest.raises(UserError, match=r"routers has parts; name one of them: routers\.a\.entropy"):
+    with pytest.raises(UserError, match=r"routers has parts; name one of them: routers/a/entropy"):
         require_metric("routers", [metrics])
 
 

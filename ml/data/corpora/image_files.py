@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ml.config import configurable, require
 from ml.data.errors import DataError
+from ml.optional import optional_import
 
 
 class CaptionedImage(NamedTuple):
@@ -97,11 +98,7 @@ def _read_image(file: Path, place: str) -> np.ndarray:
 
 
 def _read_with_pillow(file: Path) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError(f"{file} takes Pillow to be read: pip install 'juniper-trainer[images]'") from None
-    with Image.open(file) as image:
+    with optional_import("PIL.Image", "images", str(file), DataError).open(file) as image:
         return np.asarray(image.convert("RGB"))
 
 

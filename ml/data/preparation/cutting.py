@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from ml.data.errors import DataError
-from ml.data.extras import extra
 from ml.data.preparation.holdout import HeldOut
 from ml.data.preparation.pieces import VALIDATION, LinesPiece, Piece, RowsPiece, TextPiece
 from ml.data.preparation.sources import Content, Source, opened
+from ml.optional import optional_import
 
 _BYTES_AT_ONCE = 2**17
 _FIRST_SEARCHED = 2**6
@@ -140,7 +140,8 @@ def _parquet_facts(source: Source, text_key: str) -> Any:
     Raises:
         DataError: It is not such a file.
     """
-    pyarrow, parquet = extra("pyarrow", "parquet", str(source.path)), extra("pyarrow.parquet", "parquet", "Parquet")
+    pyarrow = optional_import("pyarrow", "parquet", str(source.path), DataError)
+    parquet = optional_import("pyarrow.parquet", "parquet", str(source.path), DataError)
     try:
         facts = parquet.read_metadata(source.path)
         schema = parquet.read_schema(source.path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ml.data.errors import DataError
-from ml.data.extras import extra
+from ml.optional import optional_import
 
 TRAIN, VALIDATION = 0, 1  # the parts of the output
 
@@ -128,7 +128,8 @@ class RowsPiece(Piece):
     first_row: int
 
     def texts(self, reading: Reading, findings: Findings) -> Iterator[Text]:
-        pyarrow, parquet = extra("pyarrow", "parquet", str(self.path)), extra("pyarrow.parquet", "parquet", "Parquet")
+        pyarrow = optional_import("pyarrow", "parquet", str(self.path), DataError)
+        parquet = optional_import("pyarrow.parquet", "parquet", str(self.path), DataError)
         try:
             number = self.first_row
             file = parquet.ParquetFile(self.path)

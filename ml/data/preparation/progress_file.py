@@ -1,6 +1,5 @@
 """What a preparation keeps on disk to go on from when it is stopped."""
 
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from ml.data.errors import DataError
 from ml.data.preparation.cutting import Position
 from ml.data.preparation.sources import Source
 from ml.data.token_files.reading import MANIFEST, UNFINISHED
-from ml.files import write_atomically
+from ml.files import LockedError, locked, write_atomically
 
 _PROGRESS = "progress.json"
 _LOCK = ".lock"
@@ -66,19 +65,23 @@ class OutputFolder:
         }
         self._refuse_something_else()
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataError(f"another process prepares {self.path} at this moment") from None
-            try:
-                if (self.path / UNFINISHED).exists():
-                    self._compare(plan)
-                else:
-                    write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
-                yield self._progress(parts)
-            finally:
-                (self.path / _LOCK).unlink()
+        with self._locked():
+            if (self.path / UNFINISHED).exists():
+                self._compare(plan)
+            else:
+                write_atomically(self.path / UNFINISHED, json.dumps(plan, indent=1) + "\n")
+            yield self._progress(parts)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with locked(self.path / _LOCK, kept_by_children=False):
+                try:
+                    yield
+                finally:
+                    (self.path / _LOCK).unlink()
+        except LockedError:
+            raise DataError(f"another process prepares {self.path} at this moment") from None
 
     def _progress(self, parts: Sequence[Path]) -> Progress | None:
         if (self.path / _PROGRESS).exists():

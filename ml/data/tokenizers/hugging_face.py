@@ -10,11 +10,11 @@ import numpy as np
 
 from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
-from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.byte_level import bytes_of_pieces
 from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
+from ml.optional import optional_import
 
 if TYPE_CHECKING:
     import tokenizers
@@ -101,7 +101,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _tokenizer(self) -> "tokenizers.Tokenizer":
-        tokenizers = extra("tokenizers", "tokenizers", "HuggingFaceTokenizer")
+        tokenizers = optional_import("tokenizers", "tokenizers", "HuggingFaceTokenizer", DataError)
         try:
             tokenizer = tokenizers.Tokenizer.from_str(self._content)
         except Exception as error:  # the library raises plain `Exception`

@@ -4,13 +4,13 @@ What is kept is `{"name", "arguments", "files"}`: the configurable, the argument
 files, `{argument: {"file", "sha256"}}`. The files themselves are in a folder beside.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from ml.config.configurable import candidates, find
 from ml.data.errors import DataError
 from ml.data.tokenizers.base import Tokenizer
+from ml.files import sha256_of_file
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -20,7 +20,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     return {
         "name": find(type(tokenizer)).name,
         "arguments": arguments,
-        "files": {argument: {"file": file, "sha256": _sha256(folder / file)} for argument, file in files.items()},
+        "files": {
+            argument: {"file": file, "sha256": sha256_of_file(folder / file)} for argument, file in files.items()
+        },
     }
 
 
@@ -46,7 +48,7 @@ def verify_tokenizer(saved: dict[str, Any], folder: Path) -> list[str]:
     for kept in saved["files"].values():
         file = folder / kept["file"]
         try:
-            sha256 = _sha256(file)
+            sha256 = sha256_of_file(file)
         except OSError as error:
             problems.append(f"cannot read {file}: {error.strerror}")
             continue
@@ -58,8 +60,3 @@ def verify_tokenizer(saved: dict[str, Any], folder: Path) -> list[str]:
 def is_tokenizer(target: Any) -> bool:
     """Whether a configurable is a tokenizer."""
     return isinstance(target, type) and issubclass(target, Tokenizer)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

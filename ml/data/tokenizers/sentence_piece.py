@@ -8,9 +8,9 @@ import numpy as np
 
 from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
-from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.token_bytes import TokenBytes
+from ml.optional import optional_import
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _processor(self) -> "sentencepiece.SentencePieceProcessor":
-        sentencepiece = extra("sentencepiece", "tokenizers", "SentencePieceTokenizer")
+        sentencepiece = optional_import("sentencepiece", "tokenizers", "SentencePieceTokenizer", DataError)
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.load_from_serialized_proto(self._content)

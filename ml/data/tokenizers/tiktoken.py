@@ -10,10 +10,10 @@ import numpy as np
 
 from ml.config import UNORDERED, configurable, require
 from ml.data.errors import DataError
-from ml.data.extras import extra
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
+from ml.optional import optional_import
 
 if TYPE_CHECKING:
     import tiktoken
@@ -108,7 +108,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @functools.cached_property
     def _encoding(self) -> "tiktoken.Encoding":
-        tiktoken = extra("tiktoken", "tokenizers", "TiktokenTokenizer")
+        tiktoken = optional_import("tiktoken", "tokenizers", "TiktokenTokenizer", DataError)
         if self.path is None:
             return _named(tiktoken, self.encoding)
         ranks = _read_ranks(Path(self.path))

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ml.data.extras import extra
+from ml.data.errors import DataError
 from ml.files import write_atomically
+from ml.optional import optional_import
 
 NUM_BYTES = 256
 
@@ -28,7 +29,7 @@ def train_byte_pairs(
         DataError: The library is not installed.
         OSError: The file cannot be written.
     """
-    tokenizers = extra("tokenizers", "tokenizers", "training a tokenizer")
+    tokenizers = optional_import("tokenizers", "tokenizers", "training a tokenizer", DataError)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

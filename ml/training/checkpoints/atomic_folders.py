@@ -5,13 +5,12 @@ marker with the hash of the manifest; then the folder is renamed. A crash at any
 nobody reads, or, on a file system where renaming is not atomic, a folder without a marker.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ml.files import flush_to_disk
+from ml.files import flush_to_disk, sha256_of_file
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
@@ -64,7 +63,7 @@ def damage(folder: Path) -> str | None:
 
 def _seal(folder: Path) -> None:
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    entries = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of_file(file)} for file in files}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
     for written in [*files, manifest]:
@@ -76,7 +75,7 @@ def _seal(folder: Path) -> None:
 
 
 def _marker_of(manifest: Path) -> str:
-    return f"{MANIFEST} {_sha256(manifest)}\n"
+    return f"{MANIFEST} {sha256_of_file(manifest)}\n"
 
 
 def _damage_of_file(file: Path, size: int, sha256: str) -> str | None:
@@ -84,13 +83,8 @@ def _damage_of_file(file: Path, size: int, sha256: str) -> str | None:
         actual_size = file.stat().st_size
         if actual_size != size:
             return f"{file.name} has {actual_size} bytes instead of {size}"
-        return None if _sha256(file) == sha256 else f"{file.name} has changed since it was written"
+        return None if sha256_of_file(file) == sha256 else f"{file.name} has changed since it was written"
     except FileNotFoundError:
         return f"{file.name} is missing"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

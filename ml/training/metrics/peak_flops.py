@@ -1,7 +1,6 @@
 """How fast a device could multiply matrices: what a run's FLOPs are held against."""
 
 import functools
-import os
 import re
 import time
 from collections.abc import Callable
@@ -9,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ml.machine import num_usable_cores
 
 _SECONDS_OF_MEASURING = 0.25
 _SMALLEST, _LARGEST = 512, 16384  # rows of the matrices
@@ -86,7 +87,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype, num_threads: int) ->
         return _fastest_product(device, dtype, _seconds_on_cuda)
     torch.set_num_threads(1)
     try:
-        return _fastest_product(device, dtype, _seconds_of_thread) * min(num_threads, _num_processors())
+        return _fastest_product(device, dtype, _seconds_of_thread) * min(num_threads, num_usable_cores())
     finally:
         torch.set_num_threads(num_threads)
 
@@ -116,11 +117,6 @@ def _seconds_of_thread(operand: Tensor) -> float:
     begun = time.thread_time()
     operand @ operand
     return time.thread_time() - begun
-
-
-def _num_processors() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compute_type(device: torch.device, dtype: torch.dtype) -> str:

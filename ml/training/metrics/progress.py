@@ -1,17 +1,16 @@
 """What a person sees of a run."""
 
 import math
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
+from ml import terminal
+
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 8
-_FALLBACK_WIDTH = 80
 _VALIDATED = re.compile(r"validation(?:_(\w+))?_bits_per_byte")  # of a set with a name, or of the one without
 
 
@@ -74,7 +73,7 @@ class PlainProgress:
     def report(self, record: Mapping[str, Any]) -> None:
         fields = [f"step {record['step']}/{self._num_steps}", *describe(record).values()]
         if self._seconds_left:
-            fields.append(f"{duration(self._seconds_left)} left")
+            fields.append(f"{terminal.duration(self._seconds_left)} left")
         self.say("  ".join(fields))
 
     def say(self, message: str) -> None:
@@ -99,7 +98,7 @@ class TerminalProgress:
         self._fields: dict[str, str] = {}
         self._drawn_at = -math.inf
         self._shown = False
-        self._full, self._empty = ("━", "─") if _can_write(stream, "━─") else ("#", "-")
+        self._bar_characters = terminal.bar_characters(stream)
 
     def start(self, step: int) -> None:
         self._step = step
@@ -109,7 +108,7 @@ class TerminalProgress:
         self._step = step
         self._fields.pop("left", None)
         if left := self._time_left.seconds(step):
-            self._fields["left"] = f"{duration(left)} left"
+            self._fields["left"] = f"{terminal.duration(left)} left"
         if self._clock() - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
             self._draw()
 
@@ -123,14 +122,14 @@ class TerminalProgress:
         self._draw()
 
     def say(self, message: str) -> None:
-        self._write(f"\r\x1b[K{message}\n")
+        terminal.write_above(self._stream, message)
         if self._shown:
             self._draw()
 
     def close(self) -> None:
         if self._shown:
             self._draw()
-            self._write("\n")
+            print(file=self._stream, flush=True)
             self._shown = False
 
     def line(self, width: int) -> str:
@@ -147,18 +146,12 @@ class TerminalProgress:
         return "  ".join(fields.values())[:width]
 
     def _bar(self, length: int) -> str:
-        full = length * self._step // max(1, self._num_steps)
-        return self._full * full + self._empty * (length - full)
+        return terminal.bar(length, self._step / max(1, self._num_steps), self._bar_characters)
 
     def _draw(self) -> None:
         self._drawn_at = self._clock()
         self._shown = True
-        # The last column stays free: writing to it makes some terminals begin a new line.
-        self._write(f"\r{self.line(_width(self._stream) - 1)}\x1b[K")
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        terminal.redraw(self._stream, self.line(terminal.width_of(self._stream) - 1))
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, str]:
@@ -175,31 +168,3 @@ def describe(record: Mapping[str, Any]) -> dict[str, str]:
         if validated := _VALIDATED.fullmatch(name):
             described[name] = f"{validated[1] or 'validation'} {value:.4f} bits/byte"
     return described
-
-
-def duration(seconds: float) -> str:
-    """Such as "48s", "3m 05s", "2h 07m" or "4d 11h"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d {hours:02d}h"
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
-def _width(stream: TextIO) -> int:
-    """The columns of the terminal; some do not know theirs and say 0."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or _FALLBACK_WIDTH
-    except OSError:
-        return shutil.get_terminal_size().columns
-
-
-def _can_write(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(stream.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -6,9 +6,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ml import metric_names
 from ml.config import configurable
+from ml.optional import optional_import
+from ml.training.errors import RunError
 from ml.training.run_folder import RunFolder
-from ml.training.trackers.tracker import Tracker, library, scalars
+from ml.training.trackers.tracker import Tracker
 
 
 @configurable
@@ -34,7 +37,7 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def log(self, record: Mapping[str, Any]) -> None:
-        for name, value in scalars(record).items():
+        for name, value in metric_names.scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
         self._writer.flush()  # before the checkpoint that would make this step one of the past
 
@@ -42,7 +45,7 @@ class TensorBoard(Tracker):
         self._writer.close()
 
     def _library(self) -> ModuleType:
-        return library("torch.utils.tensorboard", "TensorBoard", "tensorboard")
+        return optional_import("torch.utils.tensorboard", "tensorboard", "TensorBoard", RunError)
 
 
 def _await_later_name(earlier: list[Path]) -> None:

@@ -1,12 +1,9 @@
 """What a tracker of metrics is asked for."""
 
 import abc
-import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
-from ml.training.errors import RunError
 from ml.training.run_folder import RunFolder
 
 
@@ -38,29 +35,3 @@ class Tracker(abc.ABC):
     @abc.abstractmethod
     def close(self, failed: bool) -> None:
         """The process stops training: at the last step, because somebody asked, or because it failed."""
-
-
-def library(module: str, tracker: str, extra: str) -> ModuleType:
-    """Imports what a tracker is made with.
-
-    Raises:
-        RunError: It is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RunError(f"{tracker} needs {error.name or module}: pip install 'juniper-trainer[{extra}]'") from error
-
-
-def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a record by name, those of a dict in it as "routers/decoder.block_0.mlp.router/busiest".
-
-    `step`, which is where they stand, is left out.
-    """
-    found: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            found |= scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and f"{prefix}{name}" != "step":
-            found[f"{prefix}{name}"] = value
-    return found

@@ -9,11 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from ml import metric_names
 from ml.config import configurable
 from ml.config.scopes import compress
 from ml.files import write_atomically
+from ml.optional import optional_import
+from ml.training.errors import RunError
 from ml.training.run_folder import RunFolder
-from ml.training.trackers.tracker import Tracker, library, scalars
+from ml.training.trackers.tracker import Tracker
 
 
 @configurable
@@ -72,13 +75,13 @@ class WeightsAndBiases(Tracker):
 
     def log(self, record: Mapping[str, Any]) -> None:
         if record["step"] >= self._next_step:
-            self._run.log(scalars(record), step=record["step"], commit=True)
+            self._run.log(metric_names.scalars(record), step=record["step"], commit=True)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
 
     def _library(self) -> ModuleType:
-        return library("wandb", "WeightsAndBiases", "wandb")
+        return optional_import("wandb", "wandb", "WeightsAndBiases", RunError)
 
 
 def _identity(folder: Path) -> str:

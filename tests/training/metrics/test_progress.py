@@ -6,7 +6,8 @@ import pty
 
 import pytest
 
-from ml.training.metrics.progress import PlainProgress, TerminalProgress, TimeLeft, duration, progress_on
+from ml.terminal import duration
+from ml.training.metrics.progress import PlainProgress, TerminalProgress, TimeLeft, progress_on
 
 RECORD = {"step": 50, "loss": 1.23456, "grad_norm": 0.5, "learning_rate": 3e-4, "tokens_per_second": 12345.6}
 

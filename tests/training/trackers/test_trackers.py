@@ -23,8 +23,8 @@ from ml.api import build_trainer
 from ml.cli.training import Job
 from ml.cli.training import run as run_job
 from ml.config import configurable
+from ml.metric_names import scalars
 from ml.training import RunError, RunFolder, TensorBoard, Tracker, WeightsAndBiases, loop, train
-from ml.training.trackers.tracker import scalars
 from ml.training.trackers.weights_and_biases import effective_parameters
 
 BOTH = ["Trainer.trackers = [@TensorBoard, @WeightsAndBiases]", "WeightsAndBiases.mode = 'offline'"]
@@ -297,7 +297,7 @@ def test_a_library_that_is_missing_is_named_before_anything_is_written(
     monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, missing, None)
     config = ml.load(bindings=[*tiny_bindings, f"Trainer.trackers = [@{tracker.__name__}]"])
-    with pytest.raises(RunError, match=rf"needs {missing}: pip install 'juniper-trainer\[{missing}\]'"):
+    with pytest.raises(RunError, match=rf"needs the library {missing}: pip install 'juniper-trainer\[{missing}\]'"):
         run_job(Job(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     trainer = build_trainer(config)
