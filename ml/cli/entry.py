@@ -8,7 +8,9 @@ from absl import app, flags
 
 from ml.errors import INTERRUPTED, RunFailure, UserError
 
-_GIN_FLAG = re.compile(r"--gin\.(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
+_GIN_FLAG = re.compile(
+    r"""--gin\.(?P<key>(?:'[^']*'|"[^"]*"|[^='"])+?)(?P<operator>\s*[+-]?=)(?P<value>.*)""", re.DOTALL
+)
 
 
 def gin_flags_as_bindings(arguments: list[str]) -> list[str]:
@@ -16,7 +18,9 @@ def gin_flags_as_bindings(arguments: list[str]) -> list[str]:
     result = []
     for argument in arguments:
         match = _GIN_FLAG.fullmatch(argument)
-        result.append(f"--gin_bindings={match['key']} = {match['value']}" if match else argument)
+        result.append(
+            f"--gin_bindings={match['key']} {match['operator'].strip()} {match['value']}" if match else argument
+        )
     return result
 
 

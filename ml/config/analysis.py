@@ -1,23 +1,36 @@
 """From raw statements to bindings: names looked up, macros filled in, values checked. Nothing is built here."""
 
 import importlib.util  # noqa: F401  (gin needs it imported to look for files)
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import gin
 
 from ml.config import gin_internals
+from ml.config.arithmetic import ArithmeticProblem, calculate
 from ml.config.canonical import canonical
-from ml.config.configurable import candidates, known_names
+from ml.config.configurable import candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import RawMacro, RawReference
 from ml.config.lost import Lost
+from ml.config.operations import Key, OperationProblem, held_by, operate, unset_of
 from ml.config.parsing import RawImport, RawStatement
-from ml.config.python_values import raw_value
 from ml.config.signatures import Configurable, ParameterSpec
-from ml.config.statements import Binding, Import, Layer, MacroDefinition, State
+from ml.config.statements import Binding, Import, Layer, MacroDefinition, State, Unset
 from ml.config.types import mismatch, takes_constructor
-from ml.config.values import LEFT_OUT, Constant, DictKeyError, Macro, Reference, substitute, unique_keys, walk
+from ml.config.values import (
+    LEFT_OUT,
+    REMOVED,
+    Constant,
+    DictKeyError,
+    Expression,
+    Macro,
+    Reference,
+    substitute,
+    to_text,
+    unique_keys,
+    walk,
+)
 
 _ALWAYS = {"gin.REQUIRED"}
 
@@ -33,6 +46,7 @@ class Analysis:
         problems: errors.
         warnings: what is in force and cannot be checked.
         idle: problems of statements that have no effect (warnings with `allow_unused_bindings`).
+        unset: statements that removed bindings; these are not in `bindings`.
     """
 
     bindings: list[Binding] = field(default_factory=list)
@@ -41,19 +55,11 @@ class Analysis:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     idle: list[Problem] = field(default_factory=list)
+    unset: list[Unset] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class ImportedValue:
-    """A binding of the imported layer: a Python value with its key in gin's syntax and where it came from.
-
-    `layer` is weaker where the value was a default of the run that it comes from, and stays one.
-    """
-
-    key: str
-    value: Any
-    source: str
-    layer: Layer = Layer.IMPORTED
+class _Unknown:
+    """Stands in a value for what could not be found or worked out; a problem says so already."""
 
 
 class Analyzer:
@@ -65,6 +71,7 @@ class Analyzer:
         self._num_faults = 0
         self._analysis = Analysis()
         self._place: tuple[Location, str] | None = None
+        self._broken: set[Key] = set()  # keys of lines with a problem
         self._broken_macros: set[str] = set()
         self._read_macros: set[str] = set()
         # Definitions are gathered first: as in gin, a macro may be read before the line that defines it.
@@ -102,6 +109,9 @@ class Analyzer:
         if gin_internals.constants().matching_selectors(name):
             self._problem(f"the macro {name!r} has the name of a constant, and gin would read the constant instead")
             return
+        if statement.entries or statement.operator != "=":
+            self._problem(f"an operation changes a parameter, and {name} is a macro: define it in full")
+            return
         before = self._num_faults
         value = self._resolve_names(statement.value)
         if self._num_faults > before:
@@ -121,11 +131,10 @@ class Analyzer:
         self._lost.add(parameter, takes_constructor(spec.annotation) if spec else may_select)
 
     def _add_binding(self, statement: RawStatement, order: int) -> None:
-        before = self._num_faults
         info = self._lookup(statement.name, "configurable")
-        scope, parent = statement.scope, None
+        parent = None
         if statement.layer is Layer.PARENT:
-            scope, parent = self._parent(statement)
+            statement, parent = self._parent(statement)
         written = self._resolve_names(statement.value)
         if info is None or (statement.layer is Layer.PARENT and parent is None):
             return
@@ -133,48 +142,110 @@ class Analyzer:
         if spec is None:
             self._problem(_unknown_parameter(info, statement.parameter))
             return
+        key = Key(statement.scope, info, statement.parameter)
+        operates = statement.entries or statement.operator != "="
+        if written == REMOVED and not operates:
+            self._remove(key, statement, order)
+        elif (binding := self._checked(statement, info, parent, written, order)) is not None:
+            self._analysis.bindings.append(binding)
+        elif not operates:
+            self._broken.add(key)
+
+    def _checked(
+        self, statement: RawStatement, info: Configurable, parent: Configurable | None, written: Any, order: int
+    ) -> Binding | None:
+        """The binding of a statement, or None after a problem."""
+        spec = info.spec(statement.parameter)
+        operation = ""
+        if statement.entries or statement.operator != "=":
+            operated = self._operated(statement, info, written)
+            if operated is None:
+                return None
+            written, statement, operation = operated
         states = self._states(written, statement, order)
         value, location = states[-1].value, states[-1].location
-        if self._num_faults > before:
-            return
+        if _is_unknown(value):
+            return None
         self._place = (location, statement.text)
+        if any(node == REMOVED for node in walk(value)):
+            self._problem(f"%{REMOVED.name} stands alone, as what a parameter or an entry of it is set to")
+            return None
         if not _required(value) and (wrong := mismatch(value, spec.annotation)):
-            self._problem(f"{info.name}.{statement.parameter} {wrong}")
-            return
+            self._problem(f"{info.name}.{statement.parameter} {wrong}{_whole_division(written, value)}")
+            return None
         if spec.unresolved and statement.layer.explicit:
             self._analysis.warnings.append(Problem(location, _unchecked(info, spec), statement.text))
         if statement.layer >= Layer.IMPORTED:  # saved defaults stay what the code said
             states = tuple(state._replace(value=canonical(state.value, spec.annotation)) for state in states)
-        self._analysis.bindings.append(
-            Binding(
-                scope,
-                info,
-                statement.parameter,
-                written,
-                states[-1].value,
-                statement.layer,
-                location,
-                order,
-                constructs=takes_constructor(spec.annotation),
-                states=states,
-                parent=parent,
-            )
+        return Binding(
+            statement.scope,
+            info,
+            statement.parameter,
+            written,
+            states[-1].value,
+            statement.layer,
+            location,
+            order,
+            constructs=takes_constructor(spec.annotation),
+            states=states,
+            parent=parent,
+            operation=operation,
         )
 
-    def _parent(self, statement: RawStatement) -> tuple[tuple[str, ...], Configurable | None]:
-        """The place of the child and the configurable that holds it, of `Parent/place/Name.parameter`."""
+    def _parent(self, statement: RawStatement) -> tuple[RawStatement, Configurable | None]:
+        """`Parent/place/Name.parameter` without the parent, and the configurable that this is."""
         if len(statement.scope) < 2:
             self._problem("the default of a parent is written Parent/child/Name.parameter")
-            return statement.scope, None
-        return statement.scope[1:], self._lookup(statement.scope[0], "configurable")
+            return statement, None
+        parent = self._lookup(statement.scope[0], "configurable")
+        return statement._replace(scope=statement.scope[1:]), parent
+
+    def _operated(
+        self, statement: RawStatement, info: Configurable, operand: Any
+    ) -> tuple[Any, RawStatement, str] | None:
+        """The whole value after an operation, the statement with the places of both, and the operation as text."""
+        key = Key(statement.scope, info, statement.parameter)
+        if key in self._broken:
+            self._num_faults += 1
+            return None
+        written = [self._resolve_names(entry) for entry in statement.entries]
+        entries = [self._expand(entry, ()) for entry in written]
+        if statement.operator == "-=" or type(operand) not in (list, tuple):
+            value = operand if operand == REMOVED else self._expand(operand, ())
+        else:
+            value = operand
+        if _is_unknown([*entries, value]):
+            return None
+        try:
+            held = held_by(self._analysis.bindings, key)
+            name = f"{info.name}.{statement.parameter}"
+            value = operate(held.value, tuple(entries), statement.operator, value, name)
+        except OperationProblem as problem:
+            self._problem(str(problem))
+            return None
+        if held.location is not None:
+            statement = statement._replace(location=held.location.through(statement.location))
+        keys = "".join(f"[{to_text(entry, reference_to)}]" for entry in written)
+        return value, statement, f"{keys} {statement.operator} {to_text(operand, reference_to)}"
+
+    def _remove(self, key: Key, statement: RawStatement, order: int) -> None:
+        """Takes away the earlier bindings of exactly this key."""
+        try:
+            unset = unset_of(self._analysis.bindings, key, statement.layer, statement.location, order)
+        except OperationProblem as problem:
+            if key not in self._broken:
+                self._problem(str(problem))
+            return
+        self._analysis.bindings = [b for b in self._analysis.bindings if b not in unset.removed]
+        self._analysis.unset.append(unset)
 
     def _resolve_names(self, raw: Any) -> Any:
-        """References and macros with their names looked up; what cannot be found is reported and becomes None."""
+        """References and macros with their names looked up; what cannot be found is reported, and unknown."""
 
         def leaf(value: Any) -> Any:
             if isinstance(value, RawReference):
                 info = self._lookup(value.name, "configurable", f"@{'/'.join((*value.scopes, value.name))}")
-                return Reference(value.scopes, info, value.evaluate) if info else None
+                return Reference(value.scopes, info, value.evaluate) if info else _Unknown()
             if isinstance(value, RawMacro):
                 return self._macro_or_constant(value.name)
             return value
@@ -183,7 +254,7 @@ class Analyzer:
             return _substitute_raw(raw, leaf)
         except DictKeyError as error:
             self._problem(str(error))
-            return None
+            return _Unknown()
 
     def _lookup(self, name: str, kind: str, quoted: str = "") -> Configurable | None:
         found = candidates(name)
@@ -198,7 +269,7 @@ class Analyzer:
             self._unknown(f"there is no {kind} {name!r}{named}", hint, follows=self._lost.everything)
         return None
 
-    def _macro_or_constant(self, name: str) -> Macro | Constant | None:
+    def _macro_or_constant(self, name: str) -> "Macro | Constant | _Unknown":
         constants = gin_internals.constants()
         matching = constants.matching_selectors(name)
         if name in self._definitions:
@@ -208,11 +279,11 @@ class Analyzer:
             return Constant(matching[0], constants[matching[0]])
         if matching:
             self._problem(f"the constant %{name} may mean any of {', '.join(sorted(matching))}; write more of its name")
-            return None
+            return _Unknown()
         known = [*self._definitions, *gin_internals.constant_names()]
         hint = did_you_mean(name, known)
         self._unknown(f"there is no macro or constant %{name}", hint, follows=self._lost.defines(name))
-        return None
+        return _Unknown()
 
     def _unknown(self, message: str, hint: str, follows: bool) -> None:
         """A name that nothing has; what was lost may have it, unless it looks like a typing error."""
@@ -225,12 +296,14 @@ class Analyzer:
         """The value with macros replaced by what their last definitions hold."""
 
         def leaf(node: Any) -> Any:
+            if isinstance(node, Expression):
+                return self._calculate(node)
             if not isinstance(node, Macro):
                 return node
             if node.name in expanding:
                 chain = " -> ".join(f"%{name}" for name in (*expanding, node.name))
                 self._problem(f"macros define each other in a circle: {chain}")
-                return None
+                return _Unknown()
             definition = self._definition(node.name)
             here, self._place = self._place, (definition.location, definition.text)
             resolved = self._resolve_names(definition.value)
@@ -242,7 +315,16 @@ class Analyzer:
             return substitute(value, leaf)
         except DictKeyError as error:
             self._problem(str(error))
-            return None
+            return _Unknown()
+
+    def _calculate(self, expression: Expression) -> Any:
+        if _is_unknown(expression):
+            return _Unknown()
+        try:
+            return calculate(expression)
+        except ArithmeticProblem as problem:
+            self._problem(f"{to_text(expression, reference_to)} {problem}")
+            return _Unknown()
 
     def _definition(self, name: str) -> RawStatement:
         """The definition of a macro that is in force at the statement that is looked at, else the first one."""
@@ -271,9 +353,11 @@ class Analyzer:
             if at != moments[-1][0]:
                 self._num_faults = num_faults
                 del self._analysis.problems[count:]  # what was wrong with an earlier value is no problem any more
+            if _is_unknown(value) and at != moments[-1][0]:
+                continue
             source, location = binding.layer, binding.location
             if definition is not None and (states or definition.layer is not binding.layer):
-                location = replace(location, via=definition.location)
+                location = location.through(definition.location)
                 source = max(source, definition.layer) if source.explicit else source
             states.append(State(value, at, source, location))
         self._as_of = len(self._statements)
@@ -322,6 +406,8 @@ def _macro_names(raw: Any) -> set[str]:
         return {name for pair in raw.items() for item in pair for name in _macro_names(item)}
     if isinstance(raw, list | tuple) and not isinstance(raw, RawReference):
         return {name for item in raw for name in _macro_names(item)}
+    if isinstance(raw, Expression):
+        return _macro_names(list(raw.operands))
     return set()
 
 
@@ -341,6 +427,8 @@ def _substitute_raw(value: Any, leaf) -> Any:
         return unique_keys((_substitute_raw(k, leaf), _substitute_raw(v, leaf)) for k, v in value.items())
     if type(value) in (list, tuple):
         return type(value)(_substitute_raw(item, leaf) for item in value)
+    if isinstance(value, Expression):
+        return Expression(value.operator, tuple(_substitute_raw(operand, leaf) for operand in value.operands))
     return leaf(value)
 
 
@@ -355,21 +443,20 @@ def _unchecked(info: Configurable, spec: ParameterSpec) -> str:
     )
 
 
+def _is_unknown(value: Any) -> bool:
+    return any(isinstance(node, _Unknown) for node in walk(value))
+
+
+def _whole_division(written: Any, value: Any) -> str:
+    """A hint for who divides where a whole number is wanted."""
+    divides = isinstance(written, Expression) and any(
+        isinstance(n, Expression) and n.operator == "/" for n in walk(written)
+    )
+    return "; // divides into a whole number" if divides and type(value) is float else ""
+
+
 def _unknown_parameter(info: Configurable, parameter: str) -> str:
     known = list(info.parameters)
     takes = f"; it takes {', '.join(known)}" if known and len(known) <= 8 else ""
     hint = did_you_mean(parameter, known)
     return f"{info.name} has no parameter {parameter!r}{hint or takes}"
-
-
-def imported_statements(values: list[ImportedValue], first_order: int = 0) -> list[RawStatement]:
-    """The imported layer as statements: it goes through the same checks as files do."""
-    statements = []
-    for item in values:
-        *scope, key = item.key.split("/")
-        name, _, parameter = key.rpartition(".")
-        text = f"{item.key} = {item.value!r}"
-        statements.append(
-            RawStatement(tuple(scope), name, parameter, raw_value(item.value), item.layer, Location(item.source), text)
-        )
-    return statements

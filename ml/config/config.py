@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.config.analysis import Analysis, Analyzer, ImportedValue, imported_statements
-from ml.config.configurable import Configurable, is_outdated, reference_to
+from ml.config.analysis import Analysis, Analyzer
+from ml.config.configurable import Configurable, is_outdated
 from ml.config.construction import Build
 from ml.config.effects import Effects, find_effects
 from ml.config.errors import ConfigError, Location, Problem, did_you_mean
+from ml.config.imported import ImportedValue, imported_statements
 from ml.config.operative import difference, fingerprint, operative_config
 from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
 from ml.config.provenance import Record, records, value_at
 from ml.config.python_values import python_statements
 from ml.config.statements import Binding, Layer
-from ml.config.values import to_text
 
 Bindings = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
@@ -81,7 +81,7 @@ class Config:
 
     def records(self) -> Iterator[Record]:
         """Who set what: a record for every parameter of everything that is built."""
-        return records(self._checked.calls)
+        return records(self._checked.calls, self._analysis.unset)
 
     def provenance(self) -> dict[str, Any]:
         """What provenance.json holds."""
@@ -185,7 +185,7 @@ def _checked(source: Source) -> Config:
     problems += reader.lost.without_consequences(found)
     effects = Effects()
     if failure is None and build.is_complete:
-        effects = find_effects(analysis.bindings, build, lambda other: _run(root, other))
+        effects = find_effects(analysis.bindings, build, lambda other: _run(root, other), analysis.unset)
     elif failure is not None and not problems:
         raise failure
     idle = analysis.idle + ([] if reader.lost.a_part else effects.idle)
@@ -250,15 +250,15 @@ def _config_text(analysis: Analysis, effects: Effects) -> str:
     lines = ["# What was set, in the order in which it was read. The operative config beside this holds every value."]
     lines += [statement.text for statement in analysis.imports]
     layer = source = None
-    for statement in sorted([*analysis.bindings, *analysis.macros], key=lambda s: s.order):
-        if statement.location.source != source or statement.layer is not layer:
-            lines += ["", f"# From {statement.location.source}"]
-            source = statement.location.source
+    unset = [binding for unset in analysis.unset for binding in (*unset.removed, unset.binding)]
+    for statement in sorted([*analysis.bindings, *analysis.macros, *unset], key=lambda s: s.order):
+        if statement.source_name != source or statement.layer is not layer:
+            source = statement.source_name
+            lines += ["", f"# From {source}"]
         if statement.layer is not layer:
             layer = statement.layer
             lines.append(f"juniper.layer = '{layer.name.lower()}'")
-        key = statement.key if hasattr(statement, "key") else statement.name
-        text = f"{key} = {to_text(statement.written, reference_to)}"
+        text = statement.text(written=True)
         swap = effects.left_out.get(statement)
         if swap is None:
             lines.append(f"{text:<60}  # {statement.location}")

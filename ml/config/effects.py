@@ -1,13 +1,13 @@
 """Nothing is silently ignored (rule 7): which bindings took effect, and why the others did not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ml.config.construction import Build
 from ml.config.errors import Problem
 from ml.config.reasons import Places, kinds_of_call
 from ml.config.rewound import RewoundBuild
-from ml.config.statements import Binding, Layer
+from ml.config.statements import Binding, Layer, Unset
 
 
 @dataclass
@@ -37,13 +37,16 @@ def effective_bindings(build: Build) -> set[Binding]:
     return effective
 
 
-def find_effects(bindings: list[Binding], build: Build, run: Callable[[Build], None]) -> Effects:
+def find_effects(
+    bindings: list[Binding], build: Build, run: Callable[[Build], None], unset: Sequence[Unset] = ()
+) -> Effects:
     """Accounts for every binding of a build.
 
     Args:
         bindings: all of them, in order.
         build: the finished build, which kept its calls.
         run: runs another build to its end, ignoring what goes wrong.
+        unset: statements that removed others; these are not in `bindings`.
     """
     effects = Effects(effective_bindings(build))
     places = Places(build)
@@ -53,7 +56,7 @@ def find_effects(bindings: list[Binding], build: Build, run: Callable[[Build], N
     unused = [b for b in unused if not (b.requires and _is_fulfilled(b, places))]
     effects.left_out = _excused(unused, places)
     if waiting := {b for b in unused if b not in effects.left_out}:
-        effects.left_out |= _swapped_out(bindings, waiting, build, run)
+        effects.left_out |= _swapped_out(bindings, waiting, build, run, unset)
     for binding in unused:
         if binding not in effects.left_out:
             effects.idle.append(Problem(binding.location, places.why_idle(binding), binding.text(written=True)))
@@ -83,9 +86,13 @@ def _excused(unused: list[Binding], places: Places) -> dict[Binding, Binding]:
 
 
 def _swapped_out(
-    bindings: list[Binding], waiting: set[Binding], build: Build, run: Callable[[Build], None]
+    bindings: list[Binding],
+    waiting: set[Binding],
+    build: Build,
+    run: Callable[[Build], None],
+    unset: Sequence[Unset],
 ) -> dict[Binding, Binding]:
     """The bindings that a swap of a part, set later, made useless, with the swap: without it they take effect."""
-    rewound = RewoundBuild(bindings, {binding.order for binding in waiting})
+    rewound = RewoundBuild(bindings, {binding.order for binding in waiting}, unset)
     run(rewound)
     return rewound.revived(waiting, {(call.path, call.info.selector) for call in build.calls})

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml.errors import UserError
 
@@ -14,7 +14,7 @@ class Location:
     Attributes:
         source: a file, or a flag such as `--gin_bindings[0]`.
         line: counts from 1; None for a flag of one line.
-        via: the place of the macro definition that decided the value of the statement, if it came later.
+        via: the place of the later statement that decided the value: a macro definition, or an operation on it.
     """
 
     source: str
@@ -24,6 +24,15 @@ class Location:
     def __str__(self) -> str:
         place = self.source if self.line is None else f"{self.source}:{self.line}"
         return place if self.via is None else f"{place} via {self.via}"
+
+    @property
+    def last(self) -> "Location":
+        """The place of the last statement that decided the value."""
+        return self.via.last if self.via else self
+
+    def through(self, later: "Location") -> "Location":
+        """This place with the one of a later statement at the end."""
+        return replace(self, via=self.via.through(later) if self.via else later)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ import tokenize
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gin import config_parser
-
 from ml.config import gin_internals
+from ml.config.syntax import Assignment, Parser
 
 _STATEMENT_START = re.compile(r"[A-Za-z_%@]")
 _BLOCK = re.compile(r"[\w/.]+:\s*(#.*)?$")
 _INDENTED = re.compile(r"[ \t]+(?=[A-Za-z_])")
-_BLOCK_ENTRY = re.compile(r"[ \t]+[A-Za-z_]\w*\s*=")
+_BLOCK_ENTRY = re.compile(r"[ \t]+[A-Za-z_]\w*\s*(\[.*?\]\s*)*[+-]?=")
 
 
 class RawReference(NamedTuple):
@@ -56,7 +55,7 @@ def statements(text: str) -> Iterator[tuple[int, Any]]:
     while True:
         begun = offset + 1
         try:
-            parser = gin_internals.ConfigParser(io.StringIO("".join(lines[offset:])), _Delegate())
+            parser = Parser(io.StringIO("".join(lines[offset:])), _Delegate())
             while True:
                 begun = offset + _first_statement_line(parser)
                 statement = parser.parse_statement()
@@ -94,9 +93,9 @@ def _block_entry(lines: list[str], header: int, first: int, last: int) -> Iterat
     text = lines[header - 1] + "\n" * (first - header - 1) + body
     offset = header - 1
     try:
-        parser = gin_internals.ConfigParser(io.StringIO(text), _Delegate())
+        parser = Parser(io.StringIO(text), _Delegate())
         for statement in parser:
-            if isinstance(statement, config_parser.BindingStatement):
+            if isinstance(statement, Assignment):
                 yield from _repeated_keys(parser, offset)
                 yield offset + statement.location.line_num, statement
     except (SyntaxError, tokenize.TokenError, ValueError) as error:
@@ -105,7 +104,7 @@ def _block_entry(lines: list[str], header: int, first: int, last: int) -> Iterat
         yield failed_at, Unreadable(message, f"{selector}.{body.strip()}\n")
 
 
-def _repeated_keys(parser: gin_internals.ConfigParser, offset: int) -> Iterator[tuple[int, Unreadable]]:
+def _repeated_keys(parser: Parser, offset: int) -> Iterator[tuple[int, Unreadable]]:
     for line, key in parser.repeated:
         yield offset + line, Unreadable(f"the dict has the key {_spell(key)} twice")
     parser.repeated.clear()

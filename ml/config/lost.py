@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ml.config.errors import Problem
 
-_KEY = re.compile(r"\s*(?:[\w.]+/)*(?P<name>[\w.]+?)(?:\.(?P<parameter>\w+))?\s*=")
+_KEY = re.compile(r"\s*(?:[\w.]+/)*(?P<name>[\w.]+?)(?:\.(?P<parameter>\w+))?\s*(?:\[.*?\]\s*)*[+-]?=")
 _WORD = re.compile(r"\w+")
 
 

@@ -11,12 +11,17 @@ from ml.config.grammar import Unreadable, statements
 from ml.config.lost import Lost
 from ml.config.search_path import SearchPath
 from ml.config.statements import Layer
+from ml.config.syntax import Assignment, Include
 
 LAYER_STATEMENT = ("juniper", "layer")  # `juniper.layer = 'default'`: who set what follows in this file
+_WITHOUT_PLACE = ("singleton", "gin.singleton")  # its scope is the name of what is shared
 
 
 class RawStatement(NamedTuple):
-    """A binding or, where `parameter` is empty, the definition of a macro."""
+    """A binding or, where `parameter` is empty, the definition of a macro.
+
+    `entries` are the keys in brackets behind the parameter, `operator` is `=`, `+=` or `-=`.
+    """
 
     scope: tuple[str, ...]
     name: str
@@ -25,6 +30,8 @@ class RawStatement(NamedTuple):
     layer: Layer
     location: Location
     text: str
+    entries: tuple[Any, ...] = ()
+    operator: str = "="
 
 
 class RawImport(NamedTuple):
@@ -36,7 +43,7 @@ class RawImport(NamedTuple):
 
 
 class Reader:
-    """Reads files and flags in order, each file once, and keeps every statement and every problem."""
+    """Reads files and flags in order, each file once under each scope, and keeps every statement and every problem."""
 
     def __init__(self, search_path: SearchPath):
         self.search_path = search_path
@@ -44,15 +51,22 @@ class Reader:
         self.problems: list[Problem] = []
         self.files: list[str] = []
         self.lost = Lost()
-        self._read: dict[Path, Location | None] = {}
+        self._read: dict[tuple[Path, tuple[str, ...]], Location | None] = {}
 
-    def read_file(self, name: str, location: Location | None = None, including: tuple[Path, ...] = ()) -> None:
+    def read_file(
+        self,
+        name: str,
+        location: Location | None = None,
+        including: tuple[Path, ...] = (),
+        under: tuple[str, ...] = (),
+    ) -> None:
         """Reads a file and what it includes.
 
         Args:
             name: as the user or the include statement gives it.
             location: of the include statement, or None for a file that the user names.
             including: the files that are being read, outermost first.
+            under: the scope before the scope of each binding in it; macros, which have no place, keep their names.
         """
         path = self.search_path.find(name, including[-1] if including else None)
         if path is None:
@@ -64,18 +78,19 @@ class Reader:
             self.problems.append(Problem(location, f"include cycle: {chain}"))
             return
         shown = self.search_path.display(path)
-        if path.resolve() in self._read:
+        once = (path.resolve(), under)
+        if once in self._read:
             if location is None:
-                self._named_again(shown, self._read[path.resolve()])
+                self._named_again(shown, self._read[once])
             return
-        self._read[path.resolve()] = location
+        self._read[once] = location
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             self._missing(location, f"cannot read {shown}: {error}")
             return
         self.files.append(shown)
-        self.read_text(text, shown, Layer.FILE, including=(*including, path))
+        self.read_text(text, shown, Layer.FILE, including=(*including, path), under=under)
 
     def _missing(self, location: Location | None, message: str, statement: str = "") -> None:
         self.lost.everything = True
@@ -87,8 +102,10 @@ class Reader:
         message = f"{shown} {how}, and a file is read once, where it comes first: name it before the others, or not"
         self.problems.append(Problem(None, message))
 
-    def read_text(self, text: str, source: str, layer: Layer, including: tuple[Path, ...] = ()) -> None:
-        """Reads statements from text; `source` is what locations call it."""
+    def read_text(
+        self, text: str, source: str, layer: Layer, including: tuple[Path, ...] = (), under: tuple[str, ...] = ()
+    ) -> None:
+        """Reads statements from text; `source` is what locations call it, `under` the scope before each binding."""
         lines = text.splitlines()
         numbered = including or len([line for line in lines if line.strip()]) > 1
         for number, statement in statements(text):
@@ -98,27 +115,39 @@ class Reader:
                 if statement.lost:
                     self.lost.add_text(statement.lost)
                 self.problems.append(Problem(location, statement.message, quoted))
-            elif isinstance(statement, config_parser.IncludeStatement):
-                self.read_file(statement.filename, location, including)
+            elif isinstance(statement, Include):
+                self.read_file(statement.filename, location, including, (*under, *statement.scope))
             elif isinstance(statement, config_parser.ImportStatement):
                 self._import(statement, location)
-            elif isinstance(statement, config_parser.BindingStatement):
+            elif isinstance(statement, Assignment):
                 if (statement.selector, statement.arg_name) == LAYER_STATEMENT:
-                    layer = self._layer(statement.value, layer, location, quoted)
+                    layer = self._layer(statement, layer, location, quoted, under)
                 else:
-                    self._binding(statement, layer, location, quoted)
+                    self._binding(statement, layer, location, quoted, under)
 
-    def _binding(self, statement, layer: Layer, location: Location, quoted: str) -> None:
+    def _binding(
+        self, statement: Assignment, layer: Layer, location: Location, quoted: str, under: tuple[str, ...]
+    ) -> None:
         scope = tuple(part for part in statement.scope.split("/") if part)
         name, parameter = statement.selector, statement.arg_name
         if name in ("macro", "gin.macro") and parameter == "value" and scope:  # `NAME/macro.value = 1`
             scope, name, parameter = scope[:-1], scope[-1], ""
-        self.statements.append(RawStatement(scope, name, parameter, statement.value, layer, location, quoted))
+        if parameter and name not in _WITHOUT_PLACE:
+            scope = (*under, *scope)
+        what = (statement.value, layer, location, quoted, statement.entries, statement.operator)
+        self.statements.append(RawStatement(scope, name, parameter, *what))
 
-    def _layer(self, value: Any, current: Layer, location: Location, quoted: str) -> Layer:
-        names = [layer.name.lower() for layer in Layer]
+    def _layer(
+        self, statement: Assignment, current: Layer, location: Location, quoted: str, under: tuple[str, ...]
+    ) -> Layer:
+        names, value = [layer.name.lower() for layer in Layer], statement.value
         if value in names:
-            return Layer(names.index(value))
+            layer = Layer(names.index(value))
+            if not under or layer.explicit:
+                return layer
+            message = f"a saved operative config cannot be read under a scope, here under {'/'.join(under)!r}"
+            self.problems.append(Problem(location, message, quoted))
+            return layer
         message = f"juniper.layer must be one of {', '.join(names)}, not {value!r}{did_you_mean(str(value), names)}"
         self.problems.append(Problem(location, message, quoted))
         return current

@@ -1,7 +1,7 @@
 """Who set what: for every parameter of every module its value, its source, the place, and what it overrode (rule 8)."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,9 +11,9 @@ import gin
 from ml.config.configurable import reference_to
 from ml.config.errors import did_you_mean
 from ml.config.plans import Call
-from ml.config.scopes import compress, matches
+from ml.config.scopes import compress, matches, occurs
 from ml.config.signatures import EMPTY, ParameterSpec
-from ml.config.statements import Layer
+from ml.config.statements import Layer, Unset
 from ml.config.values import UnwritableError, to_text
 from ml.errors import UserError
 
@@ -63,12 +63,18 @@ class Record:
         return cls(**{**record, "overrode": tuple(Origin(**origin) for origin in record["overrode"])})
 
 
-def records(calls: list[Call]) -> Iterator[Record]:
-    """The records of every construction, in the order in which things were built."""
+def records(calls: list[Call], unset: Sequence[Unset] = ()) -> Iterator[Record]:
+    """The records of every construction, in the order in which things were built.
+
+    Args:
+        calls: the constructions.
+        unset: statements that removed others: what these set counts as overridden.
+    """
     for call in calls:
         for spec in call.parameters:
             origins = _origins(call, spec)
             if origins:
+                origins[-1:-1] = _unset(call, spec.name, unset)
                 *overrode, last = origins
                 explicit = last.source in ("file", "flag")
                 path = "/".join(call.path)
@@ -102,6 +108,16 @@ def _origins(call: Call, spec: ParameterSpec) -> list[Origin]:
 def _default_text(value: Any) -> str:
     """A default of the code as gin text; one that text cannot hold, which something must override, by its type."""
     return readable(value) or f"<{type(value).__qualname__}>"
+
+
+def _unset(call: Call, parameter: str, unset: Sequence[Unset]) -> list[Origin]:
+    """The values that would have reached a parameter, had a later statement not removed them."""
+    return [
+        Origin(text_of(b.value), b.source.name.lower(), f"{b.location}, unset by {statement.binding.location}")
+        for statement in unset
+        for b in statement.removed
+        if b.configurable is call.info and b.parameter == parameter and occurs(b.scope, call.path)
+    ]
 
 
 def text_of(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from ml.config.configurable import Configurable, reference_to
 from ml.config.construction import Build
 from ml.config.plans import Call, Plan
 from ml.config.scopes import match
-from ml.config.statements import Binding
+from ml.config.statements import Binding, Unset
 from ml.config.values import Reference, walk
 
 Moments = tuple[int, ...]
@@ -25,11 +25,14 @@ class RewoundBuild(Build):
     Args:
         bindings: all of them, in order.
         moments: the orders of the statements.
+        unset: statements that removed others, which are not among the bindings.
     """
 
-    def __init__(self, bindings: list[Binding], moments: set[int]):
-        super().__init__(bindings, keep_calls=True, collect=True)
-        self._choices = {(b.configurable, b.parameter) for b in bindings if _chooses(b)}
+    def __init__(self, bindings: list[Binding], moments: set[int], unset: Sequence[Unset] = ()):
+        self._ended = {binding: statement.binding.order for statement in unset for binding in statement.removed}
+        self._removals = [statement.binding for statement in unset]
+        super().__init__([*bindings, *self._ended], keep_calls=True, collect=True)
+        self._choices = {(b.configurable, b.parameter) for b in (*bindings, *self._ended) if _chooses(b)}
         self._moments: Moments = tuple(sorted(moments))
         self._plans_at: dict[int, dict[tuple, Plan]] = {}
         self._plans_now: dict[tuple, Plan] = {}
@@ -66,7 +69,8 @@ class RewoundBuild(Build):
             reaching = [
                 b for b in super()._bindings_of(info) if self._is_swap(b) and match(b.scope, reduced) is not None
             ]
-            self._swapped_at[key] = sorted({state.order for binding in reaching for state in binding.states})
+            orders = {state.order for binding in reaching for state in binding.states}
+            self._swapped_at[key] = sorted(orders | {self._ended[b] for b in reaching if b in self._ended})
         groups: dict[int, list[int]] = {}
         for moment in self._moments:
             groups.setdefault(bisect_right(self._swapped_at[key], moment), []).append(moment)
@@ -77,10 +81,17 @@ class RewoundBuild(Build):
 
     def _bindings_of(self, info: Configurable) -> list[Binding]:
         moment = self._moments[0]
-        then = [
-            self._at(binding, moment) if self._is_swap(binding) else binding for binding in super()._bindings_of(info)
-        ]
+        alive = [b for b in super()._bindings_of(info) if self._is_alive(b, moment)]
+        then = [self._at(binding, moment) if self._is_swap(binding) else binding for binding in alive]
         return [binding for binding in then if binding is not None]
+
+    def _is_alive(self, binding: Binding, moment: int) -> bool:
+        return binding not in self._ended or (self._is_swap(binding) and moment < self._ended[binding])
+
+    def _bindings_now(self, info: Configurable) -> list[Binding]:
+        """The bindings of the whole configuration, those among them that only unset something."""
+        kept = [binding for binding in super()._bindings_of(info) if binding not in self._ended]
+        return [*kept, *(binding for binding in self._removals if binding.configurable is info)]
 
     def _at(self, binding: Binding, moment: int) -> Binding | None:
         """The binding as it was at a moment, None if it had no value yet."""
@@ -149,14 +160,15 @@ class RewoundBuild(Build):
         return [*self._swaps_after(binding), *later, *related][-1]
 
     def _swaps_after(self, binding: Binding) -> list[Binding]:
-        every = [b for bindings in self._by_configurable.values() for b in bindings if self._is_swap(b)]
-        return sorted((b for b in every if b.settled > binding.order), key=lambda b: b.settled)
+        kept = [b for bindings in self._by_configurable.values() for b in bindings if b not in self._ended]
+        swaps = [b for b in (*kept, *self._removals) if self._is_swap(b) and b.settled > binding.order]
+        return sorted(swaps, key=lambda b: b.settled)
 
     def _plan_now(self, call: Call) -> Plan:
         """What the whole configuration says about the place of a call."""
         key = (call.info.selector, self._index.reduce(call.path))
         if key not in self._plans_now:
-            self._plans_now[key] = self._planned(call.info, key[1], super()._bindings_of(call.info))
+            self._plans_now[key] = self._planned(call.info, key[1], self._bindings_now(call.info))
         return self._plans_now[key]
 
 

@@ -43,6 +43,12 @@ def matches(pattern: str, component: str) -> bool:
     return bool(span and indexed and indexed[0] == span.stem and span.first <= indexed[1] <= span.last)
 
 
+def occurs(scope: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    """Whether the patterns of a scope occur, in order, on a path (rule 2)."""
+    remaining = iter(path)
+    return all(any(matches(pattern, component) for component in remaining) for pattern in scope)
+
+
 class Match(NamedTuple):
     """How a scope fits a path. Of two matches the greater one wins (the first four parts of rule 3)."""
 

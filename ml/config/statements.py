@@ -66,6 +66,7 @@ class Binding:
         constructs: whether the parameter takes a constructor.
         states: the values that it had, oldest first; the last one is in force.
         parent: in the layer `PARENT` the configurable that suggests the value to the child in `scope`, else None.
+        operation: what follows the key in the statement, where that builds on an earlier value: ` += [@TensorBoard]`.
     """
 
     scope: tuple[str, ...]
@@ -79,12 +80,18 @@ class Binding:
     constructs: bool = False
     states: tuple[State, ...] = ()
     parent: Configurable | None = None
+    operation: str = ""
 
     @property
     def key(self) -> str:
         """`scope/Name.parameter`, with the short name of the configurable, and that of the parent in front."""
         parent = (self.parent.name,) if self.parent else ()
         return "/".join((*parent, *self.scope, f"{self.configurable.name}.{self.parameter}"))
+
+    @property
+    def source_name(self) -> str:
+        """The file or flag that holds the statement itself, not the one that it builds on."""
+        return self.states[0].location.last.source if self.operation else self.location.source
 
     @property
     def settled(self) -> int:
@@ -113,7 +120,22 @@ class Binding:
 
     def text(self, written: bool = False) -> str:
         """The statement as gin text."""
+        if written and self.operation:
+            return f"{self.key}{self.operation}"
         return f"{self.key} = {to_text(self.written if written else self.value, reference_to)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unset:
+    """`scope/Name.parameter = %juniper.unset`.
+
+    Attributes:
+        binding: the statement itself, whose state before the last is what it removed.
+        removed: the bindings that it removed, in order.
+    """
+
+    binding: Binding
+    removed: tuple[Binding, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +147,15 @@ class MacroDefinition:
     layer: Layer
     location: Location
     order: int
+
+    @property
+    def source_name(self) -> str:
+        """The file or flag that holds the statement."""
+        return self.location.source
+
+    def text(self, written: bool = False) -> str:
+        """The statement as gin text, with its macros either way."""
+        return f"{self.name} = {to_text(self.written, reference_to)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,8 +221,8 @@ def _bracket_hint(annotation: Any, value: Any) -> str:
 
 
 def takes_constructor(annotation: Any) -> bool:
-    """Whether a reference without brackets fits the annotation, alone or among other values."""
-    if typing.get_origin(annotation) in (Union, types.UnionType):
+    """Whether a reference without brackets fits the annotation, alone, among other values or in a container."""
+    if typing.get_origin(annotation) in (Union, types.UnionType, tuple, *_SEQUENCES, *_MAPPINGS):
         return any(takes_constructor(option) for option in typing.get_args(annotation))
     return _asks_for_constructor(annotation)
 

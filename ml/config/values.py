@@ -45,6 +45,14 @@ class Constant:
         return hash(self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Arithmetic with one operand, `-%a`, or two, `%a * 4`."""
+
+    operator: str
+    operands: tuple[Any, ...]
+
+
 class UnwritableError(ValueError):
     """A value that no configuration text can hold."""
 
@@ -72,6 +80,11 @@ gin.constant("math.nan", math.nan)  # equal to nothing, so looked up by hand in 
 LEFT_OUT = Constant("juniper.left_out", "juniper.left_out")
 """The value of an option that had no effect in a saved run: the run knows that it was set, and not to what."""
 gin.constant(LEFT_OUT.name, LEFT_OUT.value)
+
+
+REMOVED = Constant("juniper.unset", "juniper.unset")
+"""In place of a value: the lines that set the parameter, or the entry, are as if they were not there."""
+gin.constant(REMOVED.name, REMOVED.value)
 
 
 class DictKeyError(ValueError):
@@ -106,10 +119,15 @@ def walk(value: Any):
     elif isinstance(value, list | tuple):
         for item in value:
             yield from walk(item)
+    elif isinstance(value, Expression):
+        for operand in value.operands:
+            yield from walk(operand)
 
 
 def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
     """The value with `replace` applied to each leaf; containers are copied, their order kept.
+
+    An expression counts as a leaf too, once its operands are replaced.
 
     Raises:
         DictKeyError: where two keys of a dict become equal.
@@ -118,6 +136,8 @@ def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
         return unique_keys((substitute(key, replace), substitute(item, replace)) for key, item in value.items())
     if type(value) in (list, tuple):
         return type(value)(substitute(item, replace) for item in value)
+    if isinstance(value, Expression):
+        value = Expression(value.operator, tuple(substitute(operand, replace) for operand in value.operands))
     return replace(value)
 
 
@@ -136,6 +156,8 @@ def to_text(value: Any, find: Callable[[Any], Reference | None]) -> str:
         return f"@{name}()" if value.evaluate else f"@{name}"
     if isinstance(value, Macro | Constant):
         return f"%{value.name}"
+    if isinstance(value, Expression):
+        return _expression_text(value, find)
     kind = type(value)
     if value is None or kind in (bool, int, str, bytes):
         return repr(value)
@@ -158,6 +180,30 @@ def to_text(value: Any, find: Callable[[Any], Reference | None]) -> str:
             f"{value!r} of type {kind.__module__}.{kind.__qualname__} cannot be written to a configuration; "
             "make it configurable, or give it a name with ml.config.register_constant"
         ) from None
+
+
+def _expression_text(expression: Expression, find: Callable[[Any], Reference | None]) -> str:
+    level, operands = _level(expression), expression.operands
+    if len(operands) == 1:
+        return f"{expression.operator}{_operand_text(operands[0], level, find)}"
+    is_power = (
+        expression.operator == "**"
+    )  # it groups from the right, and takes a sign there; the others group from the left
+    left = _operand_text(operands[0], level + is_power, find)
+    right = _operand_text(operands[1], 2 if is_power else level + 1, find)
+    return f"{left} {expression.operator} {right}"
+
+
+def _operand_text(operand: Any, level: int, find: Callable[[Any], Reference | None]) -> str:
+    text = to_text(operand, find)
+    return f"({text})" if _level(operand) < level else text
+
+
+def _level(value: Any) -> int:
+    """The tightness with which a value binds: sums, products, signs, powers, everything else."""
+    if isinstance(value, Expression):
+        return 2 if len(value.operands) == 1 else {"+": 0, "-": 0, "**": 3}.get(value.operator, 1)
+    return 2 if type(value) in (int, float) and math.copysign(1, value) < 0 else 4
 
 
 def _float_text(value: float) -> str:
