@@ -46,12 +46,13 @@ def load(
     Raises:
         ConfigError: with everything that is wrong, in one report.
     """
-    import ml.training  # noqa: F401  (registers everything that a file can name)
+    from ml.training.rehearsal import rehearse  # imports everything that a file can name
 
     return configuration.load(
         gin_files,
         bindings,
         root=_trainer_on_meta,
+        check=rehearse,
         search_path=search_path,
         shipped=SHIPPED_CONFIGS,
         imported=imported,

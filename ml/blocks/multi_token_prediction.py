@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ml.blocks.decoder_block import DecoderBlock
 from ml.config import child, configurable
-from ml.layers.checks import non_negative, positive
+from ml.layers.checks import MAX_COUNT, non_negative, positive
 from ml.layers.context import Context
 from ml.layers.linear import Linear
 from ml.layers.normalization import RMSNorm
@@ -61,7 +61,7 @@ class MultiTokenPrediction(nn.Module):
         lr_scale: float = 1.0,
     ):
         super().__init__()
-        self.num_depths = positive("num_depths", num_depths)
+        self.num_depths = positive("num_depths", num_depths, at_most=MAX_COUNT)
         self.num_layers = num_layers + self.num_depths  # that stand behind one another, which initial values depend on
         self.loss_weight = non_negative("loss_weight", loss_weight)
         self.lr_scale = checked_lr_scale(lr_scale)

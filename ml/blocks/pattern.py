@@ -8,7 +8,7 @@ from torch import nn
 from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
 from ml.config import REQUIRED, UNORDERED, child, configurable, require
-from ml.layers.checks import positive
+from ml.layers.checks import MAX_COUNT, positive
 from ml.layers.parameter import checked_lr_scale
 
 
@@ -59,7 +59,7 @@ def _kinds(blocks: dict[str, Callable], pattern: Sequence[str], num_blocks: int 
     require(not unknown, "pattern", f"must name blocks ({', '.join(blocks)}), not {', '.join(map(str, unknown))}")
     require(len(pattern) > 0, "pattern", "must name one block or more")
     known = [kind for kind in pattern if kind in blocks] or list(blocks)[:1]
-    count = len(pattern) if num_blocks is None else positive("num_blocks", num_blocks)
+    count = len(pattern) if num_blocks is None else positive("num_blocks", num_blocks, at_most=MAX_COUNT)
     kinds = [known[index % len(known)] for index in range(max(count, 1))]
     unused = [kind for kind in blocks if kind not in kinds]
     require(not unused, "blocks", f"has {', '.join(unused)}, which the pattern does not reach in {count} blocks")

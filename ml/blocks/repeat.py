@@ -8,7 +8,7 @@ from ml.blocks.decoder_block import DecoderBlock
 from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
 from ml.config import REQUIRED, child, configurable
-from ml.layers.checks import positive
+from ml.layers.checks import MAX_COUNT, positive
 from ml.layers.parameter import checked_lr_scale
 
 
@@ -31,7 +31,7 @@ class Repeat(BlockSequence):
     ):
         super().__init__()
         self.lr_scale = checked_lr_scale(lr_scale)
-        for index in range(positive("num_blocks", num_blocks)):
+        for index in range(positive("num_blocks", num_blocks, at_most=MAX_COUNT)):
             name = f"block_{index}"
             setattr(self, name, child(name, block, hidden_size))
         if shared:

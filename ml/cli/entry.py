@@ -40,7 +40,12 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    left = flags.FLAGS(arguments)
+    try:
+        left = flags.FLAGS(arguments)
+    except ValueError as error:  # what absl finds wrong with the use of a flag is not always one of its own errors
+        raise UserError(str(error)) from error
+    except SystemExit:  # --help and its like end here, with a code that says that something was wrong
+        sys.exit(0)
     if len(left) > 1:
         hint = f"; did you mean --gin_file={left[1]}?" if left[1].endswith(".gin") else ""
         raise UserError(f"unexpected argument {left[1]!r}{hint}")

@@ -12,6 +12,7 @@ from ml.config.canonical import canonical
 from ml.config.configurable import candidates, known_names, reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import RawMacro, RawReference
+from ml.config.limits import MAX_DEPTH, MAX_EXPANSIONS, is_too_deep
 from ml.config.lost import Lost
 from ml.config.operations import Key, OperationProblem, held_by, operate, unset_of
 from ml.config.parsing import RawImport, RawStatement
@@ -62,6 +63,10 @@ class _Unknown:
     """Stands in a value for what could not be found or worked out; a problem says so already."""
 
 
+class _TooLargeError(ValueError):
+    """A value grows beyond the limits as its macros are filled in."""
+
+
 class Analyzer:
     """Turns raw statements into bindings, and collects everything that is wrong with them."""
 
@@ -79,6 +84,7 @@ class Analyzer:
         for order, statement in enumerate(statements):
             if isinstance(statement, RawStatement) and not statement.parameter:
                 self._definitions.setdefault(_macro_name(statement), []).append((order, statement))
+        self._num_expansions = 0
         self._as_of = len(statements)  # macros hold what they were defined as before this statement
 
     def run(self) -> Analysis:
@@ -209,9 +215,9 @@ class Analyzer:
             self._num_faults += 1
             return None
         written = [self._resolve_names(entry) for entry in statement.entries]
-        entries = [self._expand(entry, ()) for entry in written]
+        entries = [self._expanded(entry) for entry in written]
         if statement.operator == "-=" or type(operand) not in (list, tuple):
-            value = operand if operand == REMOVED else self._expand(operand, ())
+            value = operand if operand == REMOVED else self._expanded(operand)
         else:
             value = operand
         if _is_unknown([*entries, value]):
@@ -292,6 +298,20 @@ class Analyzer:
         else:
             self._problem(message + hint)
 
+    def _expanded(self, written: Any) -> Any:
+        """`_expand` for a whole value, within limits."""
+        here, self._num_expansions = self._place, 0
+        try:
+            value = self._expand(written, ())
+            if not is_too_deep(value):
+                return value
+        except _TooLargeError:
+            self._place = here
+        self._problem(
+            f"its macros expand to too much: at most {MAX_DEPTH} inside one another and {MAX_EXPANSIONS:,} together"
+        )
+        return _Unknown()
+
     def _expand(self, value: Any, expanding: tuple[str, ...]) -> Any:
         """The value with macros replaced by what their last definitions hold."""
 
@@ -304,6 +324,9 @@ class Analyzer:
                 chain = " -> ".join(f"%{name}" for name in (*expanding, node.name))
                 self._problem(f"macros define each other in a circle: {chain}")
                 return _Unknown()
+            self._num_expansions += 1
+            if len(expanding) >= MAX_DEPTH or self._num_expansions > MAX_EXPANSIONS:
+                raise _TooLargeError
             definition = self._definition(node.name)
             here, self._place = self._place, (definition.location, definition.text)
             resolved = self._resolve_names(definition.value)
@@ -349,7 +372,7 @@ class Analyzer:
         for at, definition in moments:
             self._as_of = at + 1
             count, num_faults = len(self._analysis.problems), self._num_faults
-            value = self._expand(written, ())
+            value = self._expanded(written)
             if at != moments[-1][0]:
                 self._num_faults = num_faults
                 del self._analysis.problems[count:]  # what was wrong with an earlier value is no problem any more

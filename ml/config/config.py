@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml.config.analysis import Analysis, Analyzer
+from ml.config.built import Built
 from ml.config.configurable import Configurable, is_outdated
 from ml.config.construction import Build
 from ml.config.effects import Effects, find_effects
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     name: str
     reader: Reader
     root: Callable[[], Any]
+    check: Callable[[Any, Built], list[Problem]] | None
     allow_unused_bindings: bool
 
 
@@ -128,6 +130,7 @@ def load(
     bindings: Bindings = (),
     *,
     root: Callable[[], Any],
+    check: Callable[[Any, Built], list[Problem]] | None = None,
     search_path: Sequence[str | Path] = (),
     shipped: Path | None = None,
     imported: Iterable[ImportedValue] = (),
@@ -141,6 +144,7 @@ def load(
         bindings: gin statements that come after the files; or Python values by their keys, `{"Linear.bias": False}`.
         root: builds everything that a run builds, from nothing but the configuration; it must touch no file and
             allocate nothing.
+        check: finds what is wrong with what `root` built, which it may change; called where nothing else is wrong.
         search_path: folders in which files are looked for after the working folder.
         shipped: the folder of the configurations that come with the program, looked in last.
         imported: values of a pretrained checkpoint; weaker than any file.
@@ -164,7 +168,7 @@ def load(
         else:
             reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
     name = Path(files[0]).stem if files else "bindings"
-    return _checked(Source(name, reader, root, allow_unused_bindings))
+    return _checked(Source(name, reader, root, check, allow_unused_bindings))
 
 
 def _checked(source: Source) -> Config:
@@ -173,14 +177,15 @@ def _checked(source: Source) -> Config:
     Raises:
         ConfigError: with everything that is wrong.
     """
-    name, reader, root, allow_unused_bindings = source
+    name, reader, root, check, allow_unused_bindings = source
     analysis = Analyzer(reader.statements, reader.lost).run()
     problems = reader.problems + analysis.problems
     if reader.lost.everything:
         raise ConfigError(_in_order(problems, reader.files))
 
     build = Build(analysis.bindings, keep_calls=True, collect=True)
-    failure = _run(root, build)
+    product: list[Any] = []
+    failure = _run(lambda: product.append(root()), build)
     found = failure.problems if isinstance(failure, ConfigError) else build.problems
     problems += reader.lost.without_consequences(found)
     effects = Effects()
@@ -195,6 +200,8 @@ def _checked(source: Source) -> Config:
             operative = operative_config(build, effects, analysis.imports)
         except ConfigError as error:
             problems += error.problems
+    if check is not None and failure is None and not problems:
+        problems += check(product[0], Built(build.calls))
     if problems or (idle and not allow_unused_bindings):
         raise ConfigError(_in_order(problems + ([] if allow_unused_bindings else idle), reader.files))
     return Config(name, operative, (*analysis.warnings, *idle), source, analysis, build, effects)

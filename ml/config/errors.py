@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from ml.errors import UserError
 
+_MAX_QUOTED = 400  # characters
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -45,7 +47,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.location}: " if self.location else ""
-        quoted = f"\n      {self.statement.strip()}" if self.statement.strip() else ""
+        quoted = f"\n      {shortened(self.statement.strip())}" if self.statement.strip() else ""
         return f"{place}{self.message}{quoted}"
 
 
@@ -68,6 +70,11 @@ def report(problems: list[Problem], noun: str = "error") -> str:
     """The report as text: a line that counts, then one entry a problem."""
     count = f"{len(problems)} {noun}{'s' if len(problems) != 1 else ''} in the configuration:"
     return "\n".join([count, *(f"  {problem}" for problem in problems)])
+
+
+def shortened(text: str) -> str:
+    """A text for a message: one that is too long ends with how long it is."""
+    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED // 2]}... ({len(text):,} characters)"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml.config import gin_internals
+from ml.config.errors import shortened
+from ml.config.limits import MAX_DEPTH
 from ml.config.syntax import Assignment, Parser
 
 _STATEMENT_START = re.compile(r"[A-Za-z_%@]")
@@ -64,7 +66,7 @@ def statements(text: str) -> Iterator[tuple[int, Any]]:
                 begun = offset + statement.location.line_num
                 yield from _repeated_keys(parser, offset)
                 yield begun, statement
-        except (SyntaxError, tokenize.TokenError, ValueError) as error:
+        except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
             failed_at, message = _explain(error, begun, offset, lines)
         offset = _next_statement(lines, begun)
         if _BLOCK.match(lines[begun - 1]) and (entries := _block_entries(lines, begun, offset)):
@@ -98,7 +100,7 @@ def _block_entry(lines: list[str], header: int, first: int, last: int) -> Iterat
             if isinstance(statement, Assignment):
                 yield from _repeated_keys(parser, offset)
                 yield offset + statement.location.line_num, statement
-    except (SyntaxError, tokenize.TokenError, ValueError) as error:
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
         failed_at, message = _explain(error, first, offset, lines)
         selector = lines[header - 1].partition(":")[0].strip()
         yield failed_at, Unreadable(message, f"{selector}.{body.strip()}\n")
@@ -123,6 +125,8 @@ def _first_statement_line(parser: Any) -> int:
 
 def _explain(error: Exception, begun: int, offset: int, lines: list[str]) -> tuple[int, str]:
     """The line and the words for what gin's parser or Python's tokenizer objects to."""
+    if isinstance(error, RecursionError):
+        return begun, f"cannot be read: its brackets are nested more than {MAX_DEPTH} levels deep"
     if not isinstance(error, SyntaxError):  # an open bracket or string: the tokenizer loses the place
         return begun, "cannot be read: " + str(error.args[0] if error.args else error)
     line, message = _explain_syntax(error, begun, offset, lines)
@@ -144,6 +148,9 @@ def _explain_syntax(error: SyntaxError, begun: int, offset: int, lines: list[str
 
 
 def _bare_word(word: str) -> str:
+    if word.lstrip("-").isdigit():
+        return f"a number of {len(word):,} digits is larger than any parameter takes"
+    word = shortened(word)
     literals = {"true": "True", "false": "False", "none": "None", "null": "None"}
     if word.lower() in literals:
         return f"{word} is not a value; did you mean {literals[word.lower()]!r}?"

@@ -8,6 +8,7 @@ from gin import config_parser
 
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import Unreadable, statements
+from ml.config.limits import unusable
 from ml.config.lost import Lost
 from ml.config.search_path import SearchPath
 from ml.config.statements import Layer
@@ -132,6 +133,11 @@ class Reader:
         name, parameter = statement.selector, statement.arg_name
         if name in ("macro", "gin.macro") and parameter == "value" and scope:  # `NAME/macro.value = 1`
             scope, name, parameter = scope[:-1], scope[-1], ""
+        if problem := unusable(statement.value):
+            what = f"{name}.{parameter}" if parameter else f"the macro {'/'.join((*scope, name))}"
+            self.problems.append(Problem(location, f"{what} {problem}", quoted))
+            self.lost.add_text(quoted)
+            return
         if parameter and name not in _WITHOUT_PLACE:
             scope = (*under, *scope)
         what = (statement.value, layer, location, quoted, statement.entries, statement.operator)

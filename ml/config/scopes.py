@@ -8,8 +8,8 @@ import functools
 import re
 from typing import NamedTuple
 
-_RANGE = re.compile(r"(?P<stem>.*\D)(?P<first>\d+)_to_(?P<last>\d+)")
-_INDEXED = re.compile(r"(?P<stem>.*\D)(?P<index>\d+)")
+_RANGE = re.compile(r"(?P<stem>.*\D)(?P<first>\d{1,18})_to_(?P<last>\d{1,18})")
+_INDEXED = re.compile(r"(?P<stem>.*\D)(?P<index>\d{1,18})")
 
 
 class Range(NamedTuple):

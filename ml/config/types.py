@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, Union
 
 from ml.config.annotations import Annotation, annotations_of
+from ml.config.limits import out_of_range
 from ml.config.values import Constant, Macro, Reference, substitute, to_text, walk
 
 _UNCHECKED = (Any, inspect.Parameter.empty, object)
@@ -43,7 +44,9 @@ def mismatch(value: Any, annotation: Any) -> str | None:
         return _tuple_mismatch(value, annotation, arguments)
     if origin in _MAPPINGS or annotation in _MAPPINGS:
         return _dict_mismatch(value, annotation, arguments)
-    return None if _scalar_fits(value, annotation, origin) else _expected(annotation, value)
+    if not _scalar_fits(value, annotation, origin):
+        return _expected(annotation, value)
+    return out_of_range(value, (annotation,))
 
 
 def _union_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None:
@@ -51,7 +54,7 @@ def _union_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None
     if None in found:
         return None
     inside = [problem for problem in found if not problem.startswith("must")]  # right on the outside, wrong within
-    return inside[0] if len(inside) == 1 else _expected(annotation, value)
+    return inside[0] if len(inside) == 1 else out_of_range(value, arguments) or _expected(annotation, value)
 
 
 def _scalar_fits(value: Any, annotation: Any, origin: Any) -> bool:

@@ -4,11 +4,23 @@ import math
 
 from ml.config import require
 
+MAX_SIZE = 2**31 - 1  # of one dimension of a tensor
+MAX_COUNT = 2**16  # of modules that are built one by one
+_STAND_IN = 1024  # for a size that is too large, to find what else is wrong
+ADDRESSABLE = 2**47  # bytes that one process can address
 
-def positive(parameter: str, value: int) -> int:
-    """Requires `value > 0`. Returns at least 1, so that a construction that collects its errors can go on."""
+
+def positive(parameter: str, value: int, at_most: int = MAX_SIZE) -> int:
+    """Requires `0 < value <= at_most`. Returns such a value, so that a construction that collects its errors can go on.
+
+    Args:
+        parameter: Name for the message.
+        value: Size of a dimension, or a number of modules.
+        at_most: `MAX_COUNT` for a number of modules.
+    """
     require(value > 0, parameter, f"must be positive, not {value}")
-    return max(value, 1)
+    require(value <= at_most, parameter, f"must be at most {at_most:,}, not {value:,}")
+    return max(value, 1) if value <= at_most else _STAND_IN
 
 
 def heads_or_default(hidden_size: int, num_heads: int | None) -> int:

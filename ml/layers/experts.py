@@ -10,6 +10,7 @@ from ml.config import child, configurable
 from ml.layers.context import Context
 from ml.layers.grouped_experts import GROUPINGS, grouped_experts, obstacle_to_grouping
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.tracing import has_values
 
 # On the CPU a product in 16 bits is compiled for its shape, which takes longer than a small product itself. Numbers of
 # rows that are rounded up to a multiple of this come again.
@@ -92,10 +93,15 @@ def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> li
     """Sorts the choices (N, k) by expert; within an expert the tokens stay in order."""
     numbers, choices = chosen.flatten().sort(stable=True)
     bounds = torch.searchsorted(numbers, torch.arange(num_experts + 1, device=numbers.device))
-    counts = bounds.diff().tolist()
+    counts = bounds.diff().tolist() if has_values(bounds) else _even(len(choices), num_experts)
     tokens = (choices // chosen.shape[1]).split(counts)
     filled = [nn.functional.pad(part, (0, -len(part) % row_multiple)) for part in tokens]
     return [Share(*share) for share in zip(choices.split(counts), filled, strict=True)]
+
+
+def _even(count: int, num_parts: int) -> list[int]:
+    """Parts of a count that differ by one at most."""
+    return [count // num_parts + (index < count % num_parts) for index in range(num_parts)]
 
 
 class _Dispatch(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import child, configurable, require
-from ml.layers.checks import positive
+from ml.layers.checks import MAX_COUNT, positive
 from ml.layers.context import Context
 from ml.layers.experts import Experts
 from ml.layers.linear import Linear
@@ -42,7 +42,7 @@ class MixtureOfExperts(nn.Module):
         lr_scale: float = 1.0,
     ):
         super().__init__()
-        self.num_experts = positive("num_experts", num_experts)
+        self.num_experts = positive("num_experts", num_experts, at_most=MAX_COUNT)
         chosen = positive("experts_per_token", experts_per_token)
         fits = chosen <= self.num_experts
         require(fits, "experts_per_token", f"must be at most num_experts ({num_experts}), not {experts_per_token}")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ml.config import child, configurable, require
+from ml.layers.checks import ADDRESSABLE
 from ml.layers.initialization import Fill, Initialization, normal
 
 
@@ -39,7 +40,9 @@ def Parameter(
         "weight_decay",
         f"must be at least 0, not {weight_decay}",
     )
-    parameter = nn.Parameter(torch.empty(shape), requires_grad=lr_scale != 0.0)
+    fits = math.prod(shape) * torch.get_default_dtype().itemsize <= ADDRESSABLE
+    require(fits, "shape", f"is {tuple(shape)}, and a tensor of that size takes more than 128 TiB")
+    parameter = nn.Parameter(torch.empty(shape if fits else (1,) * len(shape)), requires_grad=lr_scale != 0.0)
     parameter.initialization = child("initialization", initialization)
     parameter.lr_scale = checked_lr_scale(lr_scale)
     parameter.weight_decay = weight_decay

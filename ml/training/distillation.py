@@ -5,6 +5,7 @@ from torch import nn
 
 from ml.config import configurable, require
 from ml.data import Batch
+from ml.layers.checks import positive_float
 from ml.layers.loss import Teacher
 from ml.training.errors import RunError
 
@@ -22,12 +23,11 @@ class Distillation:
 
     def __init__(self, *, teacher: str, step: int | None = None, weight: float = 0.5, temperature: float = 1.0):
         require(0.0 < weight <= 1.0, "weight", f"must be above 0 and at most 1, not {weight}")
-        require(temperature > 0.0, "temperature", f"must be positive, not {temperature}")
         require(step is None or step > 0, "step", f"must be positive, not {step}")
         self.teacher = teacher
         self.step = step
         self.weight = weight
-        self.temperature = temperature
+        self.temperature = positive_float("temperature", temperature)
 
     def teach(self, student: nn.Module, sequence_length: int, model: nn.Module) -> "TeacherModel":
         """Makes a loaded model the teacher of `student`.

@@ -10,6 +10,7 @@ from torch import nn
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import numbers_of_step
+from ml.layers.checks import ADDRESSABLE, positive_float
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
@@ -30,6 +31,9 @@ from ml.training.run_data import RunData
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import TrainState
 from ml.training.trackers import Tracker
+
+_TOKEN_BYTES = 8
+_MAX_WORKERS = 1024
 
 
 @configurable
@@ -106,10 +110,15 @@ class Trainer:
         self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
         fits = self.micro_batch_size > 0 and batch_size % self.micro_batch_size == 0
         require(fits, "micro_batch_size", f"must divide Trainer.batch_size ({batch_size}), not be {micro_batch_size}")
+        step_fits = batch_size * (sequence_length + 1) * _TOKEN_BYTES <= ADDRESSABLE
+        message = f"times Trainer.sequence_length ({sequence_length}) is more tokens than memory can hold: {batch_size}"
+        require(step_fits, "batch_size", message)
         require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
         require(seed >= 0, "seed", f"must not be negative: {seed}")
-        require(peak_flops is None or peak_flops > 0.0, "peak_flops", f"must be positive, not {peak_flops}")
-        require(num_loader_workers >= 0, "num_loader_workers", f"must not be negative: {num_loader_workers}")
+        if peak_flops is not None:
+            positive_float("peak_flops", peak_flops)
+        in_range = 0 <= num_loader_workers <= _MAX_WORKERS
+        require(in_range, "num_loader_workers", f"must be from 0 to {_MAX_WORKERS}, not {num_loader_workers}")
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.sequence_length = sequence_length

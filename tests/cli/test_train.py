@@ -113,7 +113,17 @@ def test_explain_says_the_value_its_source_and_what_it_overrode(train):
     assert "overrode True    # default" in done.stdout
 
 
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+def test_help_is_no_failure(train, flag):
+    assert "--dry_run" in train(flag, check=0).stdout
+
+
 MISTAKES = {
+    "no with a value": (("--nodry_run=1",), "--nodry_run=1 does not take an argument"),
+    "part that does not fit": (
+        (*TINY, "--run_dir=run", "--gin.DecoderBlock.mixer=@RMSNorm"),
+        "RMSNorm at decoder/block_0_to_1/mixer cannot be called",
+    ),
     "no configuration": ((), "no configuration: name one with --gin_file=base.gin. There are base.gin"),
     "file": (("--gin_file=bas.gin",), "there is no configuration file 'bas.gin'; did you mean 'base.gin'?"),
     "flag": (("--gin_fiel=base.gin",), "Unknown command line flag 'gin_fiel'. Did you mean: gin_file ?"),

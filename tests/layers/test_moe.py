@@ -324,9 +324,21 @@ def test_grouped_products_do_not_wait_for_the_device():
             y = MixtureOfExperts(H, grouped=True, **options)(x, Context(auxiliary=auxiliary))
         y.backward(torch.empty_like(y))
         with pytest.raises(DataDependentOutputException):
-            MixtureOfExperts(H, grouped=False, **options)(x)
+            y.sum().item()
     assert x.grad.shape == x.shape
     assert auxiliary.loads[0][1].shape == (8,)
+
+
+def test_experts_one_by_one_follow_shapes_without_values():
+    """Each expert then gets an even share, as far as shapes can tell, and every expert is called."""
+    with FakeTensorMode():
+        x = torch.empty(2, 9, H, requires_grad=True)
+        layer = MixtureOfExperts(H, grouped=False, num_experts=4, experts_per_token=2)
+        shares = []
+        for expert in layer.experts.in_order:
+            expert.register_forward_hook(lambda _, inputs, y: shares.append(len(inputs[0][0])))
+        assert layer(x).shape == x.shape
+    assert shares == [9, 9, 9, 9]  # 18 tokens, 2 choices each, 4 experts
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Datasets mixed by weight."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -35,7 +36,8 @@ class Mixture(CombinedData):
     ):
         super().__init__(datasets)
         require(weights.keys() == datasets.keys(), "weights", f"must be given for {', '.join(datasets)}")
-        require(all(weight > 0.0 for weight in weights.values()), "weights", f"must be positive: {weights}")
+        positive = all(0.0 < weight < math.inf for weight in weights.values())
+        require(positive, "weights", f"must be positive and finite: {weights}")
         self.weights = {name: weights.get(name, 1.0) for name in datasets}
 
     def epochs(self, num_tokens: float) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A mixer that is another one in each step."""
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -39,8 +40,8 @@ class StochasticMixer(nn.Module):
         require(not wrong, "mixers", f"must have names that can be attributes, not {', '.join(wrong)}")
         weights = dict.fromkeys(mixers, 1.0) if weights is None else weights
         require(weights.keys() == mixers.keys(), "weights", f"must be given for {', '.join(mixers)}")
-        drawable = all(weight >= 0.0 for weight in weights.values()) and sum(weights.values()) > 0.0
-        require(drawable, "weights", f"must not be negative, nor all zero: {weights}")
+        drawable = all(0.0 <= weight < math.inf for weight in weights.values()) and sum(weights.values()) > 0.0
+        require(drawable, "weights", f"must be finite and not negative, nor all zero: {weights}")
         self.weights = [weights.get(name, 1.0) for name in self.names]
         require(main is None or main in mixers, "main", f"must be one of {', '.join(mixers)}, not {main}")
         self.main = self.names[0] if main is None else main

@@ -12,6 +12,7 @@ import torch
 from ml.config import configurable, require, unused
 from ml.data import Data
 from ml.files import write_atomically
+from ml.layers.checks import non_negative
 from ml.models import LanguageModel
 from ml.models.sampling import Sampler
 from ml.training.errors import RunError, RunFailure
@@ -50,7 +51,7 @@ class Samples:
         require(every is None or every > 0, "every", f"must be positive, not {every}")
         require(len(prompts) > 0 or isinstance(prompts, str), "prompts", "must name one text or more")
         require(num_tokens > 0, "num_tokens", f"must be positive, not {num_tokens}")
-        require(temperature >= 0.0, "temperature", f"must not be negative: {temperature}")
+        non_negative("temperature", temperature)
         require(top_k is None or top_k > 0, "top_k", f"must be positive, not {top_k}")
         require(top_p is None or 0.0 < top_p <= 1.0, "top_p", f"must be above 0 and at most 1, not {top_p}")
         require(min_p is None or 0.0 <= min_p <= 1.0, "min_p", f"must be from 0 to 1, not {min_p}")

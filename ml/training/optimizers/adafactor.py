@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import configurable, require
+from ml.layers.checks import positive_float
 from ml.training.optimizers.optimizer import Optimizer
 from ml.training.optimizers.portioned import PortionedOptimizer
 
@@ -40,9 +41,11 @@ class Adafactor(Optimizer):
         weight_decay: float = 0.0,
     ):
         super().__init__(learning_rate, weight_decay)
-        require(beta2_decay < 0.0, "beta2_decay", f"must be negative, not {beta2_decay}")
-        require(epsilon is None or epsilon > 0.0, "epsilon", f"must be positive, not {epsilon}")
-        require(minimum_scale > 0.0, "minimum_scale", f"must be positive, not {minimum_scale}")
+        decays = -math.inf < beta2_decay < 0.0
+        require(decays, "beta2_decay", f"must be negative and finite, not {beta2_decay}")
+        if epsilon is not None:
+            positive_float("epsilon", epsilon)
+        positive_float("minimum_scale", minimum_scale)
         require(clipping_threshold >= 1.0, "clipping_threshold", f"must be at least 1, not {clipping_threshold}")
         self.options = {
             "beta2_decay": beta2_decay,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import configurable, require
+from ml.layers.checks import positive_float
 from ml.training.optimizers.optimizer import Optimizer
 
 
@@ -34,9 +35,8 @@ class AdamW(Optimizer):
     ):
         super().__init__(learning_rate, weight_decay)
         require(all(0.0 <= beta < 1.0 for beta in betas), "betas", f"must be in [0, 1), not {betas}")
-        require(epsilon > 0.0, "epsilon", f"must be positive, not {epsilon}")
         self.betas = betas
-        self.epsilon = epsilon
+        self.epsilon = positive_float("epsilon", epsilon)
 
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {

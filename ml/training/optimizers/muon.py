@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import child, configurable, require
+from ml.layers.checks import positive_float
 from ml.training.optimizers.adamw import AdamW
 from ml.training.optimizers.combined import CombinedOptimizer
 from ml.training.optimizers.groups import ParameterGroup
@@ -18,6 +19,7 @@ from ml.training.optimizers.portioned import PortionedOptimizer
 # The quintic of Jordan et al. (2024): steep at 0, so that few iterations bring singular values near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _LEAST_NORM = 1e-7
+_MAX_ITERATIONS = 100
 
 _MATRICES = ("*.weight",)
 _EXCLUDED = ("*embeddings.*", "*head.*")
@@ -60,8 +62,10 @@ class Muon(Optimizer):
     ):
         super().__init__(learning_rate, weight_decay)
         require(0.0 <= momentum < 1.0, "momentum", f"must be in [0, 1), not {momentum}")
-        require(num_iterations > 0, "num_iterations", f"must be positive, not {num_iterations}")
-        require(update_rms is None or update_rms > 0.0, "update_rms", f"must be positive, not {update_rms}")
+        in_range = 0 < num_iterations <= _MAX_ITERATIONS
+        require(in_range, "num_iterations", f"must be from 1 to {_MAX_ITERATIONS}, not {num_iterations}")
+        if update_rms is not None:
+            positive_float("update_rms", update_rms)
         self.options = {
             "momentum": momentum,
             "nesterov": nesterov,

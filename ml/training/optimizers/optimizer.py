@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ml.config import require
+from ml.layers.checks import non_negative, positive_float
 from ml.training.optimizers.groups import ParameterGroup
 
 
@@ -21,10 +21,8 @@ class Optimizer(abc.ABC):
     can_skip = False
 
     def __init__(self, learning_rate: float, weight_decay: float):
-        require(learning_rate > 0.0, "learning_rate", f"must be positive, not {learning_rate}")
-        require(weight_decay >= 0.0, "weight_decay", f"must not be negative: {weight_decay}")
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self.learning_rate = positive_float("learning_rate", learning_rate)
+        self.weight_decay = non_negative("weight_decay", weight_decay)
 
     def assign(self, groups: list[ParameterGroup]) -> list["Assignment"]:
         """Who trains which parameters; an optimizer that leaves some to another one says so here."""

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from ml.config import configurable, require
 from ml.training.schedules.schedule import cosine, straight
 
+_MAX_CYCLES = 10_000
+
 
 class Stretch(NamedTuple):
     """Where a phase stands in the run: the steps before it, its own, and the factor at which it begins."""
@@ -176,7 +178,8 @@ class RestartsPhase(Phase):
         end: float = 0.0,
     ):
         super().__init__(num_steps, fraction)
-        require(num_cycles > 0, "num_cycles", f"must be positive, not {num_cycles}")
+        in_range = 0 < num_cycles <= _MAX_CYCLES
+        require(in_range, "num_cycles", f"must be from 1 to {_MAX_CYCLES:,}, not {num_cycles}")
         require(0.0 < growth < math.inf, "growth", f"must be positive and finite, not {growth}")
         require(0.0 < decay <= 1.0, "decay", f"must be in (0, 1], not {decay}")
         _require_factor(end, "end")

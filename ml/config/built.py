@@ -1,0 +1,64 @@
+"""What a finished build tells about the places in it: which are alike, and which binding chose what stands there."""
+
+from collections.abc import Hashable, Iterable, Iterator
+
+from ml.config.configurable import Configurable
+from ml.config.errors import Problem
+from ml.config.plans import Call
+from ml.config.statements import Binding
+from ml.config.values import Reference, walk
+
+Path = tuple[str, ...]
+
+
+class Built:
+    """The constructions of one build, by place."""
+
+    def __init__(self, calls: list[Call]):
+        self._calls = calls
+        self._by_path: dict[Path, list[Call]] = {}
+        for call in calls:
+            self._by_path.setdefault(call.path, []).append(call)
+
+    def kinds(self, paths: Iterable[Path]) -> dict[Path, Hashable]:
+        """For each of `paths` a value that is equal for places where the same was built in the same way."""
+        kinds: dict[Path, list] = {path: [] for path in paths}
+        depths = sorted({len(path) for path in kinds})
+        for call in self._calls:
+            for depth in depths:
+                if call.path[:depth] in kinds:
+                    kinds[call.path[:depth]].append(_kind(call, depth))
+        return {path: tuple(found) for path, found in kinds.items()}
+
+    def problem(self, path: Path, message: str) -> Problem:
+        """A problem with what stands at `path`, located at the binding that chose it or, if none did, what holds it."""
+        binding = next((found for end in range(len(path), 0, -1) for found in self._chosen(path[:end])), None)
+        if binding is None:
+            return Problem(None, message)
+        return Problem(binding.location, message, binding.text(written=True))
+
+    def _chosen(self, path: Path) -> Iterator[Binding]:
+        infos = {call.info for call in self._by_path.get(path, ())}
+        for end in range(len(path) - 1, -1, -1):
+            calls = self._by_path.get(path[:end], ())
+            found = [c[-1].binding for call in calls for c in call.plan.candidates.values()]
+            found = [binding for binding in found if _refers(binding, infos)]
+            # A parameter named like a child is about that child: `mixer` did not choose what `mixer_norm` holds.
+            others = {binding for binding in found if (*path[:end], binding.parameter) in self._by_path}
+            own = {binding for binding in found if binding.parameter == path[end]}
+            yield from sorted(found, key=lambda binding: (binding not in own, binding in others))
+
+
+def _kind(call: Call, depth: int) -> Hashable:
+    decided = tuple((name, _comparable(value)) for name, value in call.arguments.items())
+    return call.path[depth:], id(call.plan), call.info.selector, decided
+
+
+def _comparable(value: object) -> Hashable:
+    if isinstance(value, list | tuple):
+        return tuple(_comparable(item) for item in value)
+    return value if isinstance(value, int | float | str | None) else type(value)
+
+
+def _refers(binding: Binding, infos: set[Configurable]) -> bool:
+    return any(isinstance(node, Reference) and node.configurable in infos for node in walk(binding.value))

@@ -1,0 +1,242 @@
+"""The rehearsal: a pass through the model that follows shapes alone, and finds parts that do not fit where they are."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ml.blocks.sequence import BlockSequence
+from ml.config.built import Built
+from ml.config.errors import Problem
+from ml.config.scopes import compress
+from ml.layers.experts import Experts
+from ml.layers.loss import Teacher
+from ml.layers.mixers import StochasticMixer
+from ml.training.precision import cast_parameters
+from ml.training.trainer import Trainer
+
+_FEW = 8  # tokens: what depends in Python on the length of a sequence takes no time
+_CPU = torch.device("cpu")
+_NOT_JUDGED = (
+    NotImplementedError,
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+)
+_OF_THE_TRACE = ("data pointer", "numpy", "__format__")  # in messages about tensors that hold no values
+
+Path = tuple[str, ...]
+
+
+class Misfit(NamedTuple):
+    """A part that cannot be used: its place, and what happened, in words."""
+
+    path: Path
+    message: str
+
+
+def rehearse(trainer: Trainer, built: Built) -> list[Problem]:
+    """Passes a small batch through the loss of a model that was just built and will not be used again.
+
+    Nothing is computed, no memory allocated and no random number drawn. Of equal blocks one is run. A part that fails
+    on a few tokens is tried at the length of the run before it is refused. A part that reads the values of its tensors
+    cannot be judged, and is not refused.
+
+    Args:
+        trainer: What was built; its model is changed.
+        built: The constructions that it came from.
+
+    Returns:
+        A problem for each part that does not fit, located at the binding that chose it.
+    """
+    cast_parameters(trainer.model, trainer.precision.parameter_dtype)
+    stage = _Stage(trainer.model, built)
+    misfits = stage.misfits(trainer, min(_FEW, trainer.sequence_length))
+    if misfits and trainer.sequence_length > _FEW:
+        confirmed = {misfit.path for misfit in stage.misfits(trainer, trainer.sequence_length)}
+        misfits = [misfit for misfit in misfits if misfit.path in confirmed]
+    return [built.problem(misfit.path, stage.describe(misfit)) for misfit in misfits]
+
+
+class _Stage:
+    """A model whose equal blocks are one, with every block watched."""
+
+    def __init__(self, model: nn.Module, built: Built):
+        self.model = model
+        self.paths = {module: tuple(name.split(".")) if name else () for name, module in model.named_modules()}
+        self.equal: dict[Path, list[Path]] = {}
+        self.watched: list[_Watched] = []
+        self._returned: dict[nn.Module, tuple[nn.Module, object]] = {}
+        self._keep_one_of_each_kind(built)
+        for module in model.modules():
+            if isinstance(module, Experts):
+                module.grouped = False  # a grouped product of shapes alone exists in bfloat16 only
+        for module in list(model.modules()):
+            for child in module.children():
+                child.register_forward_hook(lambda child, _, output, parent=module: self._note(parent, child, output))
+
+    def _keep_one_of_each_kind(self, built: Built) -> None:
+        sequences = [module for module in self.paths if isinstance(module, BlockSequence)]
+        blocks = {self.paths[block]: block for sequence in sequences for block in sequence.blocks}
+        holders = {child: module for module in self.paths for child in module.children()}
+        kinds: dict[tuple, list[Path]] = {}
+        for path, kind in built.kinds(blocks).items():
+            kinds.setdefault((path[:-1], kind), []).append(path)
+        for first, *others in kinds.values():
+            self.equal[first] = [first, *others]
+            for path in others:
+                holders[blocks[path]]._modules[path[-1]] = _Absent()
+            if not isinstance(blocks[first], BlockSequence):
+                self.watched.append(_Watched(blocks[first]))
+                holders[blocks[first]]._modules[first[-1]] = self.watched[-1]
+
+    def _note(self, parent: nn.Module, child: nn.Module, output: object) -> None:
+        self._returned[parent] = (child, output)
+
+    def misfits(self, trainer: Trainer, num_tokens: int) -> list[Misfit]:
+        """What fails in a pass over sequences of `num_tokens`; with mixers that are drawn, in a pass for each."""
+        found: dict[Path, Misfit] = {}
+        drawn = [module for module in self.paths if isinstance(module, StochasticMixer)]
+        for number in range(max((len(mixer.names) for mixer in drawn), default=1)):
+            for mixer in drawn:
+                mixer.drawn = mixer.names[number % len(mixer.names)]
+            for error in self._failures(trainer, num_tokens):
+                if misfit := self._misfit(error):
+                    found.setdefault(misfit.path, misfit)
+        return list(found.values())
+
+    def _failures(self, trainer: Trainer, num_tokens: int) -> Iterator[Exception]:
+        for block in self.watched:
+            block.failures.clear()
+        try:
+            _run(trainer, num_tokens)
+        except Exception as error:  # any error of any part, user code among them
+            yield error
+        for block in self.watched:
+            yield from block.failures
+
+    def _misfit(self, error: Exception) -> Misfit | None:
+        """Where an error happened and what it was; None where it tells nothing about the configuration."""
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = message.replace("FakeTensor", "Tensor")
+        if isinstance(error, _NOT_JUDGED) or any(word in str(error) for word in _OF_THE_TRACE):
+            return None
+        module, is_call = self._innermost(error)
+        name, path = type(module).__name__, self.paths[module]
+        if is_call:
+            return Misfit(path, f"{name}{{place}} cannot be called as its place calls it: {message}")
+        if module in self._returned:
+            child, output = self._returned[module]
+            path, part = self.paths.get(child, path), type(child).__name__
+            return Misfit(path, f"{part}{{place}} returned {_describe(output)}, after which {name} failed: {message}")
+        return Misfit(path, f"{name}{{place}} failed: {message}")
+
+    def _innermost(self, error: Exception) -> tuple[nn.Module, bool]:
+        """The module in which an error happened, and whether already its call did not fit its signature."""
+        found, is_call = self.model, False
+        trace = error.__traceback__
+        while trace is not None:
+            owner = trace.tb_frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and owner in self.paths:
+                found = owner
+                is_call = trace.tb_next is None and trace.tb_frame.f_code.co_filename == nn.modules.module.__file__
+            trace = trace.tb_next
+        return found, is_call
+
+    def describe(self, misfit: Misfit) -> str:
+        """The message of a misfit, with all the places that have it."""
+        path = misfit.path
+        block = next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.equal), None)
+        paths = [path] if block is None else [(*first, *path[len(block) :]) for first in self.equal[block]]
+        place = f" at {', '.join(compress(paths))}" if path else ""
+        return misfit.message.replace("{place}", place)
+
+
+class _Absent(nn.Module):
+    """Stands for a block like an earlier one."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return x
+
+
+class _Watched(nn.Module):
+    """A block whose failures are noted, so that the blocks after it are tried as well."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+        self.failures: list[Exception] = []
+
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        try:
+            return self.block(x, *others)
+        except Exception as error:
+            self.failures.append(error)
+            return x
+
+
+class _Loss(nn.Module):
+    """The loss of a model as a module to call."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Tensor:
+        return self.model.loss(**inputs).total
+
+
+def _run(trainer: Trainer, num_tokens: int) -> None:
+    loss = _Loss(trainer.model)
+    tensors = {
+        **dict(loss.named_parameters(remove_duplicate=False)),
+        **dict(loss.named_buffers(remove_duplicate=False)),
+    }
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+        traced = {id(tensor): _without_memory(tensor) for tensor in tensors.values()}
+        weights = {name: traced[id(tensor)] for name, tensor in tensors.items()}
+        inputs = _inputs(trainer, num_tokens)
+        with trainer.precision.autocast(_CPU):
+            torch.func.functional_call(loss, weights, kwargs=inputs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch logs of an operation that fails, with its whole traceback, is told in the report."""
+    logger = logging.getLogger(fake_tensor.__name__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    traced = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(traced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else traced
+
+
+def _inputs(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
+    """What the loss takes in a step: tokens, and images and a teacher where the run has them."""
+    model = trainer.model
+    batch_size = min(2, trainer.micro_batch_size)
+    tokens = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
+    inputs: dict[str, Any] = {"tokens": tokens, "targets": tokens}
+    if trainer.image_format is not None:
+        inputs["images"] = torch.empty(batch_size, *trainer.image_format.shape)
+    if trainer.distillation is not None:
+        logits = torch.empty(batch_size, num_tokens, model.vocab_size)
+        inputs["teacher"] = Teacher(logits, trainer.distillation.weight, trainer.distillation.temperature)
+    return inputs
+
+
+def _describe(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    return f"a {type(output).__name__}"
