@@ -1,51 +1,59 @@
-"""Show what can be configured: the parameters of a configurable, with types, defaults and documentation."""
+"""Show what can be configured: configurables and parameters, with types, defaults and documentation."""
 
 import argparse
-import importlib
-import inspect
+from collections.abc import Sequence
 
-import gin
-
-from ml.config.configurable import Configurable, candidates, known_names
+from ml.cli.catalogue import Entry, table
 from ml.config.errors import did_you_mean
-from ml.config.provenance import text_of
-from ml.config.signatures import EMPTY
-from ml.config.types import spell
 from ml.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="of a configurable; without one, all are listed")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        help="a configurable, or a parameter: bias or Linear.bias; without one, all are listed",
+    )
     parser.add_argument("--module", action="append", default=[], help="a module of yours to import first; repeatable")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints one configurable, or the names of all."""
-    for module in ("ml.training", *arguments.module):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"cannot import {module}: {error}") from error
+    """Prints one configurable, the parameters of a name, or the names of all configurables."""
+    entries = _entries(arguments.module)
     if arguments.name is None:
-        infos = [info for name in known_names() for info in candidates(name)]
-        print("\n".join(sorted(f"{info.name:<24}{info.selector.rpartition('.')[0]}" for info in infos)))
+        print("\n".join(sorted(f"{entry.name:<24}{entry.selector.rpartition('.')[0]}" for entry in entries)))
         return
-    found = candidates(arguments.name)
-    if not found:
-        raise UserError(f"there is no configurable {arguments.name!r}{did_you_mean(arguments.name, known_names())}")
-    print("\n\n".join(describe(info) for info in found))
+    print(found(entries, arguments.name))
 
 
-def describe(info: Configurable) -> str:
-    """One configurable for a person."""
-    rows = [(spec.name, spell(spec.annotation), default_text(spec.default)) for spec in info.parameters.values()]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    table = [f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {default}" for name, kind, default in rows]
-    return "\n".join([f"{info.name} ({info.selector})", "", inspect.getdoc(info.target) or "", "", *table])
+def found(entries: Sequence[Entry], name: str) -> str:
+    """What a name means: configurables, or else parameters.
+
+    Raises:
+        UserError: Nothing has that name.
+    """
+    named = [entry for entry in entries if entry.answers_to(name)]
+    if named:
+        return "\n\n".join(entry.text() for entry in named)
+    owner, _, parameter = name.rpartition(".")
+    owners = [entry for entry in entries if not owner or entry.answers_to(owner)]
+    rows = [(f"{e.name}.{p.name}", p.kind, p.default) for e in owners for p in e.parameters if p.name == parameter]
+    if rows:
+        return "\n".join(table(sorted(rows)))
+    if owner and owners:
+        known = [p.name for entry in owners for p in entry.parameters]
+        raise UserError(f"{owner} has no parameter {parameter!r}{did_you_mean(parameter, known)}")
+    known = [entry.name for entry in entries] + [p.name for entry in entries for p in entry.parameters]
+    raise UserError(f"there is no configurable or parameter {name!r}{did_you_mean(name, known)}")
 
 
-def default_text(value: object) -> str:
-    """A default as gin text, or why there is none."""
-    if value is EMPTY:
-        return "decided by the parent"
-    return "must be set" if value is gin.REQUIRED else text_of(value)
+def _entries(modules: Sequence[str]) -> list[Entry]:
+    """From the source, which takes no torch; from the registry for modules of users or where the source is unclear."""
+    from ml.cli import registry_catalogue, source_catalogue
+
+    if modules:
+        return registry_catalogue.entries(modules)
+    try:
+        return source_catalogue.entries()
+    except source_catalogue.UnclearError:
+        return registry_catalogue.entries()

@@ -1,7 +1,7 @@
 """Named tensors on disk, in the format of `torch.distributed.checkpoint` (DCP).
 
 One process writes one file of tensors and `.metadata`, which says what is where; many processes write a file each, and
-any number of them read their parts back.
+any number of them read their parts back. The library is imported where a checkpoint is touched: it takes half a second.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 class TensorShape(NamedTuple):
@@ -37,6 +35,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OSError, RuntimeError: The disk takes no more.
     """
+    from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+
     planner, writer = DefaultSavePlanner(), FileSystemWriter(folder, sync_files=False)
     planner.set_up_planner(dict(tensors), is_coordinator=True)
     writer.set_up_storage_writer(True)
@@ -48,6 +48,9 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
     """The tensors that `write_tensors` left in `folder`."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {
         name: TensorShape(entry.properties.dtype, tuple(entry.size))
@@ -59,6 +62,8 @@ def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
 @torch.no_grad()
 def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
     """Fills tensors that have the names, types and shapes of written ones; those on the meta device are passed over."""
+    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+
     into = {name: tensor for name, tensor in into.items() if not tensor.is_meta}
     planner, reader = DefaultLoadPlanner(), FileSystemReader(folder)
     metadata = reader.read_metadata()
