@@ -6,9 +6,11 @@ from ml.blocks.decoder_block import DecoderBlock
 from ml.blocks.multi_token_prediction import MultiTokenPrediction
 from ml.blocks.pattern import Pattern
 from ml.blocks.repeat import Repeat
+from ml.blocks.sequence import BlockSequence
 
 __all__ = [
     "ActivationCheckpointing",
+    "BlockSequence",
     "Chain",
     "DecoderBlock",
     "MultiTokenPrediction",

@@ -1,6 +1,6 @@
 """The residual block of a decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -14,10 +14,11 @@ from ml.layers.mixers.attention import Attention
 from ml.layers.mlp import GatedMLP
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import NoProducts
 
 
 @configurable
-class DecoderBlock(nn.Module):
+class DecoderBlock(NoProducts):
     """A mixer and then an MLP, each around a residual: with f one of them and s the `residual_scale`,
 
     "pre":  x + s · dropout(f(norm(x)))   (GPT-2, Llama)
@@ -68,6 +69,10 @@ class DecoderBlock(nn.Module):
             self.mlp = child("mlp", mlp, hidden_size)
             if mlp_output_norm is not None:
                 self.mlp_output_norm = child("mlp_output_norm", mlp_output_norm, hidden_size)
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The mixer; an MLP and a normalization treat every position by itself."""
+        return {"mixer": self.mixer}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.activation_checkpointing is None or not torch.is_grad_enabled():

@@ -1,6 +1,6 @@
 """Prediction of tokens beyond the next one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,12 @@ from ml.layers.context import Context
 from ml.layers.linear import Linear
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import NoProducts, Stack
 from ml.targets import IGNORED
 
 
 @configurable
-class PredictionDepth(nn.Module):
+class PredictionDepth(NoProducts):
     """h[t], e[t] -> block(projection([hidden_norm(h[t]); embedding_norm(e[t])]))."""
 
     def __init__(
@@ -36,13 +37,17 @@ class PredictionDepth(nn.Module):
         self.projection = child("projection", linear, 2 * hidden_size, hidden_size)
         self.block = child("block", block, hidden_size)
 
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The block."""
+        return {"block": self.block}
+
     def forward(self, x: Tensor, embedded: Tensor, context: Context) -> Tensor:
         both = torch.cat((self.hidden_norm(x), self.embedding_norm(embedded)), dim=-1)  # (B, T, 2 H)
         return self.block(self.projection(both), context)  # (B, T, H)
 
 
 @configurable
-class MultiTokenPrediction(nn.Module):
+class MultiTokenPrediction(NoProducts, Stack):
     """Predicts `num_depths` further tokens, each from what predicted the one before (DeepSeek-V3, section 2.2).
 
     h'_k[t] = block(projection([hidden_norm(h'_{k-1}[t]); embedding_norm(embedding(token[t + k]))])), from which the
@@ -62,12 +67,21 @@ class MultiTokenPrediction(nn.Module):
     ):
         super().__init__()
         self.num_depths = positive("num_depths", num_depths, at_most=MAX_COUNT)
-        self.num_layers = num_layers + self.num_depths  # that stand behind one another, which initial values depend on
+        self._num_layers_before = num_layers
         self.loss_weight = non_negative("loss_weight", loss_weight)
         self.lr_scale = checked_lr_scale(lr_scale)
         for index in range(self.num_depths):
             name = f"depth_{index}"
             setattr(self, name, child(name, depth, hidden_size))
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the model and the depths, which stand one after the other."""
+        return self._num_layers_before + self.num_depths
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The depths."""
+        return dict(self.named_children())
 
     def forward(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> list[tuple[Tensor, Tensor]]:
         """Returns the residual stream (B, T, H) and the targets (B, T) of each depth.

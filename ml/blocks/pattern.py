@@ -44,10 +44,10 @@ class Pattern(BlockSequence):
             if kind in shared:
                 share_weights(list(getattr(self, kind).children()), kind)
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks in order."""
-        return [getattr(self, kind)[f"block_{index}"] for index, kind in enumerate(self.kinds)]
+    def named_blocks(self) -> dict[str, nn.Module]:
+        """The blocks in order; a name is that of the kind and the number in the whole sequence."""
+        names = [f"{kind}.block_{index}" for index, kind in enumerate(self.kinds)]
+        return {name: self.get_submodule(name) for name in names}
 
     def extra_repr(self) -> str:
         return " ".join(self.kinds)

@@ -1,22 +1,33 @@
-"""What every sequence of blocks is."""
+"""Base class of sequences of blocks."""
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from ml.layers.context import Context
+from ml.layers.protocol import NoProducts, Stack
 
 
-class BlockSequence(nn.Module):
-    """Blocks that a token passes in order: its children, unless a subclass says otherwise in `blocks`."""
+class BlockSequence(NoProducts, Stack):
+    """Blocks that a token passes in order: the children, unless a subclass overrides `named_blocks`."""
+
+    def named_blocks(self) -> dict[str, nn.Module]:
+        """The blocks in order, by their names in the module."""
+        return dict(self.named_children())
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The blocks in order."""
-        return list(self.children())
+        return list(self.named_blocks().values())
 
     @property
     def num_layers(self) -> int:
-        """How many blocks a token passes, those of inner sequences counted one by one."""
-        return sum(getattr(block, "num_layers", 1) for block in self.blocks)
+        """The number of blocks that a token passes; a block that is no `Stack` counts once."""
+        return sum(block.num_layers if isinstance(block, Stack) else 1 for block in self.blocks)
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """All blocks."""
+        return self.named_blocks()
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         for block in self.blocks:

@@ -38,11 +38,13 @@ from ml.layers.mlp import MLP, GatedMLP
 from ml.layers.moe import MixtureOfExperts
 from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNorm, RMSNorm
 from ml.layers.parameter import Parameter
+from ml.layers.protocol import Adapter, Balanced, Buffered, Drawn, Layer, Mixer, NoProducts, Stack
 from ml.layers.rotary import (
     DynamicRotary,
     LinearRotary,
     Llama3Rotary,
     Rotary,
+    RotaryEmbedding,
     TwoDimensionalRotary,
     YarnRotary,
 )
@@ -51,11 +53,15 @@ from ml.layers.vision import PatchEmbedding, Projector
 
 __all__ = [
     "MLP",
+    "Adapter",
     "Attention",
     "Auxiliary",
+    "Balanced",
+    "Buffered",
     "Cache",
     "CausalConvolution",
     "Context",
+    "Drawn",
     "DynamicRotary",
     "Embeddings",
     "FixedRMSNorm",
@@ -65,6 +71,7 @@ __all__ = [
     "KimiDeltaAttention",
     "LanguageModelHead",
     "LatentAttention",
+    "Layer",
     "LayerNorm",
     "Linear",
     "LinearRotary",
@@ -73,8 +80,10 @@ __all__ = [
     "LossSums",
     "Mamba",
     "Mamba2",
+    "Mixer",
     "MixtureOfExperts",
     "NoNorm",
+    "NoProducts",
     "Parameter",
     "PatchEmbedding",
     "PositionEmbedding",
@@ -82,9 +91,11 @@ __all__ = [
     "Projector",
     "RMSNorm",
     "Rotary",
+    "RotaryEmbedding",
     "ShortConvolutionMixer",
     "SigmoidRouter",
     "SoftmaxRouter",
+    "Stack",
     "StochasticMixer",
     "Teacher",
     "TokenEmbedding",

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.config import child, configurable, unused
 from ml.layers.activations import Activation, silu
@@ -10,10 +10,11 @@ from ml.layers.checks import positive
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, fan_in_uniform, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Mixer
 
 
 @configurable
-class CausalConvolution(nn.Module):
+class CausalConvolution(Mixer):
     """y_t = activation(Σ_k w_k · x_{t-K+1+k} + b): each channel is convolved with its own K taps, into the past alone.
 
     w has the shape (channels, 1, K) of a grouped `torch.nn.Conv1d`. A tap that would reach into another document, or
@@ -21,6 +22,10 @@ class CausalConvolution(nn.Module):
 
     kernel_size: K. activation: None for none.
     """
+
+    causal = True
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,

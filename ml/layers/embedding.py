@@ -10,10 +10,11 @@ from ml.layers.checks import finite, positive, probability
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Layer, NoProducts
 
 
 @configurable
-class TokenEmbedding(nn.Module):
+class TokenEmbedding(NoProducts):
     """A row of a table for each token."""
 
     def __init__(
@@ -35,7 +36,7 @@ class TokenEmbedding(nn.Module):
 
 
 @configurable
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(NoProducts):
     """A learned row for each of the first `num_positions` positions (GPT, GPT-2)."""
 
     def __init__(
@@ -53,6 +54,11 @@ class PositionEmbedding(nn.Module):
             "weight", Parameter, (self.num_positions, hidden_size), derived={"initialization": weight_initialization}
         )
 
+    @property
+    def max_sequence_length(self) -> int:
+        """`num_positions`."""
+        return self.num_positions
+
     def forward(self, sequence_length: int, positions: Tensor | None) -> Tensor:
         """Returns (T, H), or (B, T, H) for positions of shape (B, T)."""
         if positions is not None:
@@ -65,7 +71,7 @@ class PositionEmbedding(nn.Module):
 
 
 @configurable
-class Embeddings(nn.Module):
+class Embeddings(NoProducts):
     """x = dropout(scale · token[t] + position[i]): what enters the first block (scale √H: Gemma, section 2)."""
 
     def __init__(
@@ -74,7 +80,7 @@ class Embeddings(nn.Module):
         hidden_size: int,
         *,
         token: Callable[..., nn.Module] = TokenEmbedding,
-        position: Callable[..., nn.Module] | None = None,
+        position: Callable[..., Layer] | None = None,
         scale: float = 1.0,
         dropout: float = 0.0,
         lr_scale: float = 1.0,
@@ -89,7 +95,7 @@ class Embeddings(nn.Module):
     @property
     def max_sequence_length(self) -> int | None:
         """How many positions there are, None for any number."""
-        return getattr(self.position, "num_positions", None)
+        return None if self.position is None else self.position.max_sequence_length
 
     def forward(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.token(tokens)  # (B, T, H)

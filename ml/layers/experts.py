@@ -10,6 +10,7 @@ from ml.config import child, configurable
 from ml.layers.context import Context
 from ml.layers.grouped_experts import GROUPINGS, grouped_experts, obstacle_to_grouping
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import NoProducts
 from ml.layers.tracing import has_values
 
 # On the CPU a product in 16 bits is compiled for its shape, which takes longer than a small product itself. Numbers of
@@ -18,11 +19,10 @@ _ROWS = 16
 
 
 @configurable
-class Experts(nn.Module):
+class Experts(NoProducts):
     """y_t = Σ_j weight_tj · expert_j(x_t) over the chosen experts j of a token t.
 
-    The experts are `expert_0`, `expert_1`, ..., each with its own scope and weights. `active_fraction`: what part of
-    them a token passes, see `ml.models.flops`.
+    The experts are `expert_0`, `expert_1`, ..., each with its own scope and weights.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Experts(nn.Module):
         super().__init__()
         self.grouped = grouped
         self.lr_scale = checked_lr_scale(lr_scale)
-        self.active_fraction = experts_per_token / num_experts
+        self._fraction = experts_per_token / num_experts
         for index in range(num_experts):
             name = f"expert_{index}"
             setattr(self, name, child(name, expert, hidden_size))
@@ -48,6 +48,10 @@ class Experts(nn.Module):
     def in_order(self) -> list[nn.Module]:
         """The experts by number."""
         return list(self.children())
+
+    def fraction_of(self, child: str) -> float:
+        """The chosen experts over all of them."""
+        return self._fraction
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None = None) -> Tensor:
         """Tokens (N, H), with the weights and numbers (N, k) of their experts, to (N, H)."""

@@ -139,7 +139,7 @@ def _obstacle_in(layers: Sequence[nn.Module]) -> str | None:
         return "takes experts of one size, not layers of several"
     if any(size % _ALIGNMENT for size in layers[0].weight.shape):
         return f"takes layers whose sizes are multiples of {_ALIGNMENT}, not {tuple(layers[0].weight.shape)}"
-    if any(getattr(layer.adapter, "dropout", 0.0) for layer in layers):
+    if any(layer.adapter is not None and layer.adapter.dropout for layer in layers):
         return "takes adapters without dropout, not layers with it"
     return None
 

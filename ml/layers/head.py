@@ -14,10 +14,11 @@ from ml.layers.initialization import Initialization, normal
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Layer
 
 
 @configurable
-class LanguageModelHead(nn.Module):
+class LanguageModelHead(Layer):
     """logits = cap(norm(x) Wᵀ), with cap(z) = c · tanh(z / c) where `logit_soft_cap` is c (Gemma 2, section 2).
 
     A `tied` head has no W of its own: each call is given the one of the token embedding. `loss_chunk_size` is the

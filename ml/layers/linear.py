@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ml.config import child, configurable, require, unused
 from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Adapter, Layer, NoProducts
 
 
 @configurable
-class Linear(nn.Module):
+class Linear(Layer):
     """y = x Wᵀ + b, with W of shape (out_features, in_features).
 
     `apply_peft` adds an adapter (`@LoRA`) to the output.
@@ -26,7 +27,7 @@ class Linear(nn.Module):
         bias: bool = True,
         weight_initialization: Initialization = normal,
         bias_initialization: Initialization = zeros,
-        apply_peft: Callable[..., nn.Module] | None = None,
+        apply_peft: Callable[..., Adapter] | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__()
@@ -83,7 +84,7 @@ class Linear(nn.Module):
 
 
 @configurable
-class Projections(nn.Module):
+class Projections(NoProducts):
     """Applies linear layers to one input: (x W₁ᵀ + b₁, x W₂ᵀ + b₂, ...).
 
     The layers belong to the parent, each with its own name, bias, scales and adapter. `fused` computes them as one

@@ -3,16 +3,17 @@
 import math
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.config import child, configurable
 from ml.layers.checks import positive, positive_float, probability
 from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Adapter
 
 
 @configurable
-class LoRA(nn.Module):
+class LoRA(Adapter):
     """Adds s · B A dropout(x) to what a linear layer makes of x, with A (rank, in) and B (out, rank) (Hu et al. 2021).
 
     s = alpha / rank, or alpha / √rank where it is `rank_stabilized` (Kalajdzievski 2023). B starts at zero, so that the

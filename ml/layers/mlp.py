@@ -10,10 +10,11 @@ from ml.layers.checks import positive
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import NoProducts
 
 
 @configurable
-class MLP(nn.Module):
+class MLP(NoProducts):
     """y = down(activation(up(x))). `intermediate_size` None is 4 H."""
 
     def __init__(
@@ -39,7 +40,7 @@ class MLP(nn.Module):
 
 
 @configurable
-class GatedMLP(nn.Module):
+class GatedMLP(NoProducts):
     """y = down(activation(gate(x)) · up(x)) (Shazeer 2020, GLU variants).
 
     `intermediate_size` None is 8/3 H, rounded up to a multiple of 64: the parameters of an MLP with 4 H.

@@ -12,11 +12,12 @@ from ml.layers.experts import Experts
 from ml.layers.linear import Linear
 from ml.layers.mlp import GatedMLP
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import NoProducts
 from ml.layers.routing import SoftmaxRouter
 
 
 @configurable
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(NoProducts):
     """y = Σ_j weight_j · expert_j(x) over the experts j that the router chooses for a token, each an MLP of its own.
 
     Shazeer et al. 2017; Jiang et al. 2024, Mixtral. Dropless: an expert takes all tokens that are sent to it. The

@@ -4,17 +4,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.config import child, configurable, require, unused
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive, positive_float
 from ml.layers.initialization import Initialization, ones, zeros
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import NoProducts
 
 
 @configurable
-class RMSNorm(nn.Module):
+class RMSNorm(NoProducts):
     """y = w · x / √(mean(x²) + epsilon) (Zhang and Sennrich 2019).
 
     `zero_centred` keeps w - 1 as the parameter, so that weight decay pulls w to 1 (Gemma). `weight_initialization` None
@@ -57,7 +58,7 @@ def root_mean_square_normalized(x: Tensor, epsilon: float) -> Tensor:
 
 
 @configurable
-class FixedRMSNorm(nn.Module):
+class FixedRMSNorm(NoProducts):
     """y = x / √(mean(x²) + epsilon): RMSNorm without a weight."""
 
     def __init__(self, size: int, *, epsilon: float = 1e-5):
@@ -72,7 +73,7 @@ class FixedRMSNorm(nn.Module):
 
 
 @configurable
-class GatedRMSNorm(nn.Module):
+class GatedRMSNorm(NoProducts):
     """RMSNorm with a gate z, over groups of neighbours (Mamba-2, section 7.1; Yang et al. 2024, gated delta net).
 
     "before": y = w · norm(x · activation(z)); "after": y = w · norm(x) · activation(z). The mean square is taken over
@@ -122,7 +123,7 @@ class GatedRMSNorm(nn.Module):
 
 
 @configurable
-class LayerNorm(nn.Module):
+class LayerNorm(NoProducts):
     """y = w · (x - mean(x)) / √(var(x) + epsilon) + b (Ba et al. 2016)."""
 
     def __init__(
@@ -167,7 +168,7 @@ class LayerNorm(nn.Module):
 
 
 @configurable
-class NoNorm(nn.Module):
+class NoNorm(NoProducts):
     """y = x."""
 
     def __init__(self, size: int):

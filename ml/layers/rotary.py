@@ -7,14 +7,21 @@ the model can round them.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.config import configurable, require
 from ml.layers.checks import positive, positive_float
+from ml.layers.protocol import NoProducts
 
 
-class _Rotary(nn.Module):
-    """Turns pairs of the first `fraction` of a head by angles; a subclass says which. The other dimensions stay."""
+class RotaryEmbedding(NoProducts):
+    """Base class of rotary embeddings: turns pairs of the first `fraction` of a head by angles; the rest stays.
+
+    Attributes:
+        num_axes: The coordinates of a position: 1 in a text, 2 (row and column) in an image.
+    """
+
+    num_axes: int = 1
 
     attention_factor = 1.0  # multiplies query and key
 
@@ -76,7 +83,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
 
 
 @configurable
-class Rotary(_Rotary):
+class Rotary(RotaryEmbedding):
     """Turns pair i of a head by the angle position · theta^(-2i/R) (Su et al. 2021, equation 34).
 
     fraction: of the head that is rotated, R/D; the rest carries no position (GPT-NeoX). interleaved: pairs are
@@ -88,7 +95,7 @@ class Rotary(_Rotary):
 
 
 @configurable
-class LinearRotary(_Rotary):
+class LinearRotary(RotaryEmbedding):
     """Rotary with positions divided by `factor` (Chen et al. 2023, position interpolation)."""
 
     def __init__(
@@ -108,7 +115,7 @@ class LinearRotary(_Rotary):
 
 
 @configurable
-class DynamicRotary(_Rotary):
+class DynamicRotary(RotaryEmbedding):
     """Rotary whose theta grows with the sequence: dynamic NTK-aware interpolation (Peng et al. 2023, appendix A.2).
 
     theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence of length L, the largest
@@ -140,7 +147,7 @@ class DynamicRotary(_Rotary):
 
 
 @configurable
-class Llama3Rotary(_Rotary):
+class Llama3Rotary(RotaryEmbedding):
     """Rotary whose slow pairs are slowed by `factor` and whose fast pairs stay (Llama 3.1; its published code).
 
     A pair whose wave is longer than original_length / low_frequency_factor is slowed, one whose wave is shorter than
@@ -175,7 +182,7 @@ class Llama3Rotary(_Rotary):
 
 
 @configurable
-class YarnRotary(_Rotary):
+class YarnRotary(RotaryEmbedding):
     """Rotary stretched by YaRN (Peng et al. 2023, sections 3.2 to 3.4).
 
     Pairs that turn more than `beta_fast` times over `original_length` stay, those that turn less than `beta_slow` times
@@ -228,11 +235,13 @@ class YarnRotary(_Rotary):
 
 
 @configurable
-class TwoDimensionalRotary(_Rotary):
+class TwoDimensionalRotary(RotaryEmbedding):
     """Rotary for the patches of an image: even pairs turn with the row, odd ones with the column (Pixtral 2024).
 
     Pair i has the frequency theta^(-2i/D); pairs of rows come first in each half of the head.
     """
+
+    num_axes = 2
 
     def __init__(self, head_size: int, *, theta: float = 10_000.0):
         super().__init__(head_size, theta, fraction=1.0, interleaved=False)

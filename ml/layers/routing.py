@@ -2,16 +2,17 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.config import child, configurable, require
 from ml.layers.checks import non_negative, positive, positive_float
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Balanced, Buffered, Layer
 
 
-class Router(nn.Module):
+class Router(Layer):
     """What routers share: the logits W x, with W of shape (E, H), and what they tell the training loop.
 
     Called as `router(x, context)` with tokens (N, H), a router returns weights and numbers of the chosen experts, both
@@ -113,7 +114,7 @@ class SoftmaxRouter(Router):
 
 
 @configurable
-class SigmoidRouter(Router):
+class SigmoidRouter(Router, Balanced, Buffered):
     """The k experts with the greatest s + b, weighted with scale · s / Σ s; s = sigmoid(W x) (DeepSeek-V3, 2.1.2).
 
     The bias b evens out the load without a loss: it counts in the choice alone, and after each step it rises by

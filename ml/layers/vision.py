@@ -11,10 +11,11 @@ from ml.layers.checks import positive
 from ml.layers.embedding import PositionEmbedding
 from ml.layers.linear import Linear
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import Layer, NoProducts
 
 
 @configurable
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(NoProducts):
     """x_i = norm(W patch_i + b + position_i), for each patch i of an image (Dosovitskiy et al. 2020, equation 1).
 
     W acts on patches as vectors (C, rows, columns), so this is a convolution with stride `patch_size`. Patches follow
@@ -31,7 +32,7 @@ class PatchEmbedding(nn.Module):
         patch_size: int = 16,
         num_channels: int = 3,
         linear: Callable[..., nn.Module] = Linear,
-        position: Callable[..., nn.Module] | None = PositionEmbedding,
+        position: Callable[..., Layer] | None = PositionEmbedding,
         normalization: Callable[..., nn.Module] | None = None,
         lr_scale: float = 1.0,
     ):
@@ -90,7 +91,7 @@ class PatchEmbedding(nn.Module):
 
 
 @configurable
-class Projector(nn.Module):
+class Projector(NoProducts):
     """y = second(activation(first(x))), from one width to another (Liu et al. 2023, LLaVA-1.5).
 
     `intermediate_size` None is the width of the output.

@@ -22,41 +22,78 @@ def generate(
     seed: int = 0,
     *,
     num_choices: int | None = None,
-    use_cache: bool = True,
+    use_cache: bool | None = None,
 ) -> Iterator[Tensor]:
     """Yields the next token of every prompt, (B), `num_tokens` times.
 
-    Shorter prompts are filled up on the left by a document of their own, which the rest does not see. What is drawn for
-    a prompt depends on the seed and its number alone, not on the other prompts. Without a cache the whole text goes
-    through the model for every token, which is slow and what the cache is tested against.
+    The tokens drawn for a prompt depend on the seed and its index alone, not on the other prompts. Shorter prompts are
+    padded on the left by a separate document, which the rest does not see; where the model does not separate documents,
+    prompts of one length go through it together.
 
-    num_choices: tokens from this one on are never drawn, as those of a vocabulary that is larger than the tokenizer's;
-        None for no such.
+    Args:
+        model: In evaluation mode.
+        prompts: Tokens, at least one for each prompt.
+        num_tokens: Tokens to draw.
+        sampler: How a token is chosen.
+        seed: Of the draws.
+        num_choices: Tokens from this one on are never drawn, such as those of a vocabulary that is larger than the
+            tokenizer's; None for no such.
+        use_cache: Whether each token is decoded from the states of those before it. False passes the whole text through
+            the model for every token, which is slow. None uses the cache where every mixer decodes from it.
 
-    Raises ValueError for no prompt or an empty one, and where learned positions end.
+    Raises:
+        ValueError: There is no prompt or an empty one, the text would be longer than the model takes, or a layer does
+            not decode from a cache and `use_cache` is True.
     """
     device = next(model.parameters()).device
-    longest = max((len(prompt) for prompt in prompts), default=0)
-    if min((len(prompt) for prompt in prompts), default=0) == 0:
+    lengths = [len(prompt) for prompt in prompts]
+    if min(lengths, default=0) == 0:
         raise ValueError("a prompt must have one token or more")
     limit = model.max_sequence_length
-    if limit is not None and longest + num_tokens > limit:
-        raise ValueError(f"a prompt of {longest} tokens and {num_tokens} more are beyond the model's {limit} positions")
-    text = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    documents = None
-    if any(len(prompt) < longest for prompt in prompts):
-        documents = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache = Cache() if use_cache else None
-    new, new_documents = text, documents
+    if limit is not None and max(lengths) + num_tokens > limit:
+        raise ValueError(
+            f"a prompt of {max(lengths)} tokens and {num_tokens} more are beyond the model's {limit} positions"
+        )
+    if use_cache is None:
+        use_cache = model.obstacle_to_decoding is None
+    groups = [list(range(len(prompts)))]
+    if model.obstacle_to_documents is not None:
+        groups = [[row for row, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))]
+    texts = [_Texts(model, [prompts[row] for row in rows], use_cache, device) for rows in groups]
+    order = torch.tensor([row for rows in groups for row in rows], device=device)
+    place = order.argsort()
     for uniform in islice(_uniform_numbers(len(prompts), seed, device), num_tokens):
-        logits = model(new, documents=new_documents, cache=cache, num_logits=1)[:, -1, :num_choices]
+        logits = torch.cat([part.next_logits() for part in texts])[place, :num_choices]  # (B, V)
         token = sampler.draw(logits, uniform)
         yield token
-        new, new_documents = token[:, None], None if documents is None else torch.ones_like(token)[:, None]
-        if not use_cache:
-            new = text = torch.cat((text, new), dim=1)
-            if documents is not None:
-                new_documents = documents = torch.cat((documents, new_documents), dim=1)
+        for part, new in zip(texts, token[order].split([len(rows) for rows in groups]), strict=True):
+            part.append(new)
+
+
+class _Texts:
+    """Texts that grow together by one token at a time."""
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], use_cache: bool, device: torch.device):
+        longest = max(map(len, prompts))
+        self._model = model
+        self._cache = Cache() if use_cache else None
+        self._tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
+        self._documents = None
+        if any(len(prompt) < longest for prompt in prompts):
+            documents = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+            self._documents = torch.tensor(documents, device=device)
+
+    def next_logits(self) -> Tensor:
+        """(B, V), of the token after each text."""
+        return self._model(self._tokens, documents=self._documents, cache=self._cache, num_logits=1)[:, -1]
+
+    def append(self, token: Tensor) -> None:
+        """Adds a token (B) to the texts. With a cache only the new ones go through the model next."""
+        new, documents = token[:, None], None if self._documents is None else torch.ones_like(token)[:, None]
+        if self._cache is None:
+            new = torch.cat((self._tokens, new), dim=1)
+            documents = None if documents is None else torch.cat((self._documents, documents), dim=1)
+        self._tokens, self._documents = new, documents
 
 
 def _uniform_numbers(num_rows: int, seed: int, device: torch.device) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """The causal language model."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,34 @@ from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
 from ml.layers.parameter import checked_lr_scale, copy_settings
-from ml.layers.rotary import TwoDimensionalRotary
+from ml.layers.protocol import Mixer, NoProducts
+from ml.layers.rotary import RotaryEmbedding
+from ml.models.declarations import (
+    depth_of,
+    max_sequence_length,
+    obstacle_to_decoding,
+    obstacle_to_depth,
+    obstacle_to_documents,
+)
 from ml.models.parameters import freeze_unscaled
 
 
 @configurable
-class LanguageModel(nn.Module):
+class LanguageModel(NoProducts):
     """logits = head(decoder(embeddings(tokens))).
 
     `tie_word_embeddings` gives the head the weight of the token embedding; the model then holds it once, as
     `embeddings.token.weight`. `multi_token` adds the prediction of further tokens to the loss.
+
+    Attributes:
+        image_token_id: The token in the positions of an image; None for a model that takes no images.
+        tokens_per_image: The number of positions of an image.
+        image_shape: Channels, height and width of an image; None for a model that takes no images.
     """
+
+    image_token_id: int | None = None
+    tokens_per_image: int = 0
+    image_shape: tuple[int, int, int] | None = None
 
     def __init__(
         self,
@@ -48,8 +65,9 @@ class LanguageModel(nn.Module):
         self.head = child("head", head, self.hidden_size, self.vocab_size, tie_word_embeddings)
         self.multi_token = None
         if multi_token is not None:
-            num_layers = getattr(self.decoder, "num_layers", 1)
-            self.multi_token = child("multi_token", multi_token, self.hidden_size, num_layers)
+            problem = obstacle_to_depth("decoder", self.decoder)
+            require(problem is None, "multi_token", f"needs the depth of the decoder: {problem}")
+            self.multi_token = child("multi_token", multi_token, self.hidden_size, depth_of(self.decoder))
         for problem in _misfits([self.decoder, self.multi_token]):
             require(False, "decoder", problem)
         freeze_unscaled(self)
@@ -62,7 +80,22 @@ class LanguageModel(nn.Module):
     @property
     def max_sequence_length(self) -> int | None:
         """The longest sequence that the model takes, None for any."""
-        return getattr(self.embeddings, "max_sequence_length", None)
+        return max_sequence_length(self.embeddings, self.decoder)
+
+    @property
+    def obstacle_to_decoding(self) -> str | None:
+        """The layer that does not decode from a cache, and what to declare; None where all do."""
+        return obstacle_to_decoding({"decoder": self.decoder})
+
+    @property
+    def obstacle_to_documents(self) -> str | None:
+        """The layer that does not separate documents, and what to declare; None where all do."""
+        return obstacle_to_documents(self.mixing_children())
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The decoder, and the prediction of further tokens."""
+        parts = {"decoder": self.decoder, "multi_token": self.multi_token}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def context(
         self,
@@ -72,7 +105,15 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Context:
-        """What the layers share in a pass over `tokens` (B, T); positions count from the start of each document."""
+        """What the layers share in a pass over `tokens` (B, T); positions count from the start of each document.
+
+        Raises:
+            ValueError: A layer does not declare that it decodes from a cache, or that it separates documents.
+        """
+        if cache is not None and (obstacle := self.obstacle_to_decoding):
+            raise ValueError(obstacle)
+        if documents is not None and (obstacle := self.obstacle_to_documents):
+            raise ValueError(obstacle)
         if positions is None and documents is not None:
             all_documents = documents if cache is None else cache.with_cached(documents)
             positions = places_in_documents(all_documents)[:, -tokens.shape[1] :]
@@ -144,7 +185,7 @@ class LanguageModel(nn.Module):
 def _misfits(sequences: list[nn.Module | None]) -> Iterator[str]:
     """What is wrong with mixers that were made for images."""
     modules = [module for sequence in sequences if sequence is not None for module in sequence.modules()]
-    if any(getattr(module, "causal", True) is False for module in modules):
+    if any(isinstance(module, Mixer) and module.causal is False for module in modules):
         yield "lets a token see those that it is to predict: leave `causal` True, or set it in the scope of an encoder"
-    if any(isinstance(module, TwoDimensionalRotary) for module in modules):
+    if any(isinstance(module, RotaryEmbedding) and module.num_axes != 1 for module in modules):
         yield "turns by rows and columns, which tokens of a text do not have: choose another `rotary`"

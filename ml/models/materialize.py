@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ml.layers.initialization import Fill
 from ml.layers.parameter import copy_settings, has_settings
+from ml.layers.protocol import Buffered, Stack
+from ml.models.declarations import obstacle_to_allocation
 from ml.models.parameters import ancestors
 
 
@@ -16,14 +18,25 @@ def materialize(model: nn.Module, device: torch.device | str = "cpu", seed: int 
 
     The values depend on the seed and the parameter's name alone: each has a CPU generator of its own and is drawn in
     float32, so the order, the device, the dtype and the other parameters make no difference. A tied parameter is made
-    once, under its first name. A module with buffers recomputes them in `reset_buffers(device)`.
+    once, under its first name. Buffers are those of `Buffered` layers, which compute them.
+
+    Args:
+        model: Built by `Parameter` throughout, usually on the meta device.
+        device: Where the parameters and buffers are allocated.
+        seed: Of the initial values.
+
+    Raises:
+        ValueError: A parameter was not built by `Parameter` or cannot be initialized, or a layer has buffers and does
+            not declare how they are computed.
     """
+    if obstacle := obstacle_to_allocation(model):
+        raise ValueError(obstacle)
     modules = dict(model.named_modules())
-    depths = {path: getattr(module, "num_layers", None) for path, module in modules.items()}
+    depths = {path: module.num_layers for path, module in modules.items() if isinstance(module, Stack)}
     for name, parameter in list(model.named_parameters()):
         if not has_settings(parameter):
             raise ValueError(f"parameter {name} was not built by `Parameter`, so its initialization is unknown")
-        num_layers = next((depths[path] for path in ancestors(name) if depths[path] is not None), None)
+        num_layers = next((depths[path] for path in ancestors(name) if path in depths), None)
         initialization = at_depth(parameter.initialization, num_layers)
         values = initial_values(name, parameter.shape, initialization, seed)
         filled = nn.Parameter(values.to(device=device, dtype=parameter.dtype), parameter.requires_grad)
@@ -39,7 +52,7 @@ def without_depth(model: nn.Module) -> list[str]:
         name
         for name, parameter in model.named_parameters()
         if has_open_depth(parameter.initialization)
-        and all(getattr(modules[path], "num_layers", None) is None for path in ancestors(name))
+        and not any(isinstance(modules[path], Stack) for path in ancestors(name))
     ]
 
 
@@ -77,8 +90,6 @@ def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) ->
 
 
 def reset_buffers(model: nn.Module, device: torch.device | str) -> None:
-    for name, module in model.named_modules():
-        if next(module.buffers(recurse=False), None) is not None:
-            if not hasattr(module, "reset_buffers"):
-                raise ValueError(f"module {name} has buffers and no `reset_buffers(device)` to compute them")
+    for module in model.modules():
+        if isinstance(module, Buffered):
             module.reset_buffers(device)

@@ -10,13 +10,14 @@ from ml.layers.checks import positive
 from ml.layers.context import Auxiliary, Context
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import checked_lr_scale
-from ml.layers.rotary import TwoDimensionalRotary
+from ml.layers.protocol import Mixer, NoProducts, Workload
+from ml.layers.rotary import RotaryEmbedding
 from ml.layers.vision import PatchEmbedding, Projector
-from ml.models.flops import flops_per_token
+from ml.models.declarations import obstacle_to_seeing_all
 
 
 @configurable
-class VisionEncoder(nn.Module):
+class VisionEncoder(NoProducts):
     """y = adapter(norm(encoder(patches(images)))): each patch becomes a vector as wide as the language model.
 
     Blocks that see all patches, as in the vision transformer (Dosovitskiy et al. 2020); the adapter is the one of LLaVA
@@ -63,10 +64,9 @@ class VisionEncoder(nn.Module):
         x = self.encoder(self.patches(images), context)  # (I, P, width of the encoder)
         return self.adapter(x if self.norm is None else self.norm(x))
 
-    def whole_training_flops_per_token(self, sequence_length: int) -> float:
-        """Of everything in here, shared out to the tokens of a sequence that holds one image."""
-        per_patch = sum(flops_per_token(part, self.num_tokens) for part in self.children())
-        return per_patch * self.num_tokens / sequence_length
+    def workload(self, sequence_length: int) -> Workload:
+        """The patches of one image for each sequence of the model."""
+        return Workload(self.num_tokens, self.num_tokens / sequence_length)
 
     def extra_repr(self) -> str:
         return f"num_tokens={self.num_tokens}"
@@ -74,10 +74,12 @@ class VisionEncoder(nn.Module):
 
 def _misfits(encoder: nn.Module) -> Iterator[str]:
     """What is wrong with mixers that were made for text."""
-    if any(getattr(module, "causal", False) for module in encoder.modules()):
+    modules = list(encoder.modules())
+    if any(isinstance(module, Mixer) and module.causal for module in modules):
         yield "hides from a patch the patches after it: set `vision/Attention.causal = False`"
-    rotaries = [getattr(module, "rotary", None) for module in encoder.modules()]
-    if any(rotary is not None and not isinstance(rotary, TwoDimensionalRotary) for rotary in rotaries):
+    elif obstacle := obstacle_to_seeing_all({"vision.encoder": encoder}):
+        yield f"takes mixers that see all patches: {obstacle}"
+    if any(isinstance(module, RotaryEmbedding) and module.num_axes != 2 for module in modules):
         yield (
             "turns by the place in a text, and patches have rows and columns: "
             "set `vision/Attention.rotary = @TwoDimensionalRotary`, or None"

@@ -9,7 +9,7 @@ from torch import nn
 
 from ml.blocks import DecoderBlock, Repeat
 from ml.config import child
-from ml.layers import Attention, Linear, scaled_normal
+from ml.layers import Attention, Buffered, Linear, scaled_normal
 from ml.models import LanguageModel, materialize
 
 ATTENTION = partial(Attention, num_heads=2)
@@ -120,14 +120,14 @@ def test_buffers_are_recomputed_and_a_module_that_cannot_is_refused():
             super().__init__()
             self.register_buffer("places", torch.arange(4), persistent=False)
 
-    class Resettable(Counter):
+    class Resettable(Buffered, Counter):
         def reset_buffers(self, device):
             self.places = torch.arange(4, device=device)
 
     with torch.device("meta"):
         good, bad = Resettable(), nn.Sequential(Counter())
     assert materialize(good).places.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="module 0 has buffers and no `reset_buffers"):
+    with pytest.raises(ValueError, match=r"^0 \(Counter\) has the buffer places and .*derive it from ml\.layers\.Buffered"):
         materialize(bad)
 
 

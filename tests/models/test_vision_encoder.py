@@ -21,6 +21,7 @@ from vision_oracles import (
 from ml.blocks import DecoderBlock, Repeat
 from ml.layers import MLP, Attention, TwoDimensionalRotary
 from ml.layers.vision import PatchEmbedding
+from ml.models import flops_per_token
 from ml.models.vision_encoder import VisionEncoder
 
 
@@ -84,4 +85,4 @@ def test_a_token_carries_its_part_of_the_work_on_one_image_a_sequence():
     matrices = 12 * 8 + 4 * 8 * 8 + 2 * 8 * 24 + 8 * 16 + 16 * 16  # patches, attention, MLP, adapter
     attention = 12 * 8 * patches  # all patches are visible
     expected = (6 * matrices + attention) * patches / length
-    assert encoder.whole_training_flops_per_token(length) == pytest.approx(expected)
+    assert flops_per_token(encoder, length) == pytest.approx(expected)

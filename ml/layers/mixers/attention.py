@@ -12,11 +12,12 @@ from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
 from ml.layers.mixers.growing import Growing
 from ml.layers.parameter import Parameter, checked_lr_scale
-from ml.layers.rotary import Rotary
+from ml.layers.protocol import Mixer
+from ml.layers.rotary import Rotary, RotaryEmbedding
 
 
 @configurable
-class Attention(nn.Module):
+class Attention(Mixer):
     """y = output(softmax(q kᵀ · softmax_scale) v), with N query heads that share K key and value heads.
 
     Vaswani et al. 2017; grouped heads: Ainslie et al. 2023; query and key norm: Henry et al. 2020; sliding window:
@@ -29,6 +30,8 @@ class Attention(nn.Module):
     dropout: of the attention weights, in training.
     """
 
+    separates_documents = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -38,7 +41,7 @@ class Attention(nn.Module):
         head_size: int | None = None,
         query_norm: Callable[..., nn.Module] | None = None,
         key_norm: Callable[..., nn.Module] | None = None,
-        rotary: Callable[..., nn.Module] | None = Rotary,
+        rotary: Callable[..., RotaryEmbedding] | None = Rotary,
         window_size: int | None = None,
         softmax_scale: float | None = None,
         soft_cap: float | None = None,
@@ -59,6 +62,7 @@ class Attention(nn.Module):
         self.softmax_scale = None if softmax_scale is None else positive_float("softmax_scale", softmax_scale)
         self.soft_cap = None if soft_cap is None else positive_float("soft_cap", soft_cap)
         self.causal = causal
+        self.decodes = causal  # otherwise a new token would change those before it
         self.dropout = probability("dropout", dropout)
         self.lr_scale = checked_lr_scale(lr_scale)
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, bfloat16
 
 from ml.layers.mixers.attention_reference import attention_reference, visible_keys
-from ml.layers.mixers.blockwise_attention import blockwise_attention
+from ml.layers.mixers.blockwise_attention import BLOCK_SIZE, blockwise_attention
 
 
 def dot_product_attention(
@@ -22,15 +22,17 @@ def dot_product_attention(
 ) -> Tensor:
     """What `attention_reference` computes, with the same arguments.
 
-    The library's kernel knows neither caps nor sinks. On the CPU it is slow in bfloat16, and slow where query and value
-    differ in size. There, attention goes one block of queries at a time.
+    The library's kernel knows neither caps nor sinks. On the CPU it is slow in bfloat16, slow where query and value
+    differ in size, and it computes what a window hides too. There, attention takes one block of queries at a time.
     """
     num_queries, num_keys = query.shape[2], key.shape[2]
     has_more = soft_cap is not None or sinks is not None
     options = {"causal": causal, "window_size": window_size, "scale": scale, "documents": documents}
     if has_more and dropout:
         return attention_reference(query, key, value, **options, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
-    slow_in_library = query.device.type == "cpu" and (query.dtype == bfloat16 or query.shape[-1] != value.shape[-1])
+    is_narrow = window_size is not None and is_mostly_hidden(window_size, num_keys, causal)
+    is_slow_dtype_or_shape = query.dtype == bfloat16 or query.shape[-1] != value.shape[-1]
+    slow_in_library = query.device.type == "cpu" and (is_slow_dtype_or_shape or is_narrow)
     if has_more or (slow_in_library and not dropout):
         return blockwise_attention(query, key, value, **options, soft_cap=soft_cap, sinks=sinks)
     mask, is_causal = None, False
@@ -49,6 +51,12 @@ def dot_product_attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def is_mostly_hidden(window_size: int, num_keys: int, causal: bool) -> bool:
+    """Whether a block of queries meets half of the keys at most: the break-even on a CPU, see benchmarks/windows.py."""
+    reach = window_size if causal else 2 * window_size
+    return 2 * (BLOCK_SIZE + reach) <= num_keys
 
 
 def mean_visible_keys(sequence_length: int, causal: bool, window_size: int | None) -> float:

@@ -1,6 +1,6 @@
 """The gated delta net."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from ml.layers.mixers.delta_rule import (
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Mixer
 
 
 @configurable
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(Mixer):
     """y = output(norm(o, gate(x))), o the gated delta rule with one decay for a head (Yang et al. 2024).
 
     q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
@@ -35,7 +36,9 @@ class GatedDeltaNet(nn.Module):
         result does not depend on it.
     """
 
-    causal = True  # no token sees a later one
+    causal = True
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -84,6 +87,10 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = child("dt_bias", Parameter, (self.num_value_heads,), defaults=dt_bias_defaults)
         self.norm = child("norm", norm, self.value_head_size, defaults={"gate_position": "after"})
         self.output = child("output", linear, value_size, hidden_size)
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The convolution."""
+        return {"convolution": self.convolution}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         query, key, value, gate, beta, decay = self.projections(x)

@@ -1,6 +1,6 @@
 """Kimi delta attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from ml.layers.mixers.delta_rule import (
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Mixer
 
 
 @configurable
-class KimiDeltaAttention(nn.Module):
+class KimiDeltaAttention(Mixer):
     """y = output(norm(o) · sigmoid(gate_up(gate_down(x)))), o the gated delta rule with a decay for each channel of the
     key (Kimi Linear, arXiv:2510.26692, section 4).
 
@@ -36,7 +37,9 @@ class KimiDeltaAttention(nn.Module):
         how many tokens are computed at once; the result does not depend on it.
     """
 
-    causal = True  # no token sees a later one
+    causal = True
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -84,6 +87,10 @@ class KimiDeltaAttention(nn.Module):
         norm_defaults = {"gate_position": "after", "activation": sigmoid}
         self.norm = child("norm", norm, self.value_head_size, defaults=norm_defaults)
         self.output = child("output", linear, value_size, hidden_size)
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The convolution."""
+        return {"convolution": self.convolution}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         query, key, value, beta, decay, gate = self.projections(x)

@@ -13,11 +13,12 @@ from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_v
 from ml.layers.mixers.growing import Growing
 from ml.layers.normalization import RMSNorm
 from ml.layers.parameter import checked_lr_scale
-from ml.layers.rotary import Rotary
+from ml.layers.protocol import Mixer
+from ml.layers.rotary import Rotary, RotaryEmbedding
 
 
 @configurable
-class LatentAttention(nn.Module):
+class LatentAttention(Mixer):
     """Attention whose keys and values are made from one small latent vector a token (DeepSeek-V2, section 2.1).
 
     c = key_value_norm(key_value_down(x)), k = [key_up(c), rotary(key_rotary(x))], v = value_up(c), and a query
@@ -29,7 +30,8 @@ class LatentAttention(nn.Module):
     softmax_scale: None is 1/√(head_size + rotary_size). dropout: of the attention weights, in training.
     """
 
-    causal = True  # no token sees a later one
+    causal = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class LatentAttention(nn.Module):
         rotary_size: int = 64,
         value_head_size: int = 128,
         normalization: Callable[..., nn.Module] = RMSNorm,
-        rotary: Callable[..., nn.Module] = Rotary,
+        rotary: Callable[..., RotaryEmbedding] = Rotary,
         window_size: int | None = None,
         softmax_scale: float | None = None,
         dropout: float = 0.0,
@@ -79,6 +81,8 @@ class LatentAttention(nn.Module):
         self.output = child("output", linear, heads * self.value_head_size, hidden_size)
         self.rotary = child("rotary", rotary, self.rotary_size)
         self.projections = child("projections", Projections, (self.key_value_down, self.key_rotary, from_x))
+        # A token that is decoded meets the latent vectors through the matrices of these two.
+        self.decodes = isinstance(self.key_up, Linear) and isinstance(self.value_up, Linear)
         self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

@@ -1,6 +1,6 @@
 """Mamba."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,11 @@ from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.selective_scan import selective_scan
 from ml.layers.mixers.state_space_initialization import log_index, time_step_bias
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Mixer
 
 
 @configurable
-class Mamba(nn.Module):
+class Mamba(Mixer):
     """Each of F channels u = convolution(x) has a state h of size N, and what it takes in depends on the input:
 
     h_t = exp(dt_t A) · h_{t-1} + dt_t B_t u_t,   y_t = C_t h_t + D u_t,   output(y · activation(gate))
@@ -32,7 +33,9 @@ class Mamba(nn.Module):
     `@FixedRMSNorm`).
     """
 
-    causal = True  # no token sees a later one
+    causal = True
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -74,6 +77,10 @@ class Mamba(nn.Module):
         self.dt_bias = _parameter("dt_bias", (size,), time_step_bias)
         self.A_log = _parameter("A_log", (size, self.state_size), log_index)
         self.D = _parameter("D", (size,), ones)
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The convolution."""
+        return {"convolution": self.convolution}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x, gate = self.projections(x)  # (B, T, F)

@@ -1,7 +1,7 @@
 """Mamba-2."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,11 @@ from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.protocol import Mixer
 
 
 @configurable
-class Mamba2(nn.Module):
+class Mamba2(Mixer):
     """Each of N heads has P channels, one decay a step, and a state h of size P x S:
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_tᵀ,   y_t = h_t C_t + D x_t,   output(norm(y, gate))
@@ -33,7 +34,9 @@ class Mamba2(nn.Module):
     speed alone. dt_limit: the least and the greatest dt. norm: None is y · silu(gate).
     """
 
-    causal = True  # no token sees a later one
+    causal = True
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -96,6 +99,10 @@ class Mamba2(nn.Module):
         message = f"must be num_heads · head_size ({size}) or None, not {intermediate_size}"
         require(intermediate_size in (None, size), "intermediate_size", message)
         return num_heads
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The convolution."""
+        return {"convolution": self.convolution}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         gate, *mixed, dt = self.projections(x)

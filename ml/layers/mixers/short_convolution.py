@@ -1,6 +1,6 @@
 """The gated short convolution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -9,13 +9,16 @@ from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import Mixer
 
 
 @configurable
-class ShortConvolutionMixer(nn.Module):
+class ShortConvolutionMixer(Mixer):
     """y = output(C(x) · convolution(B(x) · x(x))), with a convolution of three taps and no activation (LFM2)."""
 
-    causal = True  # no token sees a later one
+    causal = True
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -35,6 +38,14 @@ class ShortConvolutionMixer(nn.Module):
         self.convolution = child("convolution", convolution, hidden_size, defaults=defaults)
         self.output = child("output", linear, hidden_size, hidden_size)
 
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The convolution."""
+        return {"convolution": self.convolution}
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         B, C, x = self.projections(x)  # (B, T, H)
         return self.output(C * self.convolution(B * x, context))
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Zero: products are those of the children."""
+        return 0.0

@@ -1,7 +1,7 @@
 """A mixer that is another one in each step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ml.config import REQUIRED, UNORDERED, child, configurable, require
 from ml.layers.context import Context
 from ml.layers.parameter import checked_lr_scale
+from ml.layers.protocol import Drawn, Mixer
 
 
 @configurable
-class StochasticMixer(nn.Module):
+class StochasticMixer(Mixer, Drawn):
     """One of several mixers, drawn anew for each training step; outside of training always the same one.
 
     A model trained so works with any choice of them, layer by layer. The names are the scopes:
@@ -22,6 +23,9 @@ class StochasticMixer(nn.Module):
     weights: how often each is drawn, relative to the others; None draws all alike. main: the name of the one that is
     used outside of training; None is the first.
     """
+
+    decodes = True
+    separates_documents = True
 
     def __init__(
         self,
@@ -48,7 +52,16 @@ class StochasticMixer(nn.Module):
         self.drawn = self.main
         for name, mixer in mixers.items():
             setattr(self, name, child(name, mixer, hidden_size))
-            getattr(self, name).active_fraction = weights.get(name, 1.0) / max(sum(weights.values()), 1e-9)
+        causal = {mixer.causal if isinstance(mixer, Mixer) else None for mixer in self.children()}
+        self.causal = causal.pop() if len(causal) == 1 else None
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """All mixers: what one of them does not declare, none of them does."""
+        return dict(self.named_children())
+
+    def fraction_of(self, child: str) -> float:
+        """The probability that a mixer is drawn."""
+        return self.weights[self.names.index(child)] / sum(self.weights)
 
     def draw(self, generator: torch.Generator) -> None:
         """Chooses the mixer of the steps until the next draw, by a generator of the CPU."""
@@ -57,6 +70,10 @@ class StochasticMixer(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return getattr(self, self.drawn if self.training else self.main)(x, context)
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Zero: products are those of the children."""
+        return 0.0
 
     def extra_repr(self) -> str:
         return f"main={self.main}, weights={self.weights}"

@@ -1,0 +1,170 @@
+"""The layer contract: what a layer declares to the model and the trainer.
+
+Any `nn.Module` with the right `forward` can stand in a model and train. What the rest of the program needs to know
+beyond that is declared by deriving from the classes below, and asked there and nowhere else. A layer that does not
+declare something is refused where it is needed, with its place and the declaration to add:
+
+| needed for | declared by | without it |
+|---|---|---|
+| the utilization (mfu) | `Layer.training_flops_per_token` | mfu is not reported, and the reason is |
+| decoding from a cache | `Mixer.decodes` | generation takes the full forward pass for every token |
+| packed documents | `Mixer.separates_documents` | an error in the dry run |
+| a vision encoder | `Mixer.causal` | an error in the dry run |
+| buffers after the meta device | `Buffered` | an error in the dry run |
+| `scaled_normal`, depths of multi-token prediction | `Stack` | an error in the dry run |
+| a draw in every step | `Drawn` | the layer is not drawn |
+| load balancing without a loss | `Balanced` | the layer is not balanced |
+
+How a layer is sharded (tensor, context, expert, pipeline) and how its weights map to another format are no part of
+this contract. Both are answered outside the layer, in tables keyed by its type, so that a layer stays pure torch and a
+new kind of parallelism or a new format changes no layer. A type that such a table does not have is refused by name.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Workload(NamedTuple):
+    """The sequence that a layer works on, seen from the sequence of the model.
+
+    Args:
+        sequence_length: Its length.
+        per_token: How many of its positions there are for each token of the model.
+    """
+
+    sequence_length: int
+    per_token: float
+
+
+class Layer(nn.Module):
+    """Base class of a layer that declares something.
+
+    A layer treats every position by itself, except for what its `mixing_children` do and unless it is a `Mixer`.
+    """
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """The longest sequence that the layer takes; None for any."""
+        return None
+
+    def mixing_children(self) -> Mapping[str, nn.Module]:
+        """The children that move information between positions, by their names in the module."""
+        return {}
+
+    def training_flops_per_token(self, sequence_length: int) -> float | None:
+        """Floating-point operations of one token in training, forward and backward, without those of the children.
+
+        Args:
+            sequence_length: Tokens of the sequence that the layer works on.
+
+        Returns:
+            The operations of the layer's own matrix products, 6 for each weight that a token is multiplied with. None,
+            the default, where they are not declared.
+        """
+        return None
+
+    def fraction_of(self, child: str) -> float:
+        """The fraction of the tokens of this layer that pass through a child, such as one of several experts.
+
+        Args:
+            child: Its name in the module.
+        """
+        return 1.0
+
+    def workload(self, sequence_length: int) -> Workload:
+        """The sequence that this layer and its children work on; an encoder of images declares its patches.
+
+        Args:
+            sequence_length: Tokens of the sequence of the model.
+        """
+        return Workload(sequence_length, 1.0)
+
+
+class NoProducts(Layer):
+    """A layer without matrix products of its own: its FLOPs are those of its children.
+
+    Lookups, norms and other operations on single elements count as none (PaLM, appendix B).
+    """
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Zero."""
+        return 0.0
+
+
+class Mixer(Layer):
+    """A layer that moves information between the positions of a sequence, called as `mixer(x, context)`.
+
+    Attributes:
+        causal: Whether no position sees a later one; None where that is not declared.
+        decodes: Whether a pass with a `context.cache` continues the passes before it: the outputs are those of one pass
+            over all tokens. See `Context.state` and `Context.keep`.
+        separates_documents: Whether positions see those of their own document only, where `context.documents` tells
+            them. See `Context.previous_documents` and `Context.document_starts`.
+    """
+
+    causal: bool | None = None
+    decodes: bool = False
+    separates_documents: bool = False
+
+
+class Stack(Layer, abc.ABC):
+    """A layer that is several blocks deep, which initializations that scale with the depth depend on."""
+
+    @property
+    @abc.abstractmethod
+    def num_layers(self) -> int:
+        """The number of blocks that a token passes, those of inner stacks counted one by one."""
+
+
+class Buffered(Layer, abc.ABC):
+    """A layer with buffers, whose values are computed after the model has left the meta device."""
+
+    @abc.abstractmethod
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Allocates and fills the layer's own buffers.
+
+        Args:
+            device: Where they are to be.
+        """
+
+
+class Drawn(Layer, abc.ABC):
+    """A layer that is another one in each training step."""
+
+    @abc.abstractmethod
+    def draw(self, generator: torch.Generator) -> None:
+        """Chooses what the layer is until the next draw.
+
+        Args:
+            generator: Of the CPU. Its seed depends on the seed of the run, the layer's place and the step.
+        """
+
+
+class Balanced(Layer, abc.ABC):
+    """A router that is changed after each step by the load of its experts."""
+
+    @abc.abstractmethod
+    def balance(self, load: Tensor) -> None:
+        """Changes buffers of the layer, and nothing else: where a step is skipped they are restored.
+
+        Args:
+            load: (E), the number of tokens that each expert got in the step.
+        """
+
+
+class Adapter(Layer, abc.ABC):
+    """A trained addition to a linear layer, which can be merged into its weight.
+
+    Attributes:
+        dropout: The fraction of the input that is dropped in training.
+    """
+
+    dropout: float = 0.0
+
+    @abc.abstractmethod
+    def weight(self) -> Tensor:
+        """The matrix (out, in) that adds the same as the adapter without dropout."""
