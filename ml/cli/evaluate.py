@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import UserError
@@ -149,6 +150,7 @@ def _tasks(arguments: argparse.Namespace, subject: _Subject) -> tuple[dict[str, 
         from lm_eval.utils import make_table
     except ImportError as error:
         raise UserError(f"--tasks needs the harness: pip install 'juniper-trainer[harness]' ({error})") from error
+    from ml.models.generation import reason_for_full_pass
     from ml.training.evaluation.harness import HarnessModel
 
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
@@ -158,6 +160,8 @@ def _tasks(arguments: argparse.Namespace, subject: _Subject) -> tuple[dict[str, 
         raise UserError(
             f"no such task: {', '.join(missing) or arguments.tasks} (`lm_eval ls tasks` lists those there are)"
         )
+    if reason := reason_for_full_pass(subject.model):
+        print(f"tasks that generate: {reason}", file=sys.stderr)
     adapter = HarnessModel(subject.model, subject.trainer.data.tokenizer, subject.separator, **subject.settings)
     try:
         results = lm_eval.simple_evaluate(

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ml.api import build_trainer, open_run
+    from ml.models.generation import reason_for_full_pass
     from ml.models.sampling import Sampler
     from ml.training.evaluation.continuations import continue_texts, encode_prompt
 
@@ -50,6 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = opened.build(arguments.step, device, average=arguments.average)
         num_tokens = arguments.num_tokens or _room(model.max_sequence_length, max(map(len, encoded)))
+        if reason := reason_for_full_pass(model):
+            print(reason, file=sys.stderr)
         show = _Stream(prompts[0]) if len(prompts) == 1 and not arguments.json else None
         begun = time.perf_counter()
         texts = continue_texts(

@@ -18,7 +18,7 @@ from ml.models.summary import summarize
 from ml.runs import open_teacher
 from ml.training import Initial, RunFolder, Trainer, train
 from ml.training.preflight import warnings_of
-from ml.training.summary import memory_of_training, summarize_training
+from ml.training.summary import memory_of_training, notes, summarize_training
 
 _MOST_DIFFERENCES = 20
 
@@ -71,6 +71,8 @@ def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
     _initial(job, trainer)
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
+    for note in notes(trainer):
+        print(f"\n{note}")
     _warn(trainer, _device())
     if pattern is not None:
         found = select(config.records(), pattern)

@@ -13,6 +13,12 @@ from ml.models.sampling import Sampler
 _DRAWN_AT_ONCE = 256
 
 
+def reason_for_full_pass(model: LanguageModel) -> str | None:
+    """Why generation passes the whole text through the model for every token; None where it decodes from a cache."""
+    obstacle = model.obstacle_to_decoding
+    return None if obstacle is None else f"every token takes the full forward pass, which is slow: {obstacle}"
+
+
 @torch.inference_mode()
 def generate(
     model: LanguageModel,

@@ -19,11 +19,12 @@ def summarize(model: nn.Module, sequence_length: int, kept: Mapping[str, int]) -
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     memory = {**memory_of_model(model), **kept}
     flops = flops_per_token(model, sequence_length)
+    work = f"{flops:.3e} (training, at sequence length {sequence_length})" if flops is not None else "unknown"
     lines = [
         *_tree(type(model).__name__, model, ""),
         "",
         f"parameters        {count:,}" + (f", of which {frozen:,} are frozen" if frozen else ""),
-        f"FLOPs per token   {flops:.3e} (training, at sequence length {sequence_length})",
+        f"FLOPs per token   {work}",
         f"memory            {size_text(sum(memory.values()))} ({', '.join(memory)}; without activations)",
     ]
     return "\n".join(lines)

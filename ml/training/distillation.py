@@ -7,6 +7,7 @@ from ml.config import configurable, require
 from ml.data import Batch
 from ml.layers.checks import positive_float
 from ml.layers.loss import Teacher
+from ml.models.language_model import LanguageModel
 from ml.training.errors import RunError
 
 
@@ -29,7 +30,7 @@ class Distillation:
         self.weight = weight
         self.temperature = positive_float("temperature", temperature)
 
-    def teach(self, student: nn.Module, sequence_length: int, model: nn.Module) -> "TeacherModel":
+    def teach(self, student: LanguageModel, sequence_length: int, model: LanguageModel) -> "TeacherModel":
         """Makes a loaded model the teacher of `student`.
 
         Args:
@@ -51,8 +52,11 @@ class Distillation:
             raise RunError(
                 f"the teacher {self.teacher} takes {longest} tokens; Trainer.sequence_length is {sequence_length}"
             )
-        for name in ("image_token_id", "tokens_per_image", "image_shape"):
-            theirs, ours = (getattr(m, name, None) for m in (model, student))
+        for name, (theirs, ours) in {
+            "image_token_id": (model.image_token_id, student.image_token_id),
+            "tokens_per_image": (model.tokens_per_image, student.tokens_per_image),
+            "image_shape": (model.image_shape, student.image_shape),
+        }.items():
             if theirs != ours:
                 raise RunError(f"{name} of the teacher {self.teacher} is {theirs}, that of the model {ours}")
         return TeacherModel(model.requires_grad_(False), self.weight, self.temperature)

@@ -11,6 +11,7 @@ import torch
 from ml.data import Batch, DataError
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
+from ml.layers import Drawn
 from ml.models.flops import flops_per_token
 from ml.training.checkpoints.initial_weights import Initial
 from ml.training.checkpoints.policy import newest_checkpoint
@@ -21,13 +22,15 @@ from ml.training.evaluation.samples import SampleFile
 from ml.training.evaluation.validation_sets import ValidationSet
 from ml.training.metrics.progress import Progress, progress_on
 from ml.training.metrics.throughput import Meter
-from ml.training.optimizers import apply_schedule
+from ml.training.optimizers import apply_schedule, require_whole_state
 from ml.training.profiling.step_windows import Windows
 from ml.training.records import Records
 from ml.training.run_data import RunData
 from ml.training.run_folder import RunFolder
 from ml.training.signals import Requests, noted_signals
+from ml.training.state import OPTIMIZER
 from ml.training.step import train_step
+from ml.training.summary import notes
 from ml.training.trackers import Tracking
 from ml.training.trainer import Trainer
 
@@ -121,7 +124,9 @@ class TrainLoop:
         self._records = Records(trainer, self.state, self.meter)
         self._samples = SampleFile(run.path)
         self._data_sha256 = data.sha256
-        self._drawing = [(name, m) for name, m in self.state.model.named_modules() if hasattr(m, "draw")]
+        self._drawing = [(name, m) for name, m in self.state.model.named_modules() if isinstance(m, Drawn)]
+        for note in notes(trainer):
+            progress.say(note)
         self._saved_step = 0
         self._begun = time.monotonic()
         self._seconds_before = 0.0
@@ -198,7 +203,10 @@ class TrainLoop:
             RunError: They do not.
         """
         try:
+            before = self.state.tensors().keys()
             self.advance(batches)
+            added = self.state.tensors().keys() - before
+            require_whole_state(self.trainer.optimizer, [name for name in added if name.startswith(OPTIMIZER)])
         except ValueError as error:
             raise RunError(f"the first step cannot be taken: {error}") from error
 

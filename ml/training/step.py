@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.data import Batch
+from ml.layers import Balanced
 from ml.training.distillation import TeacherModel
 from ml.training.metrics.gradient_norm import gradient_norms
 from ml.training.optimizers.rollback import undone_where
@@ -62,7 +63,7 @@ def train_step(
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     for router, load in loads.items():
-        if hasattr(router, "balance"):
+        if isinstance(router, Balanced):
             with undone_where(skipped, list(router.buffers())):
                 router.balance(load)
     state.step += 1

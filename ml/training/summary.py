@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ml.models.declarations import obstacle_to_flops
+from ml.models.generation import reason_for_full_pass
 from ml.terminal import table
-from ml.training.optimizers import Assignment
+from ml.training.optimizers import Assignment, state_bytes
 from ml.training.trainer import Trainer
 
 _HEADER = ("trained by", "peak", "lr_scale", "weight_decay", "tensors", "parameters", "names")
@@ -26,16 +28,21 @@ def summarize_training(trainer: Trainer) -> str:
 def memory_of_training(trainer: Trainer) -> dict[str, int]:
     """Bytes that are kept besides weights and gradients, by what they are for."""
     groups = trainer.groups()
-    memory = {"optimizer state": sum(_num_state_bytes(assignment) for assignment in trainer.optimizer.assign(groups))}
+    memory = {"optimizer state": state_bytes(trainer.optimizer, groups)}
     if trainer.weight_average is not None:
         averages = trainer.weight_average.start(groups).tensors().values()
         memory["average of the weights"] = sum(average.nbytes for average in averages)
     return memory
 
 
-def _num_state_bytes(assignment: Assignment) -> int:
-    states = (assignment.optimizer.initial_state(parameter) for parameter in assignment.group.parameters)
-    return sum(tensor.nbytes for state in states for tensor in state.values())
+def notes(trainer: Trainer) -> list[str]:
+    """What the run does without because a layer does not declare it, each with the declaration to add."""
+    found = []
+    if obstacle := obstacle_to_flops(trainer.model):
+        found.append(f"mfu is not reported: {obstacle}")
+    if trainer.samples is not None and (reason := reason_for_full_pass(trainer.model)):
+        found.append(f"samples: {reason}")
+    return found
 
 
 def _row(assignment: Assignment) -> tuple[str, ...]:

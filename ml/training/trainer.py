@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ml.blocks import BlockSequence
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import numbers_of_step
 from ml.layers.checks import ADDRESSABLE, positive_float
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
+from ml.models.declarations import obstacle_to_allocation
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation
@@ -78,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        model: Callable[..., nn.Module] = LanguageModel,
+        model: Callable[..., LanguageModel] = LanguageModel,
         data: Callable[..., Data] = TextData,
         optimizer: Callable[..., Optimizer] = AdamW,
         schedule: Callable[..., Schedule] = CosineSchedule,
@@ -155,8 +157,9 @@ class Trainer:
 
     def _require_that_parts_fit(self) -> None:
         self._require_that_data_fits("data", self.data)
-        trains_on_some = getattr(self.data, "validation_fraction", None) != 1.0
-        require(trains_on_some, "data", "holds out all that there is, and leaves nothing to train on")
+        require(
+            self.data.validation_fraction != 1.0, "data", "holds out all that there is, and leaves nothing to train on"
+        )
         for name, validation in self.validations.items():
             if validation.own_data is not None:
                 self._require_that_data_fits("validation", validation.own_data, f"{name}: " if name else "")
@@ -166,6 +169,11 @@ class Trainer:
         open_depths = without_depth(self.model)
         place = "stands in no sequence of blocks: set scaled_normal.num_layers there, or another initialization"
         require(not open_depths, "model", f"scales {', '.join(open_depths[:3])} with the depth, and it {place}")
+        obstacle = obstacle_to_allocation(self.model)
+        require(obstacle is None, "model", f"cannot leave the meta device: {obstacle}")
+        can_compile = any(isinstance(module, BlockSequence) for module in self.model.modules())
+        message = "needs a decoder that declares its blocks: derive it from ml.blocks.BlockSequence"
+        require(can_compile or not self.compile, "compile", message)
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
         problem = self.optimizer.misfit(self.groups()) if trains else None
@@ -182,12 +190,14 @@ class Trainer:
         tokens, vocabulary = data.vocab_size, self.model.vocab_size
         if tokens is not None and tokens > vocabulary:
             return f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
+        if data.separates_documents and (obstacle := self.model.obstacle_to_documents):
+            return f"it separates the documents of a sequence, and {obstacle}"
         return data.misfit(self.image_format)
 
     @property
     def image_format(self) -> ImageFormat | None:
         """The images that the model takes, if it takes any."""
-        if not hasattr(self.model, "image_token_id"):
+        if self.model.image_token_id is None:
             return None
         return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
 
@@ -267,7 +277,7 @@ class Trainer:
 
 def compile_blocks(model: nn.Module) -> None:
     """Compiles the innermost blocks of every sequence on its own: equal blocks then share their code."""
-    blocks = [block for module in model.modules() for block in getattr(module, "blocks", ())]
-    for block in blocks:
-        if not hasattr(block, "blocks"):
+    sequences = [module for module in model.modules() if isinstance(module, BlockSequence)]
+    for block in [block for sequence in sequences for block in sequence.blocks]:
+        if not isinstance(block, BlockSequence):
             block.compile()

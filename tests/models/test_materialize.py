@@ -127,7 +127,9 @@ def test_buffers_are_recomputed_and_a_module_that_cannot_is_refused():
     with torch.device("meta"):
         good, bad = Resettable(), nn.Sequential(Counter())
     assert materialize(good).places.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match=r"^0 \(Counter\) has the buffer places and .*derive it from ml\.layers\.Buffered"):
+    with pytest.raises(
+        ValueError, match=r"^0 \(Counter\) has the buffer places and .*derive it from ml\.layers\.Buffered"
+    ):
         materialize(bad)
 
 

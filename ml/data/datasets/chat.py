@@ -71,6 +71,11 @@ class ChatData(Data):
         self.validation_fraction = validation_fraction
 
     @property
+    def separates_documents(self) -> bool:
+        """As the packing does."""
+        return self.packing.separates(None)
+
+    @property
     def vocab_size(self) -> int | None:
         """All tokens are below this number."""
         return self.tokenizer.vocab_size

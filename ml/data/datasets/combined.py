@@ -32,6 +32,11 @@ class CombinedData(Data):
         return max((part.vocab_size for part in self.datasets.values() if part.vocab_size is not None), default=None)
 
     @property
+    def separates_documents(self) -> bool:
+        """Whether any part does: then all of them tell."""
+        return any(part.separates_documents for part in self.datasets.values())
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """That of the first part, and so of all."""
         return next(iter(self.datasets.values())).tokenizer

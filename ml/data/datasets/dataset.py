@@ -70,12 +70,19 @@ class Data(abc.ABC):
     """What a configuration says of data; nothing is read before it is opened.
 
     vocab_size: all tokens are below it; None where that stands in files that are not there. tokenizer: what the tokens
-    are. separator: what stands behind a document.
+    are. separator: what stands behind a document. validation_fraction: the part that is held out, 1 where nothing is
+    left to train on; None where that is decided elsewhere.
     """
 
     vocab_size: int | None
     tokenizer: Tokenizer
     separator: Separator
+    validation_fraction: float | None = None
+
+    @property
+    def separates_documents(self) -> bool:
+        """Whether sequences hold several documents that must not see each other, which every mixer has to respect."""
+        return False
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Why it does not suit a model that takes such images, or none; None where it does."""

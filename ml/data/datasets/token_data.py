@@ -51,6 +51,11 @@ class TokenFiles(Data):
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
 
     @property
+    def separates_documents(self) -> bool:
+        """As `separate_documents` says, or else the sampling."""
+        return self.sampling.separates(self.separate_documents)
+
+    @property
     def vocab_size(self) -> int | None:
         """All tokens are below this number; None where the folders are not on this machine."""
         try:

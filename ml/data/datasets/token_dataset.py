@@ -41,7 +41,7 @@ class TokenDataset(Dataset):
         self.num_validation_tokens = max(validation.num_tokens - 1, 0)
         self.tokenizer = tokenizer
         self._sampling = sampling
-        self.separates_documents = sampling.separates_documents if separate_documents is None else separate_documents
+        self.separates_documents = sampling.separates(separate_documents)
         made = sampling.sequences(train, sequence_length, seed, self.separates_documents) if train else None
         self._sequences = made
         self.num_sequences = self._sequences.num_sequences if self._sequences else 0

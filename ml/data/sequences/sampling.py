@@ -39,6 +39,10 @@ class Sampling(abc.ABC):
 
     separates_documents: bool  # where nobody says whether documents are told apart
 
+    def separates(self, asked: bool | None) -> bool:
+        """Whether documents are separated, given what a configuration asks for; None leaves it to the sampling."""
+        return self.separates_documents if asked is None else asked
+
     @abc.abstractmethod
     def sequences(self, stream: TokenStream, length: int, seed: int, separate: bool) -> Sequences:
         """Those to train on, without end; `separate`: documents neither see nor predict each other.

@@ -23,13 +23,18 @@ class Meter:
 
     def __init__(
         self,
-        flops_per_token: float,
+        flops_per_token: float | None,
         peak_flops: float,
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """`flops_per_token` of training, `peak_flops` a second of the device."""
-        self._utilization = flops_per_token / peak_flops  # of a token a second
+        """Args:
+        flops_per_token: Of training; None where a layer does not declare its own: then there is no utilization.
+        peak_flops: A second, of the device.
+        device: Where the run trains.
+        clock: Seconds that only grow.
+        """
+        self._utilization = None if flops_per_token is None else flops_per_token / peak_flops  # of a token a second
         self._device = device
         self._clock = clock
         self.restart()
@@ -67,7 +72,7 @@ class Meter:
         seconds = self._clock() - self._begun
         measured = {
             "tokens_per_second": self._targets / seconds,
-            "mfu": self._utilization * self._tokens / seconds,
+            **({} if self._utilization is None else {"mfu": self._utilization * self._tokens / seconds}),
             "data_wait": self._waited / seconds,
             "memory": peak_memory(self._device),
         }

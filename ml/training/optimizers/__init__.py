@@ -7,6 +7,7 @@ from ml.training.optimizers.lion import Lion
 from ml.training.optimizers.muon import Muon
 from ml.training.optimizers.optimizer import Assignment, Optimizer
 from ml.training.optimizers.sgd import SGD
+from ml.training.optimizers.state_size import require_whole_state, state_bytes
 
 __all__ = [
     "SGD",
@@ -19,4 +20,6 @@ __all__ = [
     "ParameterGroup",
     "apply_schedule",
     "group_parameters",
+    "require_whole_state",
+    "state_bytes",
 ]
