@@ -34,19 +34,6 @@ def test_python_blocks_run(text, tmp_path):
     subprocess.run([sys.executable, "block.py"], cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_the_layer_of_the_guide_trains(tmp_path):
-    page = (ROOT / "docs" / "extending.md").read_text()
-    module, config = re.findall(r"^```(?:python)?\n(.*?)^```$", page, re.M | re.S)[:2]
-    (tmp_path / "my_mixers.py").write_text(module)
-    (tmp_path / "mine.gin").write_text(f"include 'recipes/tiny.gin'\n{config}")
-    command = [sys.executable, str(ROOT / "train.py"), "--gin_file=mine.gin", "--run_dir=run"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "step 20/20" in done.stdout
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ml.layers import Attention, Context, Linear, RMSNorm, Rotary, attention_reference
+from ml.layers.mixers import dot_product_attention as dot_product
 from ml.layers.mixers.blockwise_attention import blockwise_attention
 from ml.layers.mixers.dot_product_attention import dot_product_attention
 from ml.models import materialize
@@ -245,3 +246,29 @@ def test_flops_count_the_keys_that_are_visible(options, length):
     )
     # For each pair and head: a product of D terms for the score and one for the value; twice that again backward.
     assert layer.training_flops_per_token(length) == pytest.approx(3 * 2 * 2 * 4 * 6 * pairs / length)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "window_size", "causal", "by_blocks"),
+    [
+        (1024, 64, True, True),
+        (1024, 384, True, True),
+        (1024, 385, True, False),
+        (1024, 64, False, True),
+        (1024, 193, False, False),
+        (256, 16, True, False),
+        (1024, None, True, False),
+    ],
+)
+def test_a_narrow_window_is_computed_by_blocks_on_the_cpu(monkeypatch, num_tokens, window_size, causal, by_blocks):
+    """In float32, where the library's kernel would compute all scores to hide most of them."""
+    taken = []
+    blockwise = dot_product.blockwise_attention
+    monkeypatch.setattr(dot_product, "blockwise_attention", lambda *a, **k: (taken.append(1), blockwise(*a, **k))[1])
+    query, key, value = (torch.randn(1, 2, num_tokens, 4) for _ in range(3))
+    options = {"causal": causal, "window_size": window_size}
+    output = dot_product.dot_product_attention(query, key, value, **options)
+    assert bool(taken) == by_blocks
+    torch.testing.assert_close(output, attention_reference(query, key, value, **options), rtol=1e-4, atol=1e-5)
+    assert dot_product.dot_product_attention(query, key, value, **options, dropout=0.5).shape == output.shape
+    assert len(taken) == by_blocks  # which drops no weights
