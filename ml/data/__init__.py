@@ -3,7 +3,7 @@
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
 from ml.data.corpora.synthetic_shapes import Shapes
-from ml.data.corpora.text_files import Document, TextFiles
+from ml.data.corpora.text_files import TextFiles
 from ml.data.datasets.chat import ChatData
 from ml.data.datasets.chat_templates import ChatML, ChatTemplate, RoleMarkers
 from ml.data.datasets.concatenation import Concatenation
@@ -14,6 +14,7 @@ from ml.data.datasets.text import TextData
 from ml.data.datasets.token_data import TokenFiles
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
+from ml.data.reading.documents import Document
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle
 from ml.data.sequences.packing import PackedDocuments

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml.config import REQUIRED, configurable, require
-from ml.data.corpora.json_lines import BrokenLine, OnError, read_records
+from ml.data.reading.decoding import SURROGATE
+from ml.data.reading.json_lines import BrokenLine, OnError, read_records
 
 ASSISTANT = "assistant"
 
@@ -47,7 +48,7 @@ class ChatFiles(ChatCorpus):
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
         {"prompt": "2 + 2 =", "completion": " 4"}
 
-    Other keys of an object are passed over.
+    Other keys of an object are ignored. Files may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
         paths: A file, or a list of them.
@@ -90,6 +91,6 @@ def _text(record: dict, key: str) -> str:
     text = record.get(key)
     if not isinstance(text, str):
         raise BrokenLine(f"{key!r} must be a text" if key in record else f"{key!r} is missing")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and SURROGATE.search(text):
         raise BrokenLine(f"{key!r} holds half of a surrogate pair, which is no text")
     return text

@@ -1,8 +1,6 @@
 """Images with captions, and those that lie in files."""
 
 import abc
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 
 from ml.config import configurable, require
 from ml.data.errors import DataError
+from ml.data.reading.json_lines import BrokenLine, OnError, read_records
 from ml.optional import optional_import
 
 
@@ -40,12 +39,14 @@ class ImageTextFiles(ImageCorpus):
     the file of lines; several lines may name one image.
 
     Args:
-        path: The file of lines.
+        path: The file of lines; it may be compressed (.gz, .bz2, .xz, .zst).
+        on_error: Whether a line that is not such an object stops the reading or is skipped; skipped ones are counted.
     """
 
-    def __init__(self, path: str = ""):
+    def __init__(self, path: str = "", on_error: OnError = "stop"):
         require(path != "", "path", "must name a file of JSON lines")
         self.path = path
+        self.on_error = on_error
 
     def captioned_images(self, image_size: tuple[int, int]) -> list[CaptionedImage]:
         """All lines in order; blank ones are passed over.
@@ -55,33 +56,22 @@ class ImageTextFiles(ImageCorpus):
         """
         images: dict[str, np.ndarray] = {}
         captioned = []
-        for place, line in _lines(Path(self.path)):
-            name, caption = _parsed(line, place)
+        for place, (name, caption) in read_records(Path(self.path), parsed, self.on_error, "ImageTextFiles.on_error"):
             if name not in images:
                 images[name] = resized(_read_image(Path(self.path).parent / name, place), image_size)
             captioned.append(CaptionedImage(name, images[name], caption))
         return captioned
 
 
-def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Each line that is not blank, and its place for messages."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file} (ImageTextFiles.path, from {Path.cwd()}): {error.strerror}") from error
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            yield f"{file}:{number}", line
+def parsed(record: Any) -> tuple[str, str]:
+    """The path of the image and the caption in an object of JSON.
 
-
-def _parsed(line: bytes, place: str) -> tuple[str, str]:
-    try:
-        record: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place} is not JSON: {error}") from None
+    Raises:
+        BrokenLine: One of them is missing.
+    """
     for key in ("image", "text"):
         if not isinstance(record, dict) or not isinstance(record.get(key), str) or not record[key]:
-            raise DataError(f'{place}: a line must be {{"image": PATH, "text": CAPTION}}, and {key!r} is not there')
+            raise BrokenLine(f'a line must be {{"image": PATH, "text": CAPTION}}, and {key!r} is not there')
     return record["image"], record["text"]
 
 
@@ -98,7 +88,10 @@ def _read_image(file: Path, place: str) -> np.ndarray:
 
 
 def _read_with_pillow(file: Path) -> np.ndarray:
-    with optional_import("PIL.Image", "images", str(file), DataError).open(file) as image:
+    optional_import("PIL", "images", str(file), DataError)
+    from PIL import Image
+
+    with Image.open(file) as image:
         return np.asarray(image.convert("RGB"))
 
 

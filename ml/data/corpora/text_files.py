@@ -4,20 +4,16 @@ import abc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ml.config import configurable, require, unused
 from ml.data.corpora.standard_library import standard_library_files
 from ml.data.errors import DataError
+from ml.data.reading.decoding import decode
+from ml.data.reading.documents import Document
+from ml.data.reading.files import FoundFile, find_files, opened
 
 logger = logging.getLogger(__name__)
-
-
-class Document(NamedTuple):
-    """A text and a name that is the same on every machine."""
-
-    name: str
-    text: str
 
 
 class Corpus(abc.ABC):
@@ -31,6 +27,8 @@ class Corpus(abc.ABC):
 @configurable
 class TextFiles(Corpus):
     """Text files, one document each; by default the sources of Python's standard library.
+
+    Files may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
         paths: A file, a folder, or a list of them; a folder is read with all that is below it, hidden files left out.
@@ -59,49 +57,27 @@ class TextFiles(Corpus):
             DataError: A path does not exist, cannot be read, or holds no text.
         """
         for name, file in self._files():
-            text = self._decode(file, _read(file))
-            if text:
+            with opened(file) as (stream, _):
+                content = stream.read()
+            if text := self._decoded(file, content):
                 yield Document(name, text)
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        if self.paths is None:
-            root, files = standard_library_files()
-            yield from sorted((file.relative_to(root).as_posix(), file) for file in files)
+    def _files(self) -> Iterator[FoundFile]:
+        if self.paths is not None:
+            options = {"paths_option": "TextFiles.paths", "pattern_option": "TextFiles.pattern"}
+            yield from find_files(self.paths, self.pattern, **options)
             return
-        for path in map(Path, self.paths):
-            if path.is_dir():
-                yield from self._files_below(path)
-            elif path.exists():
-                yield path.name, path
-            else:
-                raise DataError(f"no such file or folder: {path} (TextFiles.paths, from {Path.cwd()})")
+        root, files = standard_library_files()
+        yield from sorted(FoundFile(file.relative_to(root).as_posix(), file) for file in files)
 
-    def _files_below(self, folder: Path) -> list[tuple[str, Path]]:
-        below = [(file.relative_to(folder), file) for file in folder.rglob(self.pattern) if file.is_file()]
-        shown = [(name.as_posix(), file) for name, file in below if not any(part[0] == "." for part in name.parts)]
-        if not shown:
-            raise DataError(f"no file in {folder} matches {self.pattern!r} (TextFiles.pattern)")
-        return sorted(shown)
-
-    def _decode(self, file: Path, content: bytes) -> str:
+    def _decoded(self, file: Path, content: bytes) -> str:
         if (place := content.find(0)) >= 0:
             raise DataError(
                 f"{file} is not text: byte {place} is zero. Name the text files, or narrow TextFiles.pattern"
             )
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            where = f"{file}: byte {error.start} ({content[error.start]:#04x}) is not UTF-8"
-            if self.invalid_utf8 == "error":
-                raise DataError(f'{where}; TextFiles.invalid_utf8 = "replace" would read on') from None
-            text = content.decode("utf-8", errors="replace")
-            num_replaced = text.count("\ufffd") - content.count("\ufffd".encode())
-            logger.warning("%s; %d invalid places of this file are replaced by U+FFFD", where, num_replaced)
-            return text
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        text, problem, num_replaced = decode(content, str(file))
+        if problem is not None and self.invalid_utf8 == "error":
+            raise DataError(f'{problem}; TextFiles.invalid_utf8 = "replace" would read on')
+        if problem is not None:
+            logger.warning("%s; %d invalid places of this file are replaced by U+FFFD", problem, num_replaced)
+        return text

@@ -9,11 +9,11 @@ import numpy as np
 
 from ml.config import child, configurable, require
 from ml.data.corpora.chat_files import ASSISTANT, ChatCorpus, ChatFiles, Completion, Conversation
-from ml.data.corpora.split import held_out_names
 from ml.data.datasets.chat_templates import ChatTemplate, RoleMarkers, Segment
 from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
+from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.packing import PackedDocuments
 from ml.data.sequences.streams import ArrayStream, sha256_of

@@ -9,10 +9,10 @@ import numpy as np
 
 from ml.config import child, configurable, require
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus
-from ml.data.corpora.split import held_out_names
 from ml.data.corpora.synthetic_shapes import Shapes
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
+from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ml.config import child, configurable, require
-from ml.data.corpora.split import hold_out
-from ml.data.corpora.text_files import Corpus, Document, TextFiles
+from ml.data.corpora.text_files import Corpus, TextFiles
 from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
+from ml.data.reading.documents import Document
+from ml.data.reading.hold_out import hold_out
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 from ml.data.errors import DataError
 from ml.data.preparation.holdout import HeldOut
 from ml.data.preparation.pieces import VALIDATION, LinesPiece, Piece, RowsPiece, TextPiece
-from ml.data.preparation.sources import Content, Source, opened
+from ml.data.preparation.sources import Source, opened_source
+from ml.data.reading.files import Content
 from ml.optional import optional_import
 
 _BYTES_AT_ONCE = 2**17
@@ -77,7 +78,7 @@ def _cuts(
         if source.kind == "rows":
             yield from _row_groups(source, text_key, begin)
             continue
-        with opened(source) as content:
+        with opened_source(source) as content:
             content.stream.seek(begin.offset)  # a compressed stream is read up to there again
             if source.kind == "lines":
                 yield from _lines(source, content, begin)

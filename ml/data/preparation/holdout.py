@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ml.data.preparation.pieces import TRAIN, VALIDATION, share
-from ml.data.preparation.sources import Source, opened
+from ml.data.preparation.pieces import TRAIN, VALIDATION
+from ml.data.preparation.sources import Source, opened_source
+from ml.data.reading.hold_out import share_of
 
 _SEARCHED_AT_ONCE = 2**16
 
@@ -27,7 +28,7 @@ def hold_out_files(sources: Sequence[Source], fraction: float) -> HeldOut:
         DataError: A file cannot be read.
     """
     files = {index: source for index, source in enumerate(sources) if source.kind == "text"}
-    parts = {i: VALIDATION if share(file.name.encode()) < fraction else TRAIN for i, file in files.items()}
+    parts = {i: VALIDATION if share_of(file.name.encode()) < fraction else TRAIN for i, file in files.items()}
     if fraction == 0.0 or len(files) < len(sources) or any(file.is_compressed for file in files.values()):
         return HeldOut(parts, {})
     total = sum(file.size for file in files.values())
@@ -40,7 +41,7 @@ def hold_out_files(sources: Sequence[Source], fraction: float) -> HeldOut:
 
 def _line_start(source: Source, offset: int) -> int:
     """The first start of a line at or behind `offset`; the end of the file where there is none."""
-    with opened(source) as (stream, _):
+    with opened_source(source) as (stream, _):
         stream.seek(max(offset - 1, 0))
         place = stream.tell()
         while block := stream.read(_SEARCHED_AT_ONCE):

@@ -2,15 +2,16 @@
 
 import abc
 import collections
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ml.data.errors import DataError
+from ml.data.reading.decoding import SURROGATE, decode
+from ml.data.reading.hold_out import share_of
+from ml.data.reading.json_lines import BrokenLine, OnError, parse_json
 from ml.optional import optional_import
 
 TRAIN, VALIDATION = 0, 1  # the parts of the output
@@ -25,7 +26,6 @@ COUNTS = {
 
 _MOST_NOTES = 3  # of one kind and piece that are told; all are counted
 _ROWS_AT_ONCE = 1024
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Reading:
     """
 
     text_key: str = "text"
-    on_error: Literal["stop", "skip"] = "stop"
+    on_error: OnError = "stop"
     invalid_utf8: Literal["replace", "error"] = "replace"
     validation_fraction: float = 0.0
 
@@ -111,7 +111,7 @@ class LinesPiece(Piece):
                 place = f"{self.path}:{number}"
                 try:
                     text = _text_of(_decoded(line, place, 0, reading, findings), reading.text_key)
-                except _BrokenRow as error:
+                except BrokenLine as error:
                     if reading.on_error == "stop":
                         raise DataError(f"{place}: {error}. --on_error=skip would leave it out and go on") from None
                     findings.add("skipped_rows", f"{place}: {error}")
@@ -144,21 +144,14 @@ class RowsPiece(Piece):
             raise DataError(f"{self.path}, row group {self.row_group}: {error}") from error
 
 
-class _BrokenRow(ValueError):
-    pass
-
-
 def _text_of(line: str, key: str) -> str:
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _BrokenRow(f"not JSON ({error})") from None
+    record = parse_json(line)
     if not isinstance(record, dict):
-        raise _BrokenRow("not a JSON object")
+        raise BrokenLine("not a JSON object")
     if key not in record:
-        raise _BrokenRow(f"no {key!r} (--text_key) but {', '.join(map(repr, record)) or 'nothing'}")
+        raise BrokenLine(f"no {key!r} (--text_key) but {', '.join(map(repr, record)) or 'nothing'}")
     if not isinstance(record[key], str):
-        raise _BrokenRow(f"{key!r} is {json.dumps(record[key])[:40]} and not a string")
+        raise BrokenLine(f"{key!r} is {json.dumps(record[key])[:40]} and not a string")
     return record[key]
 
 
@@ -167,31 +160,22 @@ def _row(text: str, place: str, reading: Reading, findings: Findings) -> Iterato
         findings.add("empty_documents", f"{place} is empty")
         return
     text = _without_zeros(text, place, findings)
-    if not text.isascii() and _SURROGATE.search(text):  # half a character in JSON, which no UTF-8 can write
-        text, count = _SURROGATE.subn("\ufffd", text)
+    if not text.isascii() and SURROGATE.search(text):  # half a character in JSON, which no UTF-8 can write
+        text, count = SURROGATE.subn("\ufffd", text)
         if reading.invalid_utf8 == "error":
             raise DataError(f"{place} holds half a character; --invalid_utf8=replace would read on")
         findings.add("invalid_utf8", f"{place}: {count} halves of characters become U+FFFD", count)
-    held_out = reading.validation_fraction > 0.0 and share(text.encode()) < reading.validation_fraction
+    held_out = reading.validation_fraction > 0.0 and share_of(text.encode()) < reading.validation_fraction
     yield Text(text, VALIDATION if held_out else TRAIN, ends_document=True)
 
 
-def share(content: bytes) -> float:
-    """A number in [0, 1) that is the content's own: what is below the fraction is held out."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
-
-
 def _decoded(content: bytes, place: str, offset: int, reading: Reading, findings: Findings) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"{place}: byte {offset + error.start} ({content[error.start]:#04x}) is not UTF-8"
-        if reading.invalid_utf8 == "error":
-            raise DataError(f"{where}; --invalid_utf8=replace would read on") from None
-        text = content.decode("utf-8", errors="replace")
-        count = text.count("\ufffd") - content.count("\ufffd".encode())
-        findings.add("invalid_utf8", f"{where}; {count} invalid places here become U+FFFD", count)
-        return text
+    text, problem, count = decode(content, place, offset)
+    if problem is not None and reading.invalid_utf8 == "error":
+        raise DataError(f"{problem}; --invalid_utf8=replace would read on")
+    if problem is not None:
+        findings.add("invalid_utf8", f"{problem}; {count} invalid places here become U+FFFD", count)
+    return text
 
 
 def _without_zeros(text: str, place: str, findings: Findings) -> str:

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from ml.data import DataError, Document, TextFiles
-from ml.data.corpora.split import hold_out
+from ml.data.reading.hold_out import hold_out
 
 
 def names_of(corpus):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ml.data.errors import DataError
+from ml.data.reading.files import opened
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ def read_records(
         DataError: The file cannot be read, or a line is broken; `file:line` stands first.
     """
     skipped: list[str] = []
-    for place, line in _lines(file):
+    for place, line in numbered_lines(file):
         try:
-            yield place, parse(_parsed(line))
+            yield place, parse(parse_json(_decoded(line)))
         except BrokenLine as error:
             if on_error == "stop":
                 raise DataError(f'{place}: {error}; {option} = "skip" would read on') from None
@@ -44,20 +45,32 @@ def read_records(
         logger.warning("%d broken lines are left out, the first of them %s", len(skipped), skipped[0])
 
 
-def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", line
-    except OSError as error:
-        raise DataError(f"cannot read {file} (from {Path.cwd()}): {error.strerror}") from error
+def numbered_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields the lines of a file, plain or compressed, that are not blank, each after its place `file:number`.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with opened(file) as (stream, _):
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{file}:{number}", line
 
 
-def _parsed(line: bytes) -> Any:
+def parse_json(text: str) -> Any:
+    """Parses the JSON of a line.
+
+    Raises:
+        BrokenLine: The text is not JSON.
+    """
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BrokenLine(f"byte {error.start} is not UTF-8") from None
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BrokenLine(f"not JSON: {error}") from None
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenLine(f"byte {error.start} is not UTF-8") from None

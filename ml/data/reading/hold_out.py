@@ -1,9 +1,9 @@
-"""What is held out for validation."""
+"""The held-out split for validation, chosen by hashes."""
 
 import hashlib
 from collections.abc import Iterable
 
-from ml.data.corpora.text_files import Document
+from ml.data.reading.documents import Document
 
 
 def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document], list[Document]]:
@@ -16,7 +16,7 @@ def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document]
     """
     if fraction in (0.0, 1.0):
         return ([], documents) if fraction else (documents, [])
-    places = {document.name: _place(document.name) for document in documents}
+    places = {document.name: share_of(document.name.encode()) for document in documents}
     trained = [document for document in documents if places[document.name] >= fraction]
     held_out = [document for document in documents if places[document.name] < fraction]
     wanted = fraction * _size(documents)
@@ -32,9 +32,9 @@ def held_out_names(names: Iterable[str], fraction: float) -> set[str]:
     return set(ordered[: max(at_least, round(fraction * len(ordered)))])
 
 
-def _place(name: str) -> float:
-    """A number in [0, 1) that is the name's own."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+def share_of(content: bytes) -> float:
+    """A number in [0, 1) from the hash of `content`; what is below the fraction is held out."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
 
 
 def _size(documents: list[Document]) -> int:
