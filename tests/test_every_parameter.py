@@ -90,7 +90,9 @@ FillInTheMiddle.suffix = 251
 FillInTheMiddle.middle = 252
 TextFiles.paths = ['text.txt', 'other.txt']
 """
-FILES = "ImageTextData.corpus = @ImageTextFiles\nImageTextFiles.path = 'images.jsonl'"
+FILES = """ImageTextData.corpus = @ImageTextFiles
+        ImageTextFiles.path = 'images.jsonl'
+        ImageTextFiles.on_error = 'skip'"""
 TOKENIZER = "LanguageModel.vocab_size = 1024\nTextData.separator = None\nTextData.tokenizer = @{0}Tokenizer\n"
 RANKS = TOKENIZER.format("Tiktoken") + "TiktokenTokenizer.path = '{0}'\nTiktokenTokenizer.pattern = '[a-z]+|[^a-z]+'"
 WORDS = TOKENIZER.format("HuggingFace") + "HuggingFaceTokenizer.path = '{0}'"
@@ -263,6 +265,7 @@ def folder():
                 for index, image in enumerate(images[::step]):
                     np.save(f"{listing}_{index}.npy", image)
                     lines.write(json.dumps({"image": f"{listing}_{index}.npy", "text": f"number {index}"}) + "\n")
+                lines.write("{")  # a broken line
         for teacher, seed in (("teacher", 1), ("another_teacher", 2)):
             config = ml.load(bindings=[TINY, f"Trainer.seed = {seed}"])
             run = RunFolder(teacher)
