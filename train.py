@@ -21,6 +21,7 @@ flags.DEFINE_multi_string(
     "With --init_from: weights that may differ or be missing there, such as 'head.*'; repeatable.",
 )
 flags.DEFINE_bool("allow_unused_bindings", False, "Make bindings that have no effect warnings instead of errors.")
+flags.DEFINE_bool("trust_run_code", False, "Execute the code that a run in --gin_file or --init_from keeps.")
 
 
 def main(_: list[str]) -> int:
@@ -36,6 +37,7 @@ def main(_: list[str]) -> int:
         init_from=FLAGS.init_from,
         init_may_differ=FLAGS.init_may_differ,
         allow_unused_bindings=FLAGS.allow_unused_bindings,
+        trust_code=FLAGS.trust_run_code,
     )
     if FLAGS.dry_run:
         return training.show(job, FLAGS.run_dir, FLAGS.explain)

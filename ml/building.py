@@ -29,6 +29,7 @@ def load(
     search_path: Sequence[str | Path] = (),
     imported: Iterable[ImportedValue] = (),
     allow_unused_bindings: bool = False,
+    trust_code: bool = False,
 ) -> Config:
     """Loads and checks the configuration of a run.
 
@@ -39,6 +40,7 @@ def load(
         search_path: more folders in which files are looked for.
         imported: values of a pretrained checkpoint; weaker than any file or binding.
         allow_unused_bindings: makes bindings that have no effect warnings instead of errors.
+        trust_code: executes the copy of its own code that a run keeps, where a file is the operative config of a run.
 
     Returns:
         A value: two of them live in one process, and building from one never changes the other.
@@ -57,6 +59,7 @@ def load(
         shipped=SHIPPED_CONFIGS,
         imported=imported,
         allow_unused_bindings=allow_unused_bindings,
+        trust_code=trust_code,
     )
 
 

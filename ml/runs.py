@@ -24,11 +24,16 @@ _MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
 class Run:
     """The folder of a run, opened to look inside and to go on.
 
+    Args:
+        path: of the folder.
+        trust_code: whether the copy of its own code that it keeps is executed.
+
     Raises:
         UserError: where there is no run.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, trust_code: bool = False):
+        self._trust_code = trust_code
         self.path = Path(path)
         self._operative = self.path / "operative_config.gin"
         if not self._operative.is_file():
@@ -37,7 +42,7 @@ class Run:
     @functools.cached_property
     def config(self) -> Config:
         """The configuration of the run, from its operative config."""
-        return load(self._operative)
+        return load(self._operative, trust_code=self._trust_code)
 
     def build(self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False) -> nn.Module:
         """Builds the model with the weights of a checkpoint.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ml
 from ml.cli.explain import read_provenance
+from ml.cli.run_arguments import add_trust_argument
 from ml.config.provenance import Record
 from ml.config.scopes import compress
 
@@ -17,11 +18,12 @@ Key = tuple[str, str, str]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="the folder of a run, or a gin file")
     parser.add_argument("b", help="the other")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints each parameter that differs, equal blocks together."""
-    ours, theirs = _values(arguments.a), _values(arguments.b)
+    ours, theirs = (_values(name, arguments.trust_run_code) for name in (arguments.a, arguments.b))
     groups: dict[tuple, list[tuple[str, ...]]] = {}
     for path, name, parameter in dict.fromkeys([*ours, *theirs]):
         a, b = ours.get((path, name, parameter)), theirs.get((path, name, parameter))
@@ -34,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(lines) or "no difference")
 
 
-def _values(name: str) -> dict[Key, Record]:
-    records = read_provenance(Path(name)) if Path(name).is_dir() else ml.load(name).records()
+def _values(name: str, trust_code: bool) -> dict[Key, Record]:
+    records = read_provenance(Path(name)) if Path(name).is_dir() else ml.load(name, trust_code=trust_code).records()
     return {(record.path, record.configurable, record.parameter): record for record in records}
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ml.cli.run_arguments import add_run_argument
 from ml.errors import UserError
 from ml.terminal import table
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the folder of a run")
+    add_run_argument(parser)
     parser.add_argument(
         "--data", nargs="+", metavar="PATH", help="text files, or folders of them; left out: the run's validation sets"
     )
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ml.api import build_trainer, open_run
     from ml.training.checkpoints.state_files import read_counts
 
-    opened = open_run(arguments.run)
+    opened = open_run(arguments.run, trust_code=arguments.trust_run_code)
     trainer = build_trainer(opened.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context, stride = _reach(arguments, trainer)

@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
+from ml.cli.run_arguments import add_run_argument
 from ml.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the folder of a run")
+    add_run_argument(parser)
     parser.add_argument(
         "file", type=Path, help="what to write, such as weights.safetensors; one that is there is replaced"
     )
@@ -21,6 +22,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     if not arguments.file.parent.is_dir():
         raise UserError(f"there is no folder {arguments.file.parent}")
-    opened = open_run(arguments.run)
+    opened = open_run(arguments.run, trust_code=arguments.trust_run_code)
     count = opened.export(arguments.file, arguments.step, average=arguments.average)
     print(f"{count} tensors, {arguments.file.stat().st_size:,} bytes: {arguments.file}")

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ml.cli.run_arguments import add_run_argument
 from ml.errors import UserError
 
 _NUM_TOKENS = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the folder of a run")
+    add_run_argument(parser)
     parser.add_argument(
         "--prompt", action="append", help="text to go on from; '' starts a document, - reads standard input; repeatable"
     )
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ml.models.sampling import Sampler
     from ml.training.evaluation.continuations import continue_texts, encode_prompt
 
-    opened = open_run(arguments.run)
+    opened = open_run(arguments.run, trust_code=arguments.trust_run_code)
     data = build_trainer(opened.config).data
     sampler = Sampler(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model

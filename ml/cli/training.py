@@ -40,6 +40,7 @@ def load_job(
     init_from: str | None = None,
     init_may_differ: Sequence[str] = (),
     allow_unused_bindings: bool = False,
+    trust_code: bool = False,
 ) -> Job:
     """Loads and checks what the flags name.
 
@@ -51,13 +52,14 @@ def load_job(
         raise UserError(f"no configuration: name one with --gin_file=base.gin. There are {shipped}")
     if init_may_differ and init_from is None:
         raise UserError("--init_may_differ goes with --init_from")
-    source = ml.open_run(init_from) if init_from is not None else None
+    source = ml.open_run(init_from, trust_code=trust_code) if init_from is not None else None
     config = ml.load(
         gin_files,
         bindings,
         search_path=search_path,
         imported=source.imported_values() if source else (),
         allow_unused_bindings=allow_unused_bindings,
+        trust_code=trust_code,
     )
     if config.warnings:
         print(report(list(config.warnings), "warning"), file=sys.stderr)
@@ -81,7 +83,7 @@ def show(job: Job, run_dir: str | None, pattern: str | None) -> int:
         print(f"\n{explain(found)}")
     run = _folder(config, run_dir)
     run.create()
-    run.write_config(config.text, config.operative, config.provenance())
+    run.write_config(config.text, config.operative, config.provenance(), config.components)
     print(f"\nThe configuration is right, and nothing was trained. It is written to {run.path}")
     return 0
 
@@ -99,7 +101,7 @@ def run(job: Job, run_dir: str | None) -> int:
     run_data = trainer.open_data()
     _warn(trainer, device, run_data.training)
     folder.create()
-    folder.write_config(config.text, config.operative, config.provenance())
+    folder.write_config(config.text, config.operative, config.provenance(), config.components)
     folder.write_environment(data=run_data.describe(), peak_flops=trainer.peak_flops(device).as_json())
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     tokens = f"{run_data.training.num_train_tokens:,} tokens to train on"

@@ -1,6 +1,7 @@
 """From raw statements to bindings: names looked up, macros filled in, values checked. Nothing is built here."""
 
 import importlib.util  # noqa: F401  (gin needs it imported to look for files)
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +10,12 @@ import gin
 from ml.config import gin_internals
 from ml.config.arithmetic import ArithmeticProblem, calculate
 from ml.config.canonical import canonical
-from ml.config.configurable import candidates, known_names, reference_to
+from ml.config.configurable import reference_to
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import RawMacro, RawReference
 from ml.config.limits import MAX_DEPTH, MAX_EXPANSIONS, is_too_deep
 from ml.config.lost import Lost
+from ml.config.names import Names
 from ml.config.operations import Key, OperationProblem, held_by, operate, unset_of
 from ml.config.parsing import RawImport, RawStatement
 from ml.config.signatures import Configurable, ParameterSpec
@@ -70,9 +72,13 @@ class _TooLargeError(ValueError):
 class Analyzer:
     """Turns raw statements into bindings, and collects everything that is wrong with them."""
 
-    def __init__(self, statements: list[RawStatement | RawImport], lost: Lost):
+    def __init__(
+        self, statements: list[RawStatement | RawImport], lost: Lost, names: Names, shipped: Collection[str] = ()
+    ):
         self._statements = statements
         self._lost = lost
+        self._names = names
+        self._shipped = shipped  # the sources of statements that come with Juniper
         self._num_faults = 0
         self._analysis = Analysis()
         self._place: tuple[Location, str] | None = None
@@ -132,7 +138,7 @@ class Analyzer:
 
     def _lose(self, name: str, parameter: str, may_select: bool) -> None:
         """Notes a statement that has no effect because of an error in it."""
-        found = candidates(name)
+        found = self._names.find(name)
         spec = found[0].spec(parameter) if len(found) == 1 else None
         self._lost.add(parameter, takes_constructor(spec.annotation) if spec else may_select)
 
@@ -203,7 +209,7 @@ class Analyzer:
         if len(statement.scope) < 2:
             self._problem("the default of a parent is written Parent/child/Name.parameter")
             return statement, None
-        parent = self._lookup(statement.scope[0], "configurable")
+        parent = self._lookup(self._names.of_scope(statement.scope[0]), "configurable")
         return statement._replace(scope=statement.scope[1:]), parent
 
     def _operated(
@@ -231,8 +237,8 @@ class Analyzer:
             return None
         if held.location is not None:
             statement = statement._replace(location=held.location.through(statement.location))
-        keys = "".join(f"[{to_text(entry, reference_to)}]" for entry in written)
-        return value, statement, f"{keys} {statement.operator} {to_text(operand, reference_to)}"
+        keys = "".join(f"[{to_text(entry, reference_to, self._names.spell)}]" for entry in written)
+        return value, statement, f"{keys} {statement.operator} {to_text(operand, reference_to, self._names.spell)}"
 
     def _remove(self, key: Key, statement: RawStatement, order: int) -> None:
         """Takes away the earlier bindings of exactly this key."""
@@ -263,16 +269,17 @@ class Analyzer:
             return _Unknown()
 
     def _lookup(self, name: str, kind: str, quoted: str = "") -> Configurable | None:
-        found = candidates(name)
+        found = self._names.find(name, built_in=self._place[0].source in self._shipped)
         if len(found) == 1:
             return found[0]
         if found:
             options = ", ".join(sorted(info.selector for info in found))
-            self._problem(f"{name!r} may mean any of {options}; write more of its module")
+            write = " or ".join(sorted(self._names.spell(info) for info in found))
+            self._problem(f"{name!r} may mean any of {options}; write {write}")
         else:
             named = f" in {quoted}" if quoted else ""
-            hint = did_you_mean(name, known_names())
-            self._unknown(f"there is no {kind} {name!r}{named}", hint, follows=self._lost.everything)
+            hint = self._names.not_imported(name) or did_you_mean(name, self._names.known())
+            self._unknown(f"there is no {kind} {name!r}{named}{hint}", follows=self._lost.everything)
         return None
 
     def _macro_or_constant(self, name: str) -> "Macro | Constant | _Unknown":
@@ -288,15 +295,15 @@ class Analyzer:
             return _Unknown()
         known = [*self._definitions, *gin_internals.constant_names()]
         hint = did_you_mean(name, known)
-        self._unknown(f"there is no macro or constant %{name}", hint, follows=self._lost.defines(name))
+        self._unknown(f"there is no macro or constant %{name}{hint}", follows=self._lost.defines(name))
         return _Unknown()
 
-    def _unknown(self, message: str, hint: str, follows: bool) -> None:
-        """A name that nothing has; what was lost may have it, unless it looks like a typing error."""
-        if follows and not hint:
+    def _unknown(self, message: str, follows: bool) -> None:
+        """A name that nothing has, which is no news where what was lost may have it."""
+        if follows:
             self._num_faults += 1
         else:
-            self._problem(message + hint)
+            self._problem(message)
 
     def _expanded(self, written: Any) -> Any:
         """`_expand` for a whole value, within limits."""
@@ -417,7 +424,7 @@ class Analyzer:
             self._problem(f"nobody reads the macro {name!r}{self._meant_instead(name)}", idle=True)
 
     def _meant_instead(self, name: str) -> str:
-        dotted = [f"{n}.{p}" for n in known_names() for info in candidates(n)[:1] for p in info.parameters]
+        dotted = [f"{n}.{p}" for n in self._names.known() for info in self._names.find(n)[:1] for p in info.parameters]
         return did_you_mean(name.replace("_", ".", 1), dotted) if "_" in name else did_you_mean(name, self._read_macros)
 
 

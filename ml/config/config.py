@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from ml.config.analysis import Analysis, Analyzer
 from ml.config.built import Built
+from ml.config.components import Component
 from ml.config.configurable import Configurable, is_outdated
 from ml.config.construction import Build
 from ml.config.effects import Effects, find_effects
 from ml.config.errors import ConfigError, Location, Problem, did_you_mean
 from ml.config.imported import ImportedValue, imported_statements
+from ml.config.names import Names
 from ml.config.operative import difference, fingerprint, operative_config
 from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
@@ -31,6 +33,7 @@ class Source(NamedTuple):
     root: Callable[[], Any]
     check: Callable[[Any, Built], list[Problem]] | None
     allow_unused_bindings: bool
+    components: tuple[Component, ...]
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,18 @@ class Config:
         name: of the first file, without its ending.
         operative: the text of operative_config.gin.
         warnings: bindings that cannot be fully checked, and those without effect, where these are allowed.
+        components: the sources of the modules that it imports and that are not installed.
     """
 
     name: str
     operative: str
     warnings: tuple[Problem, ...] = ()
+    components: tuple[Component, ...] = ()
     _source: Source = field(default=None, repr=False)
     _analysis: Analysis = field(default_factory=Analysis, repr=False)
     _checked: Build = field(default=None, repr=False)
     _effects: Effects = field(default_factory=Effects, repr=False)
+    _names: Names = field(default_factory=Names, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +89,7 @@ class Config:
 
     def records(self) -> Iterator[Record]:
         """Who set what: a record for every parameter of everything that is built."""
-        return records(self._checked.calls, self._analysis.unset)
+        return records(self._checked.calls, self._analysis.unset, self._names.spell)
 
     def provenance(self) -> dict[str, Any]:
         """What provenance.json holds."""
@@ -101,12 +107,12 @@ class Config:
         parts = parts_of(self._checked.calls, belongs)
         kept = self._effects.effective & {c.binding for call in parts for c in call.plan.strong.values()}
         bindings = [b for b in self._analysis.bindings if b in kept or belongs(b.configurable)]
-        return [ImportedValue(b.key, b.value, source, min(b.layer, Layer.IMPORTED)) for b in bindings]
+        return [ImportedValue(b.key_by(_full_name), b.value, source, min(b.layer, Layer.IMPORTED)) for b in bindings]
 
     @property
     def text(self) -> str:
         """What was set and nothing else, by layer, with the place of each statement: the text of config.gin."""
-        return _config_text(self._analysis, self._effects)
+        return _config_text(self._analysis, self._effects, self._names)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.fingerprint == other.fingerprint
@@ -121,7 +127,8 @@ class Config:
         return self  # nothing changes it
 
     def __reduce__(self):
-        modules = {call.info.constructor.__module__ for call in self._checked.calls} - {"__main__"}
+        built = {call.info for call in self._checked.calls}
+        modules = {info.constructor.__module__ for info in built if not info.imported} - {"__main__"}
         return _restored, (self._source, sorted(modules), self.operative)
 
 
@@ -136,6 +143,7 @@ def load(
     imported: Iterable[ImportedValue] = (),
     allow_unused_bindings: bool = False,
     flag: str = "--gin_bindings",
+    trust_code: bool = False,
 ) -> Config:
     """Loads files and bindings, checks all of them, and builds once to see that each takes effect.
 
@@ -150,13 +158,14 @@ def load(
         imported: values of a pretrained checkpoint; weaker than any file.
         allow_unused_bindings: makes bindings that have no effect warnings instead of errors.
         flag: what locations call an element of `bindings`.
+        trust_code: whether modules that a run imported are taken from the copy in its folder.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
     files = [files] if isinstance(files, str | Path) else list(files)
     bindings = [bindings] if isinstance(bindings, str | Mapping) else list(bindings)
-    reader = Reader(SearchPath([Path(folder) for folder in search_path], shipped))
+    reader = Reader(SearchPath([Path(folder) for folder in search_path], shipped), trust_code)
     reader.statements += imported_statements(list(imported))
     for file in files:
         reader.read_file(str(file))
@@ -168,7 +177,8 @@ def load(
         else:
             reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
     name = Path(files[0]).stem if files else "bindings"
-    return _checked(Source(name, reader, root, check, allow_unused_bindings))
+    components = tuple(reader.check_code())
+    return _checked(Source(name, reader, root, check, allow_unused_bindings, components))
 
 
 def _checked(source: Source) -> Config:
@@ -177,8 +187,9 @@ def _checked(source: Source) -> Config:
     Raises:
         ConfigError: with everything that is wrong.
     """
-    name, reader, root, check, allow_unused_bindings = source
-    analysis = Analyzer(reader.statements, reader.lost).run()
+    name, reader, root, check, allow_unused_bindings, components = source
+    names = Names(reader.importer.registered())
+    analysis = Analyzer(reader.statements, reader.lost, names, reader.shipped).run()
     problems = reader.problems + analysis.problems
     if reader.lost.everything:
         raise ConfigError(_in_order(problems, reader.files))
@@ -197,14 +208,15 @@ def _checked(source: Source) -> Config:
     operative = ""
     if failure is None and not problems:
         try:
-            operative = operative_config(build, effects, analysis.imports)
+            operative = operative_config(build, effects, analysis.imports, names, components)
         except ConfigError as error:
             problems += error.problems
     if check is not None and failure is None and not problems:
         problems += check(product[0], Built(build.calls))
     if problems or (idle and not allow_unused_bindings):
         raise ConfigError(_in_order(problems + ([] if allow_unused_bindings else idle), reader.files))
-    return Config(name, operative, (*analysis.warnings, *idle), source, analysis, build, effects)
+    warnings = (*analysis.warnings, *idle)
+    return Config(name, operative, warnings, components, source, analysis, build, effects, names)
 
 
 def _restored(source: Source, modules: list[str], operative: str) -> Config:
@@ -232,6 +244,10 @@ def _run(root: Callable[[], Any], build: Build) -> Exception | None:
     return None
 
 
+def _full_name(configurable: Configurable) -> str:
+    return configurable.selector
+
+
 def _in_order(problems: list[Problem], files: list[str]) -> list[Problem]:
     """Problems by file, in the order in which files were named, then by line; those without a place last."""
 
@@ -253,7 +269,7 @@ def _verb(binding: Binding, by: Binding) -> str:
     return "shadowed" if same else "replaced"
 
 
-def _config_text(analysis: Analysis, effects: Effects) -> str:
+def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
     lines = ["# What was set, in the order in which it was read. The operative config beside this holds every value."]
     lines += [statement.text for statement in analysis.imports]
     layer = source = None
@@ -265,12 +281,12 @@ def _config_text(analysis: Analysis, effects: Effects) -> str:
         if statement.layer is not layer:
             layer = statement.layer
             lines.append(f"juniper.layer = '{layer.name.lower()}'")
-        text = statement.text(written=True)
+        text = statement.text(written=True, spell=names.spell)
         swap = effects.left_out.get(statement)
         if swap is None:
             lines.append(f"{text:<60}  # {statement.location}")
         else:
-            lines.append(f"# left out: {_verb(statement, swap)} by {swap.text()} ({swap.location})")
+            lines.append(f"# left out: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
             lines.append(f"# {text:<58}  # {statement.location}")
     return "\n".join(lines) + "\n"
 

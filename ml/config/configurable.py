@@ -18,6 +18,7 @@ from ml.config.values import Reference
 
 class _Active(threading.local):
     build = None
+    importing = False  # a module that a configuration names
 
 
 active = _Active()
@@ -70,12 +71,16 @@ def _own_copy(inherited: Callable[..., None]) -> Callable[..., None]:
 def adopt(entry: Any) -> Configurable:
     """Puts a configurable of gin's registry under Juniper's rules, however it was registered."""
     known = _by_selector.get(entry.selector)
+    held = _by_object.get(id(entry.wrapped))
+    if held is not None and held[1].imported and held[1].selector == entry.selector:
+        return held[1]
     if known is not None and find(entry.wrapped) is known and not is_outdated(entry.wrapped):
         return known
     # gin.register and gin.external_configurable leave a class as it is: it is then called like a function.
     in_place = isinstance(entry.wrapped, type) and entry.wrapper is entry.wrapped
     info = _adopt_class(entry) if in_place else _adopt_function(entry)
-    _by_selector[entry.selector] = info
+    if not info.imported or _by_selector.get(entry.selector, info).imported:
+        _by_selector[entry.selector] = info
     for known_as in (info.target, entry.wrapped, entry.wrapper):
         _by_object[id(known_as)] = (known_as, info)
     return info
@@ -149,6 +154,7 @@ def _describe(entry: Any, target: Any, plain: Any, signature: inspect.Signature,
         positional=tuple(p.name for p in declared if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)),
         extra=extra,
         closed=frozenset({*(signature.parameters), *(entry.denylist or ())} - parameters.keys()),
+        imported=active.importing,
     )
 
 
@@ -157,12 +163,16 @@ def _allowed(name: str, allowlist: Any, denylist: Any) -> bool:
 
 
 def candidates(name: str) -> list[Configurable]:
-    """Every configurable that `name`, with or without module components, may mean; gin's own only by its full name."""
+    """Every configurable that `name`, with or without module components, may mean; gin's own only by its full name.
+
+    What only a configuration imported gives way to what the program has by that name.
+    """
     registry = gin_internals.registry()
     selectors = registry.matching_selectors(name)
     if len(selectors) > 1:
         selectors = [s for s in selectors if not s.startswith("gin.")]
-    return [adopt(registry[selector]) for selector in selectors]
+    found = [adopt(registry[selector]) for selector in selectors]
+    return [info for info in found if not info.imported] or found
 
 
 def known_names() -> list[str]:
@@ -173,13 +183,13 @@ def known_names() -> list[str]:
 def find(value: Any) -> Configurable | None:
     """The configurable behind a class or function, or None; the newest, where it was defined again."""
     held = _by_object.get(id(value))
-    return _by_selector[held[1].selector] if held else None
+    return held and (held[1] if held[1].imported else _by_selector[held[1].selector])
 
 
 def is_outdated(value: Any) -> bool:
     """Whether a configurable, or its class or function, was defined again since."""
     if isinstance(value, Configurable):
-        return _by_selector[value.selector] is not value
+        return not value.imported and _by_selector[value.selector] is not value
     held = _by_object.get(id(value))
     return held is not None and is_outdated(held[1])
 
@@ -197,15 +207,24 @@ def _by_name(selector: str) -> Configurable:
 class ScopedConstructor:
     """What `@wide/MLP` becomes: a constructor that adds the scope `wide` wherever it is called; it can be pickled."""
 
-    def __init__(self, scopes: tuple[str, ...], selector: str):
+    def __init__(self, scopes: tuple[str, ...], selector: str, configurable: Configurable | None = None):
         self.scopes = scopes
         self.selector = selector
+        self._configurable = configurable  # of two configurations that import modules of one name
+
+    @property
+    def configurable(self) -> Configurable:
+        """The configurable that is built, the newest where it was defined again."""
+        return self._configurable or _by_name(self.selector)
+
+    def __reduce__(self):
+        return type(self), (self.scopes, self.selector)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         gin_internals.ensure_scope_stack()
         gin_internals.enter_scope([*gin_internals.current_scope(), *self.scopes])
         try:
-            return _by_name(self.selector).target(*args, **kwargs)
+            return self.configurable.target(*args, **kwargs)
         finally:
             gin_internals.exit_scope()
 
@@ -221,12 +240,12 @@ class ScopedConstructor:
 
 def constructed_by(constructor: Callable[..., Any]) -> Configurable | None:
     """The configurable that a constructor builds, with or without scopes; None for what is not configurable."""
-    return _by_name(constructor.selector) if isinstance(constructor, ScopedConstructor) else find(constructor)
+    return constructor.configurable if isinstance(constructor, ScopedConstructor) else find(constructor)
 
 
 def reference_to(value: Any) -> Reference | None:
     """The reference that stands for a class, a function or a scoped constructor in text; None for anything else."""
     if isinstance(value, ScopedConstructor):
-        return Reference(value.scopes, _by_name(value.selector))
+        return Reference(value.scopes, value.configurable)
     info = find(value) if callable(value) else None
     return Reference((), info) if info else None

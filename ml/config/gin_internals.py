@@ -89,6 +89,7 @@ def enter_scope(scope: list[str]) -> None:
     _config._SCOPE_MANAGER.enter_scope(scope)
 
 
+interactive_mode = _config.interactive_mode  # a name may be registered again
 exit_scope = _config._SCOPE_MANAGER.exit_scope
 
 

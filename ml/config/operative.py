@@ -12,15 +12,19 @@ from collections.abc import Iterable, Iterator
 
 import gin
 
+from ml.config.components import Component
+from ml.config.configurable import reference_to
 from ml.config.construction import Build
 from ml.config.effects import Effects
 from ml.config.errors import ConfigError, Problem
+from ml.config.names import Names
 from ml.config.plans import Call
 from ml.config.provenance import text_of
 from ml.config.scopes import compress, parse_range, without_indices
 from ml.config.signatures import EMPTY, Configurable
-from ml.config.statements import UNSET, Binding, Import, Layer
-from ml.config.values import LEFT_OUT, UnwritableError
+from ml.config.statements import CODE_KEY, UNSET, Binding, Import, Layer, as_scope
+from ml.config.types import mismatch
+from ml.config.values import LEFT_OUT, UnwritableError, substitute
 
 _TITLES = {
     Layer.DEFAULT: "Defaults of the code",
@@ -63,13 +67,22 @@ def difference(ours: str, theirs: str) -> list[str]:
     return [f"- {line}" for line in removed] + [f"+ {line}" for line in added]
 
 
-def operative_config(build: Build, effects: Effects, imports: Iterable[Import]) -> str:
+def operative_config(
+    build: Build, effects: Effects, imports: Iterable[Import], names: Names, components: Iterable[Component] = ()
+) -> str:
     """The operative config of a build that kept its calls.
+
+    Args:
+        build: the finished build.
+        effects: what became of its bindings.
+        imports: the import statements.
+        names: how configurables are named.
+        components: the sources of what was imported, which are written by their hashes.
 
     Raises:
         ConfigError: names each value that no text can hold.
     """
-    writer = _Writer(build.calls)
+    writer = _Writer(build.calls, names)
     sections = {layer: [] for layer in _TITLES}
     for info in sorted(writer.built, key=lambda info: (info.name, info.selector)):
         for parameter in info.parameters:
@@ -79,10 +92,12 @@ def operative_config(build: Build, effects: Effects, imports: Iterable[Import]) 
     for binding in _canonical_order([*written, *effects.without_effect]):
         section = Layer.IMPORTED if binding.layer is Layer.IMPORTED else Layer.FILE
         value = binding.value if binding in effects.effective else LEFT_OUT
-        sections[section].append(writer.line(binding.key, value, str(binding.location)))
+        sections[section].append(writer.line(binding.key_by(names.spell), value, str(binding.location)))
     if writer.problems:
         raise ConfigError(writer.problems)
     parts = [_HEADER, *(f"{line}\n" for line in sorted({i.text for i in imports}))]
+    if hashes := {component.file: component.sha256 for component in components}:
+        parts.append(f"{CODE_KEY} = {text_of(hashes)}\n")
     for layer, lines in sections.items():
         if lines:
             body = "\n".join(lines)
@@ -93,7 +108,8 @@ def operative_config(build: Build, effects: Effects, imports: Iterable[Import]) 
 class _Writer:
     """Writes the lines of one build."""
 
-    def __init__(self, calls: list[Call]):
+    def __init__(self, calls: list[Call], names: Names):
+        self._spell = names.spell
         self.problems: list[Problem] = []
         self.built: dict[Configurable, list[Call]] = {}
         for call in calls:
@@ -102,7 +118,7 @@ class _Writer:
     def line(self, key: str, value: object, origin: str) -> str:
         """`key = value`, or a problem that names the origin."""
         try:
-            return f"{key} = {text_of(value)}"
+            return f"{key} = {text_of(value, self._spell)}"
         except UnwritableError as error:
             self.problems.append(Problem(None, f"{key} ({origin}): {error}"))
             return ""
@@ -113,8 +129,16 @@ class _Writer:
             if _source(call, parameter) is Layer.DEFAULT:
                 saved = call.plan.weak.get(parameter)
                 value = saved.binding.value if saved else info.parameters[parameter].default
-                return [self.line(f"{info.name}.{parameter}", value, "its default")]
+                self._check(info, parameter, value)
+                return [self.line(f"{self._spell(info)}.{parameter}", value, "its default")]
         return []
+
+    def _check(self, info: Configurable, parameter: str, value: object) -> None:
+        """A default that its annotation forbids would be written, and then be refused where it is read."""
+        tree = substitute(value, lambda leaf: reference_to(leaf) or leaf)
+        if wrong := mismatch(tree, info.parameters[parameter].annotation):
+            name = f"{self._spell(info)}.{parameter}"
+            self.problems.append(Problem(None, f"{name}, its default, {wrong}: change the default or its annotation"))
 
     def suggestions(self) -> list[str]:
         """The lines for what parents suggested to their children, where that was taken.
@@ -135,7 +159,7 @@ class _Writer:
             counts = Counter(place for found in places.values() for place in found)
             for text, found in places.items():
                 for place in compress([place for place in found if counts[place] == 1]):
-                    lines.append(f"{parent.name}/{place}/{info.name}.{parameter}{text}")
+                    lines.append(f"{as_scope(self._spell(parent))}/{place}/{self._spell(info)}.{parameter}{text}")
         return sorted(lines)
 
 

@@ -1,19 +1,21 @@
 """From files and flags to statements: gin's own grammar, every error kept, includes found beside their includer."""
 
-import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gin import config_parser
 
+from ml.config.code import Code, Places
+from ml.config.components import Component, Importer
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import Unreadable, statements
 from ml.config.limits import unusable
 from ml.config.lost import Lost
 from ml.config.search_path import SearchPath
-from ml.config.statements import Layer
+from ml.config.statements import CODE_KEY, Layer
 from ml.config.syntax import Assignment, Include
 
+CODE_STATEMENT = tuple(CODE_KEY.split("."))
 LAYER_STATEMENT = ("juniper", "layer")  # `juniper.layer = 'default'`: who set what follows in this file
 _WITHOUT_PLACE = ("singleton", "gin.singleton")  # its scope is the name of what is shared
 
@@ -46,8 +48,11 @@ class RawImport(NamedTuple):
 class Reader:
     """Reads files and flags in order, each file once under each scope, and keeps every statement and every problem."""
 
-    def __init__(self, search_path: SearchPath):
+    def __init__(self, search_path: SearchPath, trust_code: bool = False):
         self.search_path = search_path
+        self.importer = Importer()
+        self.shipped: set[str] = set()
+        self._code = Code(search_path, trust_code)
         self.statements: list[RawStatement | RawImport] = []
         self.problems: list[Problem] = []
         self.files: list[str] = []
@@ -91,6 +96,8 @@ class Reader:
             self._missing(location, f"cannot read {shown}: {error}")
             return
         self.files.append(shown)
+        if self.search_path.is_shipped(path):
+            self.shipped.add(shown)
         self.read_text(text, shown, Layer.FILE, including=(*including, path), under=under)
 
     def _missing(self, location: Location | None, message: str, statement: str = "") -> None:
@@ -119,10 +126,12 @@ class Reader:
             elif isinstance(statement, Include):
                 self.read_file(statement.filename, location, including, (*under, *statement.scope))
             elif isinstance(statement, config_parser.ImportStatement):
-                self._import(statement, location)
+                self._import(statement, location, including)
             elif isinstance(statement, Assignment):
                 if (statement.selector, statement.arg_name) == LAYER_STATEMENT:
                     layer = self._layer(statement, layer, location, quoted, under)
+                elif (statement.selector, statement.arg_name) == CODE_STATEMENT:
+                    self._expect_code(statement.value, location, quoted, including)
                 else:
                     self._binding(statement, layer, location, quoted, under)
 
@@ -158,24 +167,45 @@ class Reader:
         self.problems.append(Problem(location, message, quoted))
         return current
 
-    def _import(self, statement: config_parser.ImportStatement, location: Location) -> None:
-        if statement.module.startswith("__gin__"):
+    def _import(self, statement: config_parser.ImportStatement, location: Location, including: tuple[Path, ...]):
+        name, text = statement.module, statement.format()
+        if name.startswith("__gin__"):
             message = "dynamic registration is not supported: import the module, and make its classes configurable"
-            self._missing(location, message, statement.format())
+            self._missing(location, message, text)
             return
+        places = self._code.places(including)
         try:
-            self._import_module(statement)
+            self._import_module(statement, places)
+        except ModuleNotFoundError as error:
+            itself = error.name is not None and f"{name}.".startswith(f"{error.name}.")
+            message = places.not_found(name) if itself else f"cannot import {name}: {error}"
+            self._missing(location, message, text)
         except Exception as error:  # the imported module is the user's code: anything can happen in it
-            message = f"cannot import {statement.module}: {type(error).__name__}: {error}"
-            self._missing(location, message, statement.format())
-            return
-        self.statements.append(RawImport(statement.format(), statement.module, location))
+            self._missing(location, f"cannot import {name}: {type(error).__name__}: {error}", text)
+        else:
+            self.statements.append(RawImport(text, name, location))
 
-    @staticmethod
-    def _import_module(statement: config_parser.ImportStatement) -> None:
+    def _import_module(self, statement: config_parser.ImportStatement, places: Places) -> None:
         try:
-            importlib.import_module(statement.module)
-        except ModuleNotFoundError:
+            self.importer.load(statement.module, places.folders, places.forbidden)
+        except ModuleNotFoundError as error:
             module, _, attribute = statement.module.rpartition(".")
-            if not statement.is_from or not hasattr(importlib.import_module(module), attribute):
+            if not statement.is_from or error.name != statement.module:
                 raise
+            if not hasattr(self.importer.load(module, places.folders, places.forbidden), attribute):
+                raise
+
+    def _expect_code(self, value: Any, location: Location, quoted: str, including: tuple[Path, ...]) -> None:
+        if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+            message = f"{CODE_KEY} must hold the SHA-256 of each file, as in {{'my_layers.py': 'ab12...'}}"
+            self.problems.append(Problem(location, message, quoted))
+        else:
+            self._code.expect(value, location, including)
+
+    def check_code(self) -> list[Component]:
+        """The sources of everything that was imported; those of a run must be the ones that it was made with."""
+        components = self.importer.components()
+        if problems := self._code.misfits(components):
+            self.lost.everything = True
+            self.problems += problems
+        return components

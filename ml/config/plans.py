@@ -130,7 +130,11 @@ def to_object(node: Any) -> Any:
     """The Python object that a leaf of a value stands for, references without brackets included."""
     if isinstance(node, Reference):
         info = node.configurable
-        return ScopedConstructor(node.scopes, info.selector) if node.scopes else info.target
+        return (
+            ScopedConstructor(node.scopes, info.selector, info if info.imported else None)
+            if node.scopes
+            else info.target
+        )
     if isinstance(node, Constant):
         return node.value
     return copy.deepcopy(node)

@@ -1,7 +1,7 @@
 """Who set what: for every parameter of every module its value, its source, the place, and what it overrode (rule 8)."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,9 +12,9 @@ from ml.config.configurable import reference_to
 from ml.config.errors import did_you_mean
 from ml.config.plans import Call
 from ml.config.scopes import compress, matches, occurs
-from ml.config.signatures import EMPTY, ParameterSpec
+from ml.config.signatures import EMPTY, Configurable, ParameterSpec
 from ml.config.statements import Layer, Unset
-from ml.config.values import UnwritableError, to_text
+from ml.config.values import UnwritableError, short_name, to_text
 from ml.errors import UserError
 
 
@@ -63,78 +63,81 @@ class Record:
         return cls(**{**record, "overrode": tuple(Origin(**origin) for origin in record["overrode"])})
 
 
-def records(calls: list[Call], unset: Sequence[Unset] = ()) -> Iterator[Record]:
+def records(
+    calls: list[Call], unset: Sequence[Unset] = (), spell: Callable[[Configurable], str] = short_name
+) -> Iterator[Record]:
     """The records of every construction, in the order in which things were built.
 
     Args:
         calls: the constructions.
         unset: statements that removed others: what these set counts as overridden.
+        spell: names configurables.
     """
     for call in calls:
         for spec in call.parameters:
-            origins = _origins(call, spec)
+            origins = _origins(call, spec, spell)
             if origins:
-                origins[-1:-1] = _unset(call, spec.name, unset)
+                origins[-1:-1] = _unset(call, spec.name, unset, spell)
                 *overrode, last = origins
                 explicit = last.source in ("file", "flag")
                 path = "/".join(call.path)
-                name = call.info.name
+                name = spell(call.info)
                 yield Record(path, name, spec.name, last.value, last.source, last.location, explicit, tuple(overrode))
 
 
-def _origins(call: Call, spec: ParameterSpec) -> list[Origin]:
+def _origins(call: Call, spec: ParameterSpec, spell: Callable[[Configurable], str]) -> list[Origin]:
     """Every value that was offered for a parameter, the one in force last; empty when none can be written."""
     parameter = spec.name
     if parameter in call.arguments:
-        text = readable(call.arguments[parameter])
+        text = readable(call.arguments[parameter], spell)
         return [Origin(text, "parent")] if text is not None else []
     found: list[tuple[float, Origin]] = []
     if spec.default is not EMPTY and spec.default is not gin.REQUIRED:
-        found.append((-2, Origin(_default_text(spec.default), "default")))
+        found.append((-2, Origin(_default_text(spec.default, spell), "default")))
     suggested = call.suggestions
     if parameter in suggested.defaults:
-        found.append((0, Origin(text_of(suggested.defaults[parameter]), "parent")))
+        found.append((0, Origin(text_of(suggested.defaults[parameter], spell), "parent")))
     if parameter in suggested.derived:
-        found.append((2, Origin(text_of(suggested.derived[parameter]), "parent")))
+        found.append((2, Origin(text_of(suggested.derived[parameter], spell), "parent")))
     saved = [suggested.saved[parameter]] if parameter in suggested.saved else []
     for binding in [*saved, *(candidate.binding for candidate in call.plan.candidates.get(parameter, ()))]:
         for state in binding.states:
-            origin = Origin(text_of(state.value), state.source.name.lower(), str(state.location))
+            origin = Origin(text_of(state.value, spell), state.source.name.lower(), str(state.location))
             found.append(({Layer.DEFAULT: -1, Layer.PARENT: 1}.get(binding.layer, 3), origin))
     found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order
     return [origin for _, origin in found]
 
 
-def _default_text(value: Any) -> str:
+def _default_text(value: Any, spell: Callable[[Configurable], str]) -> str:
     """A default of the code as gin text; one that text cannot hold, which something must override, by its type."""
-    return readable(value) or f"<{type(value).__qualname__}>"
+    return readable(value, spell) or f"<{type(value).__qualname__}>"
 
 
-def _unset(call: Call, parameter: str, unset: Sequence[Unset]) -> list[Origin]:
+def _unset(call: Call, parameter: str, unset: Sequence[Unset], spell: Callable[[Configurable], str]) -> list[Origin]:
     """The values that would have reached a parameter, had a later statement not removed them."""
     return [
-        Origin(text_of(b.value), b.source.name.lower(), f"{b.location}, unset by {statement.binding.location}")
+        Origin(text_of(b.value, spell), b.source.name.lower(), f"{b.location}, unset by {statement.binding.location}")
         for statement in unset
         for b in statement.removed
         if b.configurable is call.info and b.parameter == parameter and occurs(b.scope, call.path)
     ]
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Any, spell: Callable[[Configurable], str] = short_name) -> str:
     """The value as gin text.
 
     Raises:
         UnwritableError: where there is none.
     """
-    return to_text(value, reference_to)
+    return to_text(value, reference_to, spell)
 
 
-def readable(value: Any) -> str | None:
+def readable(value: Any, spell: Callable[[Configurable], str] = short_name) -> str | None:
     """The value as gin text, or None for what a parent passes and text cannot hold (tensors, modules)."""
     if inspect.isroutine(value) and reference_to(value) is None:
         return None
     try:
-        return text_of(value)
+        return text_of(value, spell)
     except UnwritableError:
         return None
 

@@ -31,6 +31,7 @@ class Configurable:
         positional: the names of the parameters that can be passed by position (without `self`).
         extra: the `**kwargs` parameter, which stands for parameters of any other name; None where there is none.
         closed: names that no configuration can bind.
+        imported: whether a module that a configuration imported registered it, and not the program itself.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Configurable:
     positional: tuple[str, ...] = field(repr=False)
     extra: ParameterSpec | None = field(default=None, repr=False)
     closed: frozenset[str] = field(default=frozenset(), repr=False)
+    imported: bool = field(default=False, repr=False)
 
     def spec(self, parameter: str) -> ParameterSpec | None:
         """The declaration of a parameter that can be bound, by its name or by `**kwargs`; None where there is none."""

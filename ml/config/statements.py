@@ -1,6 +1,7 @@
 """What configuration files say, statement by statement, with the layer and the place of each."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,9 +9,15 @@ import gin
 
 from ml.config.configurable import Configurable, reference_to
 from ml.config.errors import Location
-from ml.config.values import LEFT_OUT, Constant, to_text
+from ml.config.values import LEFT_OUT, Constant, short_name, to_text
 
 UNSET = object()
+CODE_KEY = "juniper.code"  # the SHA-256 of each file of code that a run imported
+
+
+def as_scope(name: str) -> str:
+    """A name with module components as a scope, which holds no dots."""
+    return name.replace(".", "__")
 
 
 class Layer(enum.IntEnum):
@@ -85,8 +92,12 @@ class Binding:
     @property
     def key(self) -> str:
         """`scope/Name.parameter`, with the short name of the configurable, and that of the parent in front."""
-        parent = (self.parent.name,) if self.parent else ()
-        return "/".join((*parent, *self.scope, f"{self.configurable.name}.{self.parameter}"))
+        return self.key_by(short_name)
+
+    def key_by(self, spell: Callable[[Configurable], str]) -> str:
+        """Likewise, with the name that `spell` gives to a configurable; a scope holds no dots."""
+        parent = (as_scope(spell(self.parent)),) if self.parent else ()
+        return "/".join((*parent, *self.scope, f"{spell(self.configurable)}.{self.parameter}"))
 
     @property
     def source_name(self) -> str:
@@ -118,11 +129,12 @@ class Binding:
         """Whether it only says that a saved run had an option here, without effect: `%juniper.left_out`."""
         return self.value == LEFT_OUT
 
-    def text(self, written: bool = False) -> str:
+    def text(self, written: bool = False, spell: Callable[[Configurable], str] = short_name) -> str:
         """The statement as gin text."""
         if written and self.operation:
-            return f"{self.key}{self.operation}"
-        return f"{self.key} = {to_text(self.written if written else self.value, reference_to)}"
+            return f"{self.key_by(spell)}{self.operation}"
+        value = self.written if written else self.value
+        return f"{self.key_by(spell)} = {to_text(value, reference_to, spell)}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,9 +165,9 @@ class MacroDefinition:
         """The file or flag that holds the statement."""
         return self.location.source
 
-    def text(self, written: bool = False) -> str:
+    def text(self, written: bool = False, spell: Callable[[Configurable], str] = short_name) -> str:
         """The statement as gin text, with its macros either way."""
-        return f"{self.name} = {to_text(self.written, reference_to)}"
+        return f"{self.name} = {to_text(self.written, reference_to, spell)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,18 +141,28 @@ def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
     return replace(value)
 
 
-def to_text(value: Any, find: Callable[[Any], Reference | None]) -> str:
+def short_name(configurable: "Configurable") -> str:
+    """The name of a configurable without its module."""
+    return configurable.name
+
+
+def to_text(
+    value: Any,
+    find: Callable[[Any], Reference | None],
+    spell: Callable[["Configurable"], str] = short_name,
+) -> str:
     """The value as gin text that parses back to it.
 
     Args:
         value: a literal, a `Reference`, `Macro` or `Constant`, or a Python object that stands for one.
         find: gives the reference for a class or function that is configurable, else None.
+        spell: gives the name of a configurable.
 
     Raises:
         UnwritableError: where there is no such text.
     """
     if isinstance(value, Reference):
-        name = "/".join((*value.scopes, value.configurable.name))
+        name = "/".join((*value.scopes, spell(value.configurable)))
         return f"@{name}()" if value.evaluate else f"@{name}"
     if isinstance(value, Macro | Constant):
         return f"%{value.name}"
@@ -164,15 +174,15 @@ def to_text(value: Any, find: Callable[[Any], Reference | None]) -> str:
     if kind is float:
         return _float_text(value)
     if kind is list:
-        return "[" + ", ".join(to_text(item, find) for item in value) + "]"
+        return "[" + ", ".join(to_text(item, find, spell) for item in value) + "]"
     if kind is tuple:
-        items = [to_text(item, find) for item in value]
+        items = [to_text(item, find, spell) for item in value]
         return "(" + ", ".join(items) + ("," if len(items) == 1 else "") + ")"
     if kind is dict:
-        return "{" + ", ".join(f"{to_text(k, find)}: {to_text(v, find)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{to_text(k, find, spell)}: {to_text(v, find, spell)}" for k, v in value.items()) + "}"
     reference = find(value)
     if reference is not None:
-        return to_text(reference, find)
+        return to_text(reference, find, spell)
     try:
         return "%" + _constant_names[kind, value]
     except (KeyError, TypeError):

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml.config.code import CODE_FOLDER
+from ml.config.components import Component
 from ml.files import LockedError, locked, write_atomically
 from ml.training.environment import describe_environment
 from ml.training.errors import RunError, RunFailure
@@ -51,12 +53,18 @@ class RunFolder:
             message = f"another process is training in {self.path}: stop it, or name another --run_dir"
             raise RunError(message) from None
 
-    def write_config(self, config_gin: str, operative: str, provenance: Mapping[str, Any]) -> None:
-        """Writes what was set, what took effect, and who set it."""
+    def write_config(
+        self, config_gin: str, operative: str, provenance: Mapping[str, Any], code: Iterable[Component] = ()
+    ) -> None:
+        """Writes what was set, what took effect, who set it, and the code that is not installed."""
         with self._disk("write the configuration to"):
             write_atomically(self.config, config_gin)
             write_atomically(self.operative, operative)
             write_atomically(self.provenance, json.dumps(provenance, indent=1) + "\n")
+            for component in code:
+                file = self.path / CODE_FOLDER / component.file
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(component.source)
 
     def operative_config(self) -> str | None:
         """The text of `operative_config.gin`, None in a folder without a run."""

@@ -8,7 +8,7 @@ from ml.config import ConfigError, configurable, load
 
 @configurable
 class Shelf:
-    def __init__(self, *, books: dict | None = None, boxes: list = ()):
+    def __init__(self, *, books: dict | None = None, boxes: list | tuple = ()):
         self.books, self.boxes = books, boxes
 
 

@@ -33,7 +33,7 @@ TYPOS = {
     "infinity": ("RMSNorm.epsilon = inf", "inf is not a gin literal; write %math.inf"),
     "open bracket": ("LanguageModel.lr_scale = [1.0", "cannot be read"),
     "no value": ("Linear.bias", "cannot be read: Couldn't parse statement"),
-    "import": ("import no_such_module", "cannot import no_such_module"),
+    "import": ("import no_such_module", "there is no module 'no_such_module'"),
     "unread macro": ("SIZE = 3", "nobody reads the macro 'SIZE'"),
     "layer": ("juniper.layer = 'defaults'", "juniper.layer must be one of"),
 }

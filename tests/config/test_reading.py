@@ -124,7 +124,7 @@ def test_a_good_line_in_a_block_with_a_bad_one_counts(text):
 REQUIRED = "LanguageModel.hidden_size = 32\ndecoder/Repeat.num_blocks = 2\nAttention.num_heads = 4\n"
 ONE_FAULT = {
     "missing file": ("include 'no.gin'", "there is no configuration file"),
-    "missing module": ("import no_such_module", "cannot import no_such_module"),
+    "missing module": ("import no_such_module", "there is no module"),
     "bad value": ("LanguageModel.vocab_size = oops", "oops is not a value"),
     "bad value in a block": ("LanguageModel:\n  vocab_size = oops", "oops is not a value"),
     "open bracket": ("LanguageModel.vocab_size = [", "cannot be read"),

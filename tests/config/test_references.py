@@ -76,7 +76,7 @@ class Leaf:
 
 @configurable
 class Twig:
-    def __init__(self, *, left=Leaf, right=Leaf, extras: list = (), shared: tuple = ()):
+    def __init__(self, *, left=Leaf, right=Leaf, extras: list | tuple = (), shared: tuple = ()):
         self.left = child("left", left, 1)
         self.right = child("right", right, 2, defaults={"sign": -1})
         self.extras = extras
@@ -216,7 +216,7 @@ def test_stock_gin_still_configures_layers_outside_of_a_build():
     from ml.layers import Linear
 
     try:
-        gin.parse_config("Linear.bias = False")
+        gin.parse_config("ml.layers.linear.Linear.bias = False")
         assert Linear(3, 4).bias is None
     finally:
         gin.clear_config()

@@ -1,0 +1,284 @@
+"""Modules that configurations import: found, executed and remembered for each configuration apart from all others.
+
+Python has one module of a name and one search path a process. Two configurations may each have a `my_layers` of their
+own, so while one imports, what others imported is out of sight, and `sys.path` is never changed.
+"""
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from ml.config import gin_internals
+from ml.config.configurable import active, adopt
+from ml.config.signatures import Configurable
+
+_lock = threading.RLock()
+_NEVER_OWN = {*sys.stdlib_module_names, "ml", "__main__"}
+_INSTALLED = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """The source of a module that a configuration needs, and that is not installed.
+
+    Attributes:
+        file: the path below the folder in which Python looks, `my_layers.py` or `package/__init__.py`.
+        source: the bytes that were executed.
+    """
+
+    file: str
+    source: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of the source."""
+        return hashlib.sha256(self.source).hexdigest()
+
+
+@dataclass(slots=True)
+class _Facts:
+    """A module that was executed for a configuration: its source, what it registered, and what it imported."""
+
+    component: Component
+    registered: dict[str, Configurable] = field(default_factory=dict)
+    needs: list[ModuleType] = field(default_factory=list)
+
+
+class Importer:
+    """Imports modules for one configuration, and remembers what they bring.
+
+    Attributes:
+        modules: those that the configuration names.
+    """
+
+    def __init__(self):
+        self.modules: list[ModuleType] = []
+        self._loaded: list[tuple[str, list[Path], Path | None]] = []
+
+    def __getstate__(self):
+        return self._loaded
+
+    def __setstate__(self, loaded):
+        """In another process: imports the same modules there."""
+        self.__init__()
+        for arguments in loaded:
+            self.load(*arguments)
+
+    def load(self, name: str, folders: Iterable[Path], forbidden: Path | None = None) -> ModuleType:
+        """Imports a module from the first folder that has it, else as Python finds it.
+
+        Args:
+            name: with its package.
+            folders: where it, and what it imports, is looked for first.
+            forbidden: a folder from which nothing may be executed but for those of `folders` that lie in it.
+        """
+        folders = [folder.resolve() for folder in folders]
+        with _lock, _importing(_Finder(folders, forbidden)) as finder:
+            module = importlib.import_module(name)
+            self.modules += [*finder.needs, module]
+        self._loaded.append((name, folders, forbidden and forbidden.resolve()))
+        return module
+
+    def components(self) -> list[Component]:
+        """The sources of what was imported, directly or not, in the order of their files."""
+        found = {c.file: c for module in self._closure() if (c := _component(module)) is not None}
+        return [found[file] for file in sorted(found)]
+
+    def registered(self) -> dict[str, Configurable]:
+        """The configurables that what was imported, directly or not, brings, by full name."""
+        closure = self._closure()
+        packages = {_top(module.__name__) for module in closure if not isinstance(_facts(module), _Facts)} - _NEVER_OWN
+        found = {}
+        for selector, entry in gin_internals.registry().items():
+            if {_top(selector), _top(entry.wrapped.__module__ or "")} & packages:
+                found[selector] = adopt(entry)
+        for module in closure:
+            if (facts := _facts(module)) is not None:
+                found.update(facts.registered)
+        return found
+
+    def _closure(self) -> list[ModuleType]:
+        found: dict[int, ModuleType] = {}
+        waiting = list(self.modules)
+        while waiting:
+            module = waiting.pop()
+            if id(module) not in found:
+                found[id(module)] = module
+                facts = _facts(module)
+                if facts is not None or _component(module) is not None:
+                    waiting += [*(facts.needs if facts else ()), *_mentioned(module)]
+        return list(found.values())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds modules in the folders of a configuration before anywhere else."""
+
+    def __init__(self, folders: list[Path], forbidden: Path | None):
+        self.folders = [str(folder.resolve()) for folder in folders]
+        self.forbidden = forbidden.resolve() if forbidden else None
+        self.hidden: dict[str, ModuleType] = {}  # modules of other configurations
+        self.needs: list[ModuleType] = []
+        self._running: list[_Facts] = []
+
+    def find_spec(self, fullname, path=None, target=None):
+        """See `importlib.abc.MetaPathFinder`."""
+        is_own = _top(fullname) not in _NEVER_OWN
+        spec = self.find_beside(fullname) if path is None and is_own else None
+        spec = spec or importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is None or spec.origin is None:
+            return None
+        if self._is_forbidden(Path(spec.origin)):
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        if not is_own or type(spec.loader) is not importlib.machinery.SourceFileLoader:
+            return None
+        if _is_own(spec.origin):
+            spec.loader = _Loader(fullname, spec.origin, self)
+        return spec
+
+    def find_beside(self, name: str) -> importlib.machinery.ModuleSpec | None:
+        """A module or package with code in one of the folders."""
+        spec = importlib.machinery.PathFinder.find_spec(name, self.folders)
+        return spec if spec is not None and spec.origin is not None else None
+
+    def _is_forbidden(self, origin: Path) -> bool:
+        if self.forbidden is None or not origin.resolve().is_relative_to(self.forbidden):
+            return False
+        trusted = [folder for folder in map(Path, self.folders) if folder.is_relative_to(self.forbidden)]
+        return not any(origin.resolve().is_relative_to(folder) for folder in trusted)
+
+    def executed_before(self, name: str, component: Component, origin: str) -> ModuleType | None:
+        """The module, where it was executed from the same file with the same content."""
+        module = self.hidden.get(name)
+        facts = _facts(module) if module else None
+        fits = facts and facts.component == component and module.__file__ == origin
+        return module if fits and all(map(self._is_current, facts.needs)) else None
+
+    def _is_current(self, module: ModuleType) -> bool:
+        """Whether a module that another needs is what would be imported now."""
+        facts, name = _facts(module), module.__name__
+        if facts is None:
+            return True
+        spec = None if "." in name else self.find_beside(name) or importlib.machinery.PathFinder.find_spec(name)
+        is_there = "." in name or (spec is not None and spec.origin == module.__file__)
+        unchanged = is_there and Path(module.__file__).is_file()
+        unchanged = unchanged and Path(module.__file__).read_bytes() == facts.component.source
+        return unchanged and all(self._is_current(other) for other in facts.needs if other is not module)
+
+    def note(self, module: ModuleType) -> None:
+        """The module that is being executed, if any, needs this one."""
+        (self._running[-1].needs if self._running else self.needs).append(module)
+
+    @contextmanager
+    def running(self, facts: _Facts) -> Iterator[None]:
+        """Records what is registered and imported inside."""
+        before = dict(gin_internals.registry().items())
+        self._running.append(facts)
+        try:
+            yield
+        finally:
+            self._running.pop()
+            for selector, entry in gin_internals.registry().items():
+                if before.get(selector) is not entry:
+                    facts.registered[selector] = adopt(entry)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Executes the source that it read, so that what is hashed and copied is what ran."""
+
+    def __init__(self, name: str, path: str, finder: _Finder):
+        super().__init__(name, path)
+        self._finder = finder
+
+    def create_module(self, spec):
+        """See `importlib.abc.Loader`."""
+        file = _file_of(spec.name, spec.submodule_search_locations is not None)
+        self._component = Component(file, Path(self.path).read_bytes())
+        return self._finder.executed_before(spec.name, self._component, self.path)
+
+    def exec_module(self, module):
+        """See `importlib.abc.Loader`."""
+        finder = self._finder
+        finder.note(module)
+        if _facts(module) is None:
+            facts = _Facts(self._component)
+            with finder.running(facts):
+                exec(compile(self._component.source, self.path, "exec", dont_inherit=True), module.__dict__)
+            module.__juniper__ = facts
+
+
+@contextmanager
+def _importing(finder: _Finder) -> Iterator[_Finder]:
+    """Installs the finder, with the modules that are not this configuration's out of sight until the end."""
+    finder.hidden = {name: module for name, module in sys.modules.items() if _facts(module) is not None}
+    others = _modules_of_other_files(finder)
+    for name in (*finder.hidden, *others):
+        del sys.modules[name]
+    sys.meta_path.insert(0, finder)
+    was_importing, active.importing = active.importing, True
+    try:
+        with gin_internals.interactive_mode():  # a module of the same name registers the same names again
+            yield finder
+    finally:
+        active.importing = was_importing
+        sys.meta_path.remove(finder)
+        for name, module in finder.hidden.items():
+            sys.modules.setdefault(name, module)
+        sys.modules.update(others)
+
+
+def _modules_of_other_files(finder: _Finder) -> dict[str, ModuleType]:
+    """Modules that Python itself imported, in whose place the folders of the configuration hold others."""
+    names = set()
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        if "." not in name and origin and _is_own(origin) and name not in _NEVER_OWN and _facts(module) is None:
+            spec = finder.find_beside(name)
+            if spec is not None and Path(spec.origin).resolve() != Path(origin).resolve():
+                names.add(name)
+    return {name: module for name, module in sys.modules.items() if _top(name) in names}
+
+
+def _facts(module: ModuleType) -> _Facts | None:
+    return vars(module).get("__juniper__") if isinstance(module, ModuleType) else None
+
+
+def _component(module: ModuleType) -> Component | None:
+    """The source of a module that is not installed; None for any other."""
+    if (facts := _facts(module)) is not None:
+        return facts.component
+    origin = getattr(module, "__file__", None)
+    if origin is None or not _is_own(origin) or _top(module.__name__) in _NEVER_OWN:
+        return None
+    return Component(_file_of(module.__name__, hasattr(module, "__path__")), Path(origin).read_bytes())
+
+
+def _mentioned(module: ModuleType) -> list[ModuleType]:
+    """The modules that the names in a module come from."""
+    names = {
+        value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        for value in list(vars(module).values())
+    }
+    known = [sys.modules[name] for name in names if isinstance(name, str) and name in sys.modules]
+    return [other for other in known if _top(other.__name__) not in _NEVER_OWN]
+
+
+def _is_own(origin: str) -> bool:
+    path = Path(origin).resolve()
+    return path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in _INSTALLED)
+
+
+def _file_of(name: str, is_package: bool) -> str:
+    return name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
