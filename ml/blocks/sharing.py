@@ -4,6 +4,7 @@ from torch import nn
 
 from ml.config import require
 from ml.layers.parameter import SETTINGS
+from ml.layers.protocol import lr_scale_of
 
 
 def share_weights(blocks: list[nn.Module], name: str) -> None:
@@ -23,7 +24,7 @@ def share_weights(blocks: list[nn.Module], name: str) -> None:
 
 
 def _share(source: nn.Module, target: nn.Module, place: str) -> None:
-    same_scale = getattr(source, "lr_scale", 1.0) == getattr(target, "lr_scale", 1.0)
+    same_scale = lr_scale_of(source) == lr_scale_of(target)
     alike = same_scale and _described(source) == _described(target)
     message = f"needs one shape, initialization, lr_scale and weight_decay in all blocks; not so for {place}"
     require(alike, "shared", message)

@@ -11,6 +11,7 @@ declare something is refused where it is needed, with its place and the declarat
 | packed documents | `Mixer.separates_documents` | an error in the dry run |
 | a vision encoder | `Mixer.causal` | an error in the dry run |
 | buffers after the meta device | `Buffered` | an error in the dry run |
+| scaling learning rates, freezing | `Layer.lr_scale` | an attribute of that name is an error in the dry run |
 | `scaled_normal`, depths of multi-token prediction | `Stack` | an error in the dry run |
 | a draw in every step | `Drawn` | the layer is not drawn |
 | load balancing without a loss | `Balanced` | the layer is not balanced |
@@ -44,7 +45,12 @@ class Layer(nn.Module):
     """Base class of a layer that declares something.
 
     A layer treats every position by itself, except for what its `mixing_children` do and unless it is a `Mixer`.
+
+    Attributes:
+        lr_scale: Multiplies the learning rate of all parameters in the layer; 0 freezes them.
     """
+
+    lr_scale: float = 1.0
 
     @property
     def max_sequence_length(self) -> int | None:
@@ -82,6 +88,21 @@ class Layer(nn.Module):
             sequence_length: Tokens of the sequence of the model.
         """
         return Workload(sequence_length, 1.0)
+
+
+def lr_scale_of(module: nn.Module) -> float:
+    """The learning rate scale of a module, 1 for one that declares none.
+
+    Raises:
+        ValueError: The module has an `lr_scale` that it does not declare.
+    """
+    if isinstance(module, Layer):
+        return module.lr_scale
+    if "lr_scale" in vars(module):
+        raise ValueError(
+            f"{type(module).__name__} has an lr_scale and does not declare it: derive it from ml.layers.Layer"
+        )
+    return 1.0
 
 
 class NoProducts(Layer):

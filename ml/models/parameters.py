@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ml.layers.parameter import has_settings
+from ml.layers.protocol import lr_scale_of
 
 
 class ScaledParameter(NamedTuple):
@@ -28,7 +29,7 @@ def named_parameters_with_scales(model: nn.Module) -> Iterator[ScaledParameter]:
     for name, parameter in model.named_parameters():
         if not has_settings(parameter):
             raise ValueError(f"parameter {name} was not built by `Parameter`, so its learning rate scale is unknown")
-        holders = (getattr(modules[path], "lr_scale", 1.0) for path in ancestors(name))
+        holders = (lr_scale_of(modules[path]) for path in ancestors(name))
         yield ScaledParameter(name, parameter, math.prod(holders, start=parameter.lr_scale), parameter.weight_decay)
 
 

@@ -261,3 +261,18 @@ def test_shipped_layers_hold_no_undeclared_buffer_and_the_rest_declares_all():
     model = model_of(ATTENTION, Mamba, partial(StochasticMixer, mixers={"a": ATTENTION}))
     assert (model.obstacle_to_decoding, model.obstacle_to_documents, obstacle_to_flops(model)) == (None, None, None)
     assert obstacle_to_flops(GatedMLP(8)) is None
+
+
+def test_a_learning_rate_scale_counts_where_it_is_declared_and_is_refused_elsewhere():
+    class Scaled(Undeclared):
+        def __init__(self, hidden_size):
+            super().__init__(hidden_size)
+            self.lr_scale = 0.0
+
+    class DeclaredScale(Scaled, Mixer):
+        pass
+
+    frozen = {name for name, p in model_of(ATTENTION, DeclaredScale).named_parameters() if not p.requires_grad}
+    assert frozen == {f"decoder.kind_1.block_1.mixer.output.{name}" for name in ("weight", "bias")}
+    with pytest.raises(ValueError, match=r"Scaled has an lr_scale and .*derive it from ml\.layers\.Layer"):
+        model_of(ATTENTION, Scaled)
