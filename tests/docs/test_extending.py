@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def python(folder: Path, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess:
-    environment = {"PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
     )
