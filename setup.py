@@ -1,4 +1,4 @@
-"""Juniper: a trainer for block-modular language models, wired by gin."""
+"""Installs Juniper, a gin-configured trainer for modular language models."""
 
 import runpy
 from pathlib import Path
@@ -22,21 +22,21 @@ ALL = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 setup(
     name="juniper-trainer",
     version=runpy.run_path(str(ROOT / "ml" / "version.py"))["__version__"],
-    description="A trainer for block-modular language models in PyTorch, wired wholly by gin",
+    description="A PyTorch trainer for modular language models, configured with gin",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The Juniper authors",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    # `configs/` stands at the top of the tree, where a user looks for it, and is installed inside the package.
+    # `configs/` is at the top of the repository and is installed inside the package.
     packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
     package_dir={SHIPPED_CONFIGS: "configs"},
     package_data={SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
     py_modules=["train"],
     install_requires=[
         "torch>=2.11",
-        "gin-config==0.5.0",  # ml/config/gin_internals.py leans on a few of its private names
+        "gin-config==0.5.0",  # ml/config/gin_internals.py uses a few private names
         "absl-py>=2.0",
         "numpy>=1.26",
         "safetensors>=0.4.3",
