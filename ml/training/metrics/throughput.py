@@ -28,11 +28,13 @@ class Meter:
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """Args:
-        flops_per_token: Of training; None where a layer does not declare its own: then there is no utilization.
-        peak_flops: A second, of the device.
-        device: Where the run trains.
-        clock: Seconds that only grow.
+        """Starts to measure.
+
+        Args:
+            flops_per_token: Of training; None where a layer does not declare its FLOPs: then there is no utilization.
+            peak_flops: Of the device, in a second.
+            device: Where the run trains.
+            clock: Returns seconds.
         """
         self._utilization = None if flops_per_token is None else flops_per_token / peak_flops  # of a token a second
         self._device = device
