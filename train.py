@@ -8,27 +8,29 @@ from ml.cli import entry
 from ml.errors import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later ones are stronger.")
-flags.DEFINE_multi_string("gin_bindings", [], "Gin statements; repeatable. --gin.Linear.bias=False is the same thing.")
-flags.DEFINE_multi_string("gin_search_path", [], "A folder in which gin files are looked for; repeatable.")
-flags.DEFINE_string("run_dir", None, "The folder of the run; a run that is in it goes on.")
-flags.DEFINE_bool("dry_run", False, "Check everything, show the model, write the configuration, train nothing.")
-flags.DEFINE_string("explain", None, "With --dry_run: who set the parameters that match, as in 'query/Linear.bias'.")
-flags.DEFINE_string("init_from", None, "The folder of a run whose model and weights this one starts from.")
+flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later files override earlier ones.")
+flags.DEFINE_multi_string("gin_bindings", [], "Gin statements; repeatable. Also written --gin.Linear.bias=False.")
+flags.DEFINE_multi_string("gin_search_path", [], "A search folder for gin files; repeatable.")
+flags.DEFINE_string("run_dir", None, "The folder of the run; an existing run is resumed.")
+flags.DEFINE_bool("dry_run", False, "Check everything, show the model and write the configuration without training.")
+flags.DEFINE_string(
+    "explain", None, "With --dry_run: show the sources of matching parameters, as in 'query/Linear.bias'."
+)
+flags.DEFINE_string("init_from", None, "The folder of a run that provides the model and the initial weights.")
 flags.DEFINE_multi_string(
     "init_may_differ",
     [],
-    "With --init_from: weights that may differ or be missing there, such as 'head.*'; repeatable.",
+    "With --init_from: weights that may be missing or have another shape, such as 'head.*'; repeatable.",
 )
-flags.DEFINE_bool("allow_unused_bindings", False, "Make bindings that have no effect warnings instead of errors.")
-flags.DEFINE_bool("trust_run_code", False, "Execute the code that a run in --gin_file or --init_from keeps.")
+flags.DEFINE_bool("allow_unused_bindings", False, "Turn bindings without effect into warnings.")
+flags.DEFINE_bool("trust_run_code", False, "Execute the code saved with a run in --gin_file or --init_from.")
 
 
 def main(_: list[str]) -> int:
     """Loads the configuration, then shows it or trains; returns the exit code."""
     if FLAGS.explain is not None and not FLAGS.dry_run:
         raise UserError("--explain goes with --dry_run")
-    from ml.cli import training  # torch is imported only once the flags are right
+    from ml.cli import training  # imports torch, so the flags are checked first
 
     job = training.load_job(
         FLAGS.gin_file,

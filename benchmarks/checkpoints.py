@@ -1,8 +1,8 @@
-"""Training while a checkpoint is written, against training while none is: python benchmarks/checkpoints.py
+"""Training during a checkpoint write, against training without one: python benchmarks/checkpoints.py
 
-The model and the step of `recipes/llama_30m.gin`, without compilation. `blocked` is how long the call to save takes,
-`held back` how much longer two steps take when a save begins before them: on a CPU the thread that writes also takes
-processor time from the step. Each round measures both in turn; medians of all rounds, in parts of a step.
+Uses the model and the step of `recipes/llama_30m.gin`, without compilation. `blocked` is the time of the call that
+saves. `held back` is the slowdown of two steps that follow a save: on a CPU the writer thread competes with the step
+for cores. Each round measures both; results are medians over all rounds, as fractions of a step.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ml.api import build_trainer
 from ml.training.checkpoints.state_files import snapshot
 from ml.training.step import train_step
 
-STEPS = 2  # after each save; the write is over before they are
+STEPS = 2  # after each save; the write ends before they do
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         saver = trainer.checkpoints.open(Path(folder), lambda: None)
         steps()
-        blocked()  # the memory of the copy is taken once
+        blocked()  # allocates the host copy
         saver.wait()
         rounds = []
         for _ in range(arguments.rounds):
@@ -60,7 +60,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         saver.close()
     step, call, held, left = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"a checkpoint and what was kept before it: {size / 2**20:,.0f} MiB; a step: {step:.2f} s")
+    print(f"checkpoints on disk: {size / 2**20:,.0f} MiB; a step: {step:.2f} s")
     print(f"blocked {call:.1%} of a step, held back {held:.1%}, still writing {left:.1%} of a step after {STEPS} steps")
 
 

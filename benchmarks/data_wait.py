@@ -1,4 +1,4 @@
-"""How long training waits for its batches: the time around `next()` in a training loop, over that of the step.
+"""Time that training waits for batches: `next()` in a training loop, relative to the step.
 
 python benchmarks/data_wait.py [--steps=20] [--small]
 """
@@ -21,7 +21,7 @@ from ml.data.token_files.writing import TokenWriter
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
-SMALL = [  # the model and the batches of base.gin
+SMALL = [  # model and batches of base.gin
     "Trainer.batch_size = 16",
     "Trainer.sequence_length = 128",
     "Trainer.precision = @Float32",
@@ -56,7 +56,7 @@ def prepare(folder: Path) -> None:
 
 
 def measure(name: str, bindings: list[str], num_steps: int) -> None:
-    """Prints the time of a batch made alone, and the waits in a loop that trains."""
+    """Prints the time of a batch without training, and the waits in a training loop."""
     trainer = build_trainer(ml.load("recipes/token_files_30m.gin", bindings))
     dataset = trainer.open_data().training
     state = trainer.start(CPU)
@@ -74,7 +74,7 @@ def measure(name: str, bindings: list[str], num_steps: int) -> None:
         train_step(state, batches, trainer.precision, trainer.max_grad_norm, CPU)
         waits.append(waited - begun)
         took.append(time.perf_counter() - begun)
-    waits, took = waits[2:], took[2:]  # the first of them warm up
+    waits, took = waits[2:], took[2:]  # the first two warm up
     print(
         f"{name:<30} batch {statistics.median(alone) * 1e3:7.2f} ms   step {statistics.median(took) * 1e3:9.1f} ms   "
         f"wait {statistics.median(waits) * 1e3:6.3f} ms (longest {max(waits) * 1e3:.3f} ms), "
@@ -85,7 +85,9 @@ def measure(name: str, bindings: list[str], num_steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--small", action="store_true", help="the model of base.gin, not one of 30 million parameters")
+    parser.add_argument(
+        "--small", action="store_true", help="use the model of base.gin instead of 30 million parameters"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder) / "tokens")

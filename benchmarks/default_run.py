@@ -1,4 +1,4 @@
-"""The first minutes: the default run from the command line, and the dry run of the largest recipe, as whole processes.
+"""Total time of the default run, and of the dry run of the largest recipe, as processes.
 
 python benchmarks/default_run.py
 """
@@ -15,7 +15,7 @@ TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
 
 
 def run(*arguments: str) -> float:
-    """Wall seconds of train.py with these arguments."""
+    """Returns the wall seconds of train.py with these arguments."""
     return seconds(lambda: subprocess.run([*TRAIN, *arguments], check=True, stdout=subprocess.DEVNULL))
 
 

@@ -1,6 +1,6 @@
-"""Projections of one input as one product against one product each: python benchmarks/fused_projections.py
+"""Fused projections of one input against separate projections: python benchmarks/fused_projections.py
 
-Forward and backward of query, key and value (8 heads, 2 for keys and values) and of gate and up, of 2,048 tokens.
+Forward and backward of query, key and value (8 heads, 2 key-value heads) and of gate and up, over 2,048 tokens.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ROUNDS = 15
 
 
 def step(sizes: list[int], hidden_size: int, dtype: torch.dtype, fused: bool) -> Callable[[], None]:
-    """A function that computes the outputs and all gradients."""
+    """Returns a function that computes the outputs and all gradients."""
     layers = torch.nn.ModuleList(Linear(hidden_size, size, bias=False) for size in sizes)
     materialize(layers).to(dtype)
     projections = Projections(list(layers), fused=fused)

@@ -1,9 +1,8 @@
-"""Generation with a cache against without: python benchmarks/generation.py [--num_tokens 1024] [--samplers]
+"""Generation with and without a cache: python benchmarks/generation.py [--num_tokens 1024] [--samplers]
 
-From a prompt of four tokens to a text of 1,024 in all, by the likeliest token. Without a cache the whole text goes
-through the model for every token, and the logits of its last token alone are made; both ways must give the same text.
-In seconds of the processor, in one thread, so that what else runs on the machine counts little. With --samplers, what
-choosing a token from a large vocabulary takes instead.
+Greedy decoding from a prompt of 4 tokens to 1,024 tokens in total. Without a cache, each token is a forward pass over
+the whole text that computes only the logits of the last position. Both texts must be equal. Times are CPU seconds of
+one thread, so that other load has little effect. --samplers measures sampling from a large vocabulary instead.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def processor_seconds(call: Callable[[bool], None], argument: bool) -> float:
 
 def compare_samplers(vocab_size: int) -> None:
     logits, uniform = 3 * torch.randn(1, vocab_size), torch.rand(1, dtype=torch.float64)
-    print(f"{vocab_size} tokens: time over that of sorting all of them")
+    print(f"{vocab_size} tokens: time relative to sorting all of them")
     for name, sampler in SAMPLERS.items():
         repeated = compare(
             lambda: [logits.sort(dim=-1, descending=True) for _ in range(20)],

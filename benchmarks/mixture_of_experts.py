@@ -1,7 +1,7 @@
-"""A mixture of experts against one dense GatedMLP with the same active FLOPs: forward and backward, in turn.
+"""A mixture of experts against a dense GatedMLP with the same active FLOPs: forward and backward, alternating.
 
-Both ways of computing the experts are measured, in float32, in bfloat16 and in bfloat16 compute (under autocast). The
-tokens are drawn anew in each call, so that the experts get other numbers of tokens each time, as in training.
+Measures both ways of computing the experts, in float32, in bfloat16 and in bfloat16 compute (autocast). Each call draws
+new tokens, so that the load of the experts varies as in training.
 
     python benchmarks/mixture_of_experts.py
 """

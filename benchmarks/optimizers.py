@@ -1,7 +1,7 @@
-"""Steps of the optimizers against torch's own, and what skipping and averaging cost: python benchmarks/optimizers.py
+"""Optimizer steps against torch's optimizers; cost of skipping and averaging: python benchmarks/optimizers.py
 
-Of the parameters of a Llama shape with 30 million, in float32 and with gradients at hand. `torch.optim` has no Lion: it
-is timed against the AdamW of torch that is written out as operations on lists, as Lion is.
+Uses the parameters of a Llama shape with 30 million parameters, in float32 with gradients. `torch.optim` has no Lion:
+Lion is compared with torch's foreach AdamW, because it uses foreach operations too.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ ROUNDS = 7
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The parameters by name."""
+    """Returns the shapes of the parameters by name."""
     block = {
         **{f"{name}.weight": (HIDDEN, HIDDEN) for name in ("query", "key", "value", "output")},
         **{f"{name}.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")},
@@ -30,7 +30,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def parameters() -> ParameterGroup:
-    """Parameters with gradients."""
+    """Returns parameters with gradients."""
     made = [nn.Parameter(torch.randn(shape)) for shape in shapes().values()]
     for parameter in made:
         parameter.grad = torch.randn_like(parameter)
@@ -38,7 +38,7 @@ def parameters() -> ParameterGroup:
 
 
 def ours(settings: Optimizer, skips: bool = False) -> Callable[[], object]:
-    """A function that takes a step."""
+    """Returns a function that takes a step with Juniper's optimizer."""
     optimizer = settings.create([parameters()])
     if skips:
         optimizer.found_inf = torch.zeros(())
@@ -46,7 +46,7 @@ def ours(settings: Optimizer, skips: bool = False) -> Callable[[], object]:
 
 
 def muon_of_torch() -> Callable[[], None]:
-    """Torch's Muon for what ours takes for matrices, and its AdamW for the rest."""
+    """Returns torch's Muon for the matrices of Juniper's Muon, and torch's AdamW for the others."""
     group, settings = parameters(), Muon()
     pairs = list(zip(group.names, group.parameters, strict=True))
     matrices = torch.optim.Muon([parameter for name, parameter in pairs if settings.trains(name, parameter)])
@@ -60,7 +60,7 @@ def muon_of_torch() -> Callable[[], None]:
 
 
 def average() -> Callable[[], None]:
-    """A function that takes a step of AdamW and averages."""
+    """Returns a function that takes a step of AdamW and updates the average."""
     group = parameters()
     optimizer, mean = AdamW().create([group]), ExponentialMovingAverage().start([group])
 

@@ -1,11 +1,11 @@
-"""How long `prepare` takes, from text to token files on disk, over what the library of the tokenizer takes by itself.
+"""Time of `prepare` from text to token files on disk, against the tokenizer library alone.
 
-The library gets the text in memory, cut into pieces of 64 KiB as it likes best, and the same number of cores: its own
-threads (`encode_batch_fast` of tokenizers, `encode_ordinary_batch` of tiktoken), or one call on the whole text for one
-core. For bytes there is no library: the peer reads the file, checks that it is UTF-8 and writes it again, all
-at once; of a small text prepare's time is that of a dozen files and folders which it makes sure are on the disk.
+The library gets the text in memory, cut into pieces of 64 KiB, and the same number of cores: its own threads
+(`encode_batch_fast` of tokenizers, `encode_ordinary_batch` of tiktoken), or one call on the whole text for one core.
+The baseline for bytes reads the file, checks that it is UTF-8 and writes it again in one call. For a small text, the
+time of prepare is that of creating and flushing a dozen files and folders.
 
-Both tokenizers are one byte-level BPE of 8,192 tokens, trained here on the text; tiktoken gets its ranks.
+Both tokenizers use the same byte-level BPE of 8,192 tokens, trained here on the text.
 
     python benchmarks/prepare.py [TEXT] [--rounds=5]
 """
@@ -43,7 +43,7 @@ class NoDisplay:
 
 
 def preparing(text: Path, tokenizer: Tokenizer, folder: Path, num_workers: int) -> Callable[[], object]:
-    outputs = (folder / f"out{n}" for n in itertools.count())  # a new one each time: removing the last is not timed
+    outputs = (folder / f"out{n}" for n in itertools.count())  # a new folder each time, so that removal is not timed
 
     def run() -> None:
         settings = Settings(next(outputs), Reading(), num_workers=num_workers)
@@ -62,7 +62,7 @@ def in_pieces(text: str) -> list[str]:
 
 
 def tokenizers_of(text: str, folder: Path) -> tuple[HuggingFaceTokenizer, TiktokenTokenizer]:
-    # In a process of its own: `prepare` forks, which takes longer the more memory this one has had.
+    # A separate process, because `prepare` forks, and forking takes longer the more memory the parent uses.
     arguments = (in_pieces(text), folder / "tokenizer.json", 8192, [END], False)
     training = multiprocessing.get_context("fork").Process(target=train_byte_pairs, args=arguments)
     training.start()
@@ -88,7 +88,9 @@ def copying(text: Path, folder: Path) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("text", nargs="?", type=Path, help="a text file (default: Python's standard library as one)")
+    parser.add_argument(
+        "text", nargs="?", type=Path, help="a text file (default: the sources of Python's standard library)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -115,7 +117,7 @@ def main() -> None:
             "bytes": (path, ByteTokenizer(), 1, copying(path, folder)),
             "bytes, 64 MiB": (long, ByteTokenizer(), 1, copying(long, folder)),
         }  # fmt: skip
-        print(f"{path.stat().st_size:,} bytes, medians of {arguments.rounds} in turn")
+        print(f"{path.stat().st_size:,} bytes, medians of {arguments.rounds} alternating rounds")
         for label, (source, tokenizer, num_workers, by_itself) in cases.items():
             ours = preparing(source, tokenizer, folder / label, num_workers)
             library_seconds, our_seconds, ratio = compare(by_itself, ours, arguments.rounds)

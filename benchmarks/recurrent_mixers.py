@@ -1,6 +1,6 @@
-"""Recurrences in chunks against the same recurrences step by step: python benchmarks/recurrent_mixers.py
+"""Chunked recurrences against step-by-step recurrences: python benchmarks/recurrent_mixers.py
 
-Forward and backward at T = 2,048 in float32, one sequence. The step-by-step forms are what the tests compare with.
+Forward and backward at T = 2,048 in float32, one sequence. The step-by-step forms are the references of the tests.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def random(*shape: int) -> Tensor:
 
 
 def decays(*shape: int) -> Tensor:
-    """Log decays between -1 and 0 a step."""
+    """Returns log decays between -1 and 0 per step."""
     return (-torch.rand(*shape)).requires_grad_()
 
 
@@ -62,7 +62,7 @@ def mamba() -> tuple[Callable, Callable]:
 
 
 def training(forward: Callable[[], tuple[Tensor, Tensor]], inputs: tuple[Tensor, ...]) -> Callable[[], None]:
-    """A function that computes the output and all gradients."""
+    """Returns a function that computes the output and all gradients."""
 
     def step() -> None:
         output, _ = forward()

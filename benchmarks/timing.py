@@ -1,4 +1,4 @@
-"""Timing two things against each other: in turn, so that a drift of the machine's speed touches both alike."""
+"""Alternating timing of two functions, so that a drift in the speed of the machine affects both equally."""
 
 import gc
 import statistics
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Comparison(NamedTuple):
-    """Median seconds of both, and the median over the rounds of the second's time over the first's."""
+    """Median seconds of both, and the median ratio of second to first over the rounds."""
 
     first: float
     second: float
@@ -16,7 +16,7 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Callable[[], Any], second: Callable[[], Any], rounds: int, warmup: int = 1) -> Comparison:
-    """Times `first` and `second` in turn; the rounds of `warmup` do not count."""
+    """Times `first` and `second` alternately, without the first `warmup` rounds."""
     pairs = [(seconds(first), seconds(second)) for _ in range(warmup + rounds)][warmup:]
     return Comparison(
         statistics.median(a for a, _ in pairs),
@@ -26,7 +26,7 @@ def compare(first: Callable[[], Any], second: Callable[[], Any], rounds: int, wa
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes, garbage collected before."""
+    """Returns the seconds of a call, after garbage collection."""
     gc.collect()
     begun = time.perf_counter()
     call()

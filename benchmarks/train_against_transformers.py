@@ -1,7 +1,7 @@
-"""Training speed against transformers: the same Llama, the same tokens, the same optimizer, in one process, in turn.
+"""Training speed against transformers: the same Llama, tokens and optimizer, in one process, alternating.
 
-A step is forward, loss, backward, clipping and fused AdamW. transformers runs its scaled-dot-product attention.
-bfloat16 is measured as compute under autocast over float32 weights, and with bfloat16 weights.
+A step is forward, loss, backward, clipping and fused AdamW. transformers uses scaled-dot-product attention. bfloat16 is
+measured as autocast over float32 weights and with bfloat16 weights.
 
     python benchmarks/train_against_transformers.py
 """
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile both models")
     arguments = parser.parse_args()
     shape = (arguments.batch_size, arguments.sequence_length)
-    print(f"{'vocabulary':>10}  {'precision':<16}  {'ours, tokens/s':>14}  {'theirs':>8}  ratio")
+    print(f"{'vocabulary':>10}  {'precision':<16}  {'Juniper':>14}  {'library':>8}  ratio (tokens/s)")
     for vocab_size in (256, 32_000):
         for name, (dtype, context) in PRECISIONS.items():
             ours, theirs = our_model(vocab_size).to(dtype), their_model(vocab_size).to(dtype)

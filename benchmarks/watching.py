@@ -1,4 +1,4 @@
-"""What it costs to watch a run: steps of a very small run (recipes/tiny.gin) with and without, in turn, in one process.
+"""Cost of metrics and trackers: steps of a tiny run (recipes/tiny.gin) with and without, alternating.
 
 python benchmarks/watching.py
 """
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 class Nothing:
-    """Stands for the meter: measures nothing."""
+    """Replaces the meter and measures nothing."""
 
     def restart(self) -> None:
         pass
@@ -53,7 +53,7 @@ class Nothing:
 
 @contextlib.contextmanager
 def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[TrainLoop]:
-    """A run that is ready for its first step; it neither validates nor saves."""
+    """Yields a run before its first step, without validation and checkpoints."""
     rest = [
         "Trainer.validation = None",
         "Checkpoints.every = None",
@@ -73,7 +73,7 @@ def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[T
 
 
 def steps(training: TrainLoop, batches: list) -> None:
-    """Takes the steps of a round, one of which is logged."""
+    """Takes the steps of a round, one of them logged."""
     for step in batches:
         training.advance(step)
 
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def alone(training: TrainLoop, batches: list, count: int = 20_000) -> float:
-    """Microseconds a step of what runs in every step, without the step."""
+    """Returns the microseconds per step of the code that runs in every step, without the step."""
     source = training.meter.waiting(batches for _ in itertools.repeat(None))
     times = []
     for _ in range(5):

@@ -1,6 +1,6 @@
-"""Sliding-window attention on the CPU against the library's kernel with a mask: python benchmarks/windows.py
+"""Sliding-window attention on the CPU against torch's kernel with a mask: python benchmarks/windows.py
 
-Forward and backward of 8 heads of 64, of which 2 have keys and values, over 1,024 and 2,048 tokens in float32.
+Forward and backward of 8 heads of 64 with 2 key-value heads, over 1,024 and 2,048 tokens in float32.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 8, 2, 64
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, window_size: int) -> Tensor:
-    """By `scaled_dot_product_attention`, which computes all scores and then hides those outside of the window."""
+    """Returns `scaled_dot_product_attention`, which computes all scores and masks those outside the window."""
     mask = visible_keys(query.shape[2], key.shape[2], True, window_size, None, query.device)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
 
 def step(attend: Callable[..., Tensor], tensors: list[Tensor], gradient: Tensor, window_size: int) -> Callable:
-    """A function that computes the output and all gradients."""
+    """Returns a function that computes the output and all gradients."""
     return lambda: torch.autograd.grad(attend(*tensors, window_size=window_size), tensors, gradient)
 
 
