@@ -15,6 +15,7 @@ from torch import nn
 
 import ml
 from ml.config.operative import operative_config
+from ml.layers.parameter import ParameterSettings
 from ml.models import LanguageModel
 
 HIDDEN, HEADS, INTERMEDIATE, VOCABULARY = 64, 4, 192, 256
@@ -22,7 +23,7 @@ HIDDEN, HEADS, INTERMEDIATE, VOCABULARY = 64, 4, 192, 256
 
 def parameter(*shape: int, weight_decay: float | None = None) -> nn.Parameter:
     made = nn.Parameter(torch.empty(shape))
-    made.initialization, made.lr_scale, made.weight_decay = None, 1.0, weight_decay
+    made.settings = ParameterSettings(None, 1.0, weight_decay)
     return made
 
 

@@ -1,9 +1,11 @@
 """Blocks that share their weights."""
 
+import functools
+
 from torch import nn
 
 from ml.config import require
-from ml.layers.parameter import SETTINGS
+from ml.layers.parameter import settings_of
 from ml.layers.protocol import lr_scale_of
 
 
@@ -35,12 +37,12 @@ def _share(source: nn.Module, target: nn.Module, place: str) -> None:
 def _described(module: nn.Module) -> dict[str, object]:
     """What must be the same of two modules that share parameters."""
     return {
-        name: None if parameter is None else (parameter.shape, *(_comparable(parameter, key) for key in SETTINGS))
+        name: None if parameter is None else (parameter.shape, *map(_comparable, settings_of(module, name) or ()))
         for name, parameter in module._parameters.items()
     }
 
 
-def _comparable(parameter: nn.Parameter, setting: str) -> object:
+def _comparable(setting: object) -> object:
     """A setting; of an initialization, which is a partial function, the function and its arguments."""
-    value = getattr(parameter, setting)
-    return (value.func, value.args, value.keywords) if hasattr(value, "keywords") else value
+    is_partial = isinstance(setting, functools.partial)
+    return (setting.func, setting.args, setting.keywords) if is_partial else setting

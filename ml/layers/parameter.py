@@ -1,7 +1,8 @@
 """`Parameter`: a weight of a model, with its initialization, its learning rate scale and its weight decay."""
 
 import math
-from typing import Protocol
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,15 +12,18 @@ from ml.layers.checks import ADDRESSABLE
 from ml.layers.initialization import Fill, Initialization, normal
 
 
-class Settings(Protocol):
-    """What a parameter built by `Parameter` carries beside its values."""
+class ParameterSettings(NamedTuple):
+    """Settings of one parameter.
+
+    Attributes:
+        initialization: Fills the parameter in place.
+        lr_scale: Multiplied with those of the modules that hold the parameter; 0 freezes it.
+        weight_decay: None is the optimizer's own.
+    """
 
     initialization: Fill
     lr_scale: float
     weight_decay: float | None
-
-
-SETTINGS = tuple(Settings.__annotations__)
 
 
 @configurable
@@ -32,8 +36,9 @@ def Parameter(
 ) -> nn.Parameter:
     """Returns an `nn.Parameter` that is allocated, on the default device and in the default dtype, and not yet filled.
 
-    `ml.models.materialize` fills it. It carries `initialization`, `lr_scale` (multiplied with those of the modules that
-    hold it; 0 freezes) and `weight_decay` (None is the optimizer's own).
+    `ml.models.materialize` fills it. `adopt_settings` moves its settings to the module that owns it. They are
+    `initialization`, `lr_scale` (multiplied with those of the modules that hold it; 0 freezes) and `weight_decay` (None
+    is the optimizer's own).
     """
     require(
         weight_decay is None or 0.0 <= weight_decay < math.inf,
@@ -43,9 +48,8 @@ def Parameter(
     fits = math.prod(shape) * torch.get_default_dtype().itemsize <= ADDRESSABLE
     require(fits, "shape", f"is {tuple(shape)}, and a tensor of that size takes more than 128 TiB")
     parameter = nn.Parameter(torch.empty(shape if fits else (1,) * len(shape)), requires_grad=lr_scale != 0.0)
-    parameter.initialization = child("initialization", initialization)
-    parameter.lr_scale = checked_lr_scale(lr_scale)
-    parameter.weight_decay = weight_decay
+    fill = child("initialization", initialization)
+    parameter.settings = ParameterSettings(fill, checked_lr_scale(lr_scale), weight_decay)
     return parameter
 
 
@@ -55,13 +59,38 @@ def checked_lr_scale(lr_scale: float) -> float:
     return lr_scale
 
 
-def has_settings(parameter: nn.Parameter) -> bool:
-    """Whether `parameter` was built by `Parameter` and still carries what it was built with."""
-    return all(hasattr(parameter, name) for name in SETTINGS)
+def settings_of(module: nn.Module, name: str) -> ParameterSettings | None:
+    """The settings of the parameter `name` that `module` itself owns; None for one that `Parameter` did not build."""
+    fresh = vars(module._parameters[name]).get("settings")
+    return vars(module).get("parameter_settings", {}).get(name) if fresh is None else fresh
 
 
-def copy_settings(source: nn.Parameter, target: nn.Parameter) -> nn.Parameter:
-    """Gives `target` what `source` carries (torch drops it when it replaces or deep-copies a parameter)."""
-    for name in SETTINGS:
-        setattr(target, name, getattr(source, name))
-    return target
+def adopt_settings(model: nn.Module) -> None:
+    """Moves the settings of all parameters of `model` to the modules that own them, as `module.parameter_settings`.
+
+    There they survive a deep copy, and a parameter that torch or a sharding replaces.
+    """
+    for module in model.modules():
+        own = [name for name, parameter in module._parameters.items() if parameter is not None]
+        found = {name: settings for name in own if (settings := settings_of(module, name)) is not None}
+        if found:
+            module.parameter_settings = found
+    for parameter in model.parameters():
+        vars(parameter).pop("settings", None)
+
+
+def named_settings(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, ParameterSettings]]:
+    """Yields each parameter once with its name and settings, in the order of `model.named_parameters()`.
+
+    A tied parameter has the settings of its first name.
+
+    Raises:
+        ValueError: A parameter was not built by `Parameter`.
+    """
+    modules = dict(model.named_modules())
+    for name, parameter in list(model.named_parameters()):
+        path, _, own_name = name.rpartition(".")
+        settings = settings_of(modules[path], own_name)
+        if settings is None:
+            raise ValueError(f"parameter {name} was not built by `Parameter`, so its settings are unknown")
+        yield name, parameter, settings

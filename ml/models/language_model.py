@@ -1,6 +1,5 @@
 """The causal language model."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -13,7 +12,7 @@ from ml.layers.context import Auxiliary, Cache, Context, places_in_documents
 from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
-from ml.layers.parameter import checked_lr_scale, copy_settings
+from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Mixer, NoProducts
 from ml.layers.rotary import RotaryEmbedding
 from ml.models.declarations import (
@@ -23,7 +22,7 @@ from ml.models.declarations import (
     obstacle_to_depth,
     obstacle_to_documents,
 )
-from ml.models.parameters import freeze_unscaled
+from ml.models.parameters import settle_parameters
 
 
 @configurable
@@ -70,7 +69,7 @@ class LanguageModel(NoProducts):
             self.multi_token = child("multi_token", multi_token, self.hidden_size, depth_of(self.decoder))
         for problem in _misfits([self.decoder, self.multi_token]):
             require(False, "decoder", problem)
-        freeze_unscaled(self)
+        settle_parameters(self)
 
     @property
     def tied_weight(self) -> Tensor | None:
@@ -172,14 +171,6 @@ class LanguageModel(NoProducts):
         predictions = self.multi_token(x, embedded, targets, context)
         totals = [self.head.loss(hidden, later, self.tied_weight).total for hidden, later in predictions]
         return self.multi_token.loss_weight * sum(totals) / len(totals)
-
-    def __deepcopy__(self, memo: dict) -> "LanguageModel":
-        duplicate = type(self).__new__(type(self))
-        memo[id(self)] = duplicate
-        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        for original, copied in zip(self.parameters(), duplicate.parameters(), strict=True):
-            copy_settings(original, copied)
-        return duplicate
 
 
 def _misfits(sequences: list[nn.Module | None]) -> Iterator[str]:

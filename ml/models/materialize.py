@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.layers.initialization import Fill
-from ml.layers.parameter import copy_settings, has_settings
+from ml.layers.parameter import adopt_settings, named_settings
 from ml.layers.protocol import Buffered, Stack
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.parameters import ancestors
@@ -33,14 +33,13 @@ def materialize(model: nn.Module, device: torch.device | str = "cpu", seed: int 
         raise ValueError(obstacle)
     modules = dict(model.named_modules())
     depths = {path: module.num_layers for path, module in modules.items() if isinstance(module, Stack)}
-    for name, parameter in list(model.named_parameters()):
-        if not has_settings(parameter):
-            raise ValueError(f"parameter {name} was not built by `Parameter`, so its initialization is unknown")
+    adopt_settings(model)
+    for name, parameter, settings in named_settings(model):
         num_layers = next((depths[path] for path in ancestors(name) if path in depths), None)
-        initialization = at_depth(parameter.initialization, num_layers)
+        initialization = at_depth(settings.initialization, num_layers)
         values = initial_values(name, parameter.shape, initialization, seed)
         filled = nn.Parameter(values.to(device=device, dtype=parameter.dtype), parameter.requires_grad)
-        replace_parameter(model, parameter, copy_settings(parameter, filled))
+        replace_parameter(model, parameter, filled)
     reset_buffers(model, device)
     return model
 
@@ -50,8 +49,8 @@ def without_depth(model: nn.Module) -> list[str]:
     modules = dict(model.named_modules())
     return [
         name
-        for name, parameter in model.named_parameters()
-        if has_open_depth(parameter.initialization)
+        for name, _, settings in named_settings(model)
+        if has_open_depth(settings.initialization)
         and not any(isinstance(modules[path], Stack) for path in ancestors(name))
     ]
 

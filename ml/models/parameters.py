@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ml.layers.parameter import has_settings
+from ml.layers.parameter import adopt_settings, named_settings
 from ml.layers.protocol import lr_scale_of
 
 
@@ -26,11 +26,9 @@ def named_parameters_with_scales(model: nn.Module) -> Iterator[ScaledParameter]:
     path of its first name. Raises ValueError for a parameter that was not built by `Parameter`.
     """
     modules = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
-        if not has_settings(parameter):
-            raise ValueError(f"parameter {name} was not built by `Parameter`, so its learning rate scale is unknown")
+    for name, parameter, settings in named_settings(model):
         holders = (lr_scale_of(modules[path]) for path in ancestors(name))
-        yield ScaledParameter(name, parameter, math.prod(holders, start=parameter.lr_scale), parameter.weight_decay)
+        yield ScaledParameter(name, parameter, math.prod(holders, start=settings.lr_scale), settings.weight_decay)
 
 
 def ancestors(name: str) -> list[str]:
@@ -39,7 +37,8 @@ def ancestors(name: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
-def freeze_unscaled(model: nn.Module) -> None:
-    """Turns off the gradient of every parameter whose learning rate scale is 0."""
+def settle_parameters(model: nn.Module) -> None:
+    """Gives the settings of all parameters to the modules that own them, and freezes those with a scale of 0."""
+    adopt_settings(model)
     for scaled in named_parameters_with_scales(model):
         scaled.parameter.requires_grad_(scaled.lr_scale != 0.0)

@@ -9,7 +9,7 @@ from ml.config import child, configurable, require
 from ml.layers.context import Context
 from ml.layers.tracing import has_values
 from ml.models.language_model import LanguageModel
-from ml.models.parameters import freeze_unscaled
+from ml.models.parameters import settle_parameters
 from ml.models.vision_encoder import VisionEncoder
 
 
@@ -34,7 +34,7 @@ class VisionLanguageModel(LanguageModel):
         vision: Callable[..., nn.Module] = VisionEncoder,
     ):
         nn.Module.__init__(self)
-        vars(self).update(vars(language_model()))  # all that it is, whatever options it had
+        self._take_parts_of(language_model())
         if image_token_id is None:
             image_token_id = self.vocab_size - 1
         inside = 0 <= image_token_id < self.vocab_size
@@ -42,7 +42,17 @@ class VisionLanguageModel(LanguageModel):
         require(inside, "image_token_id", message)
         self.image_token_id = image_token_id
         self.vision = child("vision", vision, self.hidden_size)
-        freeze_unscaled(self)
+        settle_parameters(self)
+
+    def _take_parts_of(self, model: LanguageModel) -> None:
+        """Becomes the owner of what a language model consists of."""
+        self.vocab_size, self.hidden_size = model.vocab_size, model.hidden_size
+        self.tie_word_embeddings, self.lr_scale = model.tie_word_embeddings, model.lr_scale
+        self.embeddings, self.decoder = model.embeddings, model.decoder
+        self.head, self.multi_token = model.head, model.multi_token
+        lost = [name for name, _ in model.named_children() if name not in self._modules]
+        lost += list(model._parameters) + list(model._buffers)
+        require(not lost, "language_model", f"has parts that a VisionLanguageModel does not have: {', '.join(lost)}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

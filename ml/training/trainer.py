@@ -12,6 +12,7 @@ from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import numbers_of_step
 from ml.layers.checks import ADDRESSABLE, positive_float
+from ml.layers.parameter import adopt_settings
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.materialize import without_depth
@@ -131,6 +132,7 @@ class Trainer:
         self.compile = compile
         self.num_loader_workers = num_loader_workers
         self.model = model()
+        adopt_settings(self.model)
         self.data = child("data", data)
         self.optimizer = child("optimizer", optimizer)
         self.schedule = child("schedule", schedule, num_steps)

@@ -201,8 +201,9 @@ def test_embedding_dropout_acts_in_training_only():
 
 def test_parameter_carries_its_settings():
     parameter = Parameter((2, 3), initialization=truncated_normal, lr_scale=0.5, weight_decay=0.1)
-    assert (parameter.shape, parameter.lr_scale, parameter.weight_decay) == ((2, 3), 0.5, 0.1)
-    assert parameter.initialization.func is torch.nn.init.trunc_normal_
+    settings = parameter.settings
+    assert (parameter.shape, settings.lr_scale, settings.weight_decay) == ((2, 3), 0.5, 0.1)
+    assert settings.initialization.func is torch.nn.init.trunc_normal_
     assert not Parameter((2,), lr_scale=0.0).requires_grad
 
 

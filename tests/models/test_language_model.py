@@ -78,7 +78,8 @@ SIX_HALVES = partial(
 
 def test_learning_rate_scales_multiply_along_the_path():
     model = build(decoder=SIX_HALVES, lr_scale=0.5)
-    model.decoder.block_1.mixer.query.weight.lr_scale = 0.5
+    settings = model.decoder.block_1.mixer.query.parameter_settings
+    settings["weight"] = settings["weight"]._replace(lr_scale=0.5)
     scales = {scaled.name: scaled.lr_scale for scaled in named_parameters_with_scales(model)}
     assert scales["decoder.block_1.mixer.query.weight"] == 0.015625  # six halves
     assert scales["decoder.block_0.mixer.query.weight"] == 0.5**5

@@ -80,7 +80,7 @@ def test_ties_frozen_parameters_and_settings_survive():
     for name, parameter in model.named_parameters():
         assert parameter.device.type == "cpu"
         assert parameter.requires_grad == (".mixer." not in name)
-    assert model.decoder.block_0.mlp_norm.weight.weight_decay == 0.0
+    assert model.decoder.block_0.mlp_norm.parameter_settings["weight"].weight_decay == 0.0
 
 
 def test_a_parameter_held_twice_is_made_once():

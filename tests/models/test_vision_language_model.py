@@ -206,3 +206,10 @@ def test_bfloat16_is_near_float32(pure):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         VisionLanguageModel(**{"image_token_id": IMAGE, "language_model": small_language_model, **options})
+
+
+def test_a_language_model_with_other_parts_is_refused():
+    model = small_language_model()
+    model.extra = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"has parts that a VisionLanguageModel does not have: extra"):
+        small(language_model=lambda: model)
