@@ -34,6 +34,7 @@ setup(
     package_dir={SHIPPED_CONFIGS: "configs"},
     package_data={SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
     py_modules=["train"],
+    entry_points={"console_scripts": ["juniper = ml.cli.verbs:main"]},
     install_requires=[
         "torch>=2.11",
         "gin-config==0.5.0",  # ml/config/gin_internals.py uses a few private names

@@ -1,10 +1,12 @@
 """Juniper: a trainer for block-modular language models, wired by gin.
 
-Three calls load a run, look inside it and go on from it: `ml.load`, `ml.build`, `ml.open_run`.
+`ml.load` reads a configuration, `ml.build` makes its model, `ml.train` trains it, `ml.open_run` opens the folder of a
+run.
 """
 
-from ml.api import SHIPPED_CONFIGS, build, load, open_run
+from ml.api import SHIPPED_CONFIGS, build, load, open_run, train
 from ml.config import Config, ConfigError, ImportedValue
+from ml.errors import RunFailure, UserError
 from ml.runs import Run
 from ml.version import __version__
 
@@ -14,8 +16,11 @@ __all__ = [
     "ConfigError",
     "ImportedValue",
     "Run",
+    "RunFailure",
+    "UserError",
     "__version__",
     "build",
     "load",
     "open_run",
+    "train",
 ]

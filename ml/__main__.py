@@ -1,8 +1,8 @@
-"""`python -m ml VERB`: everything that is not training."""
+"""`python -m ml VERB`, the same as the command `juniper VERB`."""
 
 import sys
 
 from ml.cli.verbs import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(command="python -m ml"))

@@ -1,10 +1,27 @@
-"""The two ways in which a command ends badly without being at fault."""
+"""Errors that a user can cause: a command ends with their message and no traceback."""
+
+import re
 
 INTERRUPTED = 130  # the exit code that a shell reports for a process that SIGINT ended
+
+_NAME = re.compile(r"\{(\w+)\}")
 
 
 class UserError(ValueError):
     """The configuration or the input is wrong and the user can mend it: the message is printed, the exit code is 2."""
+
+
+class ArgumentError(UserError):
+    """The arguments of a call are wrong. The command line spells their names as flags.
+
+    Args:
+        template: The message, with the names of parameters in braces: "{stride} must be positive, not %s".
+        values: Replace each `%s`.
+    """
+
+    def __init__(self, template: str, *values: object):
+        super().__init__(_NAME.sub(r"\1", template) % values)
+        self.with_flags = _NAME.sub(r"--\1", template) % values
 
 
 class RunFailure(RuntimeError):

@@ -3,10 +3,11 @@
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 
-from ml.errors import INTERRUPTED, RunFailure, UserError
+from ml.errors import INTERRUPTED, ArgumentError, RunFailure, UserError
 
 _GIN_FLAG = re.compile(
     r"""--gin\.(?P<key>(?:'[^']*'|"[^"]*"|[^='"])+?)(?P<operator>\s*[+-]?=)(?P<value>.*)""", re.DOTALL
@@ -24,13 +25,15 @@ def gin_flags_as_bindings(arguments: list[str]) -> list[str]:
     return result
 
 
-def run(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
     """Parses the flags, calls `main` with what is left of the arguments, and exits with its code.
 
     What the user can mend ends with a message and exit code 2, a run that cannot go on with a message and 1.
     """
     try:
         app.run(main, argv=gin_flags_as_bindings(arguments), flags_parser=_parse)
+    except ArgumentError as error:
+        _leave(error.with_flags, 2)
     except (UserError, flags.Error) as error:
         _leave(str(error), 2)
     except RunFailure as error:
@@ -52,6 +55,6 @@ def _parse(arguments: list[str]) -> list[str]:
     return left
 
 
-def _leave(message: str, code: int) -> None:
+def _leave(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,7 @@
-"""The verbs of `python -m ml`: each is a module with `add_arguments(parser)` and `run(arguments)`."""
+"""The command `juniper`, which is `python -m ml`: a verb is a module with `add_arguments(parser)` and `run(arguments)`.
+
+`train` is another one, because its flags are absl's.
+"""
 
 import argparse
 import os
@@ -15,10 +18,12 @@ from ml.cli import (
     prepare,
     show,
     sweep,
+    train,
     train_tokenizer,
 )
 from ml.cli.entry import gin_flags_as_bindings
-from ml.errors import INTERRUPTED, RunFailure, UserError
+from ml.errors import INTERRUPTED, ArgumentError, RunFailure, UserError
+from ml.version import __version__
 
 VERBS = {
     "configs": configs,
@@ -35,14 +40,20 @@ VERBS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Runs a verb; returns the exit code: 0, or 2 with a message where the user can mend what is wrong, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m ml", description="Everything that is not training.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, module in VERBS.items():
-        summary = module.__doc__.splitlines()[0]
-        module.add_arguments(verbs.add_parser(name, help=summary, description=summary))
-    parsed = parser.parse_args(gin_flags_as_bindings(arguments))
+def main(arguments: list[str] | None = None, command: str = "juniper") -> int:
+    """Runs a verb.
+
+    Args:
+        arguments: The verb and its arguments; None for those of the process.
+        command: What the help calls the command.
+
+    Returns:
+        The exit code: 0, or 2 with a message where the user can mend what is wrong, else 1.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"]:
+        train.main(arguments[1:], f"{command} train")
+    parsed = _parser(command).parse_args(gin_flags_as_bindings(arguments))
     try:
         VERBS[parsed.verb].run(parsed)
         sys.stdout.flush()
@@ -51,6 +62,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+    except ArgumentError as error:
+        print(error.with_flags, file=sys.stderr)
+        return 2
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -58,3 +72,14 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=command, description="Trains language models and works with their runs.")
+    parser.add_argument("--version", action="version", version=f"juniper {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("train", help=train.__doc__)
+    for name, module in VERBS.items():
+        summary = module.__doc__.splitlines()[0]
+        module.add_arguments(verbs.add_parser(name, help=summary, description=summary))
+    return parser

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 import ml
-from ml.cli import training
 from ml.cli.verbs import main
 
 
@@ -29,7 +28,7 @@ def folder(tmp_path_factory):
         "books/Validation.data=@TextData", "books/TextFiles.paths='books.txt'",
     ]  # fmt: skip
     with contextlib.chdir(path):
-        training.run(training.load_job(["recipes/tiny.gin"], small), "run")
+        ml.train(ml.load("recipes/tiny.gin", small), "run")
     (path / "more").mkdir()
     (path / "more" / "a.txt").write_text("seven six five")
     (path / "more" / "b.md").write_text("not read")
@@ -99,7 +98,7 @@ def test_the_validation_sets_of_a_run_are_measured_as_in_training(call, folder):
     [
         (("--data", "nowhere"), "no such file or folder: nowhere"),
         (("--data", "more/empty.txt"), "there is nothing to predict in more/empty.txt"),
-        (("--data", "text.txt", "--context", "8", "--stride", "9"), "--stride=9 would leave out tokens"),
+        (("--data", "text.txt", "--context", "8", "--stride", "9"), "--stride=9 would skip tokens"),
         (("--data", "text.txt", "--tasks", "x"), "ask for one at a time"),
         pytest.param(
             ("--tasks", "no_such"), "no such task: no_such", marks=pytest.mark.slow

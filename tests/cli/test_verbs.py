@@ -137,7 +137,7 @@ def test_generate_goes_on_from_prompts(call, trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give a text to go on from"),
+        ((), "give a text to continue"),
         (("--prompt", "x", "--num_samples", "0"), "--num_samples cannot be 0"),
         (("--prompt", "x", "--stop", ""), "--stop cannot be"),
         (("--prompt", "x", "--top_p", "2"), "--top_p cannot be 2.0"),

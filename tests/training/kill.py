@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from ml.cli import training
+import ml
 
 _LONGEST_LIFE = 2.5  # seconds; and most are shorter than the time to the next checkpoint
 _PAUSE = 0.0005  # seconds
 
 
-def start(job, folder):
+def start(config, folder):
     """A process that trains; returns its number."""
     process = os.fork()
     if process == 0:
@@ -28,7 +28,8 @@ def start(job, folder):
             os.dup2(nowhere.fileno(), 1)
         code = 70
         try:
-            code = training.run(job, folder)
+            ml.train(config, folder)
+            code = 0
         finally:
             os._exit(code)
     return process
@@ -58,15 +59,15 @@ def kill_at_some_moment(process, folder, chance):
 
 
 def main(folder, seed, num_kills, flags):
-    job = training.load_job(["tests/kill.gin"], list(flags))
+    config = ml.load("tests/kill.gin", list(flags))
     chance = random.Random(int(seed))
     inside = 0
     for _ in range(int(num_kills)):
-        killed = kill_at_some_moment(start(job, folder), folder, chance)
+        killed = kill_at_some_moment(start(config, folder), folder, chance)
         if killed is None:
             break
         inside += killed
-    _, status = os.waitpid(start(job, folder), 0)
+    _, status = os.waitpid(start(config, folder), 0)
     print(inside)
     return os.waitstatus_to_exitcode(status)
 

@@ -1,7 +1,7 @@
 """When checkpoints are written, how many are kept, and which one a run goes on from."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml.config import configurable, require
@@ -78,16 +78,21 @@ def open_checkpoint(folder: Path, step: int | None = None) -> Path:
     """
     steps = dict(_found(folder))
     if step is None:
-        whole = [path for path in reversed(steps.values()) if damage(path) is None]
-        if not whole:
+        newest = next(whole_checkpoints(folder), None)
+        if newest is None:
             raise RunError(f"there is no whole checkpoint in {folder}")
-        return whole[0]
+        return newest
     if step not in steps:
         there = ", ".join(map(str, steps)) or "none"
         raise RunError(f"there is no checkpoint of step {step} in {folder}; there are: {there}")
     if problem := damage(steps[step]):
         raise RunError(f"the checkpoint {steps[step]} cannot be used: {problem}")
     return steps[step]
+
+
+def whole_checkpoints(folder: Path) -> Iterator[Path]:
+    """Yields the checkpoints below `folder` that are whole, newest first."""
+    return (path for _, path in reversed(_found(folder)) if damage(path) is None)
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:

@@ -13,8 +13,6 @@ import torch
 from saved import trained_model
 
 import ml
-from ml.cli.training import Job
-from ml.cli.training import run as run_job
 from ml.data import Batch
 from ml.training.metrics.norms import place_of, weight_norms
 from ml.training.metrics.progress import TerminalProgress, describe
@@ -141,7 +139,7 @@ def test_the_environment_says_what_the_peak_is_and_who_says_so(tiny_bindings, tm
         config = ml.load(
             bindings=[*tiny_bindings, "Trainer.num_steps = 3", "CosineSchedule.warmup_steps = 1", *binding]
         )
-        run_job(Job(config), str(tmp_path / name))
+        ml.train(config, tmp_path / name)
         found = json.loads((tmp_path / name / "environment.json").read_text())
         assert found["data"]["sha256"]
         assert found["peak_flops"]["source"].startswith(source)

@@ -10,8 +10,6 @@ import torch
 from test_resume import stop_after
 
 import ml
-from ml.cli.training import Job
-from ml.cli.training import run as run_job
 from ml.training import MemorySnapshot, Profiler, RunError, RunFolder, loop, train
 
 CPU = torch.device("cpu")
@@ -130,7 +128,7 @@ def test_what_cannot_be_written_is_said_and_training_goes_on(tiny, run_in, tmp_p
 def test_a_memory_snapshot_on_a_machine_without_cuda_is_refused_before_anything_is_written(tiny_bindings, tmp_path):
     config = ml.load(bindings=[*tiny_bindings, "Trainer.memory_snapshot = @MemorySnapshot"])
     with pytest.raises(RunError, match="this machine has none"):
-        run_job(Job(config), str(tmp_path / "run"))
+        ml.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

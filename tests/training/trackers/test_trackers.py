@@ -20,8 +20,6 @@ from wandb.proto import wandb_internal_pb2
 
 import ml
 from ml.api import build_trainer
-from ml.cli.training import Job
-from ml.cli.training import run as run_job
 from ml.config import configurable
 from ml.metric_names import scalars
 from ml.training import RunError, RunFolder, TensorBoard, Tracker, WeightsAndBiases, loop, train
@@ -80,7 +78,6 @@ PROGRAM = textwrap.dedent(
     """
     import os, signal, sys, torch
     import ml
-    from ml.cli.training import Job, run
     from ml.training import loop
 
     take_step, deadly = loop.train_step, int(sys.argv[2])
@@ -91,7 +88,7 @@ PROGRAM = textwrap.dedent(
         return take_step(state, *rest)
 
     loop.train_step = dies
-    sys.exit(run(Job(ml.load(bindings=sys.argv[3:])), sys.argv[1]))
+    ml.train(ml.load(bindings=sys.argv[3:]), sys.argv[1])
     """
 )
 
@@ -114,7 +111,7 @@ def run_whole(tiny_bindings, tmp_path):
 
     def run(*bindings, name="run"):
         folder = RunFolder(tmp_path / name)
-        assert run_job(Job(ml.load(bindings=[*tiny_bindings, *bindings])), str(folder.path)) == 0
+        ml.train(ml.load(bindings=[*tiny_bindings, *bindings]), folder.path)
         return folder
 
     return run
@@ -298,7 +295,7 @@ def test_a_library_that_is_missing_is_named_before_anything_is_written(
     monkeypatch.setitem(sys.modules, missing, None)
     config = ml.load(bindings=[*tiny_bindings, f"Trainer.trackers = [@{tracker.__name__}]"])
     with pytest.raises(RunError, match=rf"needs the library {missing}: pip install 'juniper-trainer\[{missing}\]'"):
-        run_job(Job(config), str(tmp_path / "run"))
+        ml.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     trainer = build_trainer(config)
     with pytest.raises(RunError, match="pip install"):

@@ -1,0 +1,31 @@
+"""Show the run that a configuration would be."""
+
+from collections.abc import Sequence
+
+from ml.config import Config, explain, select
+from ml.errors import UserError
+from ml.machine import choose_device
+from ml.models.summary import summarize
+from ml.runs import Run
+from ml.runs.launch import Launch
+from ml.training.summary import memory_of_training, notes, summarize_training
+
+
+def show(
+    config: Config, run_dir: str | None, pattern: str | None, init_from: Run | None, init_may_differ: Sequence[str]
+) -> None:
+    """Prints the model and who set what, and writes the configuration of the run."""
+    launch = Launch(config, run_dir, choose_device(None), init_from, init_may_differ)
+    trainer = launch.trainer
+    print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
+    print(f"\n{summarize_training(trainer)}")
+    for note in notes(trainer):
+        print(f"\n{note}")
+    launch.print_warnings()
+    if pattern is not None:
+        found = select(config.records(), pattern)
+        if not found:
+            raise UserError(f"no parameter matches --explain={pattern}")
+        print(f"\n{explain(found)}")
+    launch.write_config()
+    print(f"\nThe configuration is right, and nothing was trained. It is written to {launch.folder.path}")

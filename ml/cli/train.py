@@ -1,0 +1,60 @@
+"""Train a language model."""
+
+import sys
+from typing import NoReturn
+
+from ml.cli import entry
+from ml.errors import UserError
+
+_HELP = {"--help", "-help", "--helpshort", "-helpshort", "-h", "-?"}
+
+
+def main(arguments: list[str], command: str = "train.py") -> NoReturn:
+    """Trains, or shows what would be trained, and exits: 0 done, 2 where the user can mend what is wrong, else 1.
+
+    Args:
+        arguments: Those after the name of the command.
+        command: What the help calls the command.
+    """
+    from ml.cli.train_flags import FLAGS, help_text
+
+    if _HELP.intersection(arguments):
+        print(f"{__doc__}\n\nusage: {command} --gin_file=base.gin --gin_bindings='Linear.bias=False'\n{help_text()}")
+        sys.exit(0)
+    FLAGS.unparse_flags()
+    entry.run(lambda _: _train(FLAGS), [command, *arguments])
+
+
+def _train(flags) -> int:
+    if flags.explain is not None and not flags.dry_run:
+        raise UserError("--explain goes with --dry_run")
+    if not flags.gin_file and not flags.gin_bindings:
+        raise UserError(f"no configuration: name one with --gin_file=base.gin. There are {', '.join(_shipped())}")
+    if flags.init_may_differ and flags.init_from is None:
+        raise UserError("--init_may_differ goes with --init_from")
+    from ml import api  # torch is imported only once the flags are right
+
+    source = api.open_run(flags.init_from, trust_code=flags.trust_run_code) if flags.init_from is not None else None
+    config = api.load(
+        flags.gin_file,
+        flags.gin_bindings,
+        search_path=flags.gin_search_path,
+        imported=source.imported_values() if source else (),
+        allow_unused_bindings=flags.allow_unused_bindings,
+        trust_code=flags.trust_run_code,
+    )
+    start = {"init_from": source, "init_may_differ": tuple(flags.init_may_differ)}
+    if flags.dry_run:
+        from ml.cli import dry_run
+
+        dry_run.show(config, flags.run_dir, flags.explain, **start)
+    else:
+        api.train(config, flags.run_dir, **start)
+    return 0
+
+
+def _shipped() -> list[str]:
+    from ml.api import SHIPPED_CONFIGS
+
+    paths = (path.relative_to(SHIPPED_CONFIGS) for path in SHIPPED_CONFIGS.rglob("*.gin"))
+    return sorted(path.as_posix() for path in paths if "tests" not in path.parts)

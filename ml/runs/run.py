@@ -1,0 +1,327 @@
+"""The folder of a run: its configuration, its weights, its metrics, and what its model writes and is worth."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+from ml.building import build, build_trainer, load
+from ml.config import Config, ImportedValue
+from ml.config.configurable import Configurable
+from ml.errors import UserError
+from ml.machine import choose_device
+from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
+from ml.runs.generation import Generated, Generation, generate_texts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ml.data.tokenizers import Tokenizer
+    from ml.models import LanguageModel
+    from ml.training import Trainer
+
+_MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The options of `Run.generate` that do not change the type of its result."""
+
+    num_tokens: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    stop: str | Sequence[str]
+    seed: int
+    step: int | None
+    average: bool
+    device: str | torch.device | None
+    show: Callable[[int, str], None] | None
+
+
+class Run:
+    """The folder of a run, open for looking inside, generating text, evaluating and exporting.
+
+    Args:
+        path: The folder.
+        trust_code: Executes the copy of its own code that the run keeps, where it has layers that are not installed.
+
+    Raises:
+        UserError: There is no run.
+    """
+
+    def __init__(self, path: str | Path, *, trust_code: bool = False):
+        self._trust_code = trust_code
+        self.path = Path(path)
+        self._operative = self.path / "operative_config.gin"
+        if not self._operative.is_file():
+            raise UserError(f"there is no run in {self.path}: it has no operative_config.gin")
+        self._loaded: dict[tuple[Path, torch.device, bool], LanguageModel] = {}
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration of the run, from its operative config."""
+        return load(self._operative, trust_code=self._trust_code)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of its data."""
+        return self._trainer.data.tokenizer
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that the newest whole checkpoint has taken; 0 where there is none."""
+        return self._counts().get("step", 0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has taken its last step. A stopped run resumes by `ml.train(run.config, run.path)`."""
+        counts = self._counts()
+        return counts.get("step", 0) >= self._trainer.num_steps and counts["unvalidated"] is None
+
+    def build(self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False) -> nn.Module:
+        """Builds the model with the weights of a checkpoint.
+
+        Args:
+            step: Step of the checkpoint; None for the newest whole one.
+            device: Where the model is put.
+            average: Takes the running average of the weights instead of the last ones.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            RunError: There is no such checkpoint, it is damaged, or it has no average.
+        """
+        from ml.training.checkpoints.weight_files import read_weights
+
+        checkpoint = self.checkpoint(step)
+        model = build(self.config, device)
+        read_weights(checkpoint, model, average=average)
+        return model.eval()
+
+    def checkpoint(self, step: int | None = None) -> Path:
+        """The folder of a checkpoint; None is the newest whole one.
+
+        Raises:
+            RunError: There is no such checkpoint, or it is damaged.
+        """
+        from ml.training.checkpoints.policy import open_checkpoint
+
+        return open_checkpoint(self.path / "checkpoints", step)
+
+    @overload
+    def generate(self, prompts: str, **options: Unpack[GenerateOptions]) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | tuple[str, ...],
+        *,
+        num_samples: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[str]: ...
+
+    @overload
+    def generate(self, prompts: str, *, num_samples: int, **options: Unpack[GenerateOptions]) -> list[str]: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_samples: int | None = None,
+        num_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+        step: int | None = None,
+        average: bool = False,
+        device: str | torch.device | None = None,
+        show: Callable[[int, str], None] | None = None,
+    ) -> str | list[str]:
+        """Generates text, as `juniper generate` does; equal seeds give equal texts.
+
+        The model stays loaded for the next call of the same checkpoint.
+
+        Args:
+            prompts: A text to continue, or several; an empty one starts a document.
+            num_samples: Texts for each prompt; None for one.
+            num_tokens: Most tokens of a text; None for 256, or what learned positions have room for.
+            temperature: Divides the logits; 0 takes the most likely token.
+            top_k: Draws from this many of the most likely tokens; None for all.
+            top_p: Draws from the most likely tokens that together have this probability; None for all.
+            min_p: Skips tokens with less than this part of the probability of the most likely one; None for no limit.
+            stop: Text before which to stop, or several. The separator of documents always stops.
+            seed: Seed of the draws. What is drawn for a prompt depends on the seed and its index alone.
+            step: Step of the checkpoint; None for the newest whole one.
+            average: Takes the running average of the weights instead of the last ones.
+            device: Where to generate; None for the GPU where there is one.
+            show: Called with the index of a text and all of it that is certain, as it grows.
+
+        Returns:
+            The text after the prompt, without the prompt. For several prompts or with `num_samples` a list: the
+            samples of the first prompt, then those of the next.
+
+        Raises:
+            UserError: A value is out of range, a prompt cannot be continued, or there is no such checkpoint.
+        """
+        settings = Generation(
+            num_tokens=num_tokens,
+            num_samples=1 if num_samples is None else num_samples,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            stop=[stop] if isinstance(stop, str) else list(stop),
+            seed=seed,
+        )
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        made = self.generate_with(settings, given, step=step, average=average, device=device, show=show)
+        texts = [one.text for one in made.texts]
+        return texts[0] if isinstance(prompts, str) and num_samples is None else texts
+
+    def generate_with(
+        self,
+        settings: Generation,
+        prompts: Sequence[str],
+        *,
+        step: int | None = None,
+        average: bool = False,
+        device: str | torch.device | None = None,
+        show: Callable[[int, str], None] | None = None,
+    ) -> Generated:
+        """Generates text and reports how each one ended and how long it took; the rest is as for `generate`."""
+        where = choose_device(device)
+        return generate_texts(lambda: self._model(step, where, average), self._trainer.data, prompts, settings, show)
+
+    def evaluate(
+        self,
+        data: str | Path | Sequence[str | Path] = (),
+        *,
+        pattern: str = "*",
+        tasks: str | Sequence[str] = (),
+        task_folder: str | Path | None = None,
+        num_fewshot: int | None = None,
+        limit: int | None = None,
+        context: int | None = None,
+        stride: int | None = None,
+        batch_size: int = 8,
+        step: int | None = None,
+        average: bool = False,
+        device: str | torch.device | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates the model, as `juniper evaluate` does: on texts, on tasks, or on the validation sets of the run.
+
+        Args:
+            data: Text files, or folders of them.
+            pattern: Which files of a folder, such as "*.txt".
+            tasks: A task of the lm-evaluation-harness, or several.
+            task_folder: A folder with definitions of further tasks.
+            num_fewshot: Examples before each question; None for what the task states.
+            limit: Most questions of each task; None for all.
+            context: Most tokens that one is predicted from; None for the length of training.
+            stride: Tokens between two windows of a text; None for half the context.
+            batch_size: Windows or requests at once.
+            step: Step of the checkpoint; None for the newest whole one.
+            average: Takes the running average of the weights instead of the last ones.
+            device: Where to evaluate; None for the GPU where there is one.
+
+        Returns:
+            What `--json` prints. Always `run` and `step`. Of texts `context`, `stride`, `texts` (each with `name`,
+            `tokens`, `bytes`, `loss` in nats per token, `perplexity`, `bits_per_byte`) and `all`, the same of all
+            together. Of tasks `context` and what the harness reports (`results` by task). Else `validation_sets`,
+            each with `name`, `loss`, `bits_per_byte`.
+
+        Raises:
+            UserError: A value is out of range or has no effect, or there is nothing to evaluate on.
+        """
+        settings = Evaluation(
+            data=[data] if isinstance(data, str | Path) else list(data),
+            pattern=pattern,
+            tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+            task_folder=task_folder,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            context=context,
+            stride=stride,
+            batch_size=batch_size,
+        )
+        return self.evaluate_with(settings, step=step, average=average, device=device)
+
+    def evaluate_with(
+        self,
+        settings: Evaluation,
+        *,
+        step: int | None = None,
+        average: bool = False,
+        device: str | torch.device | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates the model, as `evaluate` does."""
+        from ml.training.checkpoints.state_files import read_counts
+
+        reach = context_and_stride(settings, self._trainer)
+        where = choose_device(device)
+        subject = Subject(self._trainer, self._model(step, where, average), where, *reach, settings.batch_size)
+        counts = read_counts(self.checkpoint(step))
+        return {"run": str(self.path), "step": counts["step"], **evaluate(settings, subject)}
+
+    def export(self, file: str | Path, step: int | None = None, *, average: bool = False) -> int:
+        """Writes the weights of a checkpoint alone to a safetensors file.
+
+        Args:
+            file: What to write; one that is there is replaced.
+            step: Step of the checkpoint; None for the newest whole one.
+            average: Takes the running average of the weights instead of the last ones.
+
+        Returns:
+            The number of tensors.
+
+        Raises:
+            RunError: There is no such checkpoint, or the file cannot be written.
+        """
+        from ml.training.checkpoints.weight_files import export_weights
+
+        return export_weights(self.checkpoint(step), Path(file), average=average)
+
+    def imported_values(self) -> list[ImportedValue]:
+        """The configuration of the model, as the imported layer of a run that starts from this one."""
+        return self.config.as_imported(_is_part_of_a_model, str(self._operative))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, oldest first."""
+        from ml.training.run_folder import RunFolder
+
+        return RunFolder(self.path).metrics()
+
+    @functools.cached_property
+    def _trainer(self) -> Trainer:
+        return build_trainer(self.config)
+
+    def _model(self, step: int | None, device: torch.device, average: bool) -> LanguageModel:
+        """The model of a checkpoint, in evaluation mode. The last one that was asked for stays loaded."""
+        key = (self.checkpoint(step), device, average)
+        if key not in self._loaded:
+            self._loaded = {}  # frees the other one before there are two
+            self._loaded[key] = self.build(step, device, average=average)
+        return self._loaded[key].eval()
+
+    def _counts(self) -> dict[str, Any]:
+        """What the newest whole checkpoint says beside its tensors; nothing where there is none."""
+        from ml.training.checkpoints.policy import whole_checkpoints
+        from ml.training.checkpoints.state_files import read_counts
+
+        newest = next(whole_checkpoints(self.path / "checkpoints"), None)
+        return {} if newest is None else read_counts(newest)
+
+
+def _is_part_of_a_model(info: Configurable) -> bool:
+    from torch import nn
+
+    is_module = isinstance(info.target, type) and issubclass(info.target, nn.Module)
+    return is_module or info.selector.startswith(_MODEL_PACKAGES)
