@@ -32,7 +32,7 @@ setup(
     # `configs/` is at the top of the repository and is installed inside the package.
     packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
     package_dir={SHIPPED_CONFIGS: "configs"},
-    package_data={SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
+    package_data={"ml": ["py.typed"], SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
     py_modules=["train"],
     entry_points={"console_scripts": ["juniper = ml.cli.verbs:main"]},
     install_requires=[
@@ -46,6 +46,6 @@ setup(
         **EXTRAS,
         "all": ALL,
         "test": [*ALL, "pytest>=8.0", "pytest-xdist>=3.5", "scipy>=1.11", "transformers>=5.0"],
-        "lint": ["codespell>=2.4", "ruff>=0.15"],
+        "lint": ["codespell>=2.4", "mypy>=2.0", "ruff>=0.15"],
     },
 )

@@ -1,6 +1,8 @@
 """Gin made strict: loading, scopes, types, provenance, the operative config. Imports no torch."""
 
-from gin import REQUIRED
+from typing import Any
+
+import gin
 
 from ml.config.canonical import UNORDERED
 from ml.config.config import Bindings, Config, ImportedValue, load
@@ -10,6 +12,8 @@ from ml.config.errors import ConfigError, Location, Problem
 from ml.config.operative import difference, fingerprint
 from ml.config.provenance import Record, explain, select
 from ml.config.values import UnwritableError, register_constant, register_enum
+
+REQUIRED: Any = gin.REQUIRED  # as a default it stands for a value of whatever type its parameter has
 
 __all__ = [
     "REQUIRED",

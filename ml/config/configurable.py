@@ -3,10 +3,10 @@
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, overload
 
 import gin
 
@@ -26,7 +26,26 @@ _by_selector: dict[str, Configurable] = {}
 _by_object: dict[int, tuple[Any, Configurable]] = {}  # with the object, so that its id stays its own
 
 
-def configurable(name_or_target: Any = None, /, **options: Any):
+# A class stays the class and a function keeps its signature, for type checkers and editors as well as at run time.
+_Target = TypeVar("_Target", bound=Callable[..., Any])
+
+
+class _Decorator(Protocol):
+    def __call__(self, target: _Target, /) -> _Target: ...
+
+
+@overload
+def configurable(target: _Target, /) -> _Target: ...
+@overload
+def configurable(
+    name: str | None = None,
+    /,
+    *,
+    module: str | None = ...,
+    allowlist: Sequence[str] | None = ...,
+    denylist: Sequence[str] | None = ...,
+) -> _Decorator: ...
+def configurable(name_or_target: Any = None, /, **options: Any) -> Any:
     """Makes a class or a function configurable; takes what `gin.configurable` takes.
 
     While a configuration is being built, what it binds fills the parameters that the caller leaves open, and the
@@ -37,7 +56,7 @@ def configurable(name_or_target: Any = None, /, **options: Any):
     return _register(name_or_target, None, options)
 
 
-def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]):
+def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Callable[..., Any]:
     if isinstance(target, type) and "__init__" not in target.__dict__:
         # Gin would wrap an inherited __init__ that is already managed: the bindings of the parent would then apply too.
         target.__init__ = _own_copy(target.__init__)

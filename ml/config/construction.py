@@ -7,7 +7,7 @@ configurable that is called there asks it for values.
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import gin
 
@@ -21,6 +21,7 @@ from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions
 from ml.config.types import mismatch
 from ml.config.values import Reference, substitute
 
+_Product = TypeVar("_Product")
 _NOTHING: Mapping[str, Any] = {}
 _DEEPEST = 100  # constructors inside one another; a deep model has twenty
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
@@ -40,12 +41,12 @@ class ParameterError(ValueError):
 
 def child(
     name: str,
-    constructor: Callable[..., Any],
+    constructor: Callable[..., _Product],
     *args: Any,
     defaults: Mapping[str, Any] = _NOTHING,
     derived: Mapping[str, Any] = _NOTHING,
     **kwargs: Any,
-) -> Any:
+) -> _Product:
     """Builds a child inside the scope `name`, which is the attribute that will hold it.
 
     Args:

@@ -4,7 +4,7 @@ import enum
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gin
 
@@ -57,6 +57,7 @@ class UnwritableError(ValueError):
     """A value that no configuration text can hold."""
 
 
+_Enum = TypeVar("_Enum", bound=type[enum.Enum])
 _constant_names: dict[tuple[type, Any], str] = {}
 
 
@@ -66,7 +67,7 @@ def register_constant(name: str, value: Any) -> None:
         gin.constant(name, value)
 
 
-def register_enum(cls: type[enum.Enum]) -> type[enum.Enum]:
+def register_enum(cls: _Enum) -> _Enum:
     """Makes the members of an enum writable as `%ClassName.MEMBER`; usable as a decorator, for `StrEnum` too."""
     for member in cls:
         register_constant(f"{cls.__module__}.{cls.__qualname__}.{member.name}", member)
