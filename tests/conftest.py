@@ -1,6 +1,6 @@
-"""What holds for all tests."""
+"""Settings for all tests."""
 
 import os
 
-# Two processes of tests share two cores: more threads in each, and in what they start, would only wait for each other.
+# Two test processes share two cores: more threads per process would only compete.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""The facts that the head of a recipe states, computed from the run that it builds."""
+"""Facts in the head comments of recipes, recomputed from their runs."""
 
 import re
 
@@ -13,13 +13,13 @@ UTILIZATION = 0.4
 
 
 def stated(text: str) -> dict[str, str]:
-    """The facts in the comment at the head of a gin file: `# name      value`."""
+    """Returns the facts in the head comment of a gin file: `# name      value`."""
     head = text.split("\n\n")[0]
     return dict(re.findall(rf"^# ({'|'.join(FACTS)}) +(.+)$", head, re.MULTILINE))
 
 
 def computed(config) -> dict[str, str]:
-    """The facts of a configuration, as heads state them."""
+    """Returns the facts of a configuration, in the format of the head comments."""
     trainer = build_trainer(config)
     memory = sum({**memory_of_model(trainer.model), **memory_of_training(trainer)}.values())
     step = trainer.batch_size * trainer.sequence_length
@@ -36,7 +36,7 @@ def computed(config) -> dict[str, str]:
 
 
 def rounded(count: int) -> str:
-    """A number to three digits, in words."""
+    """Returns a number with three significant digits, in words."""
     for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
         if count >= 0.9995 * size:
             value = count / size

@@ -1,4 +1,4 @@
-"""The calls in Python: load, build, open a run."""
+"""Python API: load, build, open a run."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ def trained(config, folder):
     return ml.open_run(folder)
 
 
-def test_a_model_of_a_configuration_gives_logits():
+def test_a_built_model_returns_logits():
     model = ml.build(ml.load("recipes/tiny.gin"), device="cpu")
     logits = model(torch.randint(256, (2, 9)))
     assert logits.shape == (2, 9, 256)
     assert torch.isfinite(logits).all()
 
 
-def test_two_configurations_build_their_own_models_in_turn():
+def test_two_configurations_build_separate_models():
     small, large = (
         ml.load("recipes/tiny.gin"),
         ml.load("recipes/tiny.gin", bindings=["LanguageModel.hidden_size = 128"]),
@@ -80,18 +80,18 @@ def test_a_run_opens_with_its_configuration_its_weights_and_its_metrics(tmp_path
     assert [record["step"] for record in run.metrics()] == [1, 5, 10, 15, 20]
 
 
-def test_a_checkpoint_that_is_not_there_is_asked_for_by_name(tmp_path, text):
+def test_a_missing_checkpoint_is_an_error_that_names_it(tmp_path, text):
     run = trained(ml.load("recipes/tiny.gin", bindings=[text]), tmp_path / "run")
     with pytest.raises(ValueError, match=r"there is no checkpoint of step 7 in .*; there are: 20"):
         run.build(step=7)
 
 
-def test_a_folder_without_a_run_is_said_to_be_one(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="there is no run in"):
         ml.open_run(tmp_path)
 
 
-def test_a_run_starts_from_the_model_and_weights_of_another(tmp_path, text):
+def test_a_run_initializes_from_the_model_and_weights_of_another(tmp_path, text):
     bindings = [text, "query/Linear.bias = True", "Attention.num_kv_heads = 4"]
     source = trained(ml.load("recipes/tiny.gin", bindings=bindings), tmp_path / "source")
     config = ml.load(
@@ -129,13 +129,13 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_the_three_calls_need_nothing_else_imported(tmp_path):
+def test_importing_ml_is_enough_for_the_three_calls(tmp_path):
     program = "import ml; config = ml.load('recipes/tiny.gin'); print(ml.build(config).vocab_size)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "256\n"
 
 
-def test_provenance_is_written_beside_the_run(tmp_path, text):
+def test_provenance_is_written_to_the_run_folder(tmp_path, text):
     config = ml.load("recipes/tiny.gin", bindings=[text])
     trained(config, tmp_path / "run")
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())

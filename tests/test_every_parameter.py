@@ -1,9 +1,9 @@
-"""No option is accepted and ignored: every parameter of every configurable changes something when it is set.
+"""Every parameter of every configurable changes something when it is set.
 
-The test finds configurables and parameters by itself, in the registry. A few small runs, `BASES`, build most of them;
-what merely stands in for another (an initialization, a norm, a schedule) is put in the place of its neighbours. For
-each parameter, values that differ from the one in force are made from its type. One of them must be valid, and it must
-change the model, the operations that a step executes, the groups of the optimizer, or what training leaves behind.
+The test finds configurables and parameters in the registry. A few small runs, `BASES`, build most of them; a
+configurable that only replaces another (an initialization, a norm, a schedule) is tested in place of a sibling. For
+each parameter, the test derives values from its type that differ from the value in effect. One of them must be valid,
+and it must change the model, the operations of a step, the groups of the optimizer, or the files of a run.
 """
 
 import ast
@@ -101,7 +101,7 @@ PHASES = ("Warmup", "PowerLaw", "Polynomial", "Restarts", "Constant", "SquareRoo
 
 
 def phases(length: str) -> str:
-    """A schedule of every kind of phase, each of one length, before one that takes what is left."""
+    """Returns a schedule with every kind of phase, all of one length, before a phase of the remaining steps."""
     named = ", ".join(f"'{kind}': @{kind}Phase" for kind in PHASES)
     lengths = [f"{kind}Phase.{length}" for kind in PHASES]
     schedule = ["Trainer.schedule = @PhasedSchedule", f"PhasedSchedule.phases = {{{named}, 'rest': @Rest}}"]
@@ -169,7 +169,7 @@ MODELS = {
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
     "vision": VISION,
 }
-# The models of these are those of the ones above.
+# The models of these bases are those of the bases above.
 RUNS = {
     "samples": """
         Trainer.samples = @Samples
@@ -248,7 +248,7 @@ TIMING = MACHINE_METRICS
 
 @pytest.fixture(scope="module", autouse=True)
 def folder():
-    """Where the runs find their files: two texts, images with captions, and two trained models."""
+    """Creates the input files of the runs: two texts, images with captions, two trained models."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.chdir(name)
         Path("texts").mkdir()
@@ -265,7 +265,7 @@ def folder():
                 for index, image in enumerate(images[::step]):
                     np.save(f"{listing}_{index}.npy", image)
                     lines.write(json.dumps({"image": f"{listing}_{index}.npy", "text": f"number {index}"}) + "\n")
-                lines.write("{")  # a broken line
+                lines.write("{")  # a malformed line
         for teacher, seed in (("teacher", 1), ("another_teacher", 2)):
             config = ml.load(bindings=[TINY, f"Trainer.seed = {seed}"])
             run = RunFolder(teacher)
@@ -280,7 +280,7 @@ def folder():
         yield
 
 
-ASKED: list[dict] = []  # of the recorder of allocations on a GPU, which stands for one here
+ASKED: list[dict] = []  # Arguments of the recorder of GPU allocations, which is mocked here.
 
 
 def record_memory(**options):
@@ -289,7 +289,7 @@ def record_memory(**options):
 
 
 class Service:
-    """Stands for wandb: leaves what it is told of the run in a file."""
+    """Replaces wandb: writes its calls to a file of the run."""
 
     step = 0
 
@@ -309,7 +309,7 @@ class Service:
 
 
 def write_tokenizers():
-    """Two of each library, of bytes and a few pairs of them."""
+    """Writes two tokenizers of each library, with bytes and a few merges."""
     for prefix, text, size in (("", "text.txt", 262), ("other_", "texts/a.txt", 265)):
         train_byte_pairs(
             ["a number is long, " * 9], Path(f"{prefix}words/tokenizer.json"), size, SPECIAL, show_progress=False
@@ -329,7 +329,7 @@ def write_tokenizers():
 
 
 def write_documents():
-    """Short texts, and the same as token files and as conversations, some of which are too long or broken."""
+    """Writes short texts, also as token files and conversations, some too long or malformed."""
     texts = [f"Number {number} " + "and on " * (number % 5) for number in range(60)]
     Path("short").mkdir()
     for number, text in enumerate(texts):
@@ -349,7 +349,7 @@ def write_documents():
 
 @ml.config.configurable
 class OtherPacking(PackedDocuments):
-    """Likewise the one way to pack."""
+    """A second packing, because Juniper has only one."""
 
     def sequences(self, stream, length, seed, separate):
         return super().sequences(stream, length, seed + 1, separate)
@@ -357,14 +357,14 @@ class OtherPacking(PackedDocuments):
 
 @ml.config.configurable
 class OtherChats(ChatCorpus):
-    """Likewise the one source of conversations."""
+    """A second source of conversations."""
 
     def conversations(self):
         return [Conversation(str(number), Completion("a", str(number))) for number in range(20)]
 
 
 class Watched(io.StringIO):
-    """Takes the progress of a run, and notes how many threads make its batches and whether one saves."""
+    """Captures the progress of a run, with the number of loader threads and the asynchronous saves."""
 
     num_loaders = 0
     saves_beside = False
@@ -378,12 +378,12 @@ class Watched(io.StringIO):
 
 @ml.config.configurable
 class Rest(ConstantPhase):
-    """What is left of a run, of which each phase can then have more or less."""
+    """A phase shorter than the remaining steps, so that each phase can be extended."""
 
 
 @ml.config.configurable
 class OtherBytes(ByteTokenizer):
-    """There is one tokenizer so far; a second one tells whether it can be chosen."""
+    """A second tokenizer, to test that the tokenizer can be chosen."""
 
     def encode(self, text):
         return super().encode(text)[::-1]
@@ -391,7 +391,7 @@ class OtherBytes(ByteTokenizer):
 
 @ml.config.configurable
 class OtherFiles(TextFiles):
-    """Likewise the one corpus."""
+    """A second corpus."""
 
     def documents(self):
         return [document._replace(text=document.text.upper()) for document in super().documents()]
@@ -399,7 +399,7 @@ class OtherFiles(TextFiles):
 
 @ml.config.configurable
 class OtherAdamW(AdamW):
-    """Likewise the one optimizer."""
+    """A second optimizer."""
 
     def algorithm(self, settings):
         return super().algorithm([{**setting, "peak": 0.1} for setting in settings])
@@ -407,7 +407,7 @@ class OtherAdamW(AdamW):
 
 @ml.config.configurable
 class OtherCheckpoints(Checkpoints):
-    """Likewise the one way to save."""
+    """A second checkpoint policy."""
 
     def is_due(self, step, num_steps):
         return step == 5
@@ -415,7 +415,7 @@ class OtherCheckpoints(Checkpoints):
 
 @ml.config.configurable
 class OtherValidation(Validation):
-    """Likewise the one way to validate."""
+    """A second validation schedule."""
 
     def is_due(self, step, num_steps):
         return step == 5
@@ -440,7 +440,7 @@ def loaded(*bindings: str) -> ml.Config:
 
 @functools.cache
 def places(bindings: tuple[str, ...]) -> dict[str, list]:
-    """The records of a run by configurable."""
+    """Returns the records of a run by configurable."""
     found: dict[str, list] = {}
     for record in loaded(*bindings).records():
         found.setdefault(record.configurable, []).append(record)
@@ -449,7 +449,7 @@ def places(bindings: tuple[str, ...]) -> dict[str, list]:
 
 @functools.cache
 def bases_with(name: str) -> list[tuple[str, ...]]:
-    """Bindings of runs that build a configurable: those that do so anyway, else some where it replaces a neighbour."""
+    """Returns bindings of runs that build a configurable: existing bases, or bases in which it replaces a sibling."""
     (info,) = candidates(name)
     texts = MODELS if info.selector.startswith(MODEL_PACKAGES) else BASES
     direct = [(text,) for text in texts.values() if name in places((text,))]
@@ -483,7 +483,7 @@ def module_of(info: Configurable) -> str:
 
 
 def siblings(info: Configurable) -> set[str]:
-    """The modules whose configurables may stand in for one another: its own, and those that are like it by base."""
+    """Returns modules with interchangeable configurables: the same module, and modules with the same base class."""
     module = module_of(info)
     bases = set(info.target.__mro__[1:-1]) if isinstance(info.target, type) else set()
     alike = {
@@ -499,7 +499,7 @@ def is_valid(*bindings: str) -> bool:
 
 
 def refusal(*bindings: str) -> str | None:
-    """Why a configuration is refused; None where it is not."""
+    """Returns the error message of a configuration, or None if it is valid."""
     try:
         build_trainer(loaded(*bindings))
     except ConfigError as error:
@@ -508,7 +508,7 @@ def refusal(*bindings: str) -> str | None:
 
 
 class Trace(TorchDispatchMode):
-    """Everything that is computed: operations and the shapes and types of what they return."""
+    """Records all operations with the shapes and types of their results."""
 
     def __init__(self):
         super().__init__()
@@ -524,7 +524,7 @@ class Trace(TorchDispatchMode):
 
 @functools.cache
 def what_is_built(*bindings: str) -> tuple:
-    """The model, its first step, and the groups of the optimizer."""
+    """Returns the model, its first step, and the groups of the optimizer."""
     trainer = build_trainer(loaded(*bindings))
     dataset, teacher, state = trainer.open_data().training, open_teacher(trainer, CPU), trainer.start(CPU)
     compiled = [module._compiled_call_impl is not None for module in state.model.modules()]
@@ -545,12 +545,12 @@ def what_is_built(*bindings: str) -> tuple:
 
 @functools.cache
 def what_is_left(*bindings: str) -> tuple:
-    """What a whole run leaves behind."""
+    """Returns the files of a complete run."""
     trainer = build_trainer(loaded(*bindings))
     with tempfile.TemporaryDirectory() as name:
         run = RunFolder(Path(name) / "run")
         stream = Watched()
-        with contextlib.suppress(RunFailure):  # how far it got, tells that it ended early
+        with contextlib.suppress(RunFailure):  # the number of steps shows whether it ended early
             teacher = open_teacher(trainer, CPU)
             train(trainer, trainer.open_data(), run, CPU, teacher=teacher, stream=stream)
         metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run.metrics()]
@@ -577,7 +577,7 @@ WATCHED = ("tensorboard", "wandb", "profiles")
 
 
 def shown(file: Path) -> tuple:
-    """What a file for watching has that is not a time: of a trace, the kinds of its events."""
+    """Returns the contents of a tracker file without times: of a trace, the kinds of its events."""
     if file.name.startswith("events."):
         return ("events",)
     if file.name.endswith(".json.gz"):
@@ -597,7 +597,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
-    """Gin texts of values of a type, the ones most likely to be valid first."""
+    """Returns gin texts of values of a type, the most likely valid first."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
         for argument in arguments:
@@ -618,13 +618,13 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
         yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
     elif annotation is str:
         yield from ("'other.txt'", "'another_teacher'", "'others.jsonl'", "'*.log'", "'|'", "'(?s:.)'")
-        yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # the names that some run gives to its parts
+        yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # names of parts in some run
     else:
         yield from other_collections(origin, arguments, current)
 
 
 def other_collections(origin: typing.Any, arguments: tuple, current: str) -> Iterator[str]:
-    """Tuples, lists and dicts: shorter, turned round, and with other elements."""
+    """Returns other tuples, lists and dicts: shorter, reversed, and with other elements."""
     if origin in (dict, collections.abc.Mapping):
         pairs = [pair.split(":", 1) for pair in current.strip("{}").split(", ") if ":" in pair]
         for key, value in pairs:
@@ -652,11 +652,11 @@ def written(value: typing.Any) -> str:
 
 
 MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
-KNOWN = ("ml.", f"{__name__}.")  # other tests register what is good for them alone
+KNOWN = ("ml.", f"{__name__}.")  # other tests register configurables that are valid only there
 
 
 def references(annotation: typing.Any, current: str) -> Iterator[str]:
-    """References: to what is in force now with a learning rate of its own, to its neighbours, to all that fits."""
+    """Returns references: the current one with another learning rate, siblings, and all others that fit."""
     name = current.rpartition("/")[2].lstrip("@")
     here = [info for info in all_configurables() if info.name == name]
     if here and "lr_scale" in here[0].parameters:
@@ -677,7 +677,7 @@ def is_number(text: str) -> bool:
 
 
 def changes(name: str, spec: ParameterSpec) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Runs, and bindings that give a parameter another value in them; one of each run in turn."""
+    """Returns runs with bindings that change a parameter, one of each run in turn."""
     in_turn = itertools.zip_longest(*(changes_in(base, name, spec) for base in bases_with(name)))
     yield from (change for changes in in_turn for change in changes if change is not None)
 
@@ -698,7 +698,7 @@ def test_every_configurable_is_built_somewhere():
 
 
 @pytest.mark.parametrize(("name", "parameter"), CASES, ids=[".".join(case) for case in CASES])
-def test_a_parameter_changes_something(name, parameter):
+def test_a_parameter_has_an_effect(name, parameter):
     (info,) = candidates(name)
     tried, failure = [], None
     for base, binding in changes(name, info.parameters[parameter]):
@@ -706,7 +706,7 @@ def test_a_parameter_changes_something(name, parameter):
             break
         if reason := refusal(*base, binding):
             if f"`{parameter}`" in reason:
-                return  # it would change what the run is for, and the other parts know that
+                return  # it would change the purpose of the run, which other parts check
             continue
         try:
             if what_is_built(*base, binding) != what_is_built(*base):
@@ -716,10 +716,10 @@ def test_a_parameter_changes_something(name, parameter):
         except DataError as error:
             failure = error
             if typing.get_origin(info.parameters[parameter].annotation) is typing.Literal:
-                return  # it stops at what another way of reading takes
+                return  # it stops on input that another reader accepts
             continue
         except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-            failure = error  # what was referred to fits the signature and not the place
+            failure = error  # the reference matches the signature but not its use
             continue
         tried.append(binding)
     assert tried, f"no other value of {name}.{parameter} is valid; the last one that was: {failure!r}"
@@ -727,7 +727,7 @@ def test_a_parameter_changes_something(name, parameter):
 
 
 def test_a_parameter_that_is_ignored_is_found(monkeypatch):
-    """The test itself is tested: an option that a layer takes and forgets."""
+    """Tests the test itself: an option that a layer accepts and ignores."""
     from ml.layers import Attention
 
     monkeypatch.setattr(Attention, "soft_cap", property(lambda self: None, lambda self, value: None), raising=False)
@@ -736,7 +736,7 @@ def test_a_parameter_that_is_ignored_is_found(monkeypatch):
         cached.cache_clear()
     try:
         with pytest.raises(pytest.fail.Exception, match=r"Attention\.soft_cap changes nothing"):
-            test_a_parameter_changes_something("Attention", "soft_cap")
+            test_a_parameter_has_an_effect("Attention", "soft_cap")
     finally:
         for cached in (what_is_built, what_is_left):
             cached.cache_clear()

@@ -1,4 +1,4 @@
-"""Locks on files."""
+"""File locks."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ except LockedError:
 
 
 @pytest.mark.parametrize("kept_by_children", [True, False])
-def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path, kept_by_children):
+def test_a_lock_has_one_owner_until_it_is_released(tmp_path, kept_by_children):
     command = [sys.executable, "-c", HOLD, str(tmp_path / "lock"), str(kept_by_children)]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "held\n"
@@ -41,6 +41,6 @@ def test_a_folder_is_locked_without_a_file_in_it(tmp_path):
             pass
 
 
-def test_errors_of_the_block_are_its_own(tmp_path):
+def test_errors_of_the_block_are_not_changed(tmp_path):
     with pytest.raises(PermissionError, match="mine"), locked(tmp_path, kept_by_children=True):
         raise PermissionError("mine")

@@ -1,4 +1,4 @@
-"""Imports of `ml/`, those inside functions and for type checkers included: no cycles, arrows one way."""
+"""Imports of `ml/`, including imports in functions and for type checkers: no cycles, one direction."""
 
 import ast
 from collections import defaultdict
@@ -9,13 +9,13 @@ import pytest
 import ml
 
 PACKAGE = Path(ml.__file__).parent
-# Each may import those before it.
+# Each package may import those before it.
 ORDER = (
     "errors", "files", "machine", "metric_names", "optional", "targets", "terminal", "version",
     "config", "data", "layers", "blocks", "models", "distributed", "training", "interop",
     "building", "runs", "api", "plots", "sweeps", "cli", "__main__",
 )  # fmt: skip
-MODEL = {"layers", "blocks", "models"}  # separate from data: the trainer puts both together
+MODEL = {"layers", "blocks", "models"}  # separate from data; the trainer combines both
 
 
 def module_name(file: Path) -> str:
@@ -27,7 +27,7 @@ MODULES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
 
 
 def imported_by(tree: ast.AST, modules: set[str]) -> set[str]:
-    """The modules among `modules` that code imports anywhere; `from package import name` is the submodule if any."""
+    """Returns those of `modules` that code imports; `from package import name` is the submodule if it exists."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
-    """One cycle, its first name repeated at the end; None where there is none."""
+    """Returns one cycle with its first name repeated at the end, or None."""
     finished: set[str] = set()
 
     def search(name: str, path: list[str]) -> list[str] | None:
@@ -65,15 +65,15 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
 
 
 def room_of(name: str) -> str:
-    """The package of a module that lies three deep or more, else the module: "ml.data.corpora", "ml.training.loop"."""
+    """Returns the package of a module at depth three or more, else the module: "ml.data.corpora"."""
     return ".".join(name.split(".")[:3])
 
 
-def test_no_module_imports_itself_through_others():
+def test_modules_have_no_import_cycles():
     assert cycle_in(imports()) is None
 
 
-def test_no_room_imports_itself_through_others():
+def test_packages_have_no_import_cycles():
     rooms = defaultdict(set)
     for name, targets in imports().items():
         rooms[room_of(name)] |= {room_of(target) for target in targets} - {room_of(name)}
@@ -91,13 +91,13 @@ def test_packages_import_in_one_direction():
     assert not wrong
 
 
-def test_only_the_outermost_packages_import_the_whole():
+def test_only_the_outermost_packages_import_ml_itself():
     importers = {name.split(".")[1] for name, targets in imports().items() if "ml" in targets and name != "ml"}
     assert importers <= {"cli", "sweeps"}
 
 
 @pytest.mark.parametrize("place", ["top", "function", "type checker"])
-def test_the_search_sees_every_import(place):
+def test_the_search_finds_every_import(place):
     code = {
         "top": "import ml.a",
         "function": "def f():\n    from ml import a",

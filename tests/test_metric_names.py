@@ -1,4 +1,4 @@
-"""A metric has one name in files, plots and trackers."""
+"""Metric names are the same in files, plots and trackers."""
 
 import json
 
@@ -6,7 +6,7 @@ from ml.metric_names import scalars
 from ml.plots.series import parse_metrics
 
 
-def test_plots_and_trackers_name_metrics_alike(tmp_path):
+def test_plots_and_trackers_use_the_same_metric_names(tmp_path):
     record = {
         "step": 3, "loss": 2.5, "skipped": None, "note": "text", "is_new": True, "norm": float("inf"),
         "routers": {"decoder.block_0.mlp.router": {"idle": 0.5, "busiest": {"share": 1}}},

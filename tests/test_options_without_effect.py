@@ -1,4 +1,4 @@
-"""Options that a built part ignores because of another option: an error, unless a later source made them useless."""
+"""Options without effect because of another option: an error, unless a later source caused it."""
 
 import re
 
@@ -13,7 +13,7 @@ BASE = "recipes/tiny.gin"
 SAMPLES = "Trainer.samples = @Samples"
 NORM = "@LayerNorm"
 
-# The option, what makes it useless, and how an error names these.
+# The option, the option that disables it, and their names in the error.
 CASES = {
     "mlp_norm": (f"DecoderBlock.mlp_norm = {NORM}", ["DecoderBlock.mlp = None"], []),
     "mlp_output_norm": (f"DecoderBlock.mlp_output_norm = {NORM}", ["DecoderBlock.mlp = None"], []),
@@ -64,9 +64,7 @@ def without_effect(folder, option, because, also, order):
 
 @pytest.mark.parametrize("order", ["the option first", "the option last"])
 @every_case
-def test_an_option_without_effect_is_an_error_that_names_it_and_what_makes_it_useless(
-    tmp_path, option, because, also, order
-):
+def test_an_option_without_effect_is_an_error_that_names_the_cause(tmp_path, option, because, also, order):
     with pytest.raises(ml.ConfigError) as caught:
         without_effect(tmp_path, option, because, also, order)
     (problem,) = caught.value.problems
@@ -80,7 +78,7 @@ def test_an_option_without_effect_is_an_error_that_names_it_and_what_makes_it_us
 
 
 @every_case
-def test_an_option_of_a_file_is_left_out_when_a_flag_makes_it_useless(tmp_path, option, because, also):
+def test_a_flag_may_disable_an_option_of_a_file(tmp_path, option, because, also):
     (tmp_path / "run.gin").write_text("\n".join([f"include '{BASE}'", *also, option]))
     config = ml.load(tmp_path / "run.gin", because)
     left_out = config.text.splitlines()
@@ -94,25 +92,25 @@ def test_an_option_of_a_file_is_left_out_when_a_flag_makes_it_useless(tmp_path, 
 
 
 @every_case
-def test_an_option_added_by_a_flag_to_what_makes_it_useless_is_an_error(tmp_path, option, because, also):
+def test_a_flag_with_a_disabled_option_is_an_error(tmp_path, option, because, also):
     (tmp_path / "run.gin").write_text("\n".join([f"include '{BASE}'", *also, *because]))
     with pytest.raises(ml.ConfigError, match="has no effect where"):
         ml.load(tmp_path / "run.gin", option)
 
 
 @every_case
-def test_an_option_that_has_an_effect_somewhere_is_fine(tmp_path, option, because, also):
+def test_an_option_with_an_effect_somewhere_is_valid(tmp_path, option, because, also):
     (tmp_path / "run.gin").write_text("\n".join([f"include '{BASE}'", *also, option]))
     assert f"{option}\n" in ml.load(tmp_path / "run.gin").operative
 
 
-def test_an_option_that_has_an_effect_in_one_block_is_fine():
+def test_an_option_with_an_effect_in_one_block_is_valid():
     config = ml.load(BASE, ["DecoderBlock.mlp_norm = @LayerNorm", "block_1/DecoderBlock.mlp = None"])
     assert "left out: replaced by block_1/DecoderBlock.mlp" not in config.text.partition("LayerNorm")[0]
     assert "DecoderBlock.mlp_norm = @LayerNorm\n" in config.operative
 
 
-def test_a_default_that_makes_an_option_useless_is_named():
+def test_a_default_that_disables_an_option_is_named():
     bindings = ["DecoderBlock.mixer = @Attention", "Linear.bias_initialization = @zeros"]
     with pytest.raises(ml.ConfigError, match=r"no effect where Linear\.bias = False"):
         ml.load(BASE, bindings)
@@ -128,7 +126,7 @@ class OwnModel:
         child("head", LanguageModelHead, 8, 16, True)
 
 
-def test_an_option_that_only_a_parent_makes_useless_is_an_error_too():
+def test_an_option_disabled_by_a_parent_is_an_error_too():
     with pytest.raises(
         ml.ConfigError, match="weight_initialization has no effect where the parent decides tie_word_emb"
     ):
@@ -142,7 +140,7 @@ class Shelf:
 
 
 @pytest.mark.parametrize("recipe", ["recipes/gemma3_1b.gin"])
-def test_blocks_of_a_shipped_model_lose_their_mlp_by_one_flag(recipe, tmp_path):
+def test_one_flag_removes_the_mlp_of_a_shipped_model(recipe, tmp_path):
     config = ml.load(recipe, "DecoderBlock.mlp = None")
     assert "# DecoderBlock.mlp_output_norm = @RMSNorm" in config.text
     (tmp_path / "saved.gin").write_text(config.operative)

@@ -1,4 +1,4 @@
-"""What is stated in several files about the package is the same in all of them."""
+"""Consistency of package facts that are stated in several files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def metadata(tmp_path):
-    """The metadata that setup.py gives, asked in a process in which torch and gin cannot be imported."""
+    """Returns the metadata from setup.py, read in a process that cannot import torch or gin."""
     program = (
         "import runpy, setuptools, sys\n"
         "sys.modules['torch'] = sys.modules['gin'] = None\n"
@@ -32,7 +32,7 @@ def metadata(tmp_path):
     return json.loads(done.stdout)
 
 
-def test_the_version_and_the_license_of_the_package_are_those_of_the_files(tmp_path):
+def test_version_and_license_match_the_files(tmp_path):
     found = metadata(tmp_path)
     assert found["version"] == ml.__version__
     assert found["license"] == "Apache-2.0"
@@ -41,7 +41,7 @@ def test_the_version_and_the_license_of_the_package_are_those_of_the_files(tmp_p
     assert f"Copyright 2026 {found['author']}" in text
 
 
-def test_the_version_stands_in_one_place_and_the_changes_have_a_section_for_it():
+def test_the_version_is_defined_once_and_has_a_changelog_section():
     assert re.fullmatch(r"\d+\.\d+\.\d+", ml.__version__)
     stating = [
         path for path in [ROOT / "setup.py", *ROOT.glob("ml/**/*.py")] if f'"{ml.__version__}"' in path.read_text()
@@ -51,18 +51,18 @@ def test_the_version_stands_in_one_place_and_the_changes_have_a_section_for_it()
 
 
 @pytest.mark.parametrize(("repository", "package"), [("ruff-pre-commit", "ruff"), ("codespell", "codespell")])
-def test_hooks_have_the_versions_of_the_constraints(repository, package):
+def test_hooks_use_the_versions_of_the_constraints(repository, package):
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     (revision,) = [hook["rev"] for hook in hooks if hook["repo"].endswith(f"/{repository}")]
     assert f"{package}=={revision.removeprefix('v')}\n" in (ROOT / "constraints.txt").read_text()
 
 
-def test_the_workflow_runs_what_ci_runs():
+def test_the_workflow_runs_the_ci_script():
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     assert ".ci/run" in [step.get("run") for job in jobs.values() for step in job["steps"]]
 
 
-def test_words_that_the_spelling_check_ignores_are_in_the_repository():
+def test_words_ignored_by_the_spelling_check_occur_in_the_repository():
     ignored = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["codespell"]["ignore-words-list"].split(",")
     files = [ROOT / "README.md", *(ROOT / "tests").rglob("*.py")]
     text = " ".join(path.read_text() for path in files).lower()

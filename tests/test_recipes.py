@@ -1,4 +1,4 @@
-"""Every shipped configuration loads, builds, and is what it was: its operative config equals the golden one.
+"""Shipped configurations load, build, and have the golden operative config.
 
 To accept a change: JUNIPER_UPDATE_GOLDEN=1 python -m pytest tests/test_recipes.py
 """
@@ -29,7 +29,7 @@ RECIPES = [
 ]
 SHAPES = sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("models/*_[0-9]*.gin"))
 CONFIGS = [*RECIPES, *(shape for shape in SHAPES if shape.replace("models/", "recipes/") not in RECIPES)]
-# GPT-2 small and Llama 3.2 1B as published; the others are counted in the models of transformers of the same shape.
+# GPT-2 small and Llama 3.2 1B as published; the others are counted in transformers' models of the same shape.
 PARAMETERS = {"models/gpt2_124m.gin": 124_439_808, "models/llama_1b.gin": 1_235_814_400}
 PUBLISHED = {
     "models/qwen3_0.6b.gin": (
@@ -66,7 +66,7 @@ PUBLISHED = {
         },
     ),
 }  # fmt: skip
-# What makes a recipe small enough to be trained for a few steps.
+# Bindings that make a recipe small enough to train for a few steps.
 TRAINING = [
     "Trainer.num_steps = 3", "Trainer.batch_size = 2", "Trainer.micro_batch_size = 1", "Trainer.sequence_length = 32",
     "Trainer.compile = False", "Trainer.precision = @Float32", "CosineSchedule.warmup_steps = 1",
@@ -102,7 +102,7 @@ SMALL = {
 
 
 def includes(name):
-    """A shipped file and all that it includes."""
+    """Returns a shipped file and all files that it includes."""
     found, waiting = set(), [name]
     while waiting:
         found.add(name := waiting.pop())
@@ -112,7 +112,7 @@ def includes(name):
 
 
 def load(recipe, bindings=(), **options):
-    """Loads a recipe with what it requires of the user."""
+    """Loads a recipe with values for its required settings."""
     required = ["TokenFiles.paths = 'tokens'"] if "data/token_files.gin" in includes(recipe) else []
     return ml.load(recipe, [*required, *bindings], **options)
 
@@ -132,12 +132,12 @@ def test_a_recipe_saved_and_loaded_is_the_same(recipe):
     assert ml.load(golden).operative == golden.read_text(encoding="utf-8")
 
 
-def test_there_is_no_golden_config_without_a_recipe():
+def test_every_golden_config_has_a_recipe():
     assert {path.stem for path in GOLDEN.iterdir()} == {Path(recipe).stem for recipe in CONFIGS}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_head_of_a_recipe_states_what_its_run_is(recipe):
+def test_the_head_of_a_recipe_matches_its_run(recipe):
     head = stated((ml.SHIPPED_CONFIGS / recipe).read_text(encoding="utf-8"))
     facts = computed(load(recipe))
     trained_on_tokens = "data/token_files.gin" in includes(recipe)
@@ -157,7 +157,7 @@ def test_the_readme_has_a_row_for_each_recipe():
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "data/token_files.gin" in includes(recipe)])
-def test_a_recipe_for_token_files_asks_for_them(recipe):
+def test_a_recipe_for_token_files_requires_them(recipe):
     with pytest.raises(ml.ConfigError) as caught:
         ml.load(recipe)
     assert len(caught.value.problems) == 1
@@ -165,18 +165,18 @@ def test_a_recipe_for_token_files_asks_for_them(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_model_of_more_tokens_than_bytes_reads_token_files(recipe):
+def test_a_model_with_a_subword_vocabulary_reads_token_files(recipe):
     trainer = build_trainer(load(recipe))
-    assert isinstance(trainer.data, TokenFiles) == (trainer.model.vocab_size > 257)  # bytes, and a token for images
+    assert isinstance(trainer.data, TokenFiles) == (trainer.model.vocab_size > 257)  # bytes and an image token
 
 
 @pytest.mark.parametrize(("recipe", "count"), PARAMETERS.items(), ids=PARAMETERS)
-def test_a_recipe_of_a_published_model_has_as_many_parameters(recipe, count):
+def test_published_models_have_the_published_parameter_count(recipe, count):
     assert sum(p.numel() for p in build_trainer(ml.load(recipe)).model.parameters()) == count
 
 
 @pytest.mark.parametrize(("recipe", "published"), PUBLISHED.items(), ids=PUBLISHED)
-def test_a_recipe_of_a_published_shape_has_the_parameters_that_transformers_counts(recipe, published):
+def test_published_shapes_have_the_parameter_count_of_transformers(recipe, published):
     name, shape = published
     config_class = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
     with torch.device("meta"):
@@ -188,7 +188,7 @@ def test_a_recipe_of_a_published_shape_has_the_parameters_that_transformers_coun
 
 
 def write_data(texts):
-    """Writes the same as text, as conversations, and as token files."""
+    """Writes the same data as text, as conversations and as token files."""
     Path("text.txt").write_text("".join(texts))
     Path("chat.jsonl").write_text("\n".join(json.dumps({"prompt": "Go on: ", "completion": text}) for text in texts))
     for part, documents in (("train", texts[:300]), ("validation", texts[300:])):
@@ -199,7 +199,7 @@ def write_data(texts):
 
 
 @pytest.mark.parametrize("recipe", CONFIGS)
-def test_a_small_version_of_a_recipe_trains(recipe, tmp_path, monkeypatch):
+def test_a_small_version_of_each_recipe_trains(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data([f"{number} and {number + 1}.\n" for number in range(400)])
     trainer = build_trainer(load(recipe, [*TRAINING, *SMALL[recipe]], allow_unused_bindings=True))
@@ -211,12 +211,12 @@ def test_a_small_version_of_a_recipe_trains(recipe, tmp_path, monkeypatch):
     assert losses[-1] != losses[0]
 
 
-def test_the_recipe_of_30_million_parameters_has_about_as_many():
+def test_the_30m_recipe_has_about_30_million_parameters():
     model = build_trainer(ml.load("recipes/llama_30m.gin")).model
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(30e6, rel=0.03)
 
 
-def test_every_shipped_file_is_used_by_some_recipe_or_stands_behind_one():
+def test_every_shipped_file_is_used_by_a_recipe():
     used = set().union(*map(includes, [*RECIPES, *SHAPES]))
     shipped = {path.relative_to(ml.SHIPPED_CONFIGS).as_posix() for path in ml.SHIPPED_CONFIGS.rglob("*.gin")}
     assert used <= shipped

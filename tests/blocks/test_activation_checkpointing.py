@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same bits with less memory."""
+"""Activation checkpointing: bitwise equal results with less memory."""
 
 from functools import partial
 
@@ -34,7 +34,7 @@ def loss_and_gradients(model) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_loss_and_gradients_are_the_same_to_the_last_bit_with_dropout(policy, dtype):
+def test_loss_and_gradients_are_bitwise_equal_with_dropout(policy, dtype):
     for value, expected in zip(
         loss_and_gradients(build(policy, dtype)), loss_and_gradients(build(None, dtype)), strict=True
     ):
@@ -61,21 +61,21 @@ def operations(policy) -> dict[str, int]:
     return count.counts
 
 
-def test_full_checkpointing_repeats_products_and_the_selective_one_does_not():
+def test_full_checkpointing_recomputes_products_and_selective_does_not():
     none, full, selective = (operations(policy) for policy in (None, *list(POLICIES.values())[:2]))
     assert full["aten.addmm"] == 2 * none["aten.addmm"]
     assert selective["aten.addmm"] == none["aten.addmm"]
     assert full["aten.gelu"] == selective["aten.gelu"] == 2 * none["aten.gelu"]
 
 
-def test_what_is_saved_can_be_chosen():
+def test_the_saved_operations_can_be_chosen():
     chosen = operations(partial(SelectiveActivationCheckpointing, saved=("aten.gelu",)))
     none = operations(None)
     assert chosen["aten.gelu"] == none["aten.gelu"]
     assert chosen["aten.addmm"] == 2 * none["aten.addmm"]
 
 
-def test_it_keeps_fewer_bytes_for_the_backward_pass():
+def test_it_saves_fewer_bytes_for_the_backward_pass():
     kept = {}
     for name, policy in {"none": None, **POLICIES}.items():
         model, sizes = build(policy), []
@@ -85,7 +85,7 @@ def test_it_keeps_fewer_bytes_for_the_backward_pass():
     assert kept["full"] < kept["none"] / 2
 
 
-def test_nothing_is_repeated_where_no_gradient_is_asked_for():
+def test_nothing_is_recomputed_without_gradients():
     model = build(ActivationCheckpointing)
     with Count() as count, torch.no_grad():
         model(TOKENS)
@@ -107,10 +107,10 @@ def test_a_compiled_block_is_checkpointed_too(policy):
         materialize(model)
         results.append(loss_and_gradients(model))
     for value, expected in zip(*results, strict=True):
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)  # fused otherwise, rounded otherwise
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)  # fused kernels round differently
 
 
 @pytest.mark.parametrize("name", ["aten.nothing", "mm", "nowhere.mm"])
-def test_an_operation_that_does_not_exist_is_named(name):
+def test_an_unknown_operation_is_named(name):
     with pytest.raises(ValueError, match=f"saved must name operations of torch.*not {name}"):
         SelectiveActivationCheckpointing(saved=(name,))

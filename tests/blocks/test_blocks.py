@@ -1,4 +1,4 @@
-"""The residual block and its repetition."""
+"""The residual block and repeated blocks."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def random_input(dtype=torch.float32) -> torch.Tensor:
 
 
 class Scale(nn.Module):
-    """A stand-in for a mixer or an MLP: multiplies by a number, so that a block is a formula."""
+    """Replaces a mixer or an MLP by a multiplication, so that a block is a formula."""
 
     def __init__(self, hidden_size, factor):
         super().__init__()
@@ -53,7 +53,7 @@ def test_block_follows_its_formula(options, formula):
     torch.testing.assert_close(block(x, Context()), formula(x))
 
 
-def test_dropout_acts_in_training_only_and_on_the_branches_only():
+def test_dropout_is_active_in_training_only_and_on_the_branches_only():
     parts = {"mixer": partial(Scale, factor=2.0), "mlp": None, "normalization": NoNorm}
     block = DecoderBlock(H, dropout=0.25, **parts)
     x = random_input()
@@ -73,7 +73,7 @@ def test_repeat_applies_its_blocks_in_order():
     assert sequence.blocks == [sequence.block_0, sequence.block_1, sequence.block_2]
 
 
-def test_a_sequence_in_a_sequence_counts_the_layers_that_a_token_passes():
+def test_nested_sequences_count_the_layers_of_a_token():
     inner = partial(Repeat, block=partial(DecoderBlock, mixer=ATTENTION), num_blocks=2)
     outer = Repeat(H, block=inner, num_blocks=3)
     assert outer.num_layers == 6
@@ -89,7 +89,7 @@ def test_a_sequence_in_a_sequence_counts_the_layers_that_a_token_passes():
         (lambda: DecoderBlock(H, mixer=ATTENTION, residual_scale=float("nan")), "residual_scale must be finite"),
     ],
 )
-def test_wrong_options_are_named(build, message):
+def test_invalid_options_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -107,7 +107,7 @@ def test_a_compiled_block_has_no_graph_break_and_equals_the_eager_one(dtype):
         output = function(x, Context())
         output.square().sum().backward()
         results.append([output.detach(), *(parameter.grad for parameter in block.parameters())])
-    # Fused kernels keep float32 between steps where eager rounds, which shows in bfloat16.
+    # Fused kernels keep float32 between steps where eager mode rounds, which is visible in bfloat16.
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     for eager, fused in zip(*results, strict=True):
         assert (eager - fused).abs().max() <= tolerance * eager.abs().max()

@@ -1,4 +1,4 @@
-"""Multi-token prediction against its definition, one place at a time."""
+"""Multi-token prediction against its definition, one position at a time."""
 
 from functools import partial
 
@@ -30,23 +30,23 @@ def data(length=7) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def expected_loss(model, tokens, targets, num_depths) -> torch.Tensor:
-    """DeepSeek-V3, equations 21 to 25, one depth at a time on the places that there are."""
+    """Returns the loss of DeepSeek-V3, equations 21 to 25, one depth at a time over the existing positions."""
     length = tokens.shape[1]
     x = model.decoder(model.embeddings(tokens, Context()), Context())
     losses = []
     for k in range(1, num_depths + 1):
         depth = getattr(model.multi_token, f"depth_{k - 1}")
-        later = model.embeddings(tokens[:, k:], Context())  # of the places that have a token k later
+        later = model.embeddings(tokens[:, k:], Context())  # positions that have a token k later
         joined = torch.cat((depth.hidden_norm(x[:, : length - k]), depth.embedding_norm(later)), dim=-1)
         x = depth.block(depth.projection(joined), Context())
         logits = model.head(x)
         total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, k:].flatten(), reduction="sum")
-        losses.append(total / targets.numel())  # by T, and not by the T - k that are there: equation 24
+        losses.append(total / targets.numel())  # divided by T, not by the T - k existing positions: equation 24
     return sum(losses) / num_depths
 
 
 @pytest.mark.parametrize("num_depths", [1, 3])
-def test_the_loss_is_that_of_the_model_and_the_mean_over_the_depths(num_depths):
+def test_the_loss_is_that_of_the_model_plus_the_mean_over_the_depths(num_depths):
     model = build(num_depths, loss_weight=0.4)
     tokens, targets = data()
     plain = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_the_model_and_the_mean_over_the_depths(num_depths):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
 
 
-def test_it_acts_in_training_alone():
+def test_it_is_active_in_training_only():
     model = build().eval()
     tokens, targets = data()
     assert not model.loss(tokens, targets).parts
@@ -76,12 +76,12 @@ def test_ignored_targets_and_other_documents_are_not_predicted():
         torch.zeros(2, 7, H).double(), torch.zeros(2, 7, H).double(), targets, Context(documents=documents)
     )
     kept = further != -100
-    # A place predicts the target of the next place, where that is of its document and has a target.
+    # A position predicts the target of the next position if that is in the same document and has a target.
     assert kept.tolist() == [[True, False, False, True, True, True, False]] * 2
     assert torch.equal(further[kept], targets[:, 1:][kept[:, :-1]])
 
 
-def test_a_sequence_shorter_than_the_depth_has_no_further_loss():
+def test_a_sequence_shorter_than_the_depth_has_no_additional_loss():
     model = build(3)
     tokens, targets = data(2)
     documents = torch.zeros(2, 2, dtype=torch.long)
@@ -96,6 +96,6 @@ def test_a_sequence_shorter_than_the_depth_has_no_further_loss():
         ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         MultiTokenPrediction(H, 2, depth=lambda size: NoNorm(size), **options)

@@ -1,4 +1,4 @@
-"""Patterns, chains, sequences in sequences, and weights that blocks share."""
+"""Patterns, chains, nested sequences, and weight sharing between blocks."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def test_a_chain_applies_its_sequences_in_order_under_their_names():
     assert "rest.block_2.mixer.query.weight" in dict(sequence.named_parameters())
 
 
-def test_sequences_stand_in_one_another():
+def test_sequences_can_be_nested():
     inner = partial(Pattern, blocks={"a": WIDE, "b": NARROW}, pattern=["a", "b"])
     outer = partial(Repeat, block=inner, num_blocks=2)
     sequence = materialize(Chain(H, sequences={"head": outer, "tail": NARROW}))
@@ -67,7 +67,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize(("sequence", "owners"), SHARED.values(), ids=SHARED)
-def test_shared_weights_are_held_once_and_get_the_gradients_of_all_their_places(sequence, owners):
+def test_shared_weights_are_stored_once_and_accumulate_all_gradients(sequence, owners):
     with torch.device("meta"):
         model = LanguageModel(vocab_size=11, hidden_size=H, decoder=sequence)
     blocks = materialize(model).decoder.blocks
@@ -97,7 +97,7 @@ def unshared(sequence: partial) -> partial:
     return partial(sequence.func, **options)
 
 
-def test_shared_blocks_may_differ_in_what_is_no_weight():
+def test_shared_blocks_may_differ_in_settings_other_than_weights():
     sizes = iter([3, None])
 
     def block(hidden_size):
@@ -115,7 +115,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("different", DIFFERENT.values(), ids=DIFFERENT)
-def test_blocks_that_are_not_alike_cannot_share(different):
+def test_different_blocks_cannot_share_weights(different):
     indices = iter(range(2))
 
     def block(hidden_size):
@@ -145,6 +145,6 @@ def test_blocks_that_are_not_alike_cannot_share(different):
         (partial(Chain, sequences={"train": WIDE}), "sequences cannot have the name 'train'"),
     ],
 )
-def test_wrong_options_are_named(build, message):
+def test_invalid_options_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build(H)

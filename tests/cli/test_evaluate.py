@@ -1,4 +1,4 @@
-"""`python -m ml evaluate` and `generate`, most of it without a terminal."""
+"""`python -m ml evaluate` and `generate`, mostly called in process."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from ml.cli.verbs import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with a trained run, and texts beside it."""
+    """Creates a working folder with a trained run and texts."""
     path = tmp_path_factory.mktemp("evaluate")
     (path / "text.txt").write_text("one two three four five six seven. " * 40)
     (path / "books.txt").write_text("A tale of two cities. " * 10)
@@ -52,7 +52,7 @@ def call(folder, monkeypatch, capsys):
 
 @pytest.fixture
 def process(folder):
-    """Calls a verb in a process of its own."""
+    """Calls a verb in a separate process."""
 
     def run(*arguments, check=0, stdin=None, **environment):
         done = subprocess.run(
@@ -66,7 +66,7 @@ def process(folder):
     return run
 
 
-def test_texts_are_measured_one_by_one_and_together(call, process, folder):
+def test_texts_are_evaluated_separately_and_together(call, process, folder):
     found = json.loads(call("evaluate", "run", "--data", "more", "books.txt", "--pattern", "*.txt", "--json"))
     assert [text["name"] for text in found["texts"]] == ["a.txt", "books.txt"]
     model = ml.open_run(folder / "run").build()
@@ -83,7 +83,7 @@ def test_texts_are_measured_one_by_one_and_together(call, process, folder):
     assert len({len(line) for line in table[1:]}) == 1
 
 
-def test_the_validation_sets_of_a_run_are_measured_as_in_training(call, folder):
+def test_the_validation_sets_of_a_run_are_evaluated_as_in_training(call, folder):
     found = json.loads(call("evaluate", "run", "--json"))
     (record,) = [r for r in ml.open_run(folder / "run").metrics() if r["step"] == 2]
     for row in found["validation_sets"]:
@@ -102,7 +102,7 @@ def test_the_validation_sets_of_a_run_are_measured_as_in_training(call, folder):
         (("--data", "text.txt", "--tasks", "x"), "ask for one at a time"),
         pytest.param(
             ("--tasks", "no_such"), "no such task: no_such", marks=pytest.mark.slow
-        ),  # lm_eval is slow to import
+        ),  # lm_eval takes long to import
         (("--limit", "3"), "--limit goes with --tasks"),
         (("--stride", "3"), "--stride goes with --data"),
         (("--context", "3"), "--context goes with --data or --tasks"),
@@ -110,11 +110,11 @@ def test_the_validation_sets_of_a_run_are_measured_as_in_training(call, folder):
         (("--step", "77"), "there is no checkpoint of step 77"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said(call, arguments, message):
+def test_an_impossible_evaluation_is_an_error(call, arguments, message):
     assert message in call("evaluate", "run", *arguments, check=2)
 
 
-def test_generate_gives_objects_and_repeats_prompts(call, process):
+def test_generate_returns_objects_and_accepts_several_prompts(call, process):
     arguments = ("generate", "run", "--num_tokens", 8, "--seed", 3)
     prompts = ("--prompt", "one", "--prompt", "-", "--prompt", "")
     lines = process(*arguments, *prompts, "--num_samples", 2, "--json", stdin="two\n").splitlines()
@@ -125,7 +125,7 @@ def test_generate_gives_objects_and_repeats_prompts(call, process):
     assert call(*arguments, "--prompt", "one") == f"one{found[0]['text']}\n"
 
 
-def test_generate_goes_on_in_a_terminal_that_knows_few_characters(call, process):
+def test_generate_continues_in_a_terminal_with_a_small_character_set(call, process):
     assert process("generate", "run", "--prompt", "naïve", "--num_tokens", 30, PYTHONIOENCODING="ascii").startswith(
         "na?ve"
     )
@@ -139,7 +139,7 @@ def test_generate_stops_when_it_is_interrupted(folder):
     process = subprocess.Popen(
         [*command, "--stop", "never"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    process.stdout.read(5)  # it has begun
+    process.stdout.read(5)  # generation has started
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""Runs with layers of their own: what the folder keeps of the code, and that nothing in it is executed unasked."""
+"""Runs with custom modules: the saved code, and that it is never executed without permission."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ def python(*arguments, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a run in `run` whose modules lie in `exp`, beside the gin file."""
+    """Returns a folder with a run in `run` and its modules in `exp`, in the folder of the gin file."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
     (folder / "exp").mkdir()
@@ -56,17 +56,17 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
-    """A copy of the run, somewhere where its modules are not."""
+    """Returns a copy of the run in a folder without its modules."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained / "run", tmp_path / "run"))
 
 
-def test_the_folder_of_a_run_keeps_the_code_that_it_imported(trained):
+def test_the_run_folder_has_the_imported_code(trained):
     assert (trained / "run/code/my_layers.py").read_text() == LAYERS
     assert (trained / "run/code/my_sizes.py").read_text() == "WIDTH = 48\n"
 
 
-def test_a_run_resumes_where_its_modules_are_the_same(trained, run, tmp_path):
+def test_a_run_resumes_with_unchanged_modules(trained, run, tmp_path):
     arguments = (ROOT / "train.py", f"--gin_file={run}/operative_config.gin", f"--run_dir={run}")
     assert python(*arguments, f"--gin_search_path={trained}/exp", cwd=tmp_path).returncode == 0
 
@@ -85,7 +85,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_run_whose_module_is_missing_takes_the_copy_only_when_trusted(trained, run, tmp_path, command):
+def test_the_saved_copy_of_a_missing_module_is_used_only_if_trusted(trained, run, tmp_path, command):
     shutil.copy(trained / "text.txt", tmp_path)
     refused = python(*command, cwd=tmp_path)
     assert refused.returncode == 2
@@ -94,7 +94,7 @@ def test_a_run_whose_module_is_missing_takes_the_copy_only_when_trusted(trained,
     assert python(*command, "--trust_run_code", cwd=tmp_path).returncode == 0
 
 
-def test_a_module_that_is_another_is_an_error_and_is_not_used(trained, run, tmp_path, monkeypatch):
+def test_a_changed_module_is_an_error_and_is_not_used(trained, run, tmp_path, monkeypatch):
     (tmp_path / "my_layers.py").write_text(LAYERS)
     (tmp_path / "my_sizes.py").write_text("WIDTH = 50\n")
     with pytest.raises(ConfigError) as caught:
@@ -108,7 +108,7 @@ def test_a_module_that_is_another_is_an_error_and_is_not_used(trained, run, tmp_
     assert ml.open_run(run).config.fingerprint == trusted.config.fingerprint
 
 
-def test_a_copy_that_was_changed_is_an_error(run):
+def test_a_changed_copy_is_an_error(run):
     (run / "code" / "my_sizes.py").write_text("WIDTH = 50\n")
     with pytest.raises(ConfigError, match="in the copy of the run's code is not what the run was made with"):
         ml.open_run(run, trust_code=True).config  # noqa: B018
@@ -120,7 +120,7 @@ IMPORTS = ["my_layers", "run.my_layers", "run.code.my_layers", "msvcrt"]
 
 @pytest.mark.parametrize("statement", IMPORTS)
 @pytest.mark.parametrize("inside", [True, False])
-def test_opening_a_run_executes_nothing_that_lies_in_it(run, tmp_path, monkeypatch, statement, inside):
+def test_opening_a_run_executes_no_code_from_its_folder(run, tmp_path, monkeypatch, statement, inside):
     canary = tmp_path / "executed"
     for place in PLACES:
         (run / place).parent.mkdir(parents=True, exist_ok=True)

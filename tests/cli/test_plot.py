@@ -11,7 +11,7 @@ from ml.cli import verbs
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A working folder with two runs in `runs`, and one that has measured nothing."""
+    """Creates a working folder with two runs in `runs` and one without metrics."""
     monkeypatch.chdir(tmp_path)
     for rate in (0.1, 0.2):
         folder = tmp_path / "runs" / f"run_{rate}"
@@ -36,7 +36,7 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_runs_are_drawn_to_a_picture(work, capsys):
+def test_runs_are_plotted(work, capsys):
     assert verbs.main(["plot", "runs/run_0.1", "runs/run_0.2"]) == 0
     assert capsys.readouterr().out == "runs.png\n"
     width, height = Image.open(work / "runs.png").size
@@ -45,7 +45,7 @@ def test_runs_are_drawn_to_a_picture(work, capsys):
     assert Image.open(work / "one.png").height > height
 
 
-def test_a_folder_stands_for_the_runs_in_it_that_have_measured_something(work, monkeypatch):
+def test_a_folder_selects_the_runs_in_it_with_metrics(work, monkeypatch):
     drawn = []
     monkeypatch.setattr("ml.plots.figure.draw", lambda curves, style: drawn.append((curves, style)))
     monkeypatch.setattr("ml.plots.figure.save", lambda figure, path: None)
@@ -55,7 +55,7 @@ def test_a_folder_stands_for_the_runs_in_it_that_have_measured_something(work, m
     assert (style.x, style.extra_metrics, style.window, style.logarithmic) == ("seconds", ("grad_norm",), 3, {"x"})
 
 
-def test_a_line_that_was_cut_off_is_said_and_left_out(work, capsys):
+def test_a_truncated_line_is_reported_and_skipped(work, capsys):
     with (work / "runs/run_0.1/metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
     assert verbs.main(["plot", "runs/run_0.1"]) == 0
@@ -75,12 +75,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_one_message(work, capsys, arguments, message):
+def test_an_error_is_one_message(work, capsys, arguments, message):
     assert verbs.main(["plot", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_matplotlib_it_says_what_to_install(work, capsys, monkeypatch):
+def test_without_matplotlib_the_error_names_the_package_to_install(work, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert verbs.main(["plot", "runs"]) == 2
     assert "pip install 'juniper-trainer[plot]'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m ml prepare` and `train_tokenizer` from a terminal."""
+"""`python -m ml prepare` and `train_tokenizer` from the command line."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from ml.data.token_files.reading import TokenFolder
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Calls a verb in this process; returns what it prints, or its message where it ends with 2."""
+    """Calls a verb in this process; returns its output, or its message if it exits with 2."""
 
     def run(*arguments, check=0):
         assert main(list(map(str, arguments))) == check
@@ -31,7 +31,7 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_tokenizer_is_trained_and_text_prepared_with_it(call, tmp_path):
+def test_a_tokenizer_is_trained_and_used_by_prepare(call, tmp_path):
     lines = [json.dumps({"body": f"the {n}th document is about {n * n} things\n" * 3}) for n in range(200)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken"]))
     reading = ("--text_key=body", "--on_error=skip")
@@ -91,7 +91,7 @@ SENTENCE_PIECE_OF_3 = ["--gin_bindings=SentencePieceTokenizer.path = 3"]
         (["train_tokenizer", "a.txt", "--output=a.txt", "--vocab_size=300"], "a.txt (--output) is there already"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_message_and_exit_code_2(arguments, message, call, tmp_path):
+def test_an_error_is_one_message_and_exit_code_2(arguments, message, call, tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"text": "cut')
     assert message in call(*arguments, check=2)
@@ -99,7 +99,7 @@ def test_what_is_wrong_is_one_message_and_exit_code_2(arguments, message, call, 
         assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "b.jsonl"]
 
 
-def test_training_is_the_same_whatever_the_order_of_hashes_and_threads(call, tmp_path):
+def test_training_does_not_depend_on_hash_seeds_and_threads(call, tmp_path):
     words = [f"w{n % 977}x{n % 13} " for n in range(20_000)]
     (tmp_path / "a.txt").write_text("".join(words))
     arguments = ("train_tokenizer", "a.txt", "--vocab_size=700", "--special_token=<e>")
@@ -112,15 +112,15 @@ def test_training_is_the_same_whatever_the_order_of_hashes_and_threads(call, tmp
     assert library.decode(library.encode("schön w5x5 漢字").ids) == "schön w5x5 漢字"
 
 
-def test_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_says_so(call, tmp_path):
+def test_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_a_warning(call, tmp_path):
     (tmp_path / "a.txt").write_text("aaaa aaaa")
     told = call("train_tokenizer", "a.txt", "--output=t.json", "--vocab_size=5000")
     assert "that is less than 5,000" in told
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_the_command_line_leaves_what_goes_on(call, tmp_path):
-    """The command itself, as a person starts it, with its processes; kills are tested beside `prepare` itself."""
+def test_ctrl_c_on_the_command_line_leaves_a_resumable_state(call, tmp_path):
+    """Runs the command in a process with workers. Kills are tested with `prepare` itself."""
     text = "".join(f"line {n} of a text that is long enough to take its time\n" for n in range(200_000))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "little.txt").write_text(text[:50_000])
@@ -151,7 +151,7 @@ def files(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_help_needs_no_torch(tmp_path):
+def test_help_does_not_import_torch(tmp_path):
     code = "import sys; import ml.cli.verbs; print([m for m in ('torch', 'numpy', 'tokenizers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -163,7 +163,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_a_bar_that_is_drawn_again(monkeypatch):
+def test_a_terminal_shows_a_progress_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     now = [0.0]
     display = TerminalDisplay(stream := Terminal(), lambda: now[0])
@@ -171,7 +171,7 @@ def test_a_terminal_shows_a_bar_that_is_drawn_again(monkeypatch):
     for seconds, num_bytes in ((0.05, 1), (1.0, 1_000_000), (2.0, 2_000_000)):
         now[0] = seconds
         display.advance(num_bytes, num_bytes // 4)
-    assert stream.getvalue().count("\r") == 2  # the first comes too soon
+    assert stream.getvalue().count("\r") == 2  # the first update is throttled
     assert stream.getvalue().endswith("\r" + "━" * 12 + "─" * 12 + "   50%  500,000 tokens  1.0 MB/s  2s left\x1b[K")
     display.say("a.jsonl:3: not JSON")
     assert "\r\x1b[Ka.jsonl:3: not JSON\n\r━" in stream.getvalue()
@@ -183,7 +183,7 @@ def test_a_terminal_shows_a_bar_that_is_drawn_again(monkeypatch):
     assert len(stream.getvalue().split("\r")[-1].removesuffix("\x1b[K")) == 19
 
 
-def test_a_pipe_gets_lines_now_and_then():
+def test_a_pipe_gets_occasional_lines():
     now = [0.0]
     display = PlainDisplay(stream := io.StringIO(), lambda: now[0])
     display.start(1_000_000, 5_000_000)
@@ -197,7 +197,7 @@ def test_a_pipe_gets_lines_now_and_then():
     ]
 
 
-def test_the_display_fits_the_stream():
+def test_the_display_matches_the_stream():
     assert type(display_on(io.StringIO())) is PlainDisplay
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w") as stream:

@@ -1,4 +1,4 @@
-"""What `show` prints: from the source exactly what the registry holds, without importing torch."""
+"""Output of `show`: read from the source without importing torch, equal to the registry."""
 
 import subprocess
 import sys
@@ -13,12 +13,12 @@ def built_in() -> list:
     return sorted(entry for entry in registry_catalogue.entries() if entry.selector.startswith("ml."))
 
 
-def test_the_source_tells_of_every_configurable_what_the_registry_holds():
+def test_the_source_describes_every_configurable_as_the_registry_does():
     read = {entry.selector: entry for entry in source_catalogue.entries()}
     assert read == {entry.selector: entry for entry in built_in()}
 
 
-def test_a_parameter_is_found_by_its_name():
+def test_a_parameter_is_found_by_name():
     lines = show.found(built_in(), "intermediate_size").splitlines()
     assert [line.split()[0] for line in lines] == sorted(line.split()[0] for line in lines)
     assert {"GatedMLP.intermediate_size", "Mamba2.intermediate_size"} <= {line.split()[0] for line in lines}
@@ -37,13 +37,13 @@ def test_a_parameter_of_one_configurable_is_found():
         ("num_head", "there is no configurable or parameter 'num_head'; did you mean 'num_heads'?"),
     ],
 )
-def test_an_unknown_name_is_an_error_with_the_nearest(name, message):
+def test_an_unknown_name_is_an_error_with_a_suggestion(name, message):
     with pytest.raises(UserError) as caught:
         show.found(built_in(), name)
     assert str(caught.value) == message
 
 
-def test_source_that_is_unclear_is_left_to_the_registry(monkeypatch, capsys):
+def test_ambiguous_source_falls_back_to_the_registry(monkeypatch, capsys):
     def unclear() -> list:
         raise source_catalogue.UnclearError
 
@@ -61,13 +61,13 @@ def test_torch_is_not_imported(arguments):
     assert done.stdout.splitlines()[-1] == "0 False"
 
 
-def test_training_imports_no_checkpoint_library_until_it_is_needed():
+def test_training_imports_checkpoint_libraries_lazily():
     code = "import sys, ml.training; print('torch.distributed.checkpoint' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
-def test_modules_of_users_are_imported(tmp_path, monkeypatch, capsys):
+def test_user_modules_are_imported(tmp_path, monkeypatch, capsys):
     (tmp_path / "shown_layers.py").write_text(
         "from ml.config import configurable\n\n\n@configurable\ndef shown(size: int = 3):\n    'A layer.'\n"
     )

@@ -1,4 +1,4 @@
-"""`python -m ml sweep`, with real runs in processes of their own."""
+"""`python -m ml sweep` with real runs in separate processes."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ SHORT = '[[list]]\nname = "short"\n'
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A working folder with a text to train on; runs use one thread."""
+    """Creates a working folder with a text to train on; runs use one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
@@ -38,7 +38,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sweep(work, capsys):
-    """Writes the file and runs the verb in this process; returns the exit code and what it printed."""
+    """Writes the sweep file and runs the verb in this process; returns the exit code and the output."""
 
     def run(text, *arguments):
         Path("s.toml").write_text(f"{HEAD}{text}")
@@ -57,7 +57,7 @@ def wait_for(condition):
 
 
 def process_of(member):
-    """The id of the process that trains a member, once it has saved a checkpoint."""
+    """Returns the process id of a member after its first checkpoint."""
     folder = Path("sweeps/s") / member
     wait_for(lambda: list(folder.glob("checkpoints/step_*")))
     wanted = f"--run_dir={folder}".encode()
@@ -74,7 +74,7 @@ def _read(path):
 
 @pytest.fixture
 def meanwhile():
-    """Runs a function in a thread beside the test; what goes wrong in it fails the test."""
+    """Runs a function in a parallel thread; its exceptions fail the test."""
     threads, problems = [], []
 
     def start(function):
@@ -99,7 +99,7 @@ def table():
 
 
 @pytest.mark.slow
-def test_a_member_that_fails_or_is_killed_does_not_stop_the_others_and_only_they_are_run_again(sweep, meanwhile):
+def test_failed_and_killed_members_do_not_stop_the_others_and_are_retried(sweep, meanwhile):
     diverges = '[[list]]\nname = "bad"\ngin_bindings = ["AdamW.learning_rate = 1e30"]\n'
     meanwhile(lambda: os.kill(process_of("long"), signal.SIGKILL))
     code, out, err = sweep(LONG + diverges + SHORT)
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_the_run_with_a_checkpoint_and_the_sweep(sweep, meanwhile):
 
 
 @pytest.mark.slow
-def test_the_printed_commands_make_the_same_runs(sweep, work):
+def test_the_printed_commands_produce_the_same_runs(sweep, work):
     grid = '[grid]\nTrainer.seed = [1, 2]\n"TextFiles.paths" = ["[\'text.txt\']"]\n'
     code, commands, _ = sweep(grid, "--print")
     assert code == 0
@@ -164,7 +164,7 @@ def test_the_printed_commands_make_the_same_runs(sweep, work):
 
 
 @pytest.mark.slow
-def test_nobody_begins_a_run_that_a_killed_sweep_has_left_behind(sweep, work):
+def test_a_run_left_by_a_killed_sweep_is_not_started_twice(sweep, work):
     Path("s.toml").write_text(HEAD + LONG.replace("= 60", "= 100000"))
     killed = subprocess.Popen([sys.executable, "-m", "ml", "sweep", "s.toml"], stdout=subprocess.DEVNULL)
     left = process_of("long")
@@ -185,7 +185,7 @@ def test_a_dry_run_lists_the_members_and_writes_nothing(sweep, work):
     assert sorted(path.name for path in work.iterdir()) == ["s.toml", "text.txt"]
 
 
-def test_a_report_of_what_is_there_runs_nothing(sweep):
+def test_a_report_runs_nothing(sweep):
     code, out, _ = sweep(SHORT, "--report", "--output=elsewhere")
     assert code == 0
     assert "short     0  not started" in out
@@ -200,14 +200,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_said_before_anything_is_run(sweep, work, text, message):
+def test_errors_are_reported_before_any_run(sweep, work, text, message):
     code, out, err = sweep(SHORT + text)
     assert (code, out) == (2, "")
     assert message in err
     assert not (work / "sweeps").exists()
 
 
-def test_a_file_that_is_not_there_is_an_error_and_shipped_ones_are_found(work, capsys):
+def test_a_missing_file_is_an_error_and_shipped_files_are_found(work, capsys):
     assert verbs.main(["sweep", "sweeps/learning_rat.toml"]) == 2
     assert "did you mean 'sweeps/learning_rate.toml'?" in capsys.readouterr().err
     assert verbs.main(["sweep", "sweeps/learning_rate.toml", "--dry_run"]) == 0

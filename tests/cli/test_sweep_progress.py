@@ -1,4 +1,4 @@
-"""The lines of a sweep while it runs."""
+"""Progress lines of a sweep."""
 
 import io
 from pathlib import Path
@@ -36,7 +36,7 @@ def told(stream, run):
     return stream.getvalue()
 
 
-def test_a_pipe_gets_a_line_where_a_run_begins_and_where_it_ends(run):
+def test_a_pipe_gets_a_line_at_the_start_and_end_of_each_run(run):
     assert told(io.StringIO(), run).splitlines() == [
         "[1/3] a  finished before",
         "[2/3] a",
@@ -45,7 +45,7 @@ def test_a_pipe_gets_a_line_where_a_run_begins_and_where_it_ends(run):
     ]
 
 
-def test_a_terminal_has_one_line_that_changes_with_the_log_and_never_wraps(run, monkeypatch):
+def test_a_terminal_has_one_line_that_follows_the_log_and_never_wraps(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "24")
     drawn = told(Terminal(), run).split("\r")
     assert drawn[2:5] == ["[2/3] a\x1b[K", "[2/3] a  starting\x1b[K", "[2/3] a  step 7/20  los\x1b[K"]

@@ -1,4 +1,4 @@
-"""train.py from a terminal: its flags, its messages, its exit codes, and what it leaves on the disk."""
+"""train.py from the command line: flags, messages, exit codes, files."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FAST = "Trainer.num_steps = 4\nCosineSchedule.warmup_steps = 1\nTrainer.log_ever
 
 @pytest.fixture
 def work(tmp_path):
-    """A working folder with a text to train on."""
+    """Creates a working folder with a text to train on."""
     (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("A text of a few words. " * 20)
@@ -51,7 +51,7 @@ TINY = ("--gin_file=recipes/tiny.gin", f"--gin_bindings={FAST}", "--gin_bindings
 FILES = ["checkpoints", "config.gin", "environment.json", "metrics.jsonl", "operative_config.gin", "provenance.json"]
 
 
-def test_a_run_leaves_a_full_folder_and_goes_on_from_it(train, work):
+def test_a_run_writes_a_complete_folder_and_resumes_from_it(train, work):
     first = train(*TINY, "--run_dir=run", check=0)
     assert sorted(path.name for path in (work / "run").iterdir()) == FILES
     metrics = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -68,7 +68,7 @@ def test_a_run_leaves_a_full_folder_and_goes_on_from_it(train, work):
     assert "resuming from run/checkpoints/step_4" in again.stdout
 
 
-def test_without_a_folder_one_is_named_after_the_configuration_and_the_time(train, work):
+def test_the_default_folder_is_named_after_the_configuration_and_the_time(train, work):
     train(*TINY, check=0)
     (folder,) = (work / "runs").iterdir()
     assert re.fullmatch(r"tiny-\d{8}-\d{6}", folder.name)
@@ -94,7 +94,7 @@ def test_a_dry_run_shows_the_model_writes_the_configuration_and_trains_nothing(t
     assert names == ["config.gin", "operative_config.gin", "provenance.json"]
 
 
-def test_a_run_that_cannot_fit_or_repeats_its_data_is_warned_of(train):
+def test_warnings_for_too_little_memory_and_repeated_data(train):
     large = ("--gin.LanguageModel.hidden_size=1048576", "--gin.GatedMLP.intermediate_size=1048576")
     dry = train(*TINY, *large, "--dry_run", "--run_dir=large", check=0)
     assert re.search(r"^warning: the run needs [\d.]+ TiB \(weights, gradients, optimizer state\)", dry.stderr, re.M)
@@ -103,7 +103,7 @@ def test_a_run_that_cannot_fit_or_repeats_its_data_is_warned_of(train):
     assert "warning" not in train(*TINY, "--run_dir=fits", check=0).stderr
 
 
-def test_explain_says_the_value_its_source_and_what_it_overrode(train):
+def test_explain_shows_the_value_its_source_and_the_overridden_values(train):
     done = train(
         *TINY, "--gin.query/Linear.bias=True", "--dry_run", "--run_dir=run", "--explain=query/Linear.bias", check=0
     )
@@ -114,7 +114,7 @@ def test_explain_says_the_value_its_source_and_what_it_overrode(train):
 
 
 @pytest.mark.parametrize("flag", ["--help", "--helpfull"])
-def test_help_is_no_failure(train, flag):
+def test_help_exits_with_0(train, flag):
     assert "--dry_run" in train(flag, check=0).stdout
 
 
@@ -144,7 +144,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_gets_one_message_exit_code_2_and_leaves_nothing(train, work, arguments, message):
+def test_a_mistake_gives_one_message_exit_code_2_and_no_files(train, work, arguments, message):
     done = train(*arguments, check=2)
     assert message in done.stderr
     assert not (work / "runs").exists()
@@ -164,20 +164,20 @@ def test_help_lists_the_flags(train):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_that_cannot_be_written_is_said_to_be_one(train, work):
+def test_a_read_only_folder_is_an_error(train, work):
     (work / "locked").mkdir(mode=0o500)
     done = train(*TINY, "--run_dir=locked/run", check=1)
     assert "cannot create locked/run" in done.stderr
 
 
-def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(train, work):
+def test_a_file_in_place_of_the_folder_is_an_error(train, work):
     (work / "taken").write_text("")
     done = train(*TINY, "--run_dir=taken/run", check=1)
     assert "cannot create taken/run: Not a directory" in done.stderr
 
 
 def test_a_checkpoint_that_the_disk_does_not_take_is_a_message(train, work):
-    """The system refuses to let any file grow beyond a limit, as it would on a full disk."""
+    """The system limits the size of files, as a full disk would."""
     limited = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); \
 sys.argv = {[str(ROOT / 'train.py'), *TINY, '--run_dir=run']!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", limited], cwd=work, capture_output=True, text=True, check=False)
@@ -190,7 +190,7 @@ sys.argv = {[str(ROOT / 'train.py'), *TINY, '--run_dir=run']!r}; runpy.run_path(
     train(*TINY, "--run_dir=run", check=0)
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(train, work):
+def test_a_truncated_checkpoint_is_named_and_the_previous_one_is_used(train, work):
     train(*TINY, "--gin.Checkpoints.every=2", "--run_dir=run", check=0)
     shutil.copytree(work / "run", work / "whole")
     weights = work / "run/checkpoints/step_4/__0_0.distcp"
@@ -203,7 +203,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(train, wo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_saves_leaves_with_0_and_ends_as_if_it_had_not_been_stopped(train, work, number):
+def test_an_interrupted_run_exits_with_0_and_resumes_to_the_same_result(train, work, number):
     many = (*TINY, "--gin.Trainer.num_steps=120", "--gin.DecoderBlock.dropout=0.1")
     train(*many, "--run_dir=whole", check=0)
     command = [sys.executable, str(ROOT / "train.py"), *many, "--run_dir=stopped"]
@@ -224,11 +224,11 @@ def test_a_stopped_run_saves_leaves_with_0_and_ends_as_if_it_had_not_been_stoppe
 
 
 def _measured(line: str) -> dict:
-    """A record without what depends on the clock."""
+    """A record without values that depend on the clock."""
     return {key: value for key, value in json.loads(line).items() if key not in MACHINE_METRICS}
 
 
-def test_a_run_can_start_from_another(train, work):
+def test_a_run_can_start_from_the_weights_of_another(train, work):
     train(*TINY, "--run_dir=first", check=0)
     done = train(*TINY, "--init_from=first", "--run_dir=second", check=0)
     assert "starting from the weights of first/checkpoints/step_4" in done.stdout

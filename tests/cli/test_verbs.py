@@ -1,4 +1,4 @@
-"""`python -m ml VERB` from a terminal."""
+"""`python -m ml VERB` from the command line."""
 
 import contextlib
 import io
@@ -48,7 +48,7 @@ def test_configs_are_listed_shown_and_copied(call, tmp_path):
     assert "did you mean 'recipes/tiny.gin'?" in call("configs", "show", "recipe/tiny.gin", check=2)
 
 
-def test_show_tells_parameters_types_defaults_and_documentation(call):
+def test_show_lists_parameters_types_defaults_and_documentation(call):
     shown = call("show", "Attention")
     assert "softmax(q kᵀ" in shown
     assert [line.split() for line in shown.splitlines() if " num_kv_heads" in line] == [
@@ -60,7 +60,7 @@ def test_show_tells_parameters_types_defaults_and_documentation(call):
     assert "GatedMLP                ml.layers.mlp" in call("show")
 
 
-def test_explain_says_who_set_what_in_a_run(call, run_of):
+def test_explain_shows_sources_of_values_in_a_run(call, run_of):
     folder = run_of("run", "query/Linear.bias = True")
     lines = call("explain", folder, "query/Linear.bias").splitlines()
     assert lines[:2] == ["Linear.bias = True    # flag, --gin_bindings[0]", "    at decoder/block_0_to_1/mixer/query"]
@@ -82,7 +82,7 @@ def test_diff_compares_runs_and_files_by_the_values_in_effect(call, run_of):
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("configs", "list"), ("explain", "--help"), ("diff", "--help")])
-def test_what_needs_no_torch_imports_none(arguments):
+def test_verbs_without_models_do_not_import_torch(arguments):
     program = (
         "import sys\nfrom ml.cli.verbs import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
@@ -90,11 +90,11 @@ def test_what_needs_no_torch_imports_none(arguments):
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True)
 
 
-def test_a_verb_that_does_not_exist_is_refused_with_those_that_do(call):
+def test_an_unknown_verb_is_refused_with_a_list_of_verbs(call):
     assert "invalid choice: 'shwo'" in call("shwo", check=2)
 
 
-def test_a_reader_that_has_seen_enough_gets_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     command = f"{sys.executable} -m ml show Attention | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
@@ -116,7 +116,7 @@ def trained(tmp_path):
     return folder.path
 
 
-def test_generate_goes_on_from_prompts(call, trained, tmp_path):
+def test_generate_continues_prompts(call, trained, tmp_path):
     def generate(*arguments, seed=3):
         return call("generate", trained, "--num_tokens", "12", "--seed", seed, *arguments).removesuffix("\n")
 
@@ -146,7 +146,7 @@ def test_generate_goes_on_from_prompts(call, trained, tmp_path):
         (("--prompt", "x", "--step", "77"), "there is no checkpoint of step 77"),
     ],
 )
-def test_what_cannot_be_generated_is_said(call, trained, arguments, message):
+def test_an_impossible_generation_is_an_error(call, trained, arguments, message):
     assert message in call("generate", trained, *arguments, check=2)
 
 
@@ -156,4 +156,4 @@ def test_ctrl_c_ends_a_verb_without_a_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr("ml.cli.show.run", interrupted)
     assert verbs.main(["show"]) == 130
-    assert capsys.readouterr().err == "\ninterrupted\n"  # below what was being written
+    assert capsys.readouterr().err == "\ninterrupted\n"  # end of the output so far

@@ -1,4 +1,4 @@
-"""What the tests of the configuration share: loading a small model, and the problems of what is wrong."""
+"""Shared fixtures of the configuration tests: a small model, and the problems of invalid bindings."""
 
 import pytest
 from small_model import SMALL, build_on_meta
@@ -18,7 +18,7 @@ def load_model():
 
 @pytest.fixture
 def problems(load_model):
-    """The problems that bindings have, as text, one each."""
+    """Returns the problems of bindings as a list of texts."""
 
     def problems_of(*bindings: str, **options) -> list[str]:
         with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""A model small enough to look at, built on the meta device, and how to look up who set what in it."""
+"""A small model, built on the meta device, and lookups of the records of its values."""
 
 import torch
 
@@ -19,7 +19,7 @@ def build_on_meta() -> LanguageModel:
 
 
 def values(config: Config, configurable: str, parameter: str) -> dict[str, str]:
-    """path -> value, for one parameter of every module that has it."""
+    """Returns path -> value, for one parameter of every module that has it."""
     return {
         record.path: record.value
         for record in config.records()
@@ -28,6 +28,6 @@ def values(config: Config, configurable: str, parameter: str) -> dict[str, str]:
 
 
 def record_of(config: Config, path: str, parameter: str):
-    """The record of one parameter at one path (where one thing is built there that has it)."""
+    """Returns the record of one parameter at one path, if exactly one module there has it."""
     (found,) = [r for r in config.records() if (r.path, r.parameter) == (path, parameter)]
     return found

@@ -1,4 +1,4 @@
-"""Rule 6 where annotations say little: names that exist for a type checker only, factories, singletons, `**kwargs`."""
+"""Incomplete annotations: names that exist for a type checker only, factories, singletons, `**kwargs`."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def function_with(annotation: str) -> Callable[..., None]:
         ("float", ()),
     ],
 )
-def test_what_cannot_be_resolved_is_named_and_hides_nothing_else(annotation, unknown):
+def test_an_unresolvable_name_is_reported_and_hides_nothing_else(annotation, unknown):
     found = annotations_of(function_with(annotation))
     assert (found["x"].unknown, found["x"].text) == (unknown, annotation if unknown else "")
     assert found["y"].type is int
@@ -168,14 +168,14 @@ def test_a_value_that_cannot_be_fully_checked_is_a_warning_with_its_place():
         ("Bench.tool = @Hammer", "(with brackets, @Hammer(), it is what the constructor makes)"),
     ],
 )
-def test_what_a_reference_makes_is_checked_with_the_place_of_the_binding(binding, message):
+def test_the_result_of_a_reference_is_checked_at_its_binding(binding, message):
     problem = problem_of(binding)
     assert problem.startswith("--gin_bindings[0]: ")
     assert message in problem
     assert f"\n      {binding}" in problem
 
 
-def test_what_factories_and_singletons_make_fits_typed_parameters():
+def test_results_of_factories_and_singletons_match_typed_parameters():
     bench = load_bench(
         "Bench.tool = @unannotated()",
         "Bench.make = @tool_factory()",
@@ -193,7 +193,7 @@ def load_holder(*bindings: str):
     return load((), bindings, root=Opener)
 
 
-def test_what_open_parameters_take_is_built_recorded_and_saved():
+def test_values_of_open_parameters_are_built_recorded_and_saved():
     config = load_holder("Open.fourth = 4.0", "elsewhere/Open.fourth = 5.0", "Opener.opened = @elsewhere/Open")
     built = config.build(Opener).opened
     assert (built.first, built.options) == (0, {"second": 2.0, "third": 3.0, "fourth": 5.0})
@@ -212,7 +212,7 @@ def test_open_parameters_are_checked_by_their_annotation():
         load_holder("Open.fourth = 'x'")
 
 
-def test_an_open_parameter_that_must_be_set_is_a_problem_with_its_place():
+def test_a_required_open_parameter_is_a_problem_with_its_place():
     with pytest.raises(ValueError, match=r"--gin_bindings\[0\]: Open.fourth must be set, and nothing sets it"):
         load_holder("Open.fourth = %gin.REQUIRED")
 

@@ -1,4 +1,4 @@
-"""Arithmetic in values: `%hidden_size * 4`, with Python's own results as the reference."""
+"""Arithmetic in values: `%hidden_size * 4`, with Python's results as the reference."""
 
 import random
 import re
@@ -21,7 +21,7 @@ def value_of(*bindings: str) -> Any:
 
 
 def expression(draw: random.Random, depth: int) -> str:
-    """A random expression over the macros a, b and c, as Python writes it with plain names."""
+    """Returns a random expression over the macros a, b and c in Python syntax."""
     kind = draw.choice(["leaf", "leaf", "binary", "binary", "binary", "unary", "power", "brackets"])
     if depth == 0 or kind == "leaf":
         return draw.choice(["a", "b", "c", "3", "2.5", "7", "1e-3"])
@@ -37,7 +37,7 @@ def expression(draw: random.Random, depth: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_an_expression_has_the_value_that_python_gives_it(seed):
+def test_an_expression_has_the_value_of_python(seed):
     draw = random.Random(seed)
     macros = {"a": 5, "b": 2, "c": 0.5}
     lines = [f"{name} = {value}" for name, value in macros.items()]
@@ -84,7 +84,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize(("text", "expected"), WRITTEN.items(), ids=WRITTEN)
-def test_precedence_brackets_and_places(text, expected):
+def test_precedence_parentheses_and_places(text, expected):
     macros = {"%W": "W = 8", "%HALF": "HALF = 1 / 2", "%scoped/W": "scoped/W = 16"}
     used = [line for name, line in macros.items() if re.search(rf"{name}\b(?!/W)", text)]
     found = value_of(*used, f"Figure.value = {text}")
@@ -133,6 +133,6 @@ def test_a_mistake_is_one_message_with_its_place(text, message):
     assert message in found[0]
 
 
-def test_a_true_division_where_a_whole_number_is_wanted_has_a_hint():
+def test_a_true_division_for_an_integer_has_a_hint():
     with pytest.raises(ConfigError, match=r"Figure.whole must be int, not 4.0 \(float\); // divides into a whole"):
         load((), ["W = 8", "Figure.whole = %W / 2"], root=Figure)

@@ -1,4 +1,4 @@
-"""Rule 9: equal runs have equal fingerprints, whatever the spelling of their values."""
+"""Canonical values: equal runs have equal fingerprints, however their values are written."""
 
 import copy
 import itertools
@@ -70,7 +70,7 @@ ANNOTATIONS = [
 
 
 @pytest.mark.parametrize(("value", "annotation"), list(itertools.product(VALUES, ANNOTATIONS)), ids=str)
-def test_a_spelling_is_final_and_still_what_the_annotation_promises(value, annotation):
+def test_the_canonical_form_is_stable_and_matches_the_annotation(value, annotation):
     found = canonical(value, annotation)
     assert (mismatch(found, annotation) is None) == (mismatch(value, annotation) is None)
     assert repr(canonical(found, annotation)) == repr(found)
@@ -113,18 +113,18 @@ def test_equal_runs_have_equal_fingerprints(one, other):
     assert repr(vars(again.build(Mixed))) == repr(vars(ours.build(Mixed)))
 
 
-def test_an_imported_value_is_spelled_as_one_from_a_file():
+def test_an_imported_value_has_the_same_spelling_as_one_from_a_file():
     config = load_mixed(imported=[ImportedValue("Mixed.rate", 1, "config.json")])
     assert "\nMixed.rate = 1.0\n" in config.operative
 
 
-def test_the_order_of_a_dict_that_may_mean_something_is_kept():
+def test_the_order_of_a_dict_with_meaning_is_kept():
     ours, theirs = load_mixed("Mixed.parts = {'a': 1, 'b': 2}"), load_mixed("Mixed.parts = {'b': 2, 'a': 1}")
     assert ours.fingerprint != theirs.fingerprint
     assert list(theirs.build(Mixed).parts) == ["b", "a"]
 
 
-def test_a_default_of_the_code_is_saved_as_it_is_and_comes_back_as_it_is():
+def test_a_default_of_the_code_is_saved_and_loaded_unchanged():
     config = load_mixed()
     assert load_mixed(config.operative).build(Mixed).names == ("a",)
     assert load_mixed("Mixed.names = ('a',)").build(Mixed).names == ["a"]

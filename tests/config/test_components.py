@@ -1,4 +1,4 @@
-"""Modules that a configuration imports: where they are found, what they may be called, and who sees them."""
+"""Modules imported by a configuration: search path, names, visibility."""
 
 import hashlib
 import pickle
@@ -54,7 +54,7 @@ def mlp_of(config):
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path, monkeypatch):
-    """Each test runs in a folder of its own, and leaves Python's search path and modules as they were."""
+    """Runs each test in a separate folder and restores Python's search path and modules."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     before = list(sys.path), list(sys.meta_path)
@@ -62,7 +62,7 @@ def working_folder(tmp_path, monkeypatch):
     assert (sys.path, sys.meta_path) == before
 
 
-def test_a_module_is_found_beside_the_file_then_here_then_on_the_search_path(tmp_path):
+def test_a_module_is_found_in_the_file_folder_then_here_then_on_the_search_path(tmp_path):
     main = gin(tmp_path / "exp")
     places = [tmp_path / "exp", tmp_path / "here", tmp_path / "search"]
     for size, place in enumerate(places):
@@ -74,7 +74,7 @@ def test_a_module_is_found_beside_the_file_then_here_then_on_the_search_path(tmp
     assert found == [0, 1, 2]
 
 
-def test_an_include_imports_what_lies_beside_it(tmp_path):
+def test_an_include_imports_from_its_folder(tmp_path):
     write(tmp_path / "exp" / "part", my_layers=layer(size=7))
     gin(tmp_path / "exp" / "part", "import my_layers\nDecoderBlock.mlp = @MyMLP\n", "part.gin")
     assert mlp_of(load_small(gin(tmp_path / "exp", SMALL + "include 'part/part.gin'\n"))).size == 7
@@ -83,7 +83,7 @@ def test_an_include_imports_what_lies_beside_it(tmp_path):
 @pytest.mark.parametrize(
     "statement", ["import my.layers", "from my import layers", "import my.layers as m", "import my"]
 )
-def test_packages_and_the_modules_in_them_are_imported(tmp_path, statement):
+def test_packages_and_their_modules_are_imported(tmp_path, statement):
     init = "from my import layers\n" if statement == "import my" else ""
     write(tmp_path / "exp", my____init__=init, my__layers="from .sizes import SIZE\n" + layer(), my__sizes="SIZE = 1\n")
     (tmp_path / "exp" / "my" / "__init__.py").write_text(init)
@@ -92,7 +92,7 @@ def test_packages_and_the_modules_in_them_are_imported(tmp_path, statement):
     assert {c.file for c in config.components} == {"my/__init__.py", "my/layers.py", "my/sizes.py"}
 
 
-def test_the_operative_config_holds_the_hash_of_each_module_and_no_path(tmp_path):
+def test_the_operative_config_has_the_hash_of_each_module_and_no_path(tmp_path):
     helper = "SIZE = 3\n"
     write(tmp_path / "a", my_layers="import my_helper\n" + layer(), my_helper=helper)
     write(tmp_path / "b", my_layers="import my_helper\n" + layer(), my_helper=helper)
@@ -104,7 +104,7 @@ def test_the_operative_config_holds_the_hash_of_each_module_and_no_path(tmp_path
     assert load_small(tmp_path / "b" / "main.gin").fingerprint != first.fingerprint
 
 
-def test_two_configurations_have_each_their_own_module_of_one_name(tmp_path):
+def test_two_configurations_may_have_different_modules_with_one_name(tmp_path):
     for size, name in enumerate("ab"):
         write(
             tmp_path / name, my_layers="from my_helper import SIZE\n" + layer(size="SIZE"), my_helper=f"SIZE = {size}\n"
@@ -113,7 +113,7 @@ def test_two_configurations_have_each_their_own_module_of_one_name(tmp_path):
     assert [mlp_of(config).size for config in (a, b, again, b, a)] == [0, 1, 0, 1, 0]
 
 
-def test_a_shared_module_uses_the_neighbour_of_each_configuration(tmp_path):
+def test_a_shared_module_uses_the_sibling_of_each_configuration(tmp_path):
     shared = write(tmp_path / "shared", my_layers="from my_helper import SIZE\n" + layer(size="SIZE"))
     configs = []
     for size, name in enumerate("ab"):
@@ -122,7 +122,7 @@ def test_a_shared_module_uses_the_neighbour_of_each_configuration(tmp_path):
     assert [mlp_of(config).size for config in configs] == [0, 1]
 
 
-def test_a_module_that_did_not_change_is_executed_once(tmp_path):
+def test_an_unchanged_module_is_executed_once(tmp_path):
     count = "import os\nos.environ['EXECUTED'] = os.environ.get('EXECUTED', '') + 'x'\n"
     write(tmp_path / "exp", my_layers=count + layer())
     main = gin(tmp_path / "exp")
@@ -134,7 +134,7 @@ def test_a_module_that_did_not_change_is_executed_once(tmp_path):
         assert os.environ["EXECUTED"] == "x"
 
 
-def test_an_edited_module_is_the_one_that_is_used(tmp_path):
+def test_an_edited_module_is_reloaded(tmp_path):
     main = gin(write(tmp_path / "exp", my_layers=layer(size=1)))
     first = load_small(main)
     write(tmp_path / "exp", my_layers=layer(size=2))
@@ -142,14 +142,14 @@ def test_an_edited_module_is_the_one_that_is_used(tmp_path):
     assert [mlp_of(config).size for config in (first, second)] == [1, 2]
 
 
-def test_a_neighbour_does_not_replace_what_python_has(tmp_path, monkeypatch):
+def test_a_sibling_does_not_replace_a_module_of_python(tmp_path, monkeypatch):
     write(
         tmp_path / "exp", random="raise ValueError\n", torch="raise ValueError\n", my_layers="import random\n" + layer()
     )
     assert mlp_of(load_small(gin(tmp_path / "exp"))).size == 1
 
 
-def test_a_missing_module_is_an_error_that_says_where_it_was_looked_for(tmp_path):
+def test_a_missing_module_is_an_error_with_the_searched_folders(tmp_path):
     main = gin(write(tmp_path / "exp", my_layer=layer()))
     with pytest.raises(ConfigError) as caught:
         load_small(main, search_path=[tmp_path / "search"])
@@ -175,7 +175,7 @@ def test_a_module_that_fails_is_one_error(tmp_path, source, message):
     assert message in problem.message
 
 
-def test_what_one_configuration_imports_another_does_not_see(tmp_path):
+def test_imports_are_not_visible_to_other_configurations(tmp_path):
     write(
         tmp_path / "exp",
         my_layers="import my_parts\n" + layer(),
@@ -190,13 +190,13 @@ def test_what_one_configuration_imports_another_does_not_see(tmp_path):
     assert type(mlp_of(load_small(gin(tmp_path / "exp", text)))).__name__ == "MyPart"
 
 
-def test_a_class_named_like_a_built_in_one_changes_nothing_for_who_does_not_import_it(tmp_path):
+def test_a_class_with_a_built_in_name_affects_only_its_importers(tmp_path):
     before = load_small(bindings=[SMALL, "Linear.bias = True"])
     load_small(gin(write(tmp_path / "exp", my_layers=layer("Linear")), SMALL + "import my_layers\n"))
     assert load_small(bindings=[SMALL, "Linear.bias = True"]).operative == before.operative
 
 
-def test_a_name_that_means_two_things_is_an_error_that_says_how_to_write_each(tmp_path):
+def test_an_ambiguous_name_is_an_error_with_the_qualified_names(tmp_path):
     write(tmp_path / "exp", my_layers=layer("Linear"))
     main = gin(tmp_path / "exp", SMALL + "import my_layers\nLinear.bias = True\nDecoderBlock.mlp = @Linear\n")
     with pytest.raises(ConfigError) as caught:
@@ -206,7 +206,7 @@ def test_a_name_that_means_two_things_is_an_error_that_says_how_to_write_each(tm
         assert problem.message.endswith("write linear.Linear or my_layers.Linear")
 
 
-def test_a_shipped_file_means_the_built_in_of_a_name(tmp_path):
+def test_a_name_in_a_shipped_file_is_the_built_in(tmp_path):
     write(tmp_path / "exp", my_layers=layer("Linear"))
     gin(tmp_path / "shipped", "PART = @Linear\nLinear.bias = True\n", "base.gin")
     text = SMALL + "import my_layers\ninclude 'base.gin'\nDecoderBlock.mlp = @my_layers.Linear\n"
@@ -216,7 +216,7 @@ def test_a_shipped_file_means_the_built_in_of_a_name(tmp_path):
     assert type(model.decoder.blocks[0].mlp).__module__ == "my_layers"
 
 
-def test_two_of_one_name_are_saved_so_that_they_load_back(tmp_path):
+def test_two_classes_with_one_name_are_saved_and_loaded(tmp_path):
     holder = layer("Linear") + LAYER.format(name="Holder", size=1).replace("self.size = size", HOLDS).replace(
         "from ml.config import configurable", "from ml.config import child, configurable"
     )
@@ -237,7 +237,7 @@ HOLDS = """self.held = child("held", Linear, hidden_size)
         self.built_in = child("built_in", BuiltIn, hidden_size, 4, defaults={"lr_scale": 2.0})"""
 
 
-def test_a_parent_of_one_name_with_another_keeps_its_suggestions(tmp_path):
+def test_a_parent_with_an_ambiguous_name_keeps_its_suggestions(tmp_path):
     parent = LAYER.format(name="RMSNorm", size=1).replace("self.size = size", HOLDS)
     parent = parent.replace("from ml.config import configurable", "from ml.config import child, configurable")
     write(tmp_path / "exp", my_layers=layer("Linear") + parent)
@@ -272,14 +272,14 @@ assert "\\nRMSNorm.epsilon = 0.5" in load(bindings=[SMALL, "RMSNorm.epsilon = 0.
 """
 
 
-def test_what_a_notebook_registers_is_found_and_gives_way_to_a_built_in_of_the_name(working_folder):
+def test_a_notebook_class_is_found_and_yields_to_a_built_in_with_its_name(working_folder):
     folder = write(working_folder, notebook=NOTEBOOK.replace("import sys", f"import sys; sys.path.append({TESTS!r})"))
     done = subprocess.run([sys.executable, folder / "notebook.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 class Thing:
-    """No default of a `Thing` is None."""
+    """A class of which no default is None."""
 
 
 @configurable
@@ -288,21 +288,21 @@ class Bookcase:
         self.thing = thing
 
 
-def test_a_default_that_its_annotation_forbids_is_an_error_before_the_run():
+def test_a_default_that_violates_its_annotation_is_an_error_before_the_run():
     with pytest.raises(ConfigError) as caught:
         load(bindings="Bookcase.name = 'y'", root=Bookcase)
     (problem,) = caught.value.problems
     assert problem.message.startswith("Bookcase.thing, its default, must be Thing, not None")
 
 
-def test_show_finds_a_module_here(working_folder):
+def test_show_finds_a_module_in_the_working_folder(working_folder):
     write(working_folder, my_layers=layer())
     command = [sys.executable, "-m", "ml", "show", "MyMLP", "--module=my_layers"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "MyMLP (my_layers.MyMLP)" in shown.stdout
 
 
-def test_a_configuration_with_own_modules_reaches_another_process(tmp_path):
+def test_a_configuration_with_custom_modules_can_be_pickled(tmp_path):
     main = gin(write(tmp_path / "exp", my_layers=layer(size=4)))
     script = (
         f"import sys; sys.path.append({TESTS!r}); import pickle; from pathlib import Path\n"

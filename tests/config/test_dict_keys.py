@@ -1,4 +1,4 @@
-"""Rule 7 for dict literals: no entry is lost because another one has the same key."""
+"""Duplicate keys in dict literals."""
 
 import pytest
 from small_model import build_on_meta
@@ -38,7 +38,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize(("text", "message"), TWICE.values(), ids=TWICE)
-def test_a_key_that_a_dict_has_twice_is_one_error_with_its_place(text, message):
+def test_a_duplicate_key_is_one_error_with_its_place(text, message):
     with pytest.raises(ConfigError) as caught:
         load((), ["Shelf.boxes = [1]", text], root=Shelf)
     (problem,) = caught.value.problems
@@ -51,12 +51,12 @@ def test_the_line_of_the_second_key_is_named():
         load((), "Shelf.books = {\n    'a': 1,\n    'a': 2,\n}\n", root=Shelf)
 
 
-def test_equal_keys_of_different_dicts_are_fine():
+def test_equal_keys_of_different_dicts_are_valid():
     config = load((), "Shelf.books = {'a': {'a': 1}, 'b': {'a': 1}, 'c': [{'a': 1}]}", root=Shelf)
     assert config.build(Shelf).books == {"a": {"a": 1}, "b": {"a": 1}, "c": [{"a": 1}]}
 
 
-def test_blocks_of_a_pattern_with_one_name_are_an_error():
+def test_duplicate_names_of_blocks_in_a_pattern_are_an_error():
     blocks = "LanguageModel.decoder = @Pattern\nPattern.blocks = {'a': @DecoderBlock, 'a': @wide/DecoderBlock}"
     with pytest.raises(ConfigError, match="the dict has the key 'a' twice"):
         load((), blocks, root=build_on_meta)

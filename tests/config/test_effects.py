@@ -1,4 +1,4 @@
-"""Rule 7: nothing is silently ignored, and swapping a part takes one line."""
+"""Bindings without effect, and swaps of parts."""
 
 import pytest
 from small_model import SMALL, build_on_meta, values
@@ -6,41 +6,41 @@ from small_model import SMALL, build_on_meta, values
 from ml.config import load
 
 
-def test_a_shape_that_the_parent_decides_cannot_be_bound(problems):
+def test_a_shape_set_by_the_parent_cannot_be_bound(problems):
     (found,) = problems("Linear.in_features = 7")
     assert found.startswith(
         "--gin_bindings[1]: Linear.in_features is decided by the parent, which always passes it: it cannot be bound"
     )
 
 
-def test_a_binding_that_more_specific_ones_shadow_everywhere_is_an_error_that_names_them(problems):
+def test_a_binding_shadowed_everywhere_is_an_error_that_names_the_cause(problems):
     (found,) = problems("mixer/Linear.bias = True", "mlp/Linear.bias = True", "Linear.bias = False")
     assert "it is shadowed everywhere, by " in found
     assert "mixer/Linear.bias (--gin_bindings[1])" in found
     assert "mlp/Linear.bias (--gin_bindings[2])" in found
 
 
-def test_of_the_same_binding_twice_the_later_wins_without_an_error(load_model):
+def test_the_later_of_two_equal_bindings_wins_without_an_error(load_model):
     config = load_model("Linear.bias = True", "Linear.bias = False")
     assert set(values(config, "Linear", "bias").values()) == {"False"}
 
 
-def test_a_scope_that_exists_but_holds_no_such_thing_is_an_error_that_says_where_it_is(problems):
+def test_a_scope_without_the_configurable_is_an_error_that_names_its_scopes(problems):
     (found,) = problems("mlp/Attention.num_heads = 2")
     assert "no Attention is built in the scope 'mlp'; it is built at decoder/block_0_to_4/mixer" in found
 
 
-def test_an_option_of_a_part_that_nobody_selected_is_an_error_that_says_what_is_built_instead(problems):
+def test_an_option_of_an_unselected_part_is_an_error_that_names_the_selected_one(problems):
     (found,) = problems("MLP.intermediate_size = 64")
     assert "MLP is not built: DecoderBlock.mlp = @GatedMLP (its default) selects GatedMLP instead" in found
 
 
-def test_an_option_of_a_part_where_nothing_is_built_is_an_error_that_says_so(problems):
+def test_an_option_where_nothing_is_built_is_an_error(problems):
     (found,) = problems("PositionEmbedding.num_positions = 64")
     assert "PositionEmbedding is not built: Embeddings.position = None (its default) selects nothing" in found
 
 
-def test_options_set_after_a_swap_for_the_part_that_was_swapped_out_are_an_error(problems):
+def test_options_of_a_replaced_part_after_the_swap_are_an_error(problems):
     found = problems("DecoderBlock.mlp = @MLP", "GatedMLP.intermediate_size = 64")
     assert len(found) == 1
     assert "GatedMLP is not built: DecoderBlock.mlp = @MLP (--gin_bindings[1]) selects MLP instead" in found[0]
@@ -66,7 +66,7 @@ SWAPS = {
 
 
 @pytest.mark.parametrize(("base", "swap"), SWAPS.values(), ids=SWAPS)
-def test_one_line_on_the_command_line_swaps_a_part_that_a_file_configured(tmp_path, base, swap):
+def test_one_flag_swaps_a_part_configured_by_a_file(tmp_path, base, swap):
     (tmp_path / "base.gin").write_text(SMALL + base)
     config = load(tmp_path / "base.gin", swap, root=build_on_meta)
     assert not values(config, "GatedMLP", "intermediate_size")
@@ -77,7 +77,7 @@ def test_one_line_on_the_command_line_swaps_a_part_that_a_file_configured(tmp_pa
     assert "query/Linear.bias = False" in config.operative
 
 
-def test_a_swap_in_one_block_leaves_out_only_what_was_set_for_that_block(load_model):
+def test_a_swap_in_one_block_skips_only_options_of_that_block(load_model):
     config = load_model(
         "block_3/GatedMLP.intermediate_size = 96\nGatedMLP.intermediate_size = 64",
         "block_3/DecoderBlock.mlp = @MLP",

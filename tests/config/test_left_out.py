@@ -1,4 +1,4 @@
-"""Rule 7: what a later line makes useless is left out where its author could not know, and an error elsewhere."""
+"""Lines that a later source makes useless are skipped; within one source they are an error."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ml.layers.linear import Linear
 
 
 def left_out(config) -> dict[str, str]:
-    """Each statement that was left out, with the reason, without places."""
+    """Returns each skipped statement with its reason, without places."""
     lines = config.text.splitlines()
     found = [(lines[i + 1], line) for i, line in enumerate(lines) if line.startswith("# left out: ")]
     return {
@@ -28,21 +28,21 @@ NORMS = ["mixer_norm/RMSNorm.epsilon = 1e-4", "mlp_norm/RMSNorm.epsilon = 1e-4",
 SHADOWED = {"RMSNorm.epsilon = 0.001": "shadowed by head/RMSNorm.epsilon = 0.0001"}
 
 
-def test_a_line_of_a_file_that_flags_shadow_everywhere_is_left_out(tmp_path):
+def test_a_line_of_a_file_shadowed_by_flags_is_skipped(tmp_path):
     write(tmp_path, {"base.gin": SMALL + BASE})
     config = load(tmp_path / "base.gin", NORMS, root=build_on_meta)
     assert left_out(config) == SHADOWED
     assert set(values(config, "RMSNorm", "epsilon").values()) == {"0.0001"}
 
 
-def test_likewise_of_lines_of_the_including_file_and_of_a_later_one(tmp_path):
+def test_a_line_shadowed_by_an_including_or_later_file_is_skipped(tmp_path):
     write(tmp_path, {"base.gin": SMALL + BASE, "run.gin": "include 'base.gin'\n" + "\n".join(NORMS[:2])})
     write(tmp_path, {"last.gin": NORMS[2]})
     config = load([tmp_path / "run.gin", tmp_path / "last.gin"], root=build_on_meta)
     assert left_out(config) == SHADOWED
 
 
-def test_likewise_over_a_saved_operative_config(tmp_path):
+def test_a_line_of_a_saved_operative_config_is_skipped(tmp_path):
     write(tmp_path, {"base.gin": SMALL + BASE})
     write(tmp_path, {"saved.gin": load(tmp_path / "base.gin", root=build_on_meta).operative})
     once = load(tmp_path / "saved.gin", NORMS, root=build_on_meta)
@@ -60,7 +60,7 @@ NOT_EXCUSED = {
 
 
 @pytest.mark.parametrize(("files", "flags"), NOT_EXCUSED.values(), ids=NOT_EXCUSED)
-def test_a_line_whose_shadow_its_author_could_see_is_an_error(tmp_path, files, flags):
+def test_a_line_shadowed_within_its_source_is_an_error(tmp_path, files, flags):
     write(tmp_path, files)
     named = [tmp_path / name for name in files if "include" in files[name]] or [tmp_path / name for name in files]
     with pytest.raises(ConfigError) as caught:
@@ -71,7 +71,7 @@ def test_a_line_whose_shadow_its_author_could_see_is_an_error(tmp_path, files, f
 
 
 class Builds:
-    """A root that counts how often it is called."""
+    """A root that counts its calls."""
 
     def __init__(self):
         self.count = 0
@@ -99,7 +99,7 @@ def test_two_hundred_swaps_with_stale_options_between_them_take_one_more_build(t
 
 
 def test_an_option_that_never_was_of_use_does_not_hide_a_swap_that_came_before_another_option(tmp_path):
-    """The parts in place when each line was read count: of the first line none, of the second MixtureOfExperts."""
+    """The parts in effect when each line was read count: none for the first line, MixtureOfExperts for the second."""
     lines = ["Mamba2.state_size = 8", "block_2/DecoderBlock.mlp = @MLP", "block_2/MLP.intermediate_size = 64"]
     write(tmp_path, {"a.gin": SMALL + "\n".join(lines)})
     root = Builds()
@@ -110,7 +110,7 @@ def test_an_option_that_never_was_of_use_does_not_hide_a_swap_that_came_before_a
     assert root.count == 2
 
 
-def test_the_swap_of_the_part_itself_is_named_and_not_another_one(tmp_path):
+def test_the_swap_of_the_part_itself_is_named(tmp_path):
     base = "GatedMLP.intermediate_size = 64\nmixer/query/Linear.bias = False\nhead/RMSNorm.epsilon = 1e-3\n"
     write(tmp_path, {"base.gin": SMALL + base})
     flags = [
@@ -127,7 +127,7 @@ def test_the_swap_of_the_part_itself_is_named_and_not_another_one(tmp_path):
     }
 
 
-def test_two_swaps_one_inside_what_the_other_replaced(tmp_path):
+def test_two_swaps_one_inside_the_part_replaced_by_the_other(tmp_path):
     write(tmp_path, {"base.gin": SMALL + "MLP.intermediate_size = 64\n", "mlp.gin": "DecoderBlock.mlp = @MLP"})
     write(tmp_path, {"base.gin": SMALL + "DecoderBlock.mlp = @MLP\nMLP.intermediate_size = 64"})
     flags = ["DecoderBlock.mlp = None", "decoder/Repeat.block = @wide/DecoderBlock"]
@@ -135,7 +135,7 @@ def test_two_swaps_one_inside_what_the_other_replaced(tmp_path):
     assert found == {"MLP.intermediate_size = 64": "replaced by DecoderBlock.mlp = None"}
 
 
-def test_a_swap_through_several_constructors_that_pass_it_on(tmp_path):
+def test_a_swap_through_several_constructors(tmp_path):
     base = "DecoderBlock.mlp = @MixtureOfExperts\nexperts/GatedMLP.intermediate_size = 64"
     write(tmp_path, {"base.gin": SMALL + base})
     found = left_out(load(tmp_path / "base.gin", "MixtureOfExperts.expert = @MLP", root=build_on_meta))
@@ -168,7 +168,7 @@ class Desk:
         self.writer = None if writer is None else child("writer", writer)
 
 
-def test_entries_of_a_dict_and_singletons_are_left_out_with_the_part_that_held_them(tmp_path):
+def test_entries_of_a_dict_and_singletons_are_skipped_with_their_part(tmp_path):
     text = "Desk.writer = @Writer\nWriter.others = {'pencil': @Pencil}\nPencil.hardness = 4\n"
     text += "Writer.shared = @ink/gin.singleton()\nink/gin.singleton.constructor = @Pencil"
     write(tmp_path, {"a.gin": text})
@@ -179,7 +179,7 @@ def test_entries_of_a_dict_and_singletons_are_left_out_with_the_part_that_held_t
     assert found["Pencil.hardness = 4"] == "replaced by Writer.others = {'pen': @Pen}"
 
 
-def test_a_required_option_of_a_part_that_was_swapped_out_is_left_out(tmp_path):
+def test_a_required_option_of_a_replaced_part_is_skipped(tmp_path):
     write(tmp_path, {"a.gin": "Desk.writer = @Writer\ntool/Pen.ink = %gin.REQUIRED"})
     assert left_out(load(tmp_path / "a.gin", "Writer.tool = @Pencil", root=Desk)) == {
         "tool/Pen.ink = %gin.REQUIRED": "replaced by Writer.tool = @Pencil"
@@ -195,12 +195,12 @@ REQUIRED = {
 
 
 @pytest.mark.parametrize(("key", "message"), REQUIRED.values(), ids=REQUIRED)
-def test_what_can_never_be_set_cannot_be_required(problems, key, message):
+def test_a_parameter_that_cannot_be_set_cannot_be_required(problems, key, message):
     (found,) = problems(f"{key} = %gin.REQUIRED")
     assert message in found
 
 
-def test_what_is_required_may_be_set_in_any_way(load_model):
+def test_a_required_value_may_be_set_in_any_way(load_model):
     config = load_model("Linear.bias = %gin.REQUIRED", *(f"{name}/Linear.bias = True" for name in LINEARS))
     assert set(values(config, "Linear", "bias").values()) == {"True"}
 
@@ -208,7 +208,7 @@ def test_what_is_required_may_be_set_in_any_way(load_model):
 LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
-def test_a_build_is_not_disturbed_by_the_one_that_looks_for_what_was_left_out(tmp_path):
+def test_the_search_for_skipped_lines_does_not_affect_a_build(tmp_path):
     write(tmp_path, {"a.gin": SMALL + "GatedMLP.intermediate_size = 64"})
     config = load(
         tmp_path / "a.gin", "block_1_to_4/DecoderBlock.mlp = @MLP\nblock_0/DecoderBlock.mlp = @MLP", root=build_on_meta

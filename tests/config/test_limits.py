@@ -1,4 +1,4 @@
-"""Numbers and values beyond what can be used: one clear error each, and no traceback."""
+"""Values beyond the limits: one clear error each, no traceback."""
 
 import pytest
 
@@ -36,7 +36,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_too_large_or_too_deep_is_an_error_with_its_place(problems, name):
+def test_values_too_large_or_too_deep_are_errors_with_their_place(problems, name):
     binding, message = CASES[name]
     found = problems(binding)
     assert any(message in problem for problem in found), found
@@ -45,7 +45,7 @@ def test_what_is_too_large_or_too_deep_is_an_error_with_its_place(problems, name
         assert any(problem.startswith("--gin_bindings[1]") for problem in found)
 
 
-def test_a_statement_is_quoted_up_to_a_length(problems):
+def test_a_long_statement_is_truncated_in_messages(problems):
     (problem,) = problems(f"Linear.bias = {DEEP}")
     assert "... (10,014 characters)" in problem
     assert len(problem) < 600
@@ -59,6 +59,6 @@ def test_a_statement_is_quoted_up_to_a_length(problems):
         ("m0 = %m1\nm1 = %m2\nm2 = 0.5\nLinear.lr_scale = %m0", "0.5"),
     ],
 )
-def test_what_fits_is_accepted(load_model, binding, value):
+def test_values_within_the_limits_are_accepted(load_model, binding, value):
     config = load_model(binding)
     assert value in {r.value for r in config.records() if (r.configurable, r.parameter) == ("Linear", "lr_scale")}

@@ -1,4 +1,4 @@
-"""Files, includes, macros and flags; and every mistake in them, with its place and a suggestion, in one report."""
+"""Files, includes, macros and flags, and one report of all mistakes with places and suggestions."""
 
 import pytest
 from small_model import SMALL, build_on_meta, values
@@ -45,7 +45,7 @@ def test_a_typo_is_an_error_with_its_place_and_a_suggestion(problems, text, mess
     assert any(message in problem and problem.startswith("--gin_bindings[1]") for problem in found), found
 
 
-def test_a_missing_file_is_an_error_that_suggests_one_that_is_there(problems, tmp_path):
+def test_a_missing_file_is_an_error_that_suggests_an_existing_one(problems, tmp_path):
     (tmp_path / "small.gin").write_text("Linear.bias = False\n")
     (found,) = problems(files=["smal.gin"], search_path=[tmp_path])
     assert found == "there is no configuration file 'smal.gin'; did you mean 'small.gin'?"
@@ -58,7 +58,7 @@ def test_a_missing_include_is_an_error_at_the_include(problems, tmp_path):
     assert found.endswith("main.gin:3: there is no configuration file 'othr.gin'; did you mean 'other.gin'?")
 
 
-def test_seven_errors_in_two_files_come_in_one_report_in_order(problems, tmp_path):
+def test_seven_errors_in_two_files_are_in_one_report_in_order(problems, tmp_path):
     first, second = tmp_path / "first.gin", tmp_path / "second.gin"
     first.write_text(
         "Linear.biass = False\nLinear.bias = 1\nlayer/Linear.bias = True\nRMSNorm.epsilon = [\n"
@@ -91,7 +91,7 @@ def test_the_report_counts_the_errors_and_quotes_the_statements(load_model):
     assert "      Linear.biass = False" in text
 
 
-def test_reading_goes_on_after_an_error(problems):
+def test_reading_continues_after_an_error(problems):
     found = problems(
         "Linear.bias = tru\nRMSNorm.epsilon = 'x'\nGatedMLP.intermediate_size = [1,\n  2\nLinear.biass = 1"
     )
@@ -100,7 +100,7 @@ def test_reading_goes_on_after_an_error(problems):
     assert any(":3: cannot be read" in p for p in found)
 
 
-def test_an_include_is_found_beside_the_including_file_first(load_model, tmp_path, monkeypatch):
+def test_an_include_is_found_in_the_folder_of_the_including_file_first(load_model, tmp_path, monkeypatch):
     inner = tmp_path / "inner"
     inner.mkdir()
     (inner / "main.gin").write_text("include 'part.gin'\n")
@@ -140,7 +140,7 @@ def test_a_macro_may_be_read_before_it_is_defined_and_the_last_definition_counts
     assert set(values(config, "GatedMLP", "intermediate_size").values()) == {"96"}
 
 
-def test_macros_that_define_each_other_in_a_circle_are_an_error(problems):
+def test_macros_that_define_each_other_are_an_error(problems):
     found = problems("A = %B\nB = %A\nGatedMLP.intermediate_size = %A")
     assert any("macros define each other in a circle: %A -> %B -> %A" in problem for problem in found)
 
@@ -158,12 +158,12 @@ def test_blocks_and_continuation_lines_are_read_as_gin_reads_them(load_model):
     assert values(config, "LanguageModel", "tie_word_embeddings") == {"": "True"}
 
 
-def test_a_value_that_must_be_set_is_asked_for(tmp_path):
+def test_a_required_value_is_an_error_until_set(tmp_path):
     with pytest.raises(ConfigError, match=r"LanguageModel.vocab_size must be set, and nothing sets it"):
         load((), ["LanguageModel.hidden_size = 4"], root=build_on_meta)
 
 
-def test_everything_that_must_be_set_is_asked_for_at_once(tmp_path):
+def test_all_required_values_are_reported_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load((), ["block_3/Linear.bias = True"], root=build_on_meta)
     assert [str(p).split(" must be set")[0] for p in caught.value.problems] == [
@@ -193,7 +193,7 @@ def test_a_requirement_is_met_by_a_more_specific_binding_and_by_an_imported_valu
         assert set(values(config, "GatedMLP", "intermediate_size").values()) == {"64"}
 
 
-def test_two_configurations_live_in_one_process_and_an_error_between_them_leaves_nothing(load_model):
+def test_two_configurations_are_independent_even_after_an_error(load_model):
     with_bias, without = load_model("Linear.bias = True"), load_model("Linear.bias = False")
     with pytest.raises(ConfigError):
         load_model("Linear.bias = None")

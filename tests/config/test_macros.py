@@ -1,4 +1,4 @@
-"""Rule 8 for macros: who set a value that a macro holds, where, and what that overrode; and what errors say of it."""
+"""Macros: source and location of values from macros, overridden values, and error messages."""
 
 import re
 
@@ -18,7 +18,7 @@ def load_files(folder, files: dict[str, str], *flags: str):
 
 
 def told(folder, record):
-    """Value, source and location of what is in force and of what it overrode, the latest first."""
+    """Returns value, source and location of the current value and of those it overrode, latest first."""
     chain = [(record.value, record.source, record.location)]
     chain += [(o.value, o.source, o.location) for o in reversed(record.overrode)]
     return [(value, source, location.replace(f"{folder.as_posix()}/", "")) for value, source, location in chain]
@@ -78,11 +78,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(("files", "flags", "expected"), CASES.values(), ids=CASES)
-def test_a_value_names_the_definition_that_decided_it(tmp_path, files, flags, expected):
+def test_a_value_has_the_source_of_the_macro_definition(tmp_path, files, flags, expected):
     assert told(tmp_path, record_of(load_files(tmp_path, files, *flags), PATH, "epsilon")) == expected
 
 
-def test_a_macro_that_holds_a_constructor_names_the_definition_that_decided_it(tmp_path):
+def test_a_constructor_from_a_macro_has_the_source_of_the_definition(tmp_path):
     config = load_files(tmp_path, {"a.gin": "PART = @GatedMLP\nDecoderBlock.mlp = %PART"}, "PART = @MLP")
     assert told(tmp_path, record_of(config, "decoder/block_0", "mlp")) == [
         ("@MLP", "flag", "a.gin:2 via --gin_bindings[1]"),
@@ -91,7 +91,7 @@ def test_a_macro_that_holds_a_constructor_names_the_definition_that_decided_it(t
     ]
 
 
-def test_a_macro_inside_a_value_names_the_definition_that_decided_it(tmp_path):
+def test_a_value_that_contains_a_macro_has_the_source_of_the_definition(tmp_path):
     text = "PART = @DecoderBlock\nPattern.blocks = {'a': %PART}\nPattern.pattern = ['a']\nPattern.num_blocks = 1\n"
     flags = ["PART = @wide/DecoderBlock", "wide/DecoderBlock.dropout = 0.1", "LanguageModel.decoder = @Pattern"]
     config = load_files(tmp_path, {"a.gin": text}, *flags)
@@ -101,7 +101,7 @@ def test_a_macro_inside_a_value_names_the_definition_that_decided_it(tmp_path):
     ]
 
 
-def test_a_redefined_macro_changes_neither_the_strength_nor_the_order_of_a_binding(tmp_path):
+def test_a_redefined_macro_changes_neither_specificity_nor_order(tmp_path):
     first = {"a.gin": "EPSILON = 1e-3\nmixer_norm/" + EPSILON, "b.gin": "block_0_to_2/RMSNorm.epsilon = 1e-6"}
     found = values(load_files(tmp_path, first, "EPSILON = 1e-4"), "RMSNorm", "epsilon")
     assert found["decoder/block_0/mixer_norm"] == "0.0001"  # deeper on the path than the range
@@ -133,7 +133,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("file", "flag", "message"), WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("chained", [False, True], ids=["", "chained"])
-def test_an_error_names_the_statement_and_the_flag_that_decided_its_value(tmp_path, file, flag, message, chained):
+def test_an_error_names_the_statement_and_the_flag_with_the_value(tmp_path, file, flag, message, chained):
     if chained:
         name = flag.split()[0]
         file = f"OTHER = 1\n{file}".replace(f"\n{name} = ", "\nOTHER = ", 1) + f"\n{name} = %OTHER"
@@ -146,19 +146,19 @@ def test_an_error_names_the_statement_and_the_flag_that_decided_its_value(tmp_pa
     assert re.match(re.escape(place + message), str(problem)), str(problem)
 
 
-def test_a_wrong_value_that_a_flag_replaces_is_no_error(tmp_path):
+def test_an_invalid_value_replaced_by_a_flag_is_no_error(tmp_path):
     config = load_files(tmp_path, {"a.gin": "EPSILON = 'small'\n" + EPSILON}, "EPSILON = 1e-4")
     assert set(values(config, "RMSNorm", "epsilon").values()) == {"0.0001"}
 
 
-def test_a_swap_through_chained_macros_leaves_out_the_options_of_the_part(tmp_path):
+def test_a_swap_through_chained_macros_skips_options_of_the_part(tmp_path):
     text = "INNER = @GatedMLP\nPART = %INNER\nDecoderBlock.mlp = %PART\nGatedMLP.intermediate_size = 64"
     config = load_files(tmp_path, {"a.gin": text}, "INNER = @MLP")
     assert "# left out: replaced by DecoderBlock.mlp = @MLP" in config.text
     assert "via --gin_bindings[1]" in config.text
 
 
-def test_what_was_saved_has_values_in_place_of_macros_and_loads_to_the_same(tmp_path):
+def test_a_saved_config_has_values_instead_of_macros_and_loads_equal(tmp_path):
     config = load_files(tmp_path, {"a.gin": "EPSILON = 1e-3\n" + EPSILON}, "EPSILON = 1e-4")
     (tmp_path / "operative_config.gin").write_text(config.operative)
     again = load(tmp_path / "operative_config.gin", root=build_on_meta)

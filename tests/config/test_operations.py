@@ -1,4 +1,4 @@
-"""Lines unset, entries set and removed, lists extended and shortened: values, places, provenance and mistakes."""
+"""Unset lines, entry assignment and removal, list operations: values, places, provenance, mistakes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,12 +107,12 @@ def test_the_value_after_operations(bindings, parameter, expected):
     assert load((), config.text, root=Cabinet).operative == config.operative
 
 
-def test_after_an_unset_the_suggestion_of_the_parent_holds_again():
+def test_after_an_unset_the_suggestion_of_the_parent_applies():
     shelf = load((), ["Drawer.size = 3", "Drawer.size = %juniper.unset"], root=Cabinet).build(Cabinet)
     assert (shelf.left.size, shelf.right.size) == (1, 5)
 
 
-def test_after_an_unset_the_imported_value_holds_again_and_operations_build_on_it():
+def test_after_an_unset_the_imported_value_applies_and_operations_extend_it():
     imported = [
         ImportedValue("Drawer.size", 9, "config.json#size"),
         ImportedValue("Drawer.items", [7], "config.json#items"),
@@ -185,7 +185,7 @@ def test_provenance_names_both_places_and_the_old_value(tmp_path):
     assert "unset by --gin_bindings[1]" in explain([size])
 
 
-def test_config_gin_holds_the_operations_as_they_were_written():
+def test_config_gin_has_the_operations_as_written():
     config = load(
         (),
         [
@@ -238,7 +238,7 @@ REMOVALS = {
 
 
 @pytest.mark.parametrize(("chosen", "removed"), REMOVALS.values(), ids=REMOVALS)
-def test_options_of_a_part_that_an_operation_removed_are_left_out(chosen, removed):
+def test_options_of_a_part_removed_by_an_operation_are_skipped(chosen, removed):
     config = load((), [chosen, "Lookout.every = 5", removed], root=Errand)
     assert "# left out: replaced by Errand." in config.text
     assert "(--gin_bindings[2])" in config.text or "via --gin_bindings[2])" in config.text
@@ -246,7 +246,7 @@ def test_options_of_a_part_that_an_operation_removed_are_left_out(chosen, remove
         load((), [chosen, removed, "Lookout.every = 5"], root=Errand)
 
 
-def test_an_operation_reaches_the_blocks_of_a_pattern(load_model):
+def test_an_operation_applies_to_the_blocks_of_a_pattern(load_model):
     config = load_model(
         "LanguageModel.decoder = @Pattern\nPattern.blocks = {'a': @DecoderBlock}\nPattern.pattern = ['a']",
         "Pattern.blocks['ssm'] = @DecoderBlock",

@@ -1,4 +1,4 @@
-"""Random sequences of lines and operations, compared with a plain interpreter, and on top of saved configurations."""
+"""Random sequences of lines and operations against a reference interpreter, also on top of saved configurations."""
 
 import copy
 import random
@@ -24,11 +24,11 @@ class Purses:
 
 
 class Wrong(Exception):
-    """A line that cannot be carried out."""
+    """Raised for an invalid line."""
 
 
 class Interpreter:
-    """What the lines mean, in plain Python: a list of the values that each key was set to."""
+    """Reference semantics in plain Python: a list of the values set for each key."""
 
     def __init__(self):
         self.lines: dict[tuple[str, str], list[Any]] = {}
@@ -42,7 +42,7 @@ class Interpreter:
         return copy.deepcopy(DEFAULTS[name])
 
     def run(self, scope: str, name: str, keys: list[Any], operator: str, value: Any) -> None:
-        """One line; `value` is None for `%juniper.unset`."""
+        """Executes one line; `value` is None for `%juniper.unset`."""
         if not keys and operator == "=":
             if value is None and not self.lines.pop((scope, name), None):
                 raise Wrong
@@ -89,7 +89,7 @@ class Interpreter:
 
 
 def line(draw: random.Random) -> tuple:
-    """A random line: mostly one that fits what the parameters hold."""
+    """Returns a random line, usually one that fits the current values."""
     scope, name = draw.choice(["", "", "near"]), draw.choice(list(DEFAULTS))
     kind = draw.choice(["set", "unset", "entry", "entry", "remove", "grow", "grow", "shrink"])
     items = [draw.choice([1, 2, 3, "x"]) for _ in range(draw.randint(1, 2))]
@@ -116,7 +116,7 @@ def values_of(config) -> dict[str, dict[str, Any]]:
 
 
 def draw_lines(seed: int, count: int) -> tuple[list[str], list[int], Interpreter]:
-    """Lines, the numbers of those that are wrong, and an interpreter that ran the others."""
+    """Returns lines, the indices of the invalid ones, and an interpreter that executed the others."""
     draw, interpreter = random.Random(seed), Interpreter()
     lines, wrong = [], []
     for number in range(count):
@@ -130,7 +130,7 @@ def draw_lines(seed: int, count: int) -> tuple[list[str], list[int], Interpreter
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_a_sequence_means_what_a_plain_interpreter_makes_of_it(seed):
+def test_a_sequence_matches_the_reference_interpreter(seed):
     lines, wrong, interpreter = draw_lines(seed, 12)
     if wrong:
         with pytest.raises(ConfigError) as caught:
@@ -144,7 +144,7 @@ def test_a_sequence_means_what_a_plain_interpreter_makes_of_it(seed):
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_a_sequence_on_a_saved_configuration_is_the_sequence_on_the_original_lines(tmp_path, seed):
+def test_a_sequence_on_a_saved_configuration_equals_the_sequence_on_the_original(tmp_path, seed):
     lines, wrong, interpreter = draw_lines(1000 + seed, 12)
     right = [text for number, text in enumerate(lines) if number not in wrong]
     for saved_after in sorted({0, len(right) // 2, len(right) - 1}):

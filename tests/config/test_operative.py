@@ -1,4 +1,4 @@
-"""Rule 9: the operative config is the run: complete, loadable, a fixpoint, short, and open to later bindings."""
+"""The operative config: complete, loadable, a fixed point, compact, and open to later bindings."""
 
 import enum
 import os
@@ -35,7 +35,7 @@ def reload(config, tmp_path, *bindings, root=build_on_meta, name="operative_conf
 
 
 @pytest.mark.parametrize("bindings", ["", MIXED], ids=["defaults", "mixed"])
-def test_saving_and_loading_is_a_fixpoint_and_builds_the_same_model(load_model, tmp_path, bindings):
+def test_saving_and_loading_is_a_fixed_point_and_builds_the_same_model(load_model, tmp_path, bindings):
     config = load_model(bindings)
     again = reload(config, tmp_path)
     assert again.operative == config.operative
@@ -47,7 +47,7 @@ def test_saving_and_loading_is_a_fixpoint_and_builds_the_same_model(load_model, 
     assert reload(again, tmp_path).operative == config.operative
 
 
-def test_every_default_of_the_code_that_took_effect_is_written_once_and_unscoped(load_model):
+def test_every_default_in_effect_is_written_once_and_unscoped(load_model):
     lines = load_model("query/Linear.bias = False").operative.splitlines()
     for line in ("Linear.bias = True", "Attention.causal = True", "normal.std = 0.02", "DecoderBlock.mlp = @GatedMLP"):
         assert lines.count(line) == 1
@@ -87,12 +87,12 @@ def test_a_saved_run_does_not_change_with_the_defaults_of_the_code(tmp_path):
         ("DecoderBlock.mlp = @MLP", lambda v: len(v("MLP", "intermediate_size")) == 5),
     ],
 )
-def test_a_later_binding_on_a_saved_config_reaches_every_module(load_model, tmp_path, binding, check):
+def test_a_later_binding_on_a_saved_config_applies_to_every_module(load_model, tmp_path, binding, check):
     config = reload(load_model(), tmp_path, binding)
     assert check(lambda *names: values(config, *names))
 
 
-def test_a_later_binding_of_a_layers_own_parameter_still_reaches_its_weights(load_model, tmp_path):
+def test_a_later_binding_of_a_layer_parameter_still_applies_to_its_weights(load_model, tmp_path):
     config = reload(load_model(), tmp_path, "Linear.weight_initialization = @ones")
     found = values(config, "Parameter", "initialization")
     assert {value for path, value in found.items() if path.startswith("decoder") and "norm" not in path} == {
@@ -102,7 +102,7 @@ def test_a_later_binding_of_a_layers_own_parameter_still_reaches_its_weights(loa
     assert found["decoder/block_0/mixer/query/weight"] == "@ones"
 
 
-def test_a_more_specific_binding_of_the_user_stays_more_specific(load_model, tmp_path):
+def test_a_more_specific_user_binding_stays_more_specific(load_model, tmp_path):
     config = reload(load_model("query/Linear.bias = True"), tmp_path, "Linear.bias = False")
     found = values(config, "Linear", "bias")
     assert found["decoder/block_0/mixer/query"] == "True"
@@ -191,7 +191,7 @@ class Parent:
         ("Holder.value = b'bytes'", b"bytes"),
     ],
 )
-def test_every_kind_of_value_survives(tmp_path, binding, expected):
+def test_every_kind_of_value_is_saved_and_loaded(tmp_path, binding, expected):
     config = load((), binding, root=Holder)
     again = reload(config, tmp_path, root=Holder)
     assert again.operative == config.operative
@@ -203,14 +203,14 @@ def test_every_kind_of_value_survives(tmp_path, binding, expected):
         assert list(found) == list(expected)
 
 
-def test_not_a_number_survives(tmp_path):
+def test_nan_is_saved_and_loaded(tmp_path):
     config = load((), "Holder.number = %nan", root=Holder)
     again = reload(config, tmp_path, root=Holder)
     assert again.operative == config.operative
     assert again.build(Holder).number != again.build(Holder).number
 
 
-def test_defaults_of_a_parent_are_saved_for_the_children_that_had_them_and_stay_weak(tmp_path):
+def test_suggestions_of_a_parent_are_saved_for_their_children_and_stay_weak(tmp_path):
     config = load((), "Parent.needed = 1", root=Parent)
     assert "\nParent/odd/Holder.number = %math.minus_inf\n" in config.operative
     again = reload(config, tmp_path, root=Parent)
@@ -220,7 +220,7 @@ def test_defaults_of_a_parent_are_saved_for_the_children_that_had_them_and_stay_
     assert (later.odd.number, later.plain.number) == (5.0, 5.0)
 
 
-def test_what_cannot_be_written_is_an_error_that_names_the_parameter():
+def test_a_value_without_text_form_is_an_error_that_names_the_parameter():
     @configurable(module="tests")
     class Stubborn:
         def __init__(self, *, value: Any = {1, 2}):  # noqa: B006
@@ -232,14 +232,14 @@ def test_what_cannot_be_written_is_an_error_that_names_the_parameter():
         load((), "", root=Stubborn)
 
 
-def test_a_constant_is_given_a_name_once():
+def test_a_constant_has_one_name():
     register_constant("tests.SPECIAL", (1, "special"))
     register_constant("tests.SPECIAL", (1, "special"))
     config = load((), "Holder.value = %SPECIAL", root=Holder)
     assert "Holder.value = %tests.SPECIAL" in config.operative
 
 
-def test_config_gin_holds_only_what_was_set_and_loads_to_the_same_run(load_model, tmp_path):
+def test_config_gin_has_only_explicit_bindings_and_loads_to_the_same_run(load_model, tmp_path):
     config = load_model(MIXED)
     (tmp_path / "config.gin").write_text(config.text)
     again = load(tmp_path / "config.gin", root=build_on_meta)

@@ -1,4 +1,4 @@
-"""Rule 8: for every value who set it, where, and what it overrode."""
+"""Provenance: the source, location and overridden values of every value."""
 
 import json
 
@@ -15,7 +15,7 @@ def chain(record):
     return [(o.value, o.source, o.location) for o in record.overrode]
 
 
-def test_the_same_binding_twice_shows_what_was_overridden_oldest_first(load_model, tmp_path):
+def test_two_equal_bindings_list_the_overridden_one_oldest_first(load_model, tmp_path):
     file = tmp_path / "base.gin"
     file.write_text("\nLinear.bias = True\n")
     config = load_model("Linear.bias = False", files=[file])
@@ -29,7 +29,7 @@ def test_the_same_binding_twice_shows_what_was_overridden_oldest_first(load_mode
     assert chain(record) == [("True", "default", ""), ("True", "file", f"{file.as_posix()}:2")]
 
 
-def test_a_value_equal_to_the_default_is_explicit_when_it_was_set(load_model):
+def test_a_binding_equal_to_the_default_is_explicit(load_model):
     plain, spoken = load_model(), load_model("Linear.bias = True")
     assert not record_of(plain, "decoder/block_0/mixer/query", "bias").explicit
     assert record_of(spoken, "decoder/block_0/mixer/query", "bias").explicit
@@ -38,7 +38,7 @@ def test_a_value_equal_to_the_default_is_explicit_when_it_was_set(load_model):
     assert plain.fingerprint != spoken.fingerprint
 
 
-def test_a_default_of_the_parent_shows_as_parent_and_a_binding_beats_it(load_model):
+def test_a_suggestion_of_the_parent_has_source_parent_and_a_binding_overrides_it(load_model):
     path = "decoder/block_0/mixer/query/bias"
     suggested = record_of(load_model(), path, "weight_decay")
     assert (suggested.value, suggested.source, suggested.explicit) == ("0.0", "parent", False)
@@ -48,12 +48,12 @@ def test_a_default_of_the_parent_shows_as_parent_and_a_binding_beats_it(load_mod
     assert chain(bound) == [("None", "default", ""), ("0.0", "parent", "")]
 
 
-def test_what_a_parent_decides_shows_as_parent(load_model):
+def test_an_argument_set_by_the_parent_has_source_parent(load_model):
     record = record_of(load_model(), "decoder/block_0/mixer/query", "in_features")
     assert (record.value, record.source, record.explicit) == ("32", "parent", False)
 
 
-def test_imported_values_beat_defaults_and_lose_to_every_binding_of_the_user(load_model):
+def test_imported_values_override_defaults_and_lose_to_user_bindings(load_model):
     config = load_model("mixer_norm/RMSNorm.epsilon = 1e-3", imported=[EPSILON])
     imported = record_of(config, "decoder/block_0/mlp_norm", "epsilon")
     assert (imported.value, imported.source, imported.location) == ("1e-06", "imported", "config.json#rms_norm_eps")
@@ -63,13 +63,13 @@ def test_imported_values_beat_defaults_and_lose_to_every_binding_of_the_user(loa
     assert chain(ours)[-1] == ("1e-06", "imported", "config.json#rms_norm_eps")
 
 
-def test_an_unscoped_binding_of_the_user_beats_a_scoped_imported_one(load_model):
+def test_an_unscoped_user_binding_overrides_a_scoped_imported_one(load_model):
     scoped = ImportedValue("mixer_norm/RMSNorm.epsilon", 1e-6, "config.json#rms_norm_eps")
     config = load_model("RMSNorm.epsilon = 1e-3", imported=[scoped])
     assert set(values(config, "RMSNorm", "epsilon").values()) == {"0.001"}
 
 
-def test_imported_values_survive_saving_below_the_users(load_model, tmp_path):
+def test_imported_values_are_saved_below_those_of_the_user(load_model, tmp_path):
     from small_model import build_on_meta
 
     config = load_model(imported=[EPSILON])
@@ -91,7 +91,7 @@ def test_provenance_is_json_with_a_record_for_every_parameter_of_every_module(lo
     assert len({path for path, _ in found}) == 5
 
 
-def test_no_fact_of_the_environment_is_ever_explicit(load_model):
+def test_no_fact_of_the_environment_is_explicit(load_model):
     for record in load_model().records():
         assert not any(word in record.parameter for word in ("rank", "world_size", "device", "host"))
 
@@ -113,7 +113,7 @@ def test_a_pattern_selects_like_a_binding(load_model, pattern, count):
     assert len(found) == count if count is not None else len(found) > 5
 
 
-def test_explanations_say_the_value_where_it_is_from_and_what_it_overrode_once_for_equal_blocks(load_model):
+def test_explanations_list_value_source_and_overridden_values_once_for_equal_blocks(load_model):
     config = load_model("query/Linear.bias = False")
     text = explain(select(config.records(), "query/Linear.bias"))
     assert text == (
@@ -125,7 +125,7 @@ def test_explanations_say_the_value_where_it_is_from_and_what_it_overrode_once_f
 
 @configurable
 class Witness:
-    """Keeps what it was given."""
+    """Records its arguments."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Suspect:
         self.child = child("child", Witness, 3, defaults=hints, derived={"passed_on": own})
 
 
-def test_what_is_recorded_is_what_the_constructor_was_given(tmp_path):
+def test_records_match_the_constructor_arguments(tmp_path):
     file = tmp_path / "suspect.gin"
     file.write_text("Witness.filed = 5\nWitness.flagged = 5\nSuspect.own = 8\n")
     config = load(
@@ -184,7 +184,7 @@ def test_what_is_recorded_is_what_the_constructor_was_given(tmp_path):
     assert [o.value for o in found["filed"].overrode] == ["1", "2", "4"]
 
 
-def test_the_same_is_given_from_what_was_saved_whatever_its_layer(tmp_path):
+def test_arguments_from_a_saved_config_are_equal_for_every_source(tmp_path):
     imported = [ImportedValue("Witness.imported", 4, "a"), ImportedValue("Witness.filed", 4, "b")]
     config = load((), "Witness.filed = 5", root=Suspect, imported=imported)
     for name, text in (("operative_config.gin", config.operative), ("config.gin", config.text)):

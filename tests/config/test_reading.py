@@ -1,4 +1,4 @@
-"""Which file a name means, how often a file is read, and what is not reported after something could not be read."""
+"""File lookup, files included several times, and suppressed follow-up errors."""
 
 import pytest
 from small_model import SMALL, build_on_meta, values
@@ -22,7 +22,7 @@ def sizes(config) -> set[str]:
 BASE = "GatedMLP.intermediate_size = 64\n"
 
 
-def test_a_base_that_two_files_include_does_not_undo_the_first_of_them(load_model, tmp_path):
+def test_a_base_included_by_two_files_does_not_override_the_first_of_them(load_model, tmp_path):
     write(
         tmp_path,
         base=BASE,
@@ -34,7 +34,7 @@ def test_a_base_that_two_files_include_does_not_undo_the_first_of_them(load_mode
     assert set(values(config, "Linear", "bias").values()) == {"True"}
 
 
-def test_a_file_is_the_same_file_by_any_path(load_model, tmp_path, monkeypatch):
+def test_a_file_is_identified_across_different_paths(load_model, tmp_path, monkeypatch):
     write(tmp_path / "inner", base=BASE, a="include '../inner/base.gin'\nGatedMLP.intermediate_size = 96\n")
     (tmp_path / "link.gin").symlink_to(tmp_path / "inner" / "base.gin")
     write(tmp_path, b=f"include '{tmp_path}/inner/base.gin'\ninclude 'link.gin'\nLinear.bias = True\n")
@@ -42,7 +42,7 @@ def test_a_file_is_the_same_file_by_any_path(load_model, tmp_path, monkeypatch):
     assert sizes(load_model(files=["inner/a.gin", "b.gin"])) == {"96"}
 
 
-def test_includes_of_includes_are_read_once_each(tmp_path, monkeypatch):
+def test_nested_includes_are_read_once_each(tmp_path, monkeypatch):
     levels = {f"level_{n}": f"include 'level_{n - 1}.gin'\n" * 2 for n in range(1, 41)}
     write(tmp_path, level_0=SMALL, **levels)
     opened = []
@@ -65,14 +65,14 @@ def test_includes_of_includes_are_read_once_each(tmp_path, monkeypatch):
         ),
     }.values(),
 )
-def test_a_file_named_where_it_would_not_count_is_an_error(problems, tmp_path, monkeypatch, names, message):
+def test_a_file_named_after_it_was_read_is_an_error(problems, tmp_path, monkeypatch, names, message):
     write(tmp_path, base=BASE, a="include 'base.gin'\nLinear.bias = True\n")
     monkeypatch.chdir(tmp_path)
     (found,) = problems(files=[f"{name}.gin" for name in names])
     assert message in found
 
 
-def test_a_shipped_file_includes_shipped_files_whatever_lies_in_the_working_folder(load_model, tmp_path, monkeypatch):
+def test_a_shipped_file_includes_shipped_files_only(load_model, tmp_path, monkeypatch):
     shipped = write(tmp_path / "shipped", base=BASE)
     write(shipped / "recipes", tiny="include 'base.gin'\n", mini="include 'tiny.gin'\n")
     here = write(tmp_path / "here", base="GatedMLP.intermediate_size = 96\n", tiny="GatedMLP.intermediate_size = 128\n")
@@ -83,7 +83,7 @@ def test_a_shipped_file_includes_shipped_files_whatever_lies_in_the_working_fold
         assert sizes(load_model(files=[name], shipped=shipped, search_path=[search])) == {size}, name
 
 
-def test_locations_tell_a_shipped_file_from_one_of_the_same_name_here(load_model, tmp_path, monkeypatch):
+def test_locations_distinguish_a_shipped_file_from_a_local_one(load_model, tmp_path, monkeypatch):
     shipped = write(tmp_path / "shipped", base=BASE)
     write(tmp_path / "here" / "configs", own="include 'base.gin'\nRMSNorm.epsilon = 0.5\n", base="Linear.bias = True\n")
     monkeypatch.chdir(tmp_path / "here")
@@ -95,7 +95,7 @@ def test_locations_tell_a_shipped_file_from_one_of_the_same_name_here(load_model
     }
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(load_model, tmp_path):
+def test_a_byte_order_mark_is_ignored(load_model, tmp_path):
     (tmp_path / "marked.gin").write_bytes(b"\xef\xbb\xbf" + BASE.encode())
     assert sizes(load_model(files=[tmp_path / "marked.gin"])) == {"64"}
 
@@ -111,7 +111,7 @@ BAD_BLOCKS = {
 
 
 @pytest.mark.parametrize("text", BAD_BLOCKS.values(), ids=BAD_BLOCKS)
-def test_a_good_line_in_a_block_with_a_bad_one_counts(text):
+def test_a_valid_line_in_a_block_with_an_invalid_one_counts(text):
     found = list(statements(text + "Linear.bias = False\n"))
     read = [(line, s.selector, s.arg_name, s.value) for line, s in found if hasattr(s, "arg_name")]
     numbers = [number for number, line in enumerate(text.splitlines(), 1) if "num_heads" in line]
@@ -142,7 +142,7 @@ ONE_FAULT = {
 
 
 @pytest.mark.parametrize(("text", "message"), ONE_FAULT.values(), ids=ONE_FAULT)
-def test_one_fault_is_one_error_and_what_follows_from_it_is_none(tmp_path, text, message):
+def test_one_mistake_gives_one_error(tmp_path, text, message):
     (tmp_path / "binary.gin").write_bytes(b"\xff\xfe\x00")
     write(tmp_path, main=REQUIRED + text + "\n")
     with pytest.raises(ConfigError) as caught:
@@ -162,11 +162,11 @@ UNSELECTED = {
 
 
 @pytest.mark.parametrize("text", UNSELECTED.values(), ids=UNSELECTED)
-def test_an_option_of_a_part_that_an_error_left_unselected_is_no_second_error(problems, text):
+def test_an_option_of_a_part_unselected_by_an_error_is_no_second_error(problems, text):
     assert len(problems(text)) == 1
 
 
-def test_errors_that_have_nothing_to_do_with_each_other_are_all_reported(problems):
+def test_independent_errors_are_all_reported(problems):
     found = problems(
         "Linear.bias = oops\nRMSNorm.epsilon = 'x'\nMLP.intermediate_size = 64\nSIZE = 3\nAttention.num_kv_heads = 3"
     )
@@ -176,7 +176,7 @@ def test_errors_that_have_nothing_to_do_with_each_other_are_all_reported(problem
 
 
 class Tool:
-    """Nothing that gin text can hold."""
+    """An object without gin text."""
 
 
 @configurable
@@ -185,7 +185,7 @@ class Workshop:
         self.tool = tool
 
 
-def test_a_default_that_no_text_holds_is_an_error_only_where_it_is_used():
+def test_a_default_without_text_form_is_an_error_only_if_used():
     with pytest.raises(ConfigError, match=r"Workshop.tool \(its default\)"):
         load(bindings="Workshop.name = 'y'", root=Workshop)
     config = load(bindings="Workshop.tool = 'hammer'", root=Workshop)

@@ -1,4 +1,4 @@
-"""Rule 4: a reference never changes where a module is, it only adds its scope there. And what else gin users know."""
+"""References: they keep the module path and only add their scope. Also compatibility with stock gin."""
 
 import pickle
 
@@ -12,7 +12,7 @@ from ml.config import child, configurable, load
 from ml.config.configurable import ScopedConstructor
 
 
-def test_a_flavour_of_a_layer_is_named_by_its_scope(load_model):
+def test_a_scope_names_a_variant_of_a_layer(load_model):
     config = load_model(
         "GatedMLP.intermediate_size = 64",
         "wide/GatedMLP.intermediate_size = 128",
@@ -29,7 +29,7 @@ def test_a_flavour_of_a_layer_is_named_by_its_scope(load_model):
     assert biases["decoder/block_1/mlp/up"] == "True"
 
 
-def test_a_macro_that_holds_a_reference_keeps_the_scopes_of_the_place(load_model):
+def test_a_macro_with_a_reference_keeps_the_module_path(load_model):
     config = load_model(
         "WIDE = @wide/GatedMLP",
         "block_1_to_2/DecoderBlock.mlp = %WIDE",
@@ -49,7 +49,7 @@ def test_one_block_can_have_another_mixer(load_model):
     assert "decoder/block_3/mixer" not in values(config, "Attention", "num_heads")
 
 
-def test_names_of_scopes_and_of_weights_agree_everywhere(load_model):
+def test_scope_names_match_weight_names(load_model):
     config = load_model("query/Linear.bias = False")
     with torch.device("meta"):
         from small_model import build_on_meta
@@ -96,7 +96,7 @@ def build_twig(text):
     return load_twig(text).build(Twig)
 
 
-def test_an_evaluated_reference_is_made_anew_for_each_use_at_its_place():
+def test_an_evaluated_reference_is_built_again_for_each_use():
     config = load_twig("Twig.extras = [@total(), @big/total()]\ntotal.x = 3\nbig/total.factor = 10")
     assert config.build(Twig).extras == [6, 30]
     assert values(config, "total", "x") == {"": "3", "big": "3"}
@@ -118,7 +118,7 @@ def test_a_list_in_a_binding_is_not_shared_between_builds():
     assert config.build(Twig).extras == [1, 2]
 
 
-def test_a_class_that_gin_alone_made_configurable_follows_the_same_rules():
+def test_a_class_registered_with_stock_gin_follows_the_same_rules():
     @gin.configurable(module="tests")
     class Stock:
         def __init__(self, size: int, colour: str = "red"):
@@ -141,7 +141,7 @@ def test_a_scope_opened_with_gin_itself_counts():
     assert config.build(Twig).left.note == "leaf"
 
 
-def test_a_subclass_without_a_constructor_of_its_own_is_a_configurable_of_its_own():
+def test_a_subclass_with_an_inherited_constructor_is_a_separate_configurable():
     @configurable(module="tests")
     class Big(Leaf):
         pass
@@ -172,7 +172,7 @@ def test_a_decorator_around_a_constructor_is_kept():
     assert (twig.left.size, twig.left.note) == (2, "x")
 
 
-def test_a_parameter_that_gin_denies_cannot_be_bound():
+def test_a_parameter_on_the_denylist_of_gin_cannot_be_bound():
     @configurable(module="tests", denylist=["secret"])
     class Guarded:
         def __init__(self, size: int, *, secret: int = 1):
@@ -182,7 +182,7 @@ def test_a_parameter_that_gin_denies_cannot_be_bound():
         load_twig("Twig.left = @Guarded\nGuarded.secret = 2")
 
 
-def test_names_that_two_modules_share_need_their_module():
+def test_an_ambiguous_name_needs_its_module():
     for module in ("red", "blue"):
 
         @configurable("Twin", module=module)

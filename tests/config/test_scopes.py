@@ -1,4 +1,4 @@
-"""Rules 1 to 3: which module a binding reaches, and which of several wins."""
+"""Scopes: matching and precedence of bindings."""
 
 import itertools
 import random
@@ -36,12 +36,12 @@ REACH = {
 
 
 @pytest.mark.parametrize(("binding", "reached"), REACH.values(), ids=REACH)
-def test_a_binding_reaches_every_place_where_its_scopes_occur_in_order(load_model, binding, reached):
+def test_a_binding_applies_wherever_its_scopes_occur_in_order(load_model, binding, reached):
     default = "" if binding.startswith("Linear") else "Linear.bias = False"
     assert biased(load_model(default, binding)) == reached
 
 
-def test_scopes_out_of_order_reach_nothing(problems):
+def test_scopes_out_of_order_do_not_match(problems):
     (problem,) = problems("mixer/decoder/Linear.bias = False")
     assert "no Linear is built in the scope 'mixer/decoder'" in problem
 
@@ -61,14 +61,14 @@ STRONGER = {
 
 @pytest.mark.parametrize("strong_first", [True, False])
 @pytest.mark.parametrize(("stronger", "weaker"), STRONGER.values(), ids=STRONGER)
-def test_the_stronger_binding_wins_in_either_order(load_model, stronger, weaker, strong_first):
+def test_the_more_specific_binding_wins_in_either_order(load_model, stronger, weaker, strong_first):
     pair = [f"{stronger} = True", f"{weaker} = False"]
     config = load_model(*(pair if strong_first else pair[::-1]), allow_unused_bindings=True)
     assert values(config, "Linear", "bias")[QUERY_3] == "True"
 
 
 @pytest.mark.parametrize("value", ["True", "False"])
-def test_between_equally_strong_bindings_the_later_wins(load_model, value):
+def test_of_equally_specific_bindings_the_later_wins(load_model, value):
     other = str(value != "True")
     config = load_model(f"block_0_to_4/Linear.bias = {other}", f"block_2_to_3/Linear.bias = {value}")
     found = values(config, "Linear", "bias")
@@ -76,7 +76,7 @@ def test_between_equally_strong_bindings_the_later_wins(load_model, value):
     assert found["decoder/block_0/mixer/query"] == other
 
 
-def test_the_command_line_does_not_beat_a_more_specific_binding_of_a_file(load_model, tmp_path):
+def test_a_flag_does_not_override_a_more_specific_binding_of_a_file(load_model, tmp_path):
     file = tmp_path / "specific.gin"
     file.write_text("query/Linear.bias = True\n")
     found = values(load_model("Linear.bias = False", files=[file]), "Linear", "bias")
@@ -85,7 +85,7 @@ def test_the_command_line_does_not_beat_a_more_specific_binding_of_a_file(load_m
 
 
 def subsequences(scope, path):
-    """Every way to place `scope` on `path`, by brute force."""
+    """Returns every way to place `scope` on `path`, by brute force."""
     for positions in itertools.combinations(range(len(path)), len(scope)):
         if all(matches(pattern, path[i]) for pattern, i in zip(scope, positions, strict=True)):
             yield positions

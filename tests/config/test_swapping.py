@@ -1,4 +1,4 @@
-"""Swapping a mixer, an MLP or a norm takes one binding, everywhere or in one block; nothing of the old one stays."""
+"""Swapping a mixer, an MLP or a norm with one binding, everywhere or in one block."""
 
 import re
 
@@ -9,7 +9,7 @@ import ml
 from ml.config.configurable import candidates, known_names
 
 BASE = "recipes/tiny.gin"
-# What builds others by name needs those names; a norm with a gate stands inside of mixers.
+# Parts that build others by name are excluded; a norm with a gate is used inside mixers.
 NOT_ALONE = {"StochasticMixer", "GatedRMSNorm"}
 
 
@@ -67,14 +67,14 @@ def test_one_binding_swaps_a_part_in_one_block(part, old, new):
     model.loss(tokens, tokens).mean.backward()
 
 
-def test_experts_take_the_place_of_an_mlp_and_are_made_of_it():
+def test_experts_replace_an_mlp_and_are_built_from_it():
     config = ml.load(BASE, ["DecoderBlock.mlp = @MixtureOfExperts"])
     assert places(config, "GatedMLP") == {
         f"decoder/block_{block}/mlp/experts/expert_{expert}" for block in range(2) for expert in range(8)
     }
 
 
-def test_options_of_the_part_that_was_swapped_out_are_listed_as_left_out():
+def test_options_of_the_replaced_part_are_listed_as_skipped():
     config = ml.load(BASE, ["DecoderBlock.mixer = @Mamba2"])
     assert "Attention.num_heads" in config.text
     assert "left out" in config.text
@@ -90,7 +90,7 @@ NOT_SELECTED = {
 
 
 @pytest.mark.parametrize(("binding", "message"), NOT_SELECTED.items(), ids=NOT_SELECTED)
-def test_an_option_of_a_part_that_nobody_selected_names_what_is_built_instead(binding, message):
+def test_an_option_of_an_unselected_part_names_the_selected_one(binding, message):
     with pytest.raises(ml.ConfigError, match=re.escape(message)):
         ml.load(BASE, [binding])
 
@@ -116,7 +116,7 @@ SEQUENCES = {
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
-def test_blocks_are_reached_by_number_and_range_in_every_sequence(sequence):
+def test_blocks_are_addressed_by_index_and_range_in_every_sequence(sequence):
     bindings = [*sequence, "block_1_to_2/Attention.window_size = 5", "block_2/Attention.window_size = 6"]
     config = ml.load(BASE, bindings, allow_unused_bindings=True)
     windows = {r.path: r.value for r in config.records() if r.parameter == "window_size"}

@@ -1,4 +1,4 @@
-"""The grammar: plain gin text reads as gin reads it, and a file can be read under a scope."""
+"""Grammar: plain gin text has gin's meaning; a file can be included under a scope."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Delegate(config_parser.ParserDelegate):
 
 
 def plain(statement) -> tuple:
-    """A statement of either parser, in one form."""
+    """Returns a statement of either parser in a common form."""
     if isinstance(statement, Assignment):
         assert (statement.entries, statement.operator) == ((), "=")
         kind = (statement.scope, statement.selector, statement.arg_name, statement.value)
@@ -53,13 +53,13 @@ def plain(statement) -> tuple:
 
 
 @pytest.mark.parametrize("text", [PLAIN, *(path.read_text() for path in SHIPPED)])
-def test_plain_gin_text_reads_as_gin_reads_it(text):
+def test_plain_gin_text_is_parsed_as_by_gin(text):
     ours, theirs = list(Parser(text, Delegate())), list(config_parser.ConfigParser(text, Delegate()))
     assert [plain(statement) for statement in ours] == [plain(statement) for statement in theirs]
     assert len(theirs) > 0
 
 
-def test_the_shipped_files_were_found():
+def test_the_shipped_files_are_found():
     assert len(SHIPPED) > 5
 
 
@@ -73,7 +73,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_a_file_read_under_a_scope_has_it_before_each_binding(load_model, files):
+def test_an_include_under_a_scope_prepends_it_to_each_binding(load_model, files):
     main = files / "main.gin"
     main.write_text("include 'adapters.gin' under 'decoder/block_0_to_1'\ninclude 'wide.gin' under 'block_1'\n")
     config = load_model(files=[main])
@@ -92,7 +92,7 @@ def test_a_file_read_under_a_scope_has_it_before_each_binding(load_model, files)
     }
 
 
-def test_it_means_what_its_bindings_mean_with_the_scope_written_out(load_model, files):
+def test_an_include_under_a_scope_equals_explicit_scopes(load_model, files):
     under = load_model("include 'adapters.gin' under 'block_1'", search_path=[files])
     written = load_model(
         "RATE = 0.5\nblock_1/Linear.lr_scale = %RATE\nblock_1/query/Linear.bias = False",
@@ -102,7 +102,7 @@ def test_it_means_what_its_bindings_mean_with_the_scope_written_out(load_model, 
     assert under.operative == written.operative
 
 
-def test_locations_are_those_of_the_file_that_is_read_under_a_scope(load_model, problems, files):
+def test_locations_are_those_of_the_included_file(load_model, problems, files):
     config = load_model("include 'adapters.gin' under 'decoder/block_0'", search_path=[files])
     (scale,) = {r.location for r in config.records() if (r.parameter, r.value) == ("lr_scale", "0.5")}
     assert scale.endswith("adapters.gin:3")
@@ -111,14 +111,14 @@ def test_locations_are_those_of_the_file_that_is_read_under_a_scope(load_model, 
     assert "wide.gin:2: Linear has no parameter 'biass'" in found
 
 
-def test_a_scope_that_is_not_there_is_an_error_of_each_binding(problems, files):
+def test_an_unknown_scope_is_an_error_of_each_binding(problems, files):
     found = problems(
         "include 'wide.gin' under 'block_9'\nblock_2/DecoderBlock.mlp = @wide/GatedMLP", search_path=[files]
     )
     assert any("wide.gin:1: no module ever enters the scope 'block_9'" in problem for problem in found)
 
 
-def test_one_file_is_read_under_two_scopes(load_model, files):
+def test_one_file_can_be_included_under_two_scopes(load_model, files):
     (files / "more.gin").write_text("Linear.bias = False\n")
     config = load_model("include 'more.gin' under 'query'\ninclude 'more.gin' under 'key'", search_path=[files])
     bias = values(config, "Linear", "bias")
@@ -136,7 +136,7 @@ def test_a_singleton_keeps_its_name_under_a_scope(load_model, files):
     assert "shared/singleton.constructor = @normal" in config.text
 
 
-def test_a_saved_operative_config_is_not_read_under_a_scope(load_model, problems, files):
+def test_a_saved_operative_config_cannot_be_included_under_a_scope(load_model, problems, files):
     (files / "saved.gin").write_text(load_model().operative)
     found = problems("include 'saved.gin' under 'decoder'", search_path=[files])
     assert any("a saved operative config cannot be read under a scope" in problem for problem in found)

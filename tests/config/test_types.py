@@ -1,4 +1,4 @@
-"""Rule 6: values are checked against annotations, strictly, before anything is built."""
+"""Strict type checks against annotations, before anything is built."""
 
 import enum
 from collections.abc import Callable, Sequence
@@ -86,12 +86,12 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("value", "annotation"), FITS, ids=str)
-def test_a_value_of_the_right_type_fits(value, annotation):
+def test_a_value_of_the_right_type_is_accepted(value, annotation):
     assert mismatch(value, annotation) is None
 
 
 @pytest.mark.parametrize(("value", "annotation", "message"), MISFITS, ids=str)
-def test_a_value_of_another_type_is_refused_and_both_types_are_named(value, annotation, message):
+def test_a_value_of_another_type_is_refused_with_both_types(value, annotation, message):
     assert message in mismatch(value, annotation)
 
 
@@ -112,15 +112,15 @@ def test_a_value_of_another_type_is_refused_and_both_types_are_named(value, anno
         ("X = 1\nLinear.bias = %X", "Linear.bias must be bool, not 1 (int)"),
     ],
 )
-def test_bindings_are_checked_with_their_place(problems, binding, message):
+def test_type_errors_have_the_place_of_the_binding(problems, binding, message):
     assert any(problem.startswith("--gin_bindings[1]") and message in problem for problem in problems(binding))
 
 
-def test_an_int_where_a_float_is_asked_is_written_as_a_float(load_model):
+def test_an_int_for_a_float_is_saved_as_a_float(load_model):
     assert "RMSNorm.epsilon = 1.0\n" in load_model("RMSNorm.epsilon = 1").operative
 
 
-def test_numpy_scalars_do_not_pass_as_numbers_from_python_either(problems):
+def test_numpy_scalars_are_not_accepted_as_python_numbers(problems):
     (found,) = problems(imported=[ImportedValue("RMSNorm.epsilon", np.float32(0.5), "config.json#rms_norm_eps")])
     assert "config.json#rms_norm_eps: RMSNorm.epsilon must be float, not np.float32(0.5) (numpy.float32)" in found
 
@@ -135,12 +135,12 @@ def test_numpy_scalars_do_not_pass_as_numbers_from_python_either(problems):
         ("GatedMLP.intermediate_size = 0", "GatedMLP.intermediate_size must be positive, not 0"),
     ],
 )
-def test_ranges_are_checked_where_the_value_is_used_and_name_the_binding(problems, binding, message):
+def test_ranges_are_checked_at_use_and_name_the_binding(problems, binding, message):
     found = problems(binding)
     assert all(problem.startswith("--gin_bindings[1]: ") for problem in found), found
     assert any(message in problem and f"\n      {binding}" in problem for problem in found), found
 
 
-def test_a_part_that_does_not_fit_its_place_is_named(problems):
+def test_an_incompatible_part_is_named(problems):
     (found,) = problems("DecoderBlock.mixer = @Linear")
     assert "--gin_bindings[1]: Linear cannot be built (at decoder/block_0/mixer)" in found

@@ -1,4 +1,4 @@
-"""A configuration in Python: values for bindings, one record, copies and other processes, classes defined again."""
+"""Configurations in Python: Python values as bindings, records, copies, pickling, redefined classes."""
 
 import copy
 import hashlib
@@ -19,7 +19,7 @@ from ml.errors import UserError
 from ml.layers import MLP, Attention, silu
 
 
-def test_values_of_python_are_bindings_with_their_key_as_place():
+def test_python_values_are_bindings_with_their_key_as_location():
     config = ml.load(
         "recipes/tiny.gin",
         {
@@ -40,7 +40,7 @@ def test_values_of_python_are_bindings_with_their_key_as_place():
     assert "'PATIENCE'" in config.warnings[0].message
 
 
-def test_values_of_python_and_text_mean_the_same():
+def test_python_values_and_text_are_equivalent():
     text = ml.load("recipes/tiny.gin", ["Linear.bias = False", "Trainer.max_grad_norm = 2"])
     assert ml.load("recipes/tiny.gin", {"Linear.bias": False, "Trainer.max_grad_norm": 2}) == text
     assert ml.load("recipes/tiny.gin", ["Linear.bias = False", {"Trainer.max_grad_norm": 2}]) == text
@@ -61,13 +61,13 @@ def test_values_of_python_and_text_mean_the_same():
     ],
     ids=str,
 )
-def test_what_is_wrong_with_a_value_of_python_has_its_key(bindings, message):
+def test_an_error_of_a_python_value_has_its_key(bindings, message):
     with pytest.raises(ml.ConfigError) as caught:
         ml.load("recipes/tiny.gin", bindings)
     assert any(message in str(problem) for problem in caught.value.problems), caught.value
 
 
-def test_one_value_answers_with_its_record(load_model):
+def test_a_single_value_has_its_record(load_model):
     config = load_model("query/Linear.bias = False")
     assert config.value("decoder/block_3/mixer/query", "Linear.bias") == record_of(
         config, "decoder/block_3/mixer/query", "bias"
@@ -83,7 +83,7 @@ def test_one_value_answers_with_its_record(load_model):
         ("", "Linear", "there is no Linear at ''"),
     ],
 )
-def test_a_value_that_is_not_there_is_an_error_with_a_suggestion(load_model, path, name, message):
+def test_a_missing_value_is_an_error_with_a_suggestion(load_model, path, name, message):
     with pytest.raises(UserError, match="is built") as caught:
         load_model().value(path, name)
     assert message in str(caught.value)
@@ -103,7 +103,7 @@ print(hashlib.sha256(config.text.encode()).hexdigest())
 """
 
 
-def test_a_pickled_configuration_is_the_same_in_another_process(tmp_path):
+def test_a_pickled_configuration_is_equal_in_another_process(tmp_path):
     config = ml.load("recipes/tiny.gin", {"block_1/DecoderBlock.mixer": Attention, "Trainer.max_grad_norm": math.inf})
     weights = b"".join(p.detach().numpy().tobytes() for p in ml.build(config).parameters())
     texts = [repr(list(config.records())), explain(list(config.records())), config.text]
@@ -115,7 +115,7 @@ def test_a_pickled_configuration_is_the_same_in_another_process(tmp_path):
     assert done.stdout.split() == expected, done.stderr
 
 
-def test_a_copy_is_the_same(load_model):
+def test_a_copy_is_the_same_object(load_model):
     config = load_model("Linear.bias = False")
     assert copy.deepcopy(config).operative == copy.copy(config).operative == config.operative
     assert copy.deepcopy({"key": config})["key"].text == config.text
@@ -138,7 +138,7 @@ def changing_function():
 
 @pytest.fixture
 def changing(tmp_path, monkeypatch):
-    """Writes the module `changing_layers` and imports, or reloads, it."""
+    """Writes the module `changing_layers` and imports or reloads it."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(version: int, parameter: str = "number"):
@@ -163,7 +163,7 @@ def load_keeper(*bindings: str):
     return load((), bindings, root=Keeper)
 
 
-def test_the_class_that_was_defined_last_is_used(changing):
+def test_the_latest_definition_of_a_class_is_used(changing):
     changing(1)
     bindings = ["Keeper.kept = @Changing", "Keeper.made = [@changing_function()]"]
     before = load_keeper(*bindings)
@@ -177,7 +177,7 @@ def test_the_class_that_was_defined_last_is_used(changing):
         before.build(Keeper)
 
 
-def test_a_default_of_a_parent_that_holds_the_old_class_means_the_new_one(changing):
+def test_a_default_with_the_old_class_refers_to_the_new_one(changing):
     old = changing(1).Changing
 
     @configurable(module="tests")
@@ -193,7 +193,7 @@ def test_a_default_of_a_parent_that_holds_the_old_class_means_the_new_one(changi
     assert saved.build(Remembering).part.version == 2
 
 
-def test_two_pieces_of_code_with_one_full_name_are_still_an_error():
+def test_different_code_with_the_same_full_name_is_an_error():
     @configurable("Same", module="tests")
     class One:
         pass

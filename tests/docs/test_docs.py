@@ -1,4 +1,4 @@
-"""What the guide shows is true: its gin loads, its Python runs, its links lead somewhere, its tables are current."""
+"""Checks of the guide: gin blocks load, Python blocks run, links resolve, generated pages are current."""
 
 import importlib.util
 import re
@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 
 
 def blocks(language: str) -> list:
-    """The fenced blocks of a language in all pages, named after page and number."""
+    """Returns the fenced blocks of a language on all pages, named after page and number."""
     return [
         pytest.param(text, id=f"{page.stem}-{number}")
         for page in PAGES
@@ -35,12 +35,12 @@ def test_python_blocks_run(text, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-def test_the_page_of_layers_is_what_the_code_says():
+def test_the_page_of_layers_is_current():
     spec = importlib.util.spec_from_file_location("generate_layers", ROOT / "docs" / "generate_layers.py")
     generate_layers = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate_layers)

@@ -1,4 +1,4 @@
-"""The guide's own parts, in a folder of their own: they train, resume, decode and separate documents as they say."""
+"""The parts of the guide in a separate folder: they train, resume, decode and separate documents."""
 
 import json
 import re
@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def folder(tmp_path):
-    """What the guide tells a newcomer to write."""
+    """The files of the guide."""
     (tmp_path / "my_parts").mkdir()
     for name, text in re.findall(r"^```python\n# (my_parts/\w+\.py)\n(.*?)^```$", PAGE, re.M | re.S):
         (tmp_path / name).write_text(text)
@@ -99,7 +99,7 @@ def test_the_mixer_is_the_slow_formula_packed_and_from_a_cache(folder):
     assert python(folder, "-c", CHECK).stdout == "equal\n"
 
 
-def test_what_the_mixer_does_not_declare_is_said_in_the_dry_run(folder):
+def test_a_missing_declaration_is_reported_in_the_dry_run(folder):
     mixers = folder / "my_parts" / "mixers.py"
     text = mixers.read_text()
     for line in ("    decodes = True\n", "    separates_documents = True\n"):
