@@ -20,7 +20,7 @@ from ml.api import build_trainer
 from ml.training import RunFolder
 from ml.training.loop import TrainLoop
 from ml.training.metrics.progress import progress_on
-from ml.training.profiling.step_windows import Windows
+from ml.training.profiling.step_windows import StepWindows
 from ml.training.signals import Requests
 from ml.training.trackers import Tracking
 
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 class Nothing:
-    """Replaces the meter and measures nothing."""
+    """Replaces the throughput and measures nothing."""
 
     def restart(self) -> None:
         pass
@@ -63,12 +63,12 @@ def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[T
     trainer = build_trainer(ml.load("recipes/tiny.gin", bindings=[*rest, *bindings]))
     run, progress = RunFolder(folder), progress_on(io.StringIO(), trainer.num_steps)
     run.create()
-    windows = Windows(trainer.windows, run.profiles, CPU, progress.say)
+    windows = StepWindows(trainer.windows, run.profiles, CPU, progress.say)
     with Tracking(trainer.trackers, progress.say) as tracking, windows:
         training = TrainLoop(trainer, trainer.open_data(), run, CPU, None, progress, Requests(), tracking, windows)
         training.resume()
         if not metered:
-            training.meter = Nothing()
+            training.throughput = Nothing()
         yield training
 
 
@@ -90,18 +90,18 @@ def main() -> None:
             found = compare(lambda: steps(without, batches), lambda: steps(watched, batches), ROUNDS)  # noqa: B023
             print(f"{name}: {found.first / STEPS * 1e3:.1f} ms a step without, ratio {found.ratio:.3f}")
             if not bindings:
-                print(f"  the meter and the windows alone: {alone(watched, batches[0]):.1f} us a step")
+                print(f"  the throughput and the windows alone: {alone(watched, batches[0]):.1f} us a step")
 
 
 def alone(training: TrainLoop, batches: list, count: int = 20_000) -> float:
     """Returns the microseconds per step of the code that runs in every step, without the step."""
-    source = training.meter.waiting(batches for _ in itertools.repeat(None))
+    source = training.throughput.waiting(batches for _ in itertools.repeat(None))
     times = []
     for _ in range(5):
         begun_at = time.perf_counter()
         for step in range(count):
             training.windows.before(step)
-            training.meter.count(next(source))
+            training.throughput.count(next(source))
             training.windows.after(step)
         times.append((time.perf_counter() - begun_at) / count * 1e6)
     return statistics.median(times)

@@ -15,7 +15,7 @@ from ml.data import Dataset
 from ml.errors import ArgumentError
 from ml.runs.run import Run
 from ml.runs.teacher import open_teacher
-from ml.training import Initial, Outcome, RunFolder, Trainer, train
+from ml.training import InitialWeights, Outcome, RunFolder, Trainer, train
 from ml.training.preflight import warnings_of
 
 _MOST_DIFFERENCES = 20
@@ -86,9 +86,9 @@ class Launch:
         return train(trainer, data, folder, device, initial=self.initial, teacher=teacher, stream=stream)
 
 
-def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> Initial:
+def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWeights:
     """The weights to start from; the model is still on the meta device and only compared with them."""
-    initial = Initial(run.checkpoint(), tuple(may_differ))
+    initial = InitialWeights(run.checkpoint(), tuple(may_differ))
     initial.read(trainer.model, say=lambda _: None)
     return initial
 

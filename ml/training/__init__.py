@@ -1,6 +1,6 @@
 """Training: the trainer, what it is made of, and what it leaves behind."""
 
-from ml.training.checkpoints.initial_weights import Initial
+from ml.training.checkpoints.initial_weights import InitialWeights
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
@@ -30,7 +30,7 @@ __all__ = [
     "Distillation",
     "ExponentialMovingAverage",
     "Float32",
-    "Initial",
+    "InitialWeights",
     "LinearSchedule",
     "Lion",
     "MemorySnapshot",

@@ -13,7 +13,7 @@ from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
 from ml.layers import Drawn
 from ml.models.flops import flops_per_token
-from ml.training.checkpoints.initial_weights import Initial
+from ml.training.checkpoints.initial_weights import InitialWeights
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import read_state, snapshot
 from ml.training.distillation import TeacherModel
@@ -21,13 +21,13 @@ from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile
 from ml.training.evaluation.validation_sets import ValidationSet
 from ml.training.metrics.progress import Progress, progress_on
-from ml.training.metrics.throughput import Meter
+from ml.training.metrics.throughput import Throughput
 from ml.training.optimizers import apply_schedule, require_whole_state
-from ml.training.profiling.step_windows import Windows
+from ml.training.profiling.step_windows import StepWindows
 from ml.training.records import Records
 from ml.training.run_data import RunData
 from ml.training.run_folder import RunFolder
-from ml.training.signals import Requests, noted_signals
+from ml.training.signals import Requests, handled_signals
 from ml.training.state import OPTIMIZER
 from ml.training.step import train_step
 from ml.training.summary import notes
@@ -48,7 +48,7 @@ def train(
     run: RunFolder,
     device: torch.device,
     *,
-    initial: Initial | None = None,
+    initial: InitialWeights | None = None,
     teacher: TeacherModel | None = None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
@@ -79,10 +79,10 @@ def train(
     run.create()
     progress = progress_on(stream, trainer.num_steps)
     with (
-        noted_signals() as requests,
+        handled_signals() as requests,
         run.locked(),
         Tracking(trainer.trackers, progress.say) as tracking,
-        Windows(trainer.windows, run.profiles, device, progress.say) as windows,
+        StepWindows(trainer.windows, run.profiles, device, progress.say) as windows,
         contextlib.closing(progress),
     ):
         loop = TrainLoop(trainer, data, run, device, teacher, progress, requests, tracking, windows)
@@ -106,7 +106,7 @@ class TrainLoop:
         progress: Progress,
         requests: Requests,
         tracking: Tracking,
-        windows: Windows,
+        windows: StepWindows,
     ):
         self.trainer = trainer
         self.data = data
@@ -120,8 +120,8 @@ class TrainLoop:
         self.saver = trainer.checkpoints.open(run.checkpoints, self._flush)
         self.state = trainer.start(device)
         flops = flops_per_token(self.state.model, trainer.sequence_length)
-        self.meter = Meter(flops, trainer.peak_flops(device).flops_per_second, device)
-        self._records = Records(trainer, self.state, self.meter)
+        self.throughput = Throughput(flops, trainer.peak_flops(device).flops_per_second, device)
+        self._records = Records(trainer, self.state, self.throughput)
         self._samples = SampleFile(run.path)
         self._data_sha256 = data.sha256
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if isinstance(m, Drawn)]
@@ -135,7 +135,7 @@ class TrainLoop:
     def is_finished(self) -> bool:
         return self.state.step >= self.trainer.num_steps and self.state.unvalidated is None
 
-    def resume(self, initial: Initial | None = None) -> None:
+    def resume(self, initial: InitialWeights | None = None) -> None:
         """Goes back to the newest whole checkpoint and forgets what was measured after it.
 
         Where there is none, the weights of `initial` replace those that the model was made with.
@@ -156,7 +156,7 @@ class TrainLoop:
         self._seconds_before = self.state.seconds
         if not self.is_finished:
             self.tracking.start(self.run, self.state.step)
-        self.meter.restart()
+        self.throughput.restart()
         self.progress.start(self.state.step)
         if unvalidated is not None:
             self._saved_step = 0  # what is saved says that the validation is still to be made
@@ -176,7 +176,7 @@ class TrainLoop:
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, made in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
-        return self.meter.waiting(prefetched(self._load, steps, self.trainer.num_loader_workers))
+        return self.throughput.waiting(prefetched(self._load, steps, self.trainer.num_loader_workers))
 
     @contextlib.contextmanager
     def reading_data(self) -> Iterator[None]:
@@ -219,7 +219,7 @@ class TrainLoop:
             module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
         apply_schedule(self.state.optimizer, trainer.schedule(step))
         result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
-        self.meter.count(batches)
+        self.throughput.count(batches)
         self.progress.advance(step)
         if trainer.is_logged(step) or self._due_validations():
             self._require_finite()
@@ -227,7 +227,7 @@ class TrainLoop:
         if trainer.samples is not None and trainer.samples.is_due(step, trainer.num_steps):
             self._sample()
         if self.windows.after(step):
-            self.meter.restart()
+            self.throughput.restart()
         if trainer.checkpoints.is_due(step, trainer.num_steps) or self.requests.save:
             self.requests.save = False
             self.save()
@@ -245,7 +245,7 @@ class TrainLoop:
         self.state.seconds = self._seconds()
         self.saver.save(snapshot(self.state, self._data_sha256, self.run.operative_config()))
         self._saved_step = self.state.step
-        self.meter.restart()
+        self.throughput.restart()
 
     def finish(self) -> None:
         """Saves where the run stands and says so."""
@@ -298,7 +298,7 @@ class TrainLoop:
             averaged = None if of_average is None else {f"average_{name}": x for name, x in of_average.items()}
             measured = None if averaged is None else measured | averaged
         if due:
-            self.meter.restart()
+            self.throughput.restart()
         return measured
 
     def _measured_on(self, due: list[ValidationSet]) -> dict[str, float] | None:
@@ -318,7 +318,7 @@ class TrainLoop:
         for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device):
             self._samples.append({"step": self.state.step, **record})
             self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")
-        self.meter.restart()
+        self.throughput.restart()
 
     def _flush(self) -> None:
         """What was measured up to a checkpoint is on the disk before it is."""

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from ml.training.metrics.router_load import spread
-from ml.training.metrics.throughput import Meter
+from ml.training.metrics.router_load import load_balance
+from ml.training.metrics.throughput import Throughput
 from ml.training.state import TrainState
 from ml.training.step import StepResult
 from ml.training.trainer import Trainer
@@ -13,10 +13,10 @@ from ml.training.trainer import Trainer
 class Records:
     """Makes the record of a step that was just taken."""
 
-    def __init__(self, trainer: Trainer, state: TrainState, meter: Meter):
+    def __init__(self, trainer: Trainer, state: TrainState, throughput: Throughput):
         self._trainer = trainer
         self._state = state
-        self._meter = meter
+        self._throughput = throughput
         self._names = {module: name for name, module in state.model.named_modules()}
 
     def of(self, result: StepResult, seconds: float) -> dict[str, Any]:
@@ -28,7 +28,7 @@ class Records:
             "loss": result.loss.item(),
             "grad_norm": result.grad_norm.item(),
             "learning_rate": trainer.learning_rate(state.step),
-            **self._meter.read(),
+            **self._throughput.read(),
             "seconds": seconds,
             **{name: part.item() for name, part in result.parts.items()},
         }
@@ -41,8 +41,8 @@ class Records:
         return finite(record)
 
     def _routers(self, result: StepResult) -> dict[str, Any]:
-        """How evenly each router spread its tokens."""
-        return {self._names[router]: spread(load) for router, load in result.loads.items()}
+        """Load-balance metrics of each router, by module name."""
+        return {self._names[router]: load_balance(load) for router, load in result.loads.items()}
 
 
 def finite(record: Any) -> Any:

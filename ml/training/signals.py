@@ -27,7 +27,7 @@ class Requests:
 
 
 @contextlib.contextmanager
-def noted_signals() -> Iterator[Requests]:
+def handled_signals() -> Iterator[Requests]:
     """Notes SIGINT, SIGTERM and SIGUSR1 for as long as the context lasts, then puts the handlers back.
 
     Outside of the main thread Python delivers no signals, so there is nothing to note.

@@ -10,7 +10,7 @@ from ml.data import Batch
 from ml.layers import Balanced
 from ml.training.distillation import TeacherModel
 from ml.training.metrics.gradient_norm import gradient_norms
-from ml.training.optimizers.rollback import undone_where
+from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.precision import Precision
 from ml.training.state import TrainState
 
@@ -64,7 +64,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     for router, load in loads.items():
         if isinstance(router, Balanced):
-            with undone_where(skipped, list(router.buffers())):
+            with rolled_back_where(skipped, list(router.buffers())):
                 router.balance(load)
     state.step += 1
     state.tokens += num_targets

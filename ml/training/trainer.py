@@ -29,7 +29,7 @@ from ml.training.optimizers.weight_average import ExponentialMovingAverage
 from ml.training.precision import Float32, Precision, cast_parameters
 from ml.training.profiling.memory_snapshot import MemorySnapshot
 from ml.training.profiling.profiler import Profiler
-from ml.training.profiling.step_windows import Window
+from ml.training.profiling.step_windows import StepWindow
 from ml.training.run_data import RunData
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import TrainState
@@ -204,7 +204,7 @@ class Trainer:
         return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
 
     @property
-    def windows(self) -> list[Window]:
+    def windows(self) -> list[StepWindow]:
         """What records a few steps."""
         return [window for window in (self.profiler, self.memory_snapshot) if window is not None]
 

@@ -15,7 +15,7 @@ from saved import saved_bits, saved_tensors, untimed
 from ml.training import RunFolder
 from ml.training.checkpoints.atomic_folders import damage
 from ml.training.checkpoints.state_files import read_counts
-from ml.training.signals import noted_signals
+from ml.training.signals import handled_signals
 
 PROGRAM = textwrap.dedent(
     """
@@ -185,8 +185,8 @@ def test_a_run_that_is_killed_at_many_moments_ends_as_if_it_had_not_been(tmp_pat
 def test_a_second_ctrl_c_leaves_at_once():
     program = """if True:
         import time
-        from ml.training.signals import noted_signals
-        with noted_signals() as requests:
+        from ml.training.signals import handled_signals
+        with handled_signals() as requests:
             print("ready", flush=True)
             while True:
                 time.sleep(0.01)
@@ -205,7 +205,7 @@ def test_a_second_ctrl_c_leaves_at_once():
 def test_handlers_are_put_back_and_the_requests_are_noted():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
-    with noted_signals() as requests:
+    with handled_signals() as requests:
         assert (requests.stop, requests.save) == (None, False)
         os.kill(os.getpid(), signal.SIGUSR1)
         assert (requests.stop, requests.save) == (None, True)

@@ -18,8 +18,8 @@ from ml.models import (
 )
 from ml.models.adapters import adapter_weights
 from ml.runs import open_teacher
-from ml.training import Initial, RunError, RunFolder, train
-from ml.training.metrics.router_load import spread
+from ml.training import InitialWeights, RunError, RunFolder, train
+from ml.training.metrics.router_load import load_balance
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_metrics_tell_how_routers_spread_and_what_they_cost(tiny, run_in):
     ],
 )
 def test_spread_of_known_loads(load, expected):
-    assert spread(torch.tensor(load)) == pytest.approx(expected)
+    assert load_balance(torch.tensor(load)) == pytest.approx(expected)
 
 
 def test_the_balance_of_a_router_is_of_the_whole_step_and_is_saved(tiny, run_in):
@@ -156,7 +156,7 @@ def test_adapters_start_from_a_run_without_them_and_travel_alone(tiny, run_in, t
     base, _, _ = run_in(tiny(), "base")
     start = base.checkpoints / "step_12"
     trainer, folder = tiny(*ADAPTERS), RunFolder(tmp_path / "adapted")
-    train(trainer, trainer.open_data(), folder, CPU, initial=Initial(start))
+    train(trainer, trainer.open_data(), folder, CPU, initial=InitialWeights(start))
     tuned = trained_model(trainer, folder).eval()
     saved = {name.removeprefix("model/"): tensor for name, tensor in saved_tensors(start).items()}
     for name, parameter in tuned.named_parameters():
@@ -184,7 +184,11 @@ def test_a_run_that_lacks_more_than_adapters_is_refused(tiny, run_in, tmp_path):
     trainer = tiny(*ADAPTERS, "Repeat.num_blocks = 3")
     with pytest.raises(RunError, match=r"(?s)is of another model:\n  missing:\n    decoder\.block_2"):
         train(
-            trainer, trainer.open_data(), RunFolder(tmp_path / "x"), CPU, initial=Initial(base.checkpoints / "step_12")
+            trainer,
+            trainer.open_data(),
+            RunFolder(tmp_path / "x"),
+            CPU,
+            initial=InitialWeights(base.checkpoints / "step_12"),
         )
 
 

@@ -12,7 +12,7 @@ from ml.training.checkpoints.weight_files import read_weights
 _MOST_NAMES = 5  # in a message
 
 
-class Initial(NamedTuple):
+class InitialWeights(NamedTuple):
     """A checkpoint of another run."""
 
     checkpoint: Path

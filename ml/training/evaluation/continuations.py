@@ -12,7 +12,7 @@ from ml.models.sampling import Sampler
 _NOT_WHOLE = "\ufffd"  # what half a character is decoded to
 
 
-class GrowingText:
+class StreamedText:
     """A text that is made token by token, until it comes to one of the texts that it is to stop before.
 
     text: the whole characters so far, without what it stopped before. stopped_by: that, or None.
@@ -107,7 +107,7 @@ def continue_texts(
 
     Raises ValueError for no prompt or an empty one, and where learned positions end.
     """
-    texts = [GrowingText(tokenizer, prompt, stops, separator) for prompt in prompts]
+    texts = [StreamedText(tokenizer, prompt, stops, separator) for prompt in prompts]
     for tokens in generate(model, prompts, num_tokens, sampler, seed, num_choices=tokenizer.vocab_size):
         for row, token in enumerate(tokens.tolist()):
             texts[row].add(token)

@@ -32,7 +32,7 @@ class Norms:
             grad_norms: (P) of each gradient, in the order of `state.trained()`.
         """
         trained = state.trained()
-        places = [place_of(name) for name in trained]
+        places = [module_of(name) for name in trained]
         numbers = [str(index) for index, group in enumerate(state.groups) for _ in group.names]
         gradients = grad_norms.tolist()
         found = {"grad_norms": _joined(places, gradients), "group_grad_norms": _joined(numbers, gradients)}
@@ -48,7 +48,7 @@ def weight_norms(parameters: list[nn.Parameter]) -> Tensor:
     return torch.stack(torch._foreach_norm(parameters, 2, dtype=dtype))
 
 
-def place_of(parameter: str) -> str:
+def module_of(parameter: str) -> str:
     """The block that holds a parameter, else its part of the model: "decoder.block_3", "embeddings", "head"."""
     block = re.match(r"(?:[^.]+\.)*?block_\d+(?=\.)", parameter)
     return block[0] if block else parameter.partition(".")[0]

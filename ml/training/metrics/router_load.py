@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 
-def spread(load: Tensor) -> dict[str, float]:
+def load_balance(load: Tensor) -> dict[str, float]:
     """Of the numbers of tokens (E) that went to each expert:
 
     busiest: the largest over the mean, 1 where all are equal. idle: the part of the experts with no token. entropy: of

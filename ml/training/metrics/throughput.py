@@ -15,7 +15,7 @@ from ml.data import Batch
 MACHINE_METRICS = frozenset({"seconds", "tokens_per_second", "mfu", "data_wait", "memory"})
 
 
-class Meter:
+class Throughput:
     """Measures from one logged step to the next, on the host alone: nothing here waits for the device.
 
     What is neither training nor loading (validation, saving) is left out by `restart` behind it.

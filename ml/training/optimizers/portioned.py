@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ml.training.optimizers.rollback import portions, undone_where
+from ml.training.optimizers.rollback import portions, rolled_back_where
 
 
 class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
@@ -29,7 +29,7 @@ class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
             for portion in portions([parameter for parameter in group["params"] if parameter.grad is not None]):
                 state = {key: [self.state[parameter][key] for parameter in portion] for key in self.state[portion[0]]}
                 changing = [*portion, *(tensor for tensors in state.values() for tensor in tensors)]
-                with undone_where(undo, changing):
+                with rolled_back_where(undo, changing):
                     self.update(portion, [parameter.grad for parameter in portion], state, group)
 
     @abc.abstractmethod

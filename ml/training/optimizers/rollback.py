@@ -14,7 +14,7 @@ _MOST_ENTRIES_ON_CPU = 2**18
 
 
 @contextlib.contextmanager
-def undone_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterator[None]:
+def rolled_back_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterator[None]:
     """What the body does to `tensors`, in place, is undone bit by bit where `undo`, a () bool, is true; None: it stays.
 
     The tensors are copied before; NaN and infinity of an undone change leave no trace.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ml.config import configurable, require
 from ml.training.optimizers import ParameterGroup
-from ml.training.optimizers.rollback import portions, undone_where
+from ml.training.optimizers.rollback import portions, rolled_back_where
 
 
 @configurable
@@ -80,7 +80,7 @@ class WeightAverage:
         is_first = decay == 0.0  # a copy, which is right after a skipped step too
         for weights in portions(self._weights):
             averages = [self._averages[weight] for weight in weights]
-            with undone_where(None if is_first else skipped, averages):
+            with rolled_back_where(None if is_first else skipped, averages):
                 torch._foreach_lerp_(averages, [_widened(weight) for weight in weights], 1.0 - decay)
 
     @contextlib.contextmanager

@@ -6,11 +6,11 @@ import torch
 
 from ml.config import configurable, require
 from ml.training.errors import RunError
-from ml.training.profiling.step_windows import Finish, Window, whole_file
+from ml.training.profiling.step_windows import Finish, StepWindow, whole_file
 
 
 @configurable
-class MemorySnapshot(Window):
+class MemorySnapshot(StepWindow):
     """Records every allocation on the GPU in a few steps, in `profiles/memory_steps_A_to_B.pickle` of the run.
 
     https://docs.pytorch.org/memory_viz draws it. When memory runs out inside the window, what led to it is written.

@@ -6,11 +6,11 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from ml.config import configurable, require
-from ml.training.profiling.step_windows import Finish, Window, whole_file
+from ml.training.profiling.step_windows import Finish, StepWindow, whole_file
 
 
 @configurable
-class Profiler(Window):
+class Profiler(StepWindow):
     """Records the operations of a few steps with torch.profiler, in `profiles/` of the run.
 
     `steps_A_to_B.json.gz` is a trace for https://ui.perfetto.dev or chrome://tracing, `steps_A_to_B.txt` a table of the

@@ -14,7 +14,7 @@ from ml.config import require
 Finish = Callable[[Path], None]
 
 
-class Window(abc.ABC):
+class StepWindow(abc.ABC):
     """Records `num_steps` steps from `first_step` on.
 
     prefix: what the names of its files begin with.
@@ -43,20 +43,20 @@ class Window(abc.ABC):
         """Begins to record; what it returns ends that, then writes files named after a path without a suffix."""
 
 
-class Windows:
+class StepWindows:
     """Opens and closes the windows of a run. A run that goes on inside a window records what is left of it.
 
     A window that is open when training ends, however it does, is written too: the allocations that led to a failure
     are what one wants to see.
     """
 
-    def __init__(self, windows: Sequence[Window], folder: Path, device: torch.device, say: Callable[[str], None]):
+    def __init__(self, windows: Sequence[StepWindow], folder: Path, device: torch.device, say: Callable[[str], None]):
         """`folder` takes the files, and `say` is told of them."""
         self._windows = windows
         self._folder = folder
         self._device = device
         self._say = say
-        self._open: dict[Window, tuple[int, Finish]] = {}
+        self._open: dict[StepWindow, tuple[int, Finish]] = {}
         self._step = 0
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class Windows:
             self._close(window)
         return bool(ended)
 
-    def _close(self, window: Window) -> None:
+    def _close(self, window: StepWindow) -> None:
         first, finish = self._open.pop(window)
         path = self._folder / f"{window.prefix}steps_{first}_to_{self._step}"
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ml.config import REQUIRED, child, configurable, require
-from ml.training.schedules.phases import Phase, Stretch
+from ml.training.schedules.phases import Phase, Span
 from ml.training.schedules.schedule import Schedule
 
 
@@ -20,12 +20,12 @@ class PhasedSchedule(Schedule):
         self.num_steps = num_steps
         self.phases = [child(name, phase) for name, phase in phases.items()]
         lengths = [phase.length(num_steps) for phase in self.phases]
-        self._stretches = self._placed(self._filled(list(phases), lengths))
+        self._spans = self._placed(self._filled(list(phases), lengths))
 
     def __call__(self, step: int) -> float:
-        for phase, stretch in self._stretches:
-            if step <= stretch.before + stretch.num_steps:
-                return phase.factor(step - stretch.before, stretch)
+        for phase, span in self._spans:
+            if step <= span.before + span.num_steps:
+                return phase.factor(step - span.before, span)
         raise ValueError(f"step {step} is behind the last of the schedule, {self.num_steps}")
 
     def _filled(self, names: list[str], lengths: list[int | None]) -> list[int]:
@@ -38,12 +38,12 @@ class PhasedSchedule(Schedule):
         require(left >= 0 if num_open else left == 0, "phases", whole)
         return [max(0, left) if length is None else length for length in lengths]
 
-    def _placed(self, lengths: list[int]) -> list[tuple[Phase, Stretch]]:
+    def _placed(self, lengths: list[int]) -> list[tuple[Phase, Span]]:
         """Where each phase stands; those without steps stand nowhere."""
         before, begin, placed = 0, 1.0, []
         for phase, length in zip(self.phases, lengths, strict=True):
             if length:
-                stretch = Stretch(before, length, begin)
-                placed.append((phase, stretch))
-                before, begin = before + length, phase.factor(length, stretch)
+                span = Span(before, length, begin)
+                placed.append((phase, span))
+                before, begin = before + length, phase.factor(length, span)
         return placed

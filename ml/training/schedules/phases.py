@@ -14,7 +14,7 @@ from ml.training.schedules.schedule import cosine, straight
 _MAX_CYCLES = 10_000
 
 
-class Stretch(NamedTuple):
+class Span(NamedTuple):
     """Where a phase stands in the run: the steps before it, its own, and the factor at which it begins."""
 
     before: int
@@ -23,7 +23,7 @@ class Stretch(NamedTuple):
 
 
 class Phase(abc.ABC):
-    """A stretch of steps over which the factor follows one curve."""
+    """A span of steps over which the factor follows one curve."""
 
     def __init__(self, num_steps: int | None, fraction: float | None):
         require(num_steps is None or num_steps >= 0, "num_steps", f"must not be negative: {num_steps}")
@@ -38,7 +38,7 @@ class Phase(abc.ABC):
         return self.num_steps if self.fraction is None else round(self.fraction * num_steps)
 
     @abc.abstractmethod
-    def factor(self, step: int, stretch: Stretch) -> float:
+    def factor(self, step: int, span: Span) -> float:
         """The factor of a step of the phase, which counts from 1."""
 
 
@@ -59,8 +59,8 @@ class WarmupPhase(Phase):
         self.start = start
         self.end = end
 
-    def factor(self, step: int, stretch: Stretch) -> float:
-        return straight(self.start, self.end, step / stretch.num_steps)
+    def factor(self, step: int, span: Span) -> float:
+        return straight(self.start, self.end, step / span.num_steps)
 
 
 @configurable
@@ -70,8 +70,8 @@ class ConstantPhase(Phase):
     def __init__(self, num_steps: int | None = None, fraction: float | None = None):
         super().__init__(num_steps, fraction)
 
-    def factor(self, step: int, stretch: Stretch) -> float:
-        return stretch.begin
+    def factor(self, step: int, span: Span) -> float:
+        return span.begin
 
 
 class CurvePhase(Phase):
@@ -82,8 +82,8 @@ class CurvePhase(Phase):
         _require_factor(end, "end")
         self.end = end
 
-    def factor(self, step: int, stretch: Stretch) -> float:
-        return self.curve(stretch.begin, step / stretch.num_steps)
+    def factor(self, step: int, span: Span) -> float:
+        return self.curve(span.begin, step / span.num_steps)
 
     @abc.abstractmethod
     def curve(self, begin: float, progress: float) -> float:
@@ -151,8 +151,8 @@ class PowerLawPhase(Phase):
         require(0.0 < exponent < math.inf, "exponent", f"must be positive and finite, not {exponent}")
         self.exponent = exponent
 
-    def factor(self, step: int, stretch: Stretch) -> float:
-        return stretch.begin * (max(1, stretch.before) / (stretch.before + step)) ** self.exponent
+    def factor(self, step: int, span: Span) -> float:
+        return span.begin * (max(1, span.before) / (span.before + step)) ** self.exponent
 
 
 @configurable
@@ -188,11 +188,11 @@ class RestartsPhase(Phase):
         self.decay = decay
         self.end = end
 
-    def factor(self, step: int, stretch: Stretch) -> float:
-        ends = self._ends(stretch.num_steps)
+    def factor(self, step: int, span: Span) -> float:
+        ends = self._ends(span.num_steps)
         cycle = next(number for number, end in enumerate(ends) if step <= end)
         first = ends[cycle - 1] if cycle else 0
-        return cosine(stretch.begin * self.decay**cycle, self.end, (step - first) / (ends[cycle] - first))
+        return cosine(span.begin * self.decay**cycle, self.end, (step - first) / (ends[cycle] - first))
 
     def _ends(self, num_steps: int) -> list[int]:
         """The last step of each cycle."""

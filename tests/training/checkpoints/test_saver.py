@@ -11,7 +11,7 @@ from saved import saved_tensors, trained_model
 
 import ml
 from ml.errors import UserError
-from ml.training import Checkpoints, Initial, RunError, RunFailure, train
+from ml.training import Checkpoints, InitialWeights, RunError, RunFailure, train
 from ml.training.checkpoints import saver
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import Snapshot
@@ -140,7 +140,9 @@ def test_a_run_says_what_it_starts_from_and_what_it_does_not(tiny, run_in, sourc
     trainer = tiny(UNTIED, "Repeat.num_blocks = 3")
     folder = ml.training.RunFolder(tmp_path / "next")
     stream = io.StringIO()
-    train(trainer, trainer.open_data(), folder, CPU, initial=Initial(source, ("decoder.block_2.*",)), stream=stream)
+    train(
+        trainer, trainer.open_data(), folder, CPU, initial=InitialWeights(source, ("decoder.block_2.*",)), stream=stream
+    )
     assert "16 weights start as they are made: decoder.block_2." in stream.getvalue()
 
 

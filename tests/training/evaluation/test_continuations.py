@@ -10,7 +10,7 @@ from ml.data import ByteTokenizer
 from ml.data.sequences.document_separator import Separator
 from ml.models.generation import generate
 from ml.models.sampling import Sampler
-from ml.training.evaluation.continuations import GrowingText, continue_texts, encode_prompt
+from ml.training.evaluation.continuations import StreamedText, continue_texts, encode_prompt
 
 
 class Words:
@@ -34,8 +34,8 @@ def grown(text, tokens):
 
 @pytest.mark.parametrize("text", ["plain", "naïve — 日本語 😀!", "\ufffd there", "ends 😀"])
 def test_characters_appear_whole_and_stay(text):
-    growing = GrowingText(ByteTokenizer(), b"prompt")
-    shown = grown(growing, text.encode())
+    streamed = StreamedText(ByteTokenizer(), b"prompt")
+    shown = grown(streamed, text.encode())
     assert shown[-1] == text
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
     assert all(text.startswith(part) for part in shown)
@@ -43,34 +43,34 @@ def test_characters_appear_whole_and_stay(text):
 
 def test_bytes_that_are_no_text_end_up_as_they_are_decoded_at_once():
     data = b"a\xffb\xe2\x82c\xf0\x9f\x98"
-    assert grown(GrowingText(ByteTokenizer(), b""), data)[-1] == data.decode("utf-8", errors="replace")
+    assert grown(StreamedText(ByteTokenizer(), b""), data)[-1] == data.decode("utf-8", errors="replace")
 
 
 @pytest.mark.parametrize("stops", [["END"], ["D. S", "END"], ["ENDING", "E"], ["ü"], ["nowhere"], ["\n\n", "ND"]])
 def test_a_text_stops_before_the_first_stop_text_that_is_complete(stops):
     text = "An early ENd, the END. So über."
-    growing = GrowingText(ByteTokenizer(), b"", stops)
-    shown = grown(growing, text.encode())
+    streamed = StreamedText(ByteTokenizer(), b"", stops)
+    shown = grown(streamed, text.encode())
     ends = {text.find(stop) + len(stop): stop for stop in stops if stop in text}
     expected = text[: text.find(ends[min(ends)])] if ends else text
     assert shown[-1] == expected
-    assert growing.stopped_by == (ends[min(ends)] if ends else None)
+    assert streamed.stopped_by == (ends[min(ends)] if ends else None)
     assert all(expected.startswith(part) for part in shown)
 
 
 def test_a_stop_text_in_the_prompt_or_across_its_end_does_not_stop():
-    growing = GrowingText(ByteTokenizer(), b"the EN", ["END"])
-    assert grown(growing, b"D and END")[-1] == "D and "
+    streamed = StreamedText(ByteTokenizer(), b"the EN", ["END"])
+    assert grown(streamed, b"D and END")[-1] == "D and "
 
 
 def test_what_may_begin_a_stop_text_is_held_back_and_no_more():
-    growing = GrowingText(ByteTokenizer(), b"", ["END"])
-    assert grown(growing, b"xEExEN") == ["x", "x", "xE", "xEEx", "xEEx", "xEEx", "xEExEN"]
+    streamed = StreamedText(ByteTokenizer(), b"", ["END"])
+    assert grown(streamed, b"xEExEN") == ["x", "x", "xE", "xEEx", "xEEx", "xEEx", "xEExEN"]
 
 
 def test_a_tokenizer_that_begins_texts_in_another_way_goes_on_with_a_space():
-    assert grown(GrowingText(Words(), [0]), [1, 2, 3, 4])[-1] == " me Ishmael."
-    assert grown(GrowingText(Words(), []), [0, 1])[-1] == "Call me"
+    assert grown(StreamedText(Words(), [0]), [1, 2, 3, 4])[-1] == " me Ishmael."
+    assert grown(StreamedText(Words(), []), [0, 1])[-1] == "Call me"
 
 
 def test_many_texts_are_those_of_each_alone():
@@ -112,8 +112,8 @@ class Ending(Words):
 def test_a_document_ends_with_its_token_though_that_shows_as_nothing():
     separator = Separator.of(Ending(), None)
     assert (separator.text, separator.token) == ("", 3)
-    growing = GrowingText(Ending(), [0], separator=separator)
+    streamed = StreamedText(Ending(), [0], separator=separator)
     for token in (1, 3, 2):
-        growing.add(token)
-    assert (growing.text, growing.stopped_by, growing.num_tokens) == (" me", "", 2)
+        streamed.add(token)
+    assert (streamed.text, streamed.stopped_by, streamed.num_tokens) == (" me", "", 2)
     assert encode_prompt("", Ending(), separator) == [3]

@@ -14,9 +14,9 @@ from saved import trained_model
 
 import ml
 from ml.data import Batch
-from ml.training.metrics.norms import place_of, weight_norms
+from ml.training.metrics.norms import module_of, weight_norms
 from ml.training.metrics.progress import TerminalProgress, describe
-from ml.training.metrics.throughput import Meter, peak_memory
+from ml.training.metrics.throughput import Throughput, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -38,41 +38,41 @@ def batch_of(rows, length, masked):
 
 def test_utilization_counts_every_token_that_passes_and_speed_those_that_count():
     clock = Clock()
-    meter = Meter(flops_per_token=6e6, peak_flops=1e12, device=CPU, clock=clock)
+    throughput = Throughput(flops_per_token=6e6, peak_flops=1e12, device=CPU, clock=clock)
     for _ in range(5):
-        meter.count([batch_of(2, 100, masked=30), batch_of(3, 100, masked=0)])
+        throughput.count([batch_of(2, 100, masked=30), batch_of(3, 100, masked=0)])
         clock.now += 0.4
-    measured = meter.read()
+    measured = throughput.read()
     assert measured["tokens_per_second"] == pytest.approx(5 * (2 * 70 + 3 * 100) / 2.0)
     assert measured["mfu"] == pytest.approx(5 * 500 * 6e6 / 2.0 / 1e12)
 
 
 def test_waiting_is_the_part_of_the_time_that_the_next_batch_took():
     clock = Clock()
-    meter = Meter(1.0, 1.0, CPU, clock)
+    throughput = Throughput(1.0, 1.0, CPU, clock)
 
     def slow_batches():
         for seconds in (1.0, 0.0, 0.5):
             clock.now += seconds
             yield [batch_of(1, 4, 0)]
 
-    for batches in meter.waiting(slow_batches()):
-        meter.count(batches)
+    for batches in throughput.waiting(slow_batches()):
+        throughput.count(batches)
         clock.now += 2.0
-    assert meter.read()["data_wait"] == pytest.approx(1.5 / 7.5)
+    assert throughput.read()["data_wait"] == pytest.approx(1.5 / 7.5)
     clock.now += 3.0
-    assert meter.read()["data_wait"] == 0.0
+    assert throughput.read()["data_wait"] == 0.0
 
 
 def test_what_comes_before_a_restart_is_left_out():
     clock = Clock()
-    meter = Meter(1.0, 1.0, CPU, clock)
-    meter.count([batch_of(1, 50, 0)])
+    throughput = Throughput(1.0, 1.0, CPU, clock)
+    throughput.count([batch_of(1, 50, 0)])
     clock.now += 1000.0
-    meter.restart()
-    meter.count([batch_of(1, 50, 0)])
+    throughput.restart()
+    throughput.count([batch_of(1, 50, 0)])
     clock.now += 2.0
-    assert meter.read()["tokens_per_second"] == pytest.approx(25.0)
+    assert throughput.read()["tokens_per_second"] == pytest.approx(25.0)
 
 
 def test_leaving_the_batches_early_ends_what_makes_them():
@@ -86,7 +86,7 @@ def test_leaving_the_batches_early_ends_what_makes_them():
             ended.append(True)
 
     source = batches()  # which lives on, as it would with an exception that holds the frame
-    for _ in Meter(1.0, 1.0, CPU).waiting(source):
+    for _ in Throughput(1.0, 1.0, CPU).waiting(source):
         break
     assert ended == [True]
 
@@ -213,7 +213,7 @@ def test_norms_change_nothing_in_what_is_learned(tiny, run_in):
     ],
 )
 def test_a_place_is_a_block_or_a_part_of_the_model(parameter, place):
-    assert place_of(parameter) == place
+    assert module_of(parameter) == place
 
 
 def test_weights_in_bfloat16_have_norms_in_float32():
