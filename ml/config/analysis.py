@@ -81,7 +81,7 @@ class Analyzer:
         self._shipped = shipped  # the sources of statements that come with Juniper
         self._num_faults = 0
         self._analysis = Analysis()
-        self._place: tuple[Location, str] | None = None
+        self._place = (Location(""), "")  # of the statement that is being looked at, and its text
         self._broken: set[Key] = set()  # keys of lines with a problem
         self._broken_macros: set[str] = set()
         self._read_macros: set[str] = set()
@@ -168,6 +168,7 @@ class Analyzer:
     ) -> Binding | None:
         """The binding of a statement, or None after a problem."""
         spec = info.spec(statement.parameter)
+        assert spec is not None  # `_binding` has looked
         operation = ""
         if statement.entries or statement.operator != "=":
             operated = self._operated(statement, info, written)

@@ -24,7 +24,8 @@ class Annotation(NamedTuple):
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Annotation]:
     """The annotations of a function, `return` included; of a class, those of its constructor."""
-    function = function.__init__ if isinstance(function, type) else function
+    if isinstance(function, type):
+        function = function.__init__  # type: ignore[misc]  # of this very class, whatever those derived from it take
     known = _globals(function)
     return {name: _resolve(written, known) for name, written in getattr(function, "__annotations__", {}).items()}
 

@@ -2,13 +2,15 @@
 
 import math
 import operator
+from collections.abc import Callable
+from typing import Any
 
 from ml.config.types import describe
 from ml.config.values import Constant, Expression
 
 _MOST_BITS = 1024  # as many as the greatest float; `10**10**10` would run out of memory
-_UNARY = {"-": operator.neg, "+": operator.pos}
-_BINARY = {
+_UNARY: dict[str, Callable[..., Any]] = {"-": operator.neg, "+": operator.pos}
+_BINARY: dict[str, Callable[..., Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,

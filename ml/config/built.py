@@ -54,7 +54,7 @@ def _kind(call: Call, depth: int) -> Hashable:
     return call.path[depth:], id(call.plan), call.info.selector, decided
 
 
-def _comparable(value: object) -> Hashable:
+def _comparable(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(_comparable(item) for item in value)
     return value if isinstance(value, int | float | str | None) else type(value)

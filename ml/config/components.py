@@ -69,7 +69,7 @@ class Importer:
 
     def __setstate__(self, loaded):
         """In another process: imports the same modules there."""
-        self.__init__()
+        self.modules, self._loaded = [], []
         for arguments in loaded:
             self.load(*arguments)
 
@@ -158,9 +158,10 @@ class _Finder(importlib.abc.MetaPathFinder):
     def executed_before(self, name: str, component: Component, origin: str) -> ModuleType | None:
         """The module, where it was executed from the same file with the same content."""
         module = self.hidden.get(name)
-        facts = _facts(module) if module else None
-        fits = facts and facts.component == component and module.__file__ == origin
-        return module if fits and all(map(self._is_current, facts.needs)) else None
+        facts = None if module is None else _facts(module)
+        if module is None or facts is None or facts.component != component or module.__file__ != origin:
+            return None
+        return module if all(map(self._is_current, facts.needs)) else None
 
     def _is_current(self, module: ModuleType) -> bool:
         """Whether a module that another needs is what would be imported now."""
@@ -169,8 +170,8 @@ class _Finder(importlib.abc.MetaPathFinder):
             return True
         spec = None if "." in name else self.find_beside(name) or importlib.machinery.PathFinder.find_spec(name)
         is_there = "." in name or (spec is not None and spec.origin == module.__file__)
-        unchanged = is_there and Path(module.__file__).is_file()
-        unchanged = unchanged and Path(module.__file__).read_bytes() == facts.component.source
+        file = Path(module.__file__) if is_there and module.__file__ else None
+        unchanged = file is not None and file.is_file() and file.read_bytes() == facts.component.source
         return unchanged and all(self._is_current(other) for other in facts.needs if other is not module)
 
     def note(self, module: ModuleType) -> None:
@@ -242,7 +243,7 @@ def _modules_of_other_files(finder: _Finder) -> dict[str, ModuleType]:
         origin = getattr(module, "__file__", None)
         if "." not in name and origin and _is_own(origin) and name not in _NEVER_OWN and _facts(module) is None:
             spec = finder.find_beside(name)
-            if spec is not None and Path(spec.origin).resolve() != Path(origin).resolve():
+            if spec is not None and spec.origin and Path(spec.origin).resolve() != Path(origin).resolve():
                 names.add(name)
     return {name: module for name, module in sys.modules.items() if _top(name) in names}
 

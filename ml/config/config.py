@@ -20,7 +20,7 @@ from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
 from ml.config.provenance import Record, records, value_at
 from ml.config.python_values import python_statements
-from ml.config.statements import Binding, Layer
+from ml.config.statements import Binding, Layer, MacroDefinition
 
 Bindings = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
@@ -49,13 +49,13 @@ class Config:
 
     name: str
     operative: str
-    warnings: tuple[Problem, ...] = ()
-    components: tuple[Component, ...] = ()
-    _source: Source = field(default=None, repr=False)
-    _analysis: Analysis = field(default_factory=Analysis, repr=False)
-    _checked: Build = field(default=None, repr=False)
-    _effects: Effects = field(default_factory=Effects, repr=False)
-    _names: Names = field(default_factory=Names, repr=False)
+    warnings: tuple[Problem, ...]
+    components: tuple[Component, ...]
+    _source: Source = field(repr=False)
+    _analysis: Analysis = field(repr=False)
+    _checked: Build = field(repr=False)
+    _effects: Effects = field(repr=False)
+    _names: Names = field(repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -274,7 +274,8 @@ def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
     lines += [statement.text for statement in analysis.imports]
     layer = source = None
     unset = [binding for unset in analysis.unset for binding in (*unset.removed, unset.binding)]
-    for statement in sorted([*analysis.bindings, *analysis.macros, *unset], key=lambda s: s.order):
+    statements: list[Binding | MacroDefinition] = [*analysis.bindings, *analysis.macros, *unset]
+    for statement in sorted(statements, key=lambda s: s.order):
         if statement.source_name != source or statement.layer is not layer:
             source = statement.source_name
             lines += ["", f"# From {source}"]
@@ -282,12 +283,11 @@ def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
             layer = statement.layer
             lines.append(f"juniper.layer = '{layer.name.lower()}'")
         text = statement.text(written=True, spell=names.spell)
-        swap = effects.left_out.get(statement)
-        if swap is None:
-            lines.append(f"{text:<60}  # {statement.location}")
-        else:
+        if isinstance(statement, Binding) and (swap := effects.left_out.get(statement)) is not None:
             lines.append(f"# left out: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
             lines.append(f"# {text:<58}  # {statement.location}")
+        else:
+            lines.append(f"{text:<60}  # {statement.location}")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, overload
@@ -16,8 +16,32 @@ from ml.config.signatures import Configurable, ParameterSpec
 from ml.config.values import Reference
 
 
+class ActiveBuild(Protocol):
+    """What is asked while a configuration is being built; see `ml.config.construction.Build`."""
+
+    def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
+        """Calls a constructor with the values that the configuration has for it."""
+
+    def child(
+        self,
+        name: str,
+        constructor: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        defaults: Mapping[str, Any],
+        derived: Mapping[str, Any],
+    ) -> Any:
+        """Builds a child in the scope `name`."""
+
+    def parameter_problem(self, parameter: str, message: str) -> None:
+        """Takes note that a parameter has a value that does not fit."""
+
+    def unused(self, parameter: str, because: tuple[str, ...]) -> None:
+        """Takes note that a parameter has no effect."""
+
+
 class _Active(threading.local):
-    build = None
+    build: ActiveBuild | None = None
     importing = False  # a module that a configuration names
 
 
@@ -59,7 +83,8 @@ def configurable(name_or_target: Any = None, /, **options: Any) -> Any:
 def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Callable[..., Any]:
     if isinstance(target, type) and "__init__" not in target.__dict__:
         # Gin would wrap an inherited __init__ that is already managed: the bindings of the parent would then apply too.
-        target.__init__ = _own_copy(target.__init__)
+        cls: Any = target
+        cls.__init__ = _own_copy(cls.__init__)
     with gin.config.interactive_mode() if _is_defined_again(target, name, options) else nullcontext():
         gin.configurable(name, **options)(target)
     return adopt(gin_internals.entry_of(target)).target
@@ -76,15 +101,16 @@ def _is_defined_again(target: Callable[..., Any], name: str | None, options: dic
     )
 
 
-def _own_copy(inherited: Callable[..., None]) -> Callable[..., None]:
+def _own_copy(inherited: Any) -> Callable[..., None]:
     plain = inherited.__wrapped__ if hasattr(inherited, "__juniper__") else inherited
 
     @functools.wraps(plain)
     def __init__(self, *args, **kwargs):
         plain(self, *args, **kwargs)
 
-    __init__.__signature__ = inspect.signature(plain)
-    return __init__
+    own: Any = __init__
+    own.__signature__ = inspect.signature(plain)
+    return own
 
 
 def adopt(entry: Any) -> Configurable:
@@ -118,9 +144,10 @@ def _adopt_class(entry: Any) -> Configurable:
         else:
             build.call(info, plain, (self, *args), kwargs, skip=1)
 
-    __init__.__signature__ = inspect.signature(plain)
-    __init__.__juniper__ = True
-    cls.__init__ = __init__
+    own: Any = __init__
+    own.__signature__ = inspect.signature(plain)
+    own.__juniper__ = True
+    cls.__init__ = own
     return info
 
 
@@ -135,8 +162,9 @@ def _adopt_function(entry: Any) -> Configurable:
             return through_gin(*args, **kwargs)
         return build.call(info, plain, args, kwargs)
 
-    function.__signature__ = signature
-    info = _describe(entry, function, plain, signature)
+    own: Any = function
+    own.__signature__ = signature
+    info = _describe(entry, own, plain, signature)
     return info
 
 
@@ -215,7 +243,8 @@ def is_outdated(value: Any) -> bool:
 
 def newest(constructor: Callable[..., Any]) -> Callable[..., Any]:
     """The class or function that stands in place of one that was defined again; any other as it is."""
-    return find(constructor).target if is_outdated(constructor) else constructor
+    info = find(constructor) if is_outdated(constructor) else None
+    return constructor if info is None else info.target
 
 
 def _by_name(selector: str) -> Configurable:

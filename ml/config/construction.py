@@ -24,6 +24,7 @@ from ml.config.values import Reference, substitute
 _Product = TypeVar("_Product")
 _NOTHING: Mapping[str, Any] = {}
 _DEEPEST = 100  # constructors inside one another; a deep model has twenty
+_Here = tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]  # a scope as gin holds it, as a path, and reduced
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
 
 
@@ -129,14 +130,15 @@ class Build:
         self._collect = collect
         self._unset: dict[Problem, list[tuple[str, ...]]] = {}
         self._misfits: dict[Problem, list[tuple[str, ...]]] = {}
-        self.calls: list[Call] | None = [] if keep_calls else None
+        self._keep_calls = keep_calls
+        self.calls: list[Call] = []
 
     def __enter__(self) -> "Build":
         if active.build is not None:
             raise RuntimeError("a configuration is being built already in this thread")
         self._scopes = gin_internals.scope_stack()
         self._scopes.append([])
-        self._here = (self._scopes[-1], (), ())
+        self._here: _Here = (self._scopes[-1], (), ())
         active.build = self
         return self
 
@@ -169,7 +171,7 @@ class Build:
         place = path[len(parent.path) :]
         return Suggestions(place, defaults, self._saved.of(parent.info, place, built), derived)
 
-    def _where(self) -> tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]:
+    def _where(self) -> _Here:
         """The active scope, as gin holds it, as a path, and reduced; scopes that others opened count."""
         scope = self._scopes[-1]
         if scope is self._here[0]:
@@ -186,7 +188,7 @@ class Build:
         if len(args) > skip:
             decided = {**dict(zip(info.positional, args[skip:], strict=False)), **kwargs}
         call = Call(path, info, plan, self._calling[-1] if self._calling else None, decided, suggestions)
-        if self.calls is not None:
+        if self._keep_calls:
             self.calls.append(call)
         if len(self._calling) > _DEEPEST:
             self._endless()

@@ -38,7 +38,7 @@ def effective_bindings(build: Build) -> set[Binding]:
 
 
 def find_effects(
-    bindings: list[Binding], build: Build, run: Callable[[Build], None], unset: Sequence[Unset] = ()
+    bindings: list[Binding], build: Build, run: Callable[[Build], object], unset: Sequence[Unset] = ()
 ) -> Effects:
     """Accounts for every binding of a build.
 
@@ -79,8 +79,9 @@ def _excused(unused: list[Binding], places: Places) -> dict[Binding, Binding]:
     """The bindings that have no effect because of later sources alone, with the last binding of these."""
     excused = {}
     for binding in unused:
-        excuses = [obstacle.excuse(binding) for obstacle in places.obstacles(binding)]
-        if excuses and None not in excuses:
+        found = [obstacle.excuse(binding) for obstacle in places.obstacles(binding)]
+        excuses = [excuse for excuse in found if excuse is not None]
+        if found and len(excuses) == len(found):
             excused[binding] = max(excuses, key=lambda excuse: excuse.settled)
     return excused
 
@@ -89,7 +90,7 @@ def _swapped_out(
     bindings: list[Binding],
     waiting: set[Binding],
     build: Build,
-    run: Callable[[Build], None],
+    run: Callable[[Build], object],
     unset: Sequence[Unset],
 ) -> dict[Binding, Binding]:
     """The bindings that a swap of a part, set later, made useless, with the swap: without it they take effect."""

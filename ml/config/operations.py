@@ -51,7 +51,8 @@ def held_by(bindings: list[Binding], key: Key) -> Held:
         if last.is_left_out:
             raise OperationProblem(f"the saved run had {key} without effect, and no value of it: set it in full")
         return Held(last.value, last.location)
-    default = key.configurable.spec(key.parameter).default
+    spec = key.configurable.spec(key.parameter)
+    default = EMPTY if spec is None else spec.default
     if not key.scope and default is not EMPTY and default is not gin.REQUIRED:
         return Held(substitute(default, lambda leaf: reference_to(leaf) or leaf))
     raise OperationProblem(f"nothing sets {key} before, so it has no entries to change{_near(key, bindings)}")

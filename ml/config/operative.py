@@ -83,7 +83,7 @@ def operative_config(
         ConfigError: names each value that no text can hold.
     """
     writer = _Writer(build.calls, names)
-    sections = {layer: [] for layer in _TITLES}
+    sections: dict[Layer, list[str]] = {layer: [] for layer in _TITLES}
     for info in sorted(writer.built, key=lambda info: (info.name, info.selector)):
         for parameter in info.parameters:
             sections[Layer.DEFAULT] += writer.default(info, parameter)
@@ -146,7 +146,9 @@ class _Writer:
         A suggestion that differs between two parents of one type follows from parameters of theirs, which are written.
         """
         values: dict[tuple, dict[str, set[tuple[str, ...]]]] = {}
-        for call in (call for calls in self.built.values() for call in calls if call.parent):
+        for call in (call for calls in self.built.values() for call in calls):
+            if call.parent is None:
+                continue
             for parameter in call.suggestions.saved.keys() | call.suggestions.defaults.keys():
                 if _source(call, parameter) is Layer.PARENT:
                     text = self.line(

@@ -149,8 +149,8 @@ class Reader:
             return
         if parameter and name not in _WITHOUT_PLACE:
             scope = (*under, *scope)
-        what = (statement.value, layer, location, quoted, statement.entries, statement.operator)
-        self.statements.append(RawStatement(scope, name, parameter, *what))
+        value, entries, operator = statement.value, statement.entries, statement.operator
+        self.statements.append(RawStatement(scope, name, parameter, value, layer, location, quoted, entries, operator))
 
     def _layer(
         self, statement: Assignment, current: Layer, location: Location, quoted: str, under: tuple[str, ...]

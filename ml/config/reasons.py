@@ -61,7 +61,7 @@ class Places:
         """What stood in its way at each kind of place that a binding reached; empty if it reached none."""
         found = []
         for call in self._kinds.get(binding.configurable.selector, ()):
-            candidates = call.plan.candidates.get(binding.parameter, ())
+            candidates = call.plan.candidates.get(binding.parameter, [])
             if any(candidate.binding is binding for candidate in candidates):
                 winner = candidates[-1].binding
                 if binding.parameter in call.arguments:

@@ -101,7 +101,8 @@ class RewoundBuild(Build):
             states = tuple(state for state in binding.states if state.order <= moment)
             then = replace(binding, value=states[-1].value, states=states) if states else None
             self._earlier[binding, moment] = then
-            self._original[then] = binding
+            if then is not None:
+                self._original[then] = binding
         return self._earlier[binding, moment]
 
     def _singleton(self, reference: Reference) -> Any:
@@ -191,6 +192,8 @@ def _references(value: Any) -> set[Configurable]:
 def _holders(call: Call) -> list[Call]:
     """The calls inside of which a call is made, the outermost first."""
     holders: list[Call] = []
-    while (call := call.parent) is not None:
-        holders.insert(0, call)
+    holder = call.parent
+    while holder is not None:
+        holders.insert(0, holder)
+        holder = holder.parent
     return holders

@@ -121,11 +121,11 @@ def compress(paths: list[tuple[str, ...]]) -> list[str]:
     """Paths as text, with runs of a numbered component written as a range: `decoder/block_0_to_11/mixer`."""
     groups: dict[tuple, list[int]] = {}
     for path in paths:
-        index = next((i for i, component in enumerate(path) if split_index(component)), None)
-        if index is None:
+        indexed = next(((i, found) for i, component in enumerate(path) if (found := split_index(component))), None)
+        if indexed is None:
             groups.setdefault((path, None), [])
         else:
-            stem, number = split_index(path[index])
+            index, (stem, number) = indexed
             groups.setdefault(((*path[:index], stem, *path[index + 1 :]), index), []).append(number)
     return [text for (path, index), numbers in groups.items() for text in _spell(path, index, numbers)]
 

@@ -49,7 +49,7 @@ class SearchPath:
     def display(self, path: Path) -> str:
         """A file's name for messages and provenance: the same on every machine where that is possible."""
         resolved = path.resolve()
-        if self.is_shipped(path):
+        if self.shipped is not None and self.is_shipped(path):
             return f"configs/{resolved.relative_to(self.shipped.resolve()).as_posix()}"
         if not resolved.is_relative_to(Path().resolve()):
             return path.as_posix()

@@ -53,7 +53,7 @@ class SavedSuggestions:
     def __init__(self, bindings: Iterable[Binding]):
         self._by_types: dict[tuple[str, str], list[Binding]] = {}
         for binding in bindings:
-            if binding.layer is Layer.PARENT:
+            if binding.layer is Layer.PARENT and binding.parent is not None:
                 types = (binding.parent.selector, binding.configurable.selector)
                 self._by_types.setdefault(types, []).append(binding)
         self._found: dict[tuple, Mapping[str, Binding]] = {}

@@ -8,6 +8,7 @@
 import itertools
 import re
 import tokenize
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gin import config_parser
@@ -61,7 +62,8 @@ class Parser(gin_internals.ConfigParser):
         location = self._current_location(ignore_char_num=True)
         key = self._parse_selector()
         if self._current_token.string == "[" or self._current_token.string in _ASSIGNMENTS:
-            statement = self._assignment(*config_parser.parse_binding_key(key), location)
+            scope, selector, parameter = config_parser.parse_binding_key(key)
+            statement: Any = self._assignment(scope, selector, parameter, location)
         elif self._current_token.string == ":":
             statement, bindings = self._parse_binding_block(key, block_location=location)
             self._statements_queue.extend(bindings)
@@ -186,5 +188,5 @@ class Parser(gin_internals.ConfigParser):
 
     def _peek(self) -> tokenize.TokenInfo:
         token = next(self._token_generator)
-        self._token_generator = itertools.chain([token], self._token_generator)
+        self._token_generator: Iterator[tokenize.TokenInfo] = itertools.chain([token], self._token_generator)
         return token

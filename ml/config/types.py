@@ -51,9 +51,10 @@ def mismatch(value: Any, annotation: Any) -> str | None:
 
 def _union_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None:
     found = [mismatch(value, option) for option in arguments]
-    if None in found:
+    problems = [problem for problem in found if problem is not None]
+    if len(problems) < len(found):
         return None
-    inside = [problem for problem in found if not problem.startswith("must")]  # right on the outside, wrong within
+    inside = [problem for problem in problems if not problem.startswith("must")]  # right on the outside, wrong within
     return inside[0] if len(inside) == 1 else out_of_range(value, arguments) or _expected(annotation, value)
 
 
@@ -273,6 +274,8 @@ def spell(annotation: Any) -> str:
         return f"{getattr(origin, '__name__', origin)}[{inside}]"
     if annotation is inspect.Parameter.empty:
         return "anything"
-    if isinstance(annotation, str | typing.TypeVar):
-        return getattr(annotation, "__name__", annotation)
+    if isinstance(annotation, str):
+        return annotation
+    if isinstance(annotation, typing.TypeVar):
+        return annotation.__name__
     return getattr(annotation, "__qualname__", str(annotation))
