@@ -18,8 +18,12 @@ from ml.layers.protocol import NoProducts
 class RMSNorm(NoProducts):
     """y = w · x / √(mean(x²) + epsilon) (Zhang and Sennrich 2019).
 
-    `zero_centred` keeps w - 1 as the parameter, so that weight decay pulls w to 1 (Gemma). `weight_initialization` None
-    is a w of one.
+    Args:
+        size: Number of channels; the last dimension of the input.
+        epsilon: Added to the mean square, against division by zero.
+        zero_centered: Stores w - 1 as the parameter, so that weight decay pulls w to 1 (Gemma).
+        weight_initialization: Initialization of the stored weight; None starts from w = 1.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(
@@ -27,28 +31,28 @@ class RMSNorm(NoProducts):
         size: int,
         *,
         epsilon: float = 1e-5,
-        zero_centred: bool = False,
+        zero_centered: bool = False,
         weight_initialization: Initialization | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__()
         self.epsilon = positive_float("epsilon", epsilon)
-        self.zero_centred = zero_centred
+        self.zero_centered = zero_centered
         self.lr_scale = checked_lr_scale(lr_scale)
         self.weight = child(
             "weight",
             Parameter,
             (size,),
             defaults={"weight_decay": 0.0},
-            derived={"initialization": weight_initialization or (zeros if zero_centred else ones)},
+            derived={"initialization": weight_initialization or (zeros if zero_centered else ones)},
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = 1 + self.weight.float() if self.zero_centred else self.weight  # 1 + w would round w away in bfloat16
+        weight = 1 + self.weight.float() if self.zero_centered else self.weight  # 1 + w would round w away in bfloat16
         return root_mean_square_normalized(x, self.epsilon) * weight.to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, epsilon={self.epsilon}, zero_centred={self.zero_centred}"
+        return f"{self.weight.shape[0]}, epsilon={self.epsilon}, zero_centered={self.zero_centered}"
 
 
 def root_mean_square_normalized(x: Tensor, epsilon: float) -> Tensor:

@@ -86,11 +86,11 @@ def rms_norm(x, weight, bias, epsilon):
 
 
 def layer_norm(x, weight, bias, epsilon):
-    centred = x - x.mean(-1, keepdim=True)
-    return weight * centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + epsilon) + bias
+    centered = x - x.mean(-1, keepdim=True)
+    return weight * centered / torch.sqrt(centered.square().mean(-1, keepdim=True) + epsilon) + bias
 
 
-def zero_centred(x, weight, bias, epsilon):
+def zero_centered(x, weight, bias, epsilon):
     return rms_norm(x, 1 + weight, bias, epsilon)
 
 
@@ -100,7 +100,7 @@ def fixed(x, bias, epsilon):
 
 NORMS = {
     "RMSNorm": (RMSNorm, rms_norm),
-    "zero-centred RMSNorm": (partial(RMSNorm, zero_centred=True), zero_centred),
+    "zero-centered RMSNorm": (partial(RMSNorm, zero_centered=True), zero_centered),
     "FixedRMSNorm": (FixedRMSNorm, fixed),
     "LayerNorm": (LayerNorm, layer_norm),
 }
@@ -132,11 +132,11 @@ def test_norms_and_their_gradients_follow_their_formulas(norm, formula, dtype):
         assert error < PRECISIONS[dtype]["rtol"]
 
 
-def test_a_zero_centred_norm_starts_at_one():
+def test_a_zero_centered_norm_starts_at_one():
     x = random(3, 16)
-    centred, plain = materialize(RMSNorm(16, zero_centred=True)), materialize(RMSNorm(16))
-    assert centred.weight.eq(0).all()
-    assert torch.equal(centred(x), plain(x))
+    centered, plain = materialize(RMSNorm(16, zero_centered=True)), materialize(RMSNorm(16))
+    assert centered.weight.eq(0).all()
+    assert torch.equal(centered(x), plain(x))
 
 
 @pytest.mark.parametrize("num_groups", [1, 3])

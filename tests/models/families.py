@@ -168,7 +168,7 @@ def mixtral(config: MixtralConfig) -> LanguageModel:
 
 def gemma(config: Gemma2Config | Gemma3TextConfig) -> LanguageModel:
     """Gemma 2 and 3: windows in some layers, four norms, caps (2) or query and key norms and two thetas (3)."""
-    norm = partial(RMSNorm, epsilon=config.rms_norm_eps, zero_centred=True)
+    norm = partial(RMSNorm, epsilon=config.rms_norm_eps, zero_centered=True)
     options = {"softmax_scale": config.query_pre_attn_scalar**-0.5, "soft_cap": config.attn_logit_softcapping}
     if isinstance(config, Gemma3TextConfig):
         options |= {"query_norm": norm, "key_norm": norm}
@@ -226,7 +226,7 @@ def deepseek_v3(config: DeepseekV3Config) -> LanguageModel:
 
 
 def qwen3_next(config: Qwen3NextConfig) -> LanguageModel:
-    norm = partial(RMSNorm, epsilon=config.rms_norm_eps, zero_centred=True)
+    norm = partial(RMSNorm, epsilon=config.rms_norm_eps, zero_centered=True)
     full = attention_of(config, query_norm=norm, key_norm=norm, gated=True)
     recurrent = partial(
         GatedDeltaNet,

@@ -103,7 +103,7 @@ def smoothed_by_hand(values, window):
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
-def test_smoothing_is_a_centred_mean_that_ends_in_a_line(window, count):
+def test_smoothing_is_a_centered_mean_that_ends_in_a_line(window, count):
     values = np.random.default_rng(0).normal(size=count)
     np.testing.assert_allclose(smooth(values, window), smoothed_by_hand(values, window), atol=1e-12)
 
