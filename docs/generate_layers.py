@@ -1,16 +1,10 @@
 """Writes docs/layers.md from the code: python docs/generate_layers.py"""
 
-import inspect
 from itertools import groupby
 from pathlib import Path
 
-import gin
-
-import ml.training  # noqa: F401  (registers everything)
-from ml.config.configurable import Configurable, candidates, known_names
-from ml.config.provenance import text_of
-from ml.config.signatures import EMPTY
-from ml.config.types import spell
+from ml.cli import docstrings, registry_catalogue
+from ml.cli.catalogue import DECIDED, REQUIRED, Entry
 
 PAGE = Path(__file__).with_name("layers.md")
 HEAD = """# Layers, and everything else that can be configured
@@ -27,37 +21,35 @@ together.
 """
 
 
-def package(info: Configurable) -> str:
-    """The place in the tree that a reader knows: `ml.layers`, `ml.training`, ..."""
-    return ".".join(info.selector.split(".")[:2])
+def package(entry: Entry) -> str:
+    """The package that a reader knows: `ml.layers`, `ml.training`, ..."""
+    return ".".join(entry.selector.split(".")[:2])
 
 
-def section(info: Configurable) -> str:
-    """One configurable: the first paragraph of its docstring, and a table of its parameters."""
-    summary = " ".join((inspect.getdoc(info.target) or "").split("\n\n")[0].split())
-    lines = [f"### {info.name}", "", f"`{info.selector}`", "", summary]
-    if info.parameters:
-        lines += ["", "| parameter | type | default |", "|---|---|---|"]
-    for spec in info.parameters.values():
-        kind = spell(spec.annotation).replace("|", "\\|")
-        lines.append(f"| `{spec.name}` | {kind} | {default(spec.default)} |")
+def section(entry: Entry) -> str:
+    """One configurable: the prose of its docstring, and a table of its parameters."""
+    lines = [f"### {entry.name}", "", f"`{entry.selector}`", "", docstrings.prose(entry.doc)]
+    if entry.parameters:
+        lines += ["", "| parameter | type | default | description |", "|---|---|---|---|"]
+    for parameter in entry.parameters:
+        cells = [f"`{parameter.name}`", parameter.kind, default(parameter.default)]
+        cells.append(entry.descriptions.get(parameter.name, ""))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
-def default(value: object) -> str:
+def default(text: str) -> str:
     """A default as gin text, or why there is none."""
-    if value is EMPTY:
-        return "*parent*"
-    return "*required*" if value is gin.REQUIRED else f"`{text_of(value)}`"
+    return {DECIDED: "*parent*", REQUIRED: "*required*"}.get(text, f"`{text}`")
 
 
 def page() -> str:
     """The whole page."""
-    infos = [info for name in known_names() for info in candidates(name) if info.selector.startswith("ml.")]
-    infos.sort(key=lambda info: (package(info), info.name.lower()))
+    entries = [entry for entry in registry_catalogue.entries() if entry.selector.startswith("ml.")]
+    entries.sort(key=lambda entry: (package(entry), entry.name.lower()))
     parts = [HEAD]
-    for name, group in groupby(infos, key=package):
-        parts += [f"## {name}", *(section(info) for info in group)]
+    for name, group in groupby(entries, key=package):
+        parts += [f"## {name}", *(section(entry) for entry in group)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -23,10 +23,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.name is None:
         print("\n".join(sorted(f"{entry.name:<24}{entry.selector.rpartition('.')[0]}" for entry in entries)))
         return
-    print(found(entries, arguments.name))
+    print(lookup(entries, arguments.name))
 
 
-def found(entries: Sequence[Entry], name: str) -> str:
+def lookup(entries: Sequence[Entry], name: str) -> str:
     """What a name means: configurables, or else parameters.
 
     Raises:
@@ -37,9 +37,14 @@ def found(entries: Sequence[Entry], name: str) -> str:
         return "\n\n".join(entry.text() for entry in named)
     owner, _, parameter = name.rpartition(".")
     owners = [entry for entry in entries if not owner or entry.answers_to(owner)]
-    rows = [(f"{e.name}.{p.name}", p.kind, p.default) for e in owners for p in e.parameters if p.name == parameter]
-    if rows:
-        return "\n".join(table(sorted(rows)))
+    found = sorted(
+        ((f"{e.name}.{p.name}", p.kind, p.default), e.descriptions.get(parameter, ""))
+        for e in owners
+        for p in e.parameters
+        if p.name == parameter
+    )
+    if found:
+        return "\n".join(table(*zip(*found, strict=True)))
     if owner and owners:
         known = [p.name for entry in owners for p in entry.parameters]
         raise UserError(f"{owner} has no parameter {parameter!r}{did_you_mean(parameter, known)}")

@@ -16,7 +16,14 @@ from ml.layers.protocol import Adapter, Layer, NoProducts
 class Linear(Layer):
     """y = x Wᵀ + b, with W of shape (out_features, in_features).
 
-    `apply_peft` adds an adapter (`@LoRA`) to the output.
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output.
+        bias: Adds b, (out_features), to the output.
+        weight_initialization: Initialization of W.
+        bias_initialization: Initialization of b.
+        apply_peft: Adapter (`@LoRA`) whose output is added to that of the layer; None adds none.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

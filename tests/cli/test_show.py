@@ -19,14 +19,16 @@ def test_the_source_describes_every_configurable_as_the_registry_does():
 
 
 def test_a_parameter_is_found_by_name():
-    lines = show.found(built_in(), "intermediate_size").splitlines()
+    lines = [line for line in show.lookup(built_in(), "intermediate_size").splitlines() if line[:3].strip()]
     assert [line.split()[0] for line in lines] == sorted(line.split()[0] for line in lines)
     assert {"GatedMLP.intermediate_size", "Mamba2.intermediate_size"} <= {line.split()[0] for line in lines}
 
 
-def test_a_parameter_of_one_configurable_is_found():
-    assert show.found(built_in(), "Linear.bias").split() == ["Linear.bias", "bool", "True"]
-    assert show.found(built_in(), "layers.linear.Linear.bias").split() == ["Linear.bias", "bool", "True"]
+@pytest.mark.parametrize("name", ["Linear.bias", "layers.linear.Linear.bias"])
+def test_a_parameter_of_one_configurable_is_found_with_its_description(name):
+    row, *description = show.lookup(built_in(), name).splitlines()
+    assert row.split() == ["Linear.bias", "bool", "True"]
+    assert [line.strip() for line in description] == ["Adds b, (out_features), to the output."]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_a_parameter_of_one_configurable_is_found():
 )
 def test_an_unknown_name_is_an_error_with_a_suggestion(name, message):
     with pytest.raises(UserError) as caught:
-        show.found(built_in(), name)
+        show.lookup(built_in(), name)
     assert str(caught.value) == message
 
 
@@ -69,8 +71,10 @@ def test_training_imports_checkpoint_libraries_lazily():
 
 def test_user_modules_are_imported(tmp_path, monkeypatch, capsys):
     (tmp_path / "shown_layers.py").write_text(
-        "from ml.config import configurable\n\n\n@configurable\ndef shown(size: int = 3):\n    'A layer.'\n"
+        "from ml.config import configurable\n\n\n@configurable\ndef shown(size: int = 3):\n"
+        '    """A layer.\n\n    Args:\n        size: Number of rows,\n            one at least.\n    """\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
     (entry,) = [e for e in show._entries(["shown_layers"]) if e.name == "shown"]
-    assert entry.text().split() == ["shown", "(shown_layers.shown)", "A", "layer.", "size", "int", "3"]
+    lines = ["shown (shown_layers.shown)", "", "A layer.", "", "  size  int  3", "      Number of rows, one at least."]
+    assert entry.text().splitlines() == lines

@@ -135,8 +135,8 @@ class ImageTextData(Data):
         tokenizer: What the tokens of captions are.
         sampling: Which caption each row is.
         separator: Text put behind each caption, which ends it; "" for none.
-        pixel_mean: Of values between 0 and 1; it is taken from them, and
-        pixel_std: divides what is left.
+        pixel_mean: Subtracted from pixel values between 0 and 1.
+        pixel_std: Divisor of the difference.
         validation_fraction: The part of the images that is held out, with all that is said of them. 1 leaves none to
             train on: so is data that a run is only measured on.
     """

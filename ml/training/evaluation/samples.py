@@ -30,10 +30,10 @@ class Samples:
         every: Steps between two times; once more at the end. None is at the end only.
         prompts: What to go on from, one text or several; an empty one starts a document.
         num_tokens: At most, for each.
-        temperature: As for `python -m ml generate`, with
-        top_k:
-        top_p: and
-        min_p: likewise.
+        temperature: Divisor of the logits; 0 takes the most likely token.
+        top_k: Number of most likely tokens to sample from; None samples from all.
+        top_p: Samples from the most likely tokens whose probabilities sum to this; None samples from all.
+        min_p: Least probability of a token relative to the most likely one; None samples from all.
         seed: Of the draws.
     """
 
