@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import yaml
 
 import ml
+from ml.cli import verbs
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +26,8 @@ def metadata(tmp_path):
         "setuptools.setup = lambda **arguments: seen.update(arguments)\n"
         f"runpy.run_path({str(ROOT / 'setup.py')!r})\n"
         "import json\n"
-        "print(json.dumps({name: seen[name] for name in ('version', 'license', 'license_files', 'author')}))"
+        "names = ('version', 'license', 'license_files', 'author', 'entry_points')\n"
+        "print(json.dumps({name: seen[name] for name in names}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, env={}
@@ -39,6 +42,13 @@ def test_version_and_license_match_the_files(tmp_path):
     text = (ROOT / found["license_files"][0]).read_text()
     assert "Apache License\n                           Version 2.0, January 2004" in text
     assert f"Copyright 2026 {found['author']}" in text
+
+
+def test_the_command_of_the_package_is_a_function(tmp_path):
+    (script,) = metadata(tmp_path)["entry_points"]["console_scripts"]
+    command = EntryPoint(*script.split(" = "), group="console_scripts")
+    assert command.name == "juniper"
+    assert command.load() is verbs.main
 
 
 def test_the_version_is_defined_once_and_has_a_changelog_section():

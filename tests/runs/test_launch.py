@@ -1,0 +1,152 @@
+"""`ml.train`: its folder, its warnings, stopping and resuming, and where its weights come from."""
+
+import io
+import json
+import os
+import re
+import signal
+
+import pytest
+import torch
+from small_run import SMALL
+
+import ml
+from ml.training.metrics.throughput import MACHINE_METRICS
+
+
+@pytest.fixture
+def load(folder):
+    """Loads a small configuration with further bindings."""
+
+    def load(*bindings):
+        return ml.load("recipes/tiny.gin", [*SMALL, f"TextFiles.paths = {str(folder / 'text.txt')!r}", *bindings])
+
+    return load
+
+
+def train(config, run_dir=None, **options):
+    return ml.train(config, run_dir, device="cpu", stream=io.StringIO(), **options)
+
+
+def measured(run):
+    return [{name: x for name, x in record.items() if name not in MACHINE_METRICS} for record in run.metrics()]
+
+
+def weights(run):
+    return dict(run.build().named_parameters())
+
+
+class Interrupting(io.StringIO):
+    """Sends this process a signal once the progress has come to a step."""
+
+    def __init__(self, step, number=signal.SIGINT):
+        super().__init__()
+        self._marks = [f"step {step}/"]
+        self._number = number
+
+    def write(self, text):
+        if self._marks and text.startswith(self._marks[0]):
+            self._marks.clear()
+            os.kill(os.getpid(), self._number)
+        return super().write(text)
+
+
+def test_training_leaves_the_folder_of_train_py_and_opens_it(load, folder, run):
+    config = load()
+    assert run.config == config
+    assert (run.step, run.is_finished) == (4, True)
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "checkpoints", "config.gin", "environment.json", "metrics.jsonl", "operative_config.gin", "provenance.json",
+    ]  # fmt: skip
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", environment["data"]["sha256"])
+
+
+def test_the_command_line_measures_the_same(run, folder, juniper):
+    flags = [f"--gin_bindings={binding}" for binding in [*SMALL, f"TextFiles.paths = {str(folder / 'text.txt')!r}"]]
+    with pytest.raises(SystemExit) as ended:
+        juniper("train", "--gin_file=recipes/tiny.gin", *flags, "--run_dir=commanded")
+    assert ended.value.code in (0, None)
+    commanded = ml.open_run(folder / "commanded")
+    assert measured(commanded) == measured(run)
+    assert commanded.config.fingerprint == run.config.fingerprint
+
+
+def test_without_a_folder_one_is_named_after_the_configuration_and_the_time(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train(load())
+    assert re.fullmatch(r"runs/tiny-\d{8}-\d{6}", str(run.path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_returns_is_not_finished_and_resumes(load, run, tmp_path, number):
+    config = load()
+    stopped = ml.train(config, tmp_path / "run", device="cpu", stream=Interrupting(1, number))
+    assert not stopped.is_finished
+    assert 1 <= stopped.step < 4
+    resumed = train(stopped.config, stopped.path)
+    assert resumed.is_finished
+    assert measured(resumed) == measured(run)
+    ours, theirs = weights(resumed), weights(run)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert stopped.step == 4  # it is the same folder
+
+
+def test_a_dry_folder_has_taken_no_step(load, tmp_path):
+    from ml.runs.launch import Launch
+
+    Launch(load(), tmp_path / "dry", torch.device("cpu")).write_config()
+    run = ml.open_run(tmp_path / "dry")
+    assert (run.step, run.is_finished) == (0, False)
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_difference(load, run):
+    before = (run.path / "operative_config.gin").read_text()
+    with pytest.raises(ml.UserError, match=r"holds a run of another configuration. Name another run_dir") as refused:
+        train(load("Linear.bias = True"), run.path)
+    assert "- Linear.bias = False" in str(refused.value)
+    assert (run.path / "operative_config.gin").read_text() == before
+
+
+def test_data_that_is_not_there_leaves_no_folder(tmp_path):
+    config = ml.load("recipes/tiny.gin", [*SMALL, "TextFiles.paths = 'nowhere'"])
+    with pytest.raises(ml.UserError, match="no such file or folder: nowhere"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings_of_the_configuration_and_of_the_run_go_to_standard_error(folder, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("A text of a few words. " * 20)
+    bindings = [*SMALL, "Trainer.num_steps = 20", f"TextFiles.paths = {str(tmp_path / 'short.txt')!r}"]
+    config = ml.load("recipes/tiny.gin", [*bindings, "qeury/Linear.bias = True"], allow_unused_bindings=True)
+    capsys.readouterr()
+    train(config, tmp_path / "run")
+    errors = capsys.readouterr().err
+    assert "no module ever enters the scope 'qeury'" in errors
+    assert re.search(r"^warning: the run reads its data \d\d times", errors, re.M)
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_run_starts_from_another_given_as_a_run_or_as_its_folder(load, run, tmp_path, as_path):
+    still = ["AdamW.learning_rate = 1e-30", "Trainer.num_steps = 1", "CosineSchedule.warmup_steps = 0"]
+    config = load(*still, "Trainer.weight_average = None")
+    source = str(run.path) if as_path else run
+    started = weights(train(config, tmp_path / "next", init_from=source))
+    assert all(torch.equal(started[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_what_may_differ_needs_a_run_to_start_from(load, tmp_path):
+    with pytest.raises(ml.UserError, match=r"^init_may_differ goes with init_from$"):
+        train(load(), tmp_path / "run", init_may_differ=["head.*"])
+
+
+def test_a_run_with_modules_of_a_user_opens_after_training(folder, tmp_path, monkeypatch):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "my_mlps.py").write_text(
+        "from ml.config import configurable\nfrom ml.layers import MLP\n\n@configurable\nclass MyMLP(MLP):\n    pass\n"
+    )
+    (tmp_path / "exp" / "own.gin").write_text("import my_mlps\ninclude 'recipes/tiny.gin'\nDecoderBlock.mlp = @MyMLP\n")
+    monkeypatch.chdir(tmp_path)
+    bindings = [*SMALL, f"TextFiles.paths = {str(folder / 'text.txt')!r}"]
+    run = train(ml.load("exp/own.gin", bindings), "run")
+    assert len(run.generate("3", num_tokens=3)) <= 3
