@@ -1,4 +1,4 @@
-"""What tests of preparations share."""
+"""Shared fixtures of the tests of preparation."""
 
 import pytest
 from sources import Silent
@@ -9,7 +9,7 @@ from ml.data.preparation import Reading, Settings, cutting, find_sources, prepar
 
 @pytest.fixture
 def prepared(tmp_path):
-    """Prepares sources, by default the folder `in`; returns what it has to say and the folders."""
+    """Prepares sources, by default the folder `in`; returns the output and the folders."""
 
     def prepare(output="out", *, tokenizer=None, num_workers=1, shard_tokens=2**30, pattern="*", paths=None, **reading):
         sources = find_sources(paths or [tmp_path / "in"], pattern)
@@ -24,7 +24,7 @@ def prepared(tmp_path):
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Tasks of some hundred bytes, so that small files take many of them, and a commit behind each."""
+    """Uses tasks of some hundred bytes, so that small files have many, with a commit after each."""
     monkeypatch.setattr(cutting, "_BYTES_AT_ONCE", 700)
     monkeypatch.setattr(cutting, "_FIRST_SEARCHED", 16)
     monkeypatch.setattr(preparing, "_SECONDS_BETWEEN_COMMITS", 0.0)

@@ -9,7 +9,7 @@ from ml.data.token_files.writing import TokenWriter
 
 
 def write_folder(folder: Path, documents: list[str], tokenizer=None, shard_tokens: int = 1000) -> Path:
-    """Writes a prepared folder of `documents`, a zero byte behind each."""
+    """Writes a prepared folder of `documents`, each followed by a zero byte."""
     tokenizer = tokenizer or ByteTokenizer()
     encoded = [np.append(tokenizer.encode(text), tokenizer.end_of_document) for text in documents]
     writer = TokenWriter(folder, tokenizer, shard_tokens)

@@ -1,4 +1,4 @@
-"""Small tokenizers of each library, trained on text that every machine has."""
+"""Small tokenizers of each library, trained on text available on every machine."""
 
 import base64
 import functools
@@ -18,7 +18,7 @@ GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|
 
 @functools.cache
 def some_text() -> str:
-    """Python sources: words, numbers, long lines of signs, and indentation."""
+    """Returns Python sources: words, numbers, long lines of punctuation, and indentation."""
     return "".join(inspect.getsource(module) for module in (argparse_module(), json.decoder, json.encoder))
 
 
@@ -71,7 +71,7 @@ def hugging_face(folder: Path, **changes) -> HuggingFaceTokenizer:
 
 
 def ranks(folder: Path) -> Path:
-    """The same BPE as a file of ranks, which are the numbers of the tokens less one."""
+    """The same BPE as a file of ranks; each rank is the token index minus one."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -84,7 +84,7 @@ def ranks(folder: Path) -> Path:
 
 
 def tiktoken(folder: Path, pattern: str = GPT2_PATTERN) -> TiktokenTokenizer:
-    """The same BPE again, with the end of a document as the last token."""
+    """The same BPE with the end of a document as the last token."""
     return TiktokenTokenizer(path=str(ranks(folder)), pattern=pattern, special_tokens={END: 599})
 
 

@@ -1,4 +1,4 @@
-"""Sources to prepare, of every kind, and what became of them."""
+"""Sources of every kind for `prepare`, and readers of its output."""
 
 import bz2
 import gzip
@@ -16,7 +16,7 @@ TEXTS = ["first", "second one\nin two lines\n", "schön 漢字 😀", " ", "x" *
 
 
 class Silent:
-    """Keeps what is said."""
+    """Collects reported messages."""
 
     def __init__(self):
         self.said = []
@@ -32,7 +32,7 @@ class Silent:
 
 
 def documents_of(folder: TokenFolder) -> list[str]:
-    """The documents, each without the token behind it."""
+    """Returns the documents without their separators."""
     tokens = np.split(folder.read(0, folder.num_tokens), folder.document_ends)[:-1]
     end = folder.end_of_document
     assert end is None or all(document[-1] == end for document in tokens)
@@ -84,7 +84,7 @@ WRITERS = {
 
 
 def run_in_a_process(function) -> int:
-    """Forks, calls `function` in a session of its own, and returns the number of the process."""
+    """Forks, calls `function` in a new session, and returns the process id."""
     child = os.fork()
     if child == 0:
         os.setsid()

@@ -1,4 +1,4 @@
-"""Results made ahead of time, by threads that come and go."""
+"""Prefetching in background threads."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from ml.data.prefetch import prefetched
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
-def test_results_are_in_order_whatever_finishes_first(num_workers):
+def test_results_are_in_order_independent_of_completion(num_workers):
     def slow_at_first(item):
         time.sleep(0.02 / (item + 1))
         return item * item
@@ -20,7 +20,7 @@ def test_results_are_in_order_whatever_finishes_first(num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_no_more_is_made_ahead_than_the_workers_and_one(num_workers):
+def test_at_most_one_more_result_than_workers_is_prefetched(num_workers):
     begun = []
     results = prefetched(begun.append, iter(range(100)), num_workers)
     for taken in range(1, 6):
@@ -32,7 +32,7 @@ def test_no_more_is_made_ahead_than_the_workers_and_one(num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_an_error_is_raised_where_its_result_was_due_and_ends_the_threads(num_workers):
+def test_an_error_is_raised_in_order_and_ends_the_threads(num_workers):
     before = threading.active_count()
     results = prefetched(lambda item: 1 // item, [1, 1, 0, 1], num_workers)
     assert [next(results), next(results)] == [1, 1]
@@ -41,12 +41,12 @@ def test_an_error_is_raised_where_its_result_was_due_and_ends_the_threads(num_wo
     assert threading.active_count() == before
 
 
-def test_as_many_work_at_once_as_there_are_workers():
+def test_all_workers_run_in_parallel():
     together = threading.Barrier(3, timeout=10)
     assert list(prefetched(lambda item: together.wait() >= 0, range(6), 3)) == [True] * 6
 
 
-def test_closing_early_leaves_nothing_running():
+def test_closing_early_stops_all_threads():
     before = threading.active_count()
     results = prefetched(lambda item: time.sleep(0.01), range(1000), 4)
     next(results)
@@ -56,7 +56,7 @@ def test_closing_early_leaves_nothing_running():
     assert threading.active_count() == before
 
 
-def test_closing_leaves_undone_what_was_not_begun():
+def test_closing_skips_pending_work():
     begun = []
     results = prefetched(lambda item: begun.append(item) or time.sleep(0.2 * item), range(100), 1)
     next(results)
@@ -64,7 +64,7 @@ def test_closing_leaves_undone_what_was_not_begun():
     assert begun == [0, 1]
 
 
-def test_a_thread_that_hangs_does_not_keep_the_process():
+def test_a_hanging_thread_does_not_block_exit():
     program = """if True:
         import itertools, sys, threading
         from ml.data import prefetch

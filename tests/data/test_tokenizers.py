@@ -1,4 +1,4 @@
-"""Tokenizers against the libraries that they stand on."""
+"""Tokenizers against the libraries they wrap."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ def tokenizer(request, tmp_path):
     return request.param(tmp_path)
 
 
-def test_what_is_encoded_comes_back(tokenizer):
+def test_encoded_text_is_decoded_to_the_same_text(tokenizer):
     for text in ("", "a", "some text\n", ODD, small_tokenizers.some_text()[:20_000]):
         tokens = tokenizer.encode(text)
         assert tokenizer.decode(tokens) == text
@@ -35,7 +35,7 @@ def test_what_is_encoded_comes_back(tokenizer):
         assert len(tokens) == 0 or tokens.max() < tokenizer.vocab_size
 
 
-def test_a_batch_is_encoded_like_each_text_alone(tokenizer):
+def test_a_batch_is_encoded_like_each_text_separately(tokenizer):
     texts = [ODD, "", "one more", ODD * 3]
     for alone, batched in zip(map(tokenizer.encode, texts), tokenizer.encode_batch(texts), strict=True):
         assert np.array_equal(alone, batched)
@@ -48,8 +48,8 @@ def test_special_tokens_in_text_are_text(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tokens_stand_for_the_bytes_of_their_text(tokenizer):
-    added = int(isinstance(tokenizer, SentencePieceTokenizer))  # the space that SentencePiece puts first
+def test_tokens_represent_the_bytes_of_their_text(tokenizer):
+    added = int(isinstance(tokenizer, SentencePieceTokenizer))  # SentencePiece adds a leading space
     for text in ("plain", ODD, "漢字", small_tokenizers.some_text()[:5000]):
         assert tokenizer.num_bytes(tokenizer.encode(text)) == len(text.encode()) + added
     tokens = tokenizer.encode(ODD)
@@ -57,12 +57,12 @@ def test_tokens_stand_for_the_bytes_of_their_text(tokenizer):
 
 
 @pytest.mark.parametrize("make", small_tokenizers.ALL[1:])
-def test_a_special_token_stands_for_no_bytes(make, tmp_path):
+def test_a_special_token_has_no_bytes(make, tmp_path):
     tokenizer = make(tmp_path)
     assert tokenizer.num_bytes(np.array([tokenizer.end_of_document])) == 0
 
 
-def test_a_saved_tokenizer_is_the_same_without_the_files_it_came_from(tokenizer, tmp_path):
+def test_a_saved_tokenizer_works_without_its_source_files(tokenizer, tmp_path):
     tokens, end = tokenizer.encode(ODD), tokenizer.end_of_document
     saved = json.loads(json.dumps(save_tokenizer(tokenizer, tmp_path / "kept")))
     for file in tmp_path.iterdir():
@@ -86,7 +86,7 @@ def test_a_changed_file_of_a_saved_tokenizer_is_named(tmp_path):
     assert "cannot read" in problem
 
 
-def test_hugging_face_gives_what_the_library_gives(tmp_path):
+def test_hugging_face_equals_the_library(tmp_path):
     ours = small_tokenizers.hugging_face(tmp_path)
     theirs = tokenizers.Tokenizer.from_file(ours.path)
     text = small_tokenizers.some_text()
@@ -101,14 +101,14 @@ def test_tiktoken_and_hugging_face_agree_on_one_vocabulary(tmp_path):
     assert np.array_equal(small_tokenizers.tiktoken(tmp_path).encode(text) + 1, theirs)
 
 
-def test_sentence_piece_gives_what_the_library_gives(tmp_path):
+def test_sentence_piece_equals_the_library(tmp_path):
     ours = small_tokenizers.sentence_piece(tmp_path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=ours.path)
     assert ours.encode(ODD).tolist() == theirs.encode(ODD)
     assert ours.end_of_document == theirs.eos_id()
 
 
-def test_nothing_is_read_before_it_is_used():
+def test_files_are_read_lazily():
     for cls in (HuggingFaceTokenizer, SentencePieceTokenizer, functools.partial(TiktokenTokenizer, pattern=".")):
         tokenizer = cls(path="nowhere/at all")
         with pytest.raises(DataError, match=r"cannot read nowhere/at all.*\.path.*No such file"):
@@ -125,13 +125,13 @@ def test_nothing_is_read_before_it_is_used():
         (functools.partial(TiktokenTokenizer, pattern="."), b"IQ== 0\n", "lacks some of the 256 single bytes"),
     ],
 )
-def test_a_file_of_something_else_is_refused(cls, content, message, tmp_path):
+def test_a_file_with_other_content_is_refused(cls, content, message, tmp_path):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DataError, match=message):
         cls(path=str(tmp_path / "file")).encode("text")
 
 
-def test_what_tiktoken_cannot_load_is_said(tmp_path, monkeypatch):
+def test_an_encoding_that_tiktoken_cannot_load_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="tiktoken has no 'gpt5'; there are"):
         TiktokenTokenizer("gpt5").encode("text")
 
@@ -143,7 +143,7 @@ def test_what_tiktoken_cannot_load_is_said(tmp_path, monkeypatch):
         TiktokenTokenizer("gpt2").encode("text")
 
 
-def test_what_does_not_fit_a_file_of_ranks_is_said(tmp_path):
+def test_options_that_do_not_match_a_file_of_ranks_are_errors(tmp_path):
     def make(pattern=small_tokenizers.GPT2_PATTERN, **options):
         return TiktokenTokenizer(path=str(small_tokenizers.ranks(tmp_path)), pattern=pattern, **options)
 
@@ -168,7 +168,7 @@ def test_a_named_encoding_is_tiktokens(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("module", ["tiktoken", "tokenizers", "sentencepiece"])
-def test_a_library_that_is_not_there_is_named(module, tmp_path, monkeypatch):
+def test_a_missing_library_is_named(module, tmp_path, monkeypatch):
     make = {
         "tiktoken": small_tokenizers.tiktoken,
         "tokenizers": small_tokenizers.hugging_face,
@@ -180,7 +180,7 @@ def test_a_library_that_is_not_there_is_named(module, tmp_path, monkeypatch):
         tokenizer.encode("text")
 
 
-def test_the_end_of_a_document_is_found_in_the_folder_of_a_checkpoint(tmp_path):
+def test_the_end_of_document_token_is_read_from_the_checkpoint_folder(tmp_path):
     small_tokenizers.hugging_face(tmp_path)
     added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
     turn = added[0] | {"id": 600, "content": "<|turn|>"}
@@ -194,7 +194,7 @@ def test_the_end_of_a_document_is_found_in_the_folder_of_a_checkpoint(tmp_path):
         _ = HuggingFaceTokenizer(str(tmp_path), end_of_document="</s>").end_of_document
 
 
-def test_padding_and_cutting_short_are_not_done(tmp_path):
+def test_padding_and_truncation_are_disabled(tmp_path):
     short = small_tokenizers.hugging_face(
         tmp_path,
         truncation={"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
@@ -206,7 +206,7 @@ def test_padding_and_cutting_short_are_not_done(tmp_path):
     assert short.decode(short.encode(ODD)) == ODD
 
 
-def test_tokens_of_no_certain_bytes_are_refused_where_bytes_are_asked_for(tmp_path):
+def test_tokens_without_exact_bytes_are_refused_for_byte_counts(tmp_path):
     words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "word": 1}, unk_token="[UNK]"))
     words.decoder = tokenizers.decoders.WordPiece()
     words.save(str(tmp_path / "tokenizer.json"))
@@ -235,7 +235,7 @@ def test_metaspace_with_byte_fallback_has_bytes(tmp_path):
 
 
 def _published(name: str) -> str:
-    """The pattern of a named encoding, without its ranks, which are not on this machine."""
+    """Returns the pattern of a named encoding, without its ranks, which are not on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(named_encodings, "load_tiktoken_bpe", lambda *_, **__: {b"a": 0})
         patch.setattr(named_encodings, "data_gym_to_mergeable_bpe_ranks", lambda **_: {b"a": 0})
@@ -259,7 +259,7 @@ PATTERNS = {
 
 
 def _random_text(generator: np.random.Generator, length: int) -> str:
-    """Everything that patterns tell apart, in any order."""
+    """Returns random text with all character classes of the patterns."""
     alphabet = [
         "a",
         "Z",
@@ -285,7 +285,7 @@ def _random_text(generator: np.random.Generator, length: int) -> str:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_text_cut_at_line_ends_has_the_tokens_of_the_whole(name, tmp_path):
-    """Every place where it may be cut, in random text of everything that patterns tell apart."""
+    """Checks every position where text may be cut, in random text with all character classes of the patterns."""
     tokenizer = small_tokenizers.tiktoken(tmp_path, PATTERNS[name])
     assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END
     generator = np.random.default_rng(0)
@@ -300,7 +300,7 @@ def test_text_cut_at_line_ends_has_the_tokens_of_the_whole(name, tmp_path):
     assert cuts > 500
 
 
-def test_hugging_face_may_be_cut_where_nothing_looks_across(tmp_path):
+def test_hugging_face_text_may_be_cut_where_no_pattern_spans(tmp_path):
     generator = np.random.default_rng(1)
     plain = json.loads(tokenizers.Tokenizer.from_file(small_tokenizers.hugging_face(tmp_path).path).to_str())
     byte_level = plain["pre_tokenizer"]
@@ -333,5 +333,5 @@ def test_hugging_face_may_be_cut_where_nothing_looks_across(tmp_path):
         assert small_tokenizers.hugging_face(tmp_path, **changes).may_cut_behind is None, changes
 
 
-def test_of_other_patterns_nothing_is_known():
+def test_other_patterns_are_never_cut():
     assert not is_cut_at_line_ends(r"\S+\s*")

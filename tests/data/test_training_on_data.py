@@ -1,4 +1,4 @@
-"""Small real runs on every kind of data: any number of ranks and of loader workers, data that is lost on the way."""
+"""Small real runs on every kind of data: any number of ranks and loader threads, and data lost during a run."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def trained(name, *bindings):
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-def test_what_the_ranks_read_is_the_batch_of_one_rank(data, micro_batch_size):
+def test_the_batches_of_all_ranks_are_the_batch_of_one_rank(data, micro_batch_size):
     trainer = trainer_of("Trainer.batch_size = 8", "Trainer.micro_batch_size = 8", data)
     dataset = trainer.open_data().training
     for step in (1, 7):
@@ -99,7 +99,7 @@ def test_what_the_ranks_read_is_the_batch_of_one_rank(data, micro_batch_size):
 
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
-def test_a_run_is_the_same_to_the_bit_for_any_number_of_loader_workers(data):
+def test_a_run_is_bitwise_equal_for_any_number_of_loader_workers(data):
     bindings = ["Trainer.num_steps = 5", "Checkpoints.every = None"]
     one, *others = (
         trained(f"{number} workers", data, *bindings, f"Trainer.num_loader_workers = {number}") for number in (1, 0, 4)
@@ -107,7 +107,7 @@ def test_a_run_is_the_same_to_the_bit_for_any_number_of_loader_workers(data):
     assert others == [one, one]
 
 
-def test_a_run_that_stops_goes_on_with_the_batches_that_come_next():
+def test_a_resumed_run_continues_with_the_next_batches():
     data = DATA["mixture"]
     expected = trained("whole", data)
     trainer, run = trainer_of(data), RunFolder(Path("parts"))
@@ -116,7 +116,7 @@ def test_a_run_that_stops_goes_on_with_the_batches_that_come_next():
     assert trained("parts", data)[0] == expected[0]
 
 
-def test_data_that_changed_is_refused_on_resuming():
+def test_changed_data_is_refused_on_resuming():
     trainer, run = trainer_of(DATA["token files"]), RunFolder(Path("run"))
     vars(trainer)["num_steps"] = 4
     train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
@@ -129,7 +129,7 @@ def test_data_that_changed_is_refused_on_resuming():
 
 
 class Lost(io.StringIO):
-    """Output that cuts all files of a folder when the run reports a step."""
+    """Progress output that truncates all files of a folder when the run reports a step."""
 
     def __init__(self, step, folder):
         super().__init__()
@@ -147,7 +147,7 @@ def cut(folder):
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_data_that_is_lost_on_the_way_ends_the_run_with_its_last_checkpoint(part):
+def test_data_lost_during_a_run_ends_it_with_its_last_checkpoint(part):
     trainer, run = trainer_of(DATA["token files"], "Validation.every = 7"), RunFolder(Path("run"))
     dataset = trainer.open_data()
     with pytest.raises(RunFailure, match=rf"after step \d, and training stopped; checkpoints/step_\d .*tokens/{part}"):
@@ -159,7 +159,7 @@ def test_data_that_is_lost_on_the_way_ends_the_run_with_its_last_checkpoint(part
     read_weights(run.checkpoints / f"step_{kept[-1]}", trainer.start(CPU).model)
 
 
-def test_data_that_is_wrong_from_the_start_is_an_error_of_the_user():
+def test_invalid_data_at_the_start_is_a_user_error():
     trainer = trainer_of(DATA["token files"])
     dataset = trainer.open_data()
     cut("tokens/train")
@@ -167,7 +167,7 @@ def test_data_that_is_wrong_from_the_start_is_an_error_of_the_user():
         train(trainer, dataset, RunFolder(Path("run")), CPU, stream=io.StringIO())
 
 
-def test_a_vocabulary_that_is_larger_than_the_model_is_refused_whenever_it_is_known():
+def test_a_vocabulary_larger_than_that_of_the_model_is_refused():
     with pytest.raises(ml.ConfigError, match=r"its tokens go up to 255, and LanguageModel\.vocab_size is 200"):
         trainer_of(DATA["token files"], "LanguageModel.vocab_size = 200")
     Path("tokens").rename("elsewhere")
@@ -177,7 +177,7 @@ def test_a_vocabulary_that_is_larger_than_the_model_is_refused_whenever_it_is_kn
         trainer.open_data()
 
 
-def test_a_token_that_the_model_does_not_have_is_found_before_the_first_step():
+def test_a_token_outside_the_vocabulary_is_found_before_the_first_step():
     trainer = trainer_of()
     dataset = trainer.open_data()
     trainer.model.vocab_size = 60
@@ -186,7 +186,7 @@ def test_a_token_that_the_model_does_not_have_is_found_before_the_first_step():
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_1_where_data_is_lost_and_with_2_where_it_was_never_there():
+def test_the_exit_code_is_1_for_lost_data_and_2_for_missing_data():
     program = Path(ml.__file__).parents[1] / "train.py"
     bindings = [*TINY.strip().splitlines(), *DATA["token files"].splitlines(), "Trainer.num_steps = 100000"]
     command = [sys.executable, str(program), *(f"--gin_bindings={line}" for line in bindings), "--run_dir=run"]

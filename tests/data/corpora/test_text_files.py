@@ -1,4 +1,4 @@
-"""Reading documents, and holding some of them out."""
+"""Text files as documents, and the held-out split."""
 
 import logging
 
@@ -21,7 +21,7 @@ def test_the_default_corpus_is_the_standard_library_without_its_tests():
     assert sum(len(document.text) for document in documents) > 5_000_000
 
 
-def test_a_folder_is_read_with_all_that_is_below_it_and_hidden_files_are_not(tmp_path):
+def test_a_folder_is_read_recursively_without_hidden_files(tmp_path):
     for name in ("b.txt", "a/z.txt", ".hidden.txt", ".git/x.txt", "a/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -29,7 +29,7 @@ def test_a_folder_is_read_with_all_that_is_below_it_and_hidden_files_are_not(tmp
     assert names_of(TextFiles(str(tmp_path), pattern="*.txt")) == ["a/z.txt", "b.txt"]
 
 
-def test_files_and_folders_are_read_in_the_order_in_which_they_are_named(tmp_path):
+def test_files_and_folders_are_read_in_the_given_order(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/one.txt").write_text("1")
     (tmp_path / "two.txt").write_text("2")
@@ -37,12 +37,12 @@ def test_files_and_folders_are_read_in_the_order_in_which_they_are_named(tmp_pat
     assert list(TextFiles(paths).documents()) == [Document("two.txt", "2"), Document("one.txt", "1")]
 
 
-def test_an_empty_file_is_no_document(tmp_path):
+def test_an_empty_file_is_not_a_document(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     assert names_of(TextFiles(str(tmp_path))) == []
 
 
-def test_bytes_that_are_not_utf8_are_replaced_and_the_place_is_said(tmp_path, caplog):
+def test_invalid_utf8_is_replaced_and_its_place_reported(tmp_path, caplog):
     file = tmp_path / "latin.txt"
     file.write_bytes("schön, mais déjà".encode("latin-1"))
     with caplog.at_level(logging.WARNING):
@@ -75,7 +75,7 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("paths", ["", []])
-def test_no_path_at_all_is_refused(paths):
+def test_no_paths_are_refused(paths):
     with pytest.raises(ValueError, match="paths names nothing"):
         TextFiles(paths)
 
@@ -84,18 +84,18 @@ def many_documents(count=400):
     return [Document(f"folder/{index}.txt", f"text {index:04d}") for index in range(count)]
 
 
-def test_about_the_fraction_of_the_documents_is_held_out_and_none_is_in_both():
+def test_the_held_out_split_has_about_the_fraction_and_is_disjoint():
     trained, held_out = hold_out(many_documents(), 0.1)
     assert 20 <= len(held_out) <= 60  # binomial(400, 0.1): 40 ± 3.3 standard deviations
     assert sorted(trained + held_out) == sorted(many_documents())
 
 
-def test_whether_a_document_is_held_out_does_not_depend_on_the_others():
+def test_the_split_of_a_document_does_not_depend_on_the_others():
     held_out = set(hold_out(many_documents(400), 0.1)[1])
     assert set(hold_out(many_documents(300), 0.1)[1]) == held_out & set(many_documents(300))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])  # the name of the second alone would hold out half of the text
+@pytest.mark.parametrize("count", [1, 2, 3])  # by its name, the second alone would be half of the text
 def test_of_a_few_documents_the_ends_are_held_out(count):
     documents = [Document(f"{index}.txt", "0123456789" * 10) for index in range(count)]
     trained, held_out = hold_out(documents, 0.05)
@@ -103,5 +103,5 @@ def test_of_a_few_documents_the_ends_are_held_out(count):
     assert [document.text for document in held_out] == ["56789"] * count
 
 
-def test_nothing_is_held_out_at_fraction_zero():
+def test_fraction_zero_holds_out_nothing():
     assert hold_out(many_documents(3), 0.0) == (many_documents(3), [])

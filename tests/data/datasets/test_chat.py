@@ -1,4 +1,4 @@
-"""Conversations: what is learned of them, to the byte."""
+"""Conversations: targets compared byte by byte."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ TALK = {
 
 @pytest.fixture
 def chat(tmp_path):
-    """Opens conversations, each line JSON or text as it is."""
+    """Opens conversations; a line is JSON or text as given."""
 
     def build(*lines, length=200, on_error="stop", seed=0, **options):
         file = tmp_path / "chat.jsonl"
@@ -35,7 +35,7 @@ def chat(tmp_path):
 
 
 def shown(batch):
-    """Each row as text, what is to be learned in brackets: a target stands where it is predicted, one on."""
+    """Returns each row as text with targets in brackets, shown where they are predicted: one position later."""
     rows = []
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         row, inside = bytearray(), False
@@ -50,19 +50,19 @@ def shown(batch):
 
 
 def learned(dataset):
-    """The targets of every sequence of an epoch, as text."""
+    """Returns the targets of every sequence of an epoch as text."""
     batch = dataset.batch(0, dataset.num_sequences)
     return sorted(bytes(t for t in row if t != -100).decode() for row in batch.targets.tolist())
 
 
-def test_what_the_assistant_says_is_learned_and_that_it_ends(chat):
+def test_targets_are_the_messages_of_the_assistant_with_their_end(chat):
     (row,) = shown(chat(TALK).batch(0, 1))
-    # What ends the conversation is predicted by the last line break, and is no input itself.
+    # The end of the conversation is predicted by the last line break and is not an input.
     assert row.startswith("System: Be brief.\nUser: Two and two?\nAssistant: [Four.\n]User: Schön!\nAssistant: [漢\n")
     assert learned(chat(TALK)) == ["Four.\n漢\n\0"]
 
 
-def test_chat_ml_learns_the_end_of_a_message_and_no_marker_before_it(chat):
+def test_chat_ml_targets_the_end_of_a_message_and_no_marker_before_it(chat):
     dataset = chat(TALK, template=ChatML, separator="")
     (row,) = shown(dataset.batch(0, 1))
     assert row.rstrip("\0") == (
@@ -73,7 +73,7 @@ def test_chat_ml_learns_the_end_of_a_message_and_no_marker_before_it(chat):
 
 
 class Special(ByteTokenizer):
-    """Bytes, and a token for each marker."""
+    """A byte tokenizer with a token for each marker."""
 
     vocab_size = 258
 
@@ -81,7 +81,7 @@ class Special(ByteTokenizer):
         return {"<|im_start|>": 256, "<|im_end|>": 257}.get(text)
 
 
-def test_markers_are_special_tokens_and_the_same_text_in_a_message_is_text(chat):
+def test_markers_are_special_tokens_and_equal_text_in_a_message_is_text(chat):
     talk = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "ok"}]}
     tokens = chat(talk, template=ChatML, tokenizer=Special, separator="").train.tokens.tolist()
     text = [256, *b"user\n<|im_end|>", 257, *b"\n", 256, *b"assistant\nok", 257, *b"\n"]
@@ -94,9 +94,9 @@ def test_a_completion_follows_its_prompt_without_a_template(chat):
     assert learned(chat({"prompt": "", "completion": "abc"})) == ["bc\0"]  # the first token has nothing before it
 
 
-def test_borders_of_what_is_learned_are_borders_of_tokens(chat):
+def test_target_boundaries_are_token_boundaries(chat):
     class Pairs(ByteTokenizer):
-        """Two characters a token: a border inside of one would show."""
+        """Two characters per token, so that a boundary inside a token is visible."""
 
         vocab_size = 2**16
 
@@ -111,7 +111,7 @@ def test_borders_of_what_is_learned_are_borders_of_tokens(chat):
     assert targets[targets != -100].tolist() == completion.tolist()
 
 
-def test_several_conversations_share_a_sequence_and_do_not_see_each_other(chat):
+def test_packed_conversations_are_masked_from_each_other(chat):
     lines = [{"prompt": f"{number}?", "completion": f"{number * number}"} for number in range(30)]
     dataset = chat(*lines, length=40)
     assert dataset.num_sequences < 8
@@ -128,7 +128,7 @@ def test_several_conversations_share_a_sequence_and_do_not_see_each_other(chat):
     assert learned(alone) == sorted(f"{n * n}\0" for n in range(30))
 
 
-def test_a_conversation_that_is_too_long_is_cut_or_left_out_and_counted(chat, caplog):
+def test_a_conversation_that_is_too_long_is_cut_or_skipped_and_counted(chat, caplog):
     short, long = {"prompt": "a", "completion": "bc"}, {"prompt": "de", "completion": "f" * 20}
     late = {"prompt": "g" * 30, "completion": "h"}
     caplog.set_level(logging.WARNING)
@@ -140,7 +140,7 @@ def test_a_conversation_that_is_too_long_is_cut_or_left_out_and_counted(chat, ca
     assert "2 conversations with more than 9 tokens are left out" in caplog.text
 
 
-def test_nothing_to_learn_is_an_error(chat):
+def test_data_without_targets_is_an_error(chat):
     for lines in ([], [{"messages": []}], [{"messages": [{"role": "user", "content": "Hello?"}]}]):
         with pytest.raises(DataError, match="no conversation is left in which the assistant says something"):
             chat(*lines)
@@ -162,7 +162,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("line", "message"), BROKEN)
-def test_a_broken_line_is_named_or_skipped_and_counted(chat, caplog, line, message):
+def test_a_malformed_line_is_named_or_skipped_and_counted(chat, caplog, line, message):
     good = {"prompt": "a", "completion": "bc"}
     with pytest.raises(DataError, match=f"chat.jsonl:3: .*{message}.*ChatFiles.on_error"):
         chat(good, "", line, good)
@@ -183,7 +183,7 @@ def test_a_missing_file_is_named(tmp_path):
         list(ChatFiles(str(tmp_path / "nowhere.jsonl")).conversations())
 
 
-def test_held_out_conversations_are_whole_and_chosen_by_what_is_said(chat):
+def test_held_out_conversations_are_whole_and_selected_by_content(chat):
     lines = [{"prompt": f"{number}?", "completion": f"{number * number}"} for number in range(60)]
 
     def held_out(lines):
@@ -200,13 +200,13 @@ def test_held_out_conversations_are_whole_and_chosen_by_what_is_said(chat):
     assert held_out(lines[::-1]) == held_out(lines)
 
 
-def test_the_hash_knows_what_is_learned(chat):
+def test_the_hash_depends_on_the_targets(chat):
     first = chat({"prompt": "ab", "completion": "cd"}).sha256
     assert chat({"prompt": "ab", "completion": "cd"}).sha256 == first
     assert chat({"prompt": "abc", "completion": "d"}).sha256 != first
 
 
-def test_role_markers_can_be_chosen(chat):
+def test_role_markers_can_be_changed(chat):
     template = functools.partial(RoleMarkers, system="S:", user="U:", assistant="A:", end="|")
     dataset = chat(TALK, template=template, separator="")
     text = "S:Be brief.|U:Two and two?|A:Four.|U:Schön!|A:漢|"

@@ -1,4 +1,4 @@
-"""From images with captions to batches."""
+"""Batches of images with captions."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ IGNORED = -100
 
 
 class Given(ImageCorpus):
-    """Captions that a test gives; image number i has the value i everywhere."""
+    """Captions given by a test; image i has the value i everywhere."""
 
     def __init__(self, captions, images=None):
         self.captions = captions
@@ -45,12 +45,12 @@ FORMAT = format_of()
 
 
 def rows_of(batch):
-    """Caption tokens, places of image tokens and the value of the image, row by row."""
+    """Returns caption tokens, positions of image tokens and the value of the image, row by row."""
     for tokens, targets, image in zip(batch.tokens, batch.targets, batch.images, strict=True):
         yield tokens.tolist(), targets.tolist(), image
 
 
-def test_a_row_is_the_image_the_caption_and_the_end_and_only_the_caption_counts():
+def test_a_row_is_the_image_the_caption_and_the_end_with_targets_on_the_caption():
     dataset = data(["ab", "cdef"], separator="|").open(9, 0, FORMAT)
     batch = dataset.batch(0, 2)
     found = {tuple(tokens): tuple(targets) for tokens, targets, _ in rows_of(batch)}
@@ -65,7 +65,7 @@ def test_a_row_is_the_image_the_caption_and_the_end_and_only_the_caption_counts(
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64
 
 
-def test_each_row_has_its_own_image_as_numbers_around_zero():
+def test_each_row_has_its_image_centered_around_zero():
     captions = [chr(65 + number) for number in range(20)]
     batch = data(captions, pixel_mean=0.25, pixel_std=2.0).open(8, 1, FORMAT).batch(0, 20)
     assert batch.images.shape == (20, 3, 2, 3)
@@ -76,7 +76,7 @@ def test_each_row_has_its_own_image_as_numbers_around_zero():
         torch.testing.assert_close(image, torch.full((3, 2, 3), expected), rtol=0, atol=1e-7)  # float32 of 0.2
 
 
-def test_the_planes_of_an_image_are_its_colours():
+def test_the_planes_of_an_image_are_its_color_channels():
     corpus = Given(["a"])
     pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     corpus.captioned_images = lambda size: [CaptionedImage("image", pixels, "a")]
@@ -87,7 +87,7 @@ def test_the_planes_of_an_image_are_its_colours():
 
 
 @pytest.mark.parametrize("sampling", [None, RandomWindows])
-def test_a_batch_is_a_pure_function_of_data_seed_and_number(sampling):
+def test_a_batch_is_a_pure_function_of_data_seed_and_index(sampling):
     options = {} if sampling is None else {"sampling": sampling}
     captions = [f"caption {number}" for number in range(40)]
     first, second, other = (data(captions, **options).open(20, seed, FORMAT) for seed in (1, 1, 2))
@@ -107,7 +107,7 @@ def test_an_epoch_shows_each_caption_once():
 
 @pytest.mark.parametrize("num_tokens", [None, 1, 3, 7, 8, 9, 16, 10_000])
 @pytest.mark.parametrize("size", [1, 2, 100])
-def test_validation_predicts_whole_captions_once_in_order(num_tokens, size):
+def test_validation_predicts_all_captions_once_in_order(num_tokens, size):
     captions = ["aa", "bbb", "c", "dddd", "e", "ffff", "g", "hh", "iii", "jj"]
     dataset = data(captions, validation_fraction=0.5).open(12, 0, FORMAT)
     held_out = bytes(dataset.validation.tokens).split(b"\0")[:-1]
@@ -123,7 +123,7 @@ def test_validation_predicts_whole_captions_once_in_order(num_tokens, size):
     assert sum(len(batch.images) for batch in batches) == wanted
 
 
-def test_all_captions_of_an_image_are_on_one_side():
+def test_all_captions_of_an_image_are_in_the_same_split():
     images = [number // 3 for number in range(90)]
     captioned = data([f"caption {number}" for number in range(90)], images).corpus.captioned_images((1, 1))
     train, held_out = hold_out(captioned, 0.2)
@@ -136,7 +136,7 @@ def test_all_captions_of_an_image_are_on_one_side():
     assert hold_out(captioned[:3], 0.9)[1] == captioned[:3]
 
 
-def test_an_image_with_several_captions_is_kept_once():
+def test_an_image_with_several_captions_is_stored_once():
     dataset = data(["a", "b", "c"], images=[0, 0, 1]).open(8, 0, FORMAT)
     assert dataset.describe()["train_images"] == 2
     batch = dataset.batch(0, 3)
@@ -144,7 +144,7 @@ def test_an_image_with_several_captions_is_kept_once():
     assert shown == {"a": 0, "b": 0, "c": 1}
 
 
-def test_the_hash_names_the_data_and_not_the_order():
+def test_the_hash_depends_on_the_data_and_not_on_the_order():
     original = data(["a", "b"]).open(6, 0, FORMAT).sha256
     assert data(["a", "b"]).open(9, 5, FORMAT).sha256 == original
     changes = [
@@ -166,12 +166,12 @@ def test_the_hash_names_the_data_and_not_the_order():
     ],
     ids=["which image", "which caption"],
 )
-def test_the_hash_knows_what_belongs_together(first, second):
+def test_the_hash_depends_on_the_pairing(first, second):
     assert data(**first).open(6, 0, FORMAT).sha256 != data(**second).open(6, 0, FORMAT).sha256
 
 
 @pytest.mark.parametrize("token_id", [7, 255, 256, 300])
-def test_the_image_token_stands_in_the_places_of_the_image(token_id):
+def test_the_image_token_is_at_the_image_positions(token_id):
     assert (data(["a"]).open(8, 0, format_of(token_id)).batch(0, 1).tokens[0, :4] == token_id).all()
 
 
@@ -184,7 +184,7 @@ def test_the_image_token_stands_in_the_places_of_the_image(token_id):
         ({"captions": ["ab"], "token_id": 0}, "caption of image 0 has token 0"),
     ],
 )
-def test_captions_that_cannot_be_used_are_named(options, message):
+def test_invalid_captions_are_named(options, message):
     token_id = options.pop("token_id", 256)
     with pytest.raises(DataError, match=message):
         data(**options).open(9, 0, format_of(token_id))
@@ -197,7 +197,7 @@ def test_captions_that_cannot_be_used_are_named(options, message):
         (ImageFormat(256, 4, (2, 2, 3)), "its images have 3 channels or 1 of grey, the model's 2"),
     ],
 )
-def test_a_model_that_takes_other_images_or_none_is_named(images, message):
+def test_a_model_with_other_images_or_none_is_named(images, message):
     with pytest.raises(DataError, match=message):
         data(["a"]).open(8, 0, images)
 
@@ -212,12 +212,12 @@ def test_a_model_that_takes_other_images_or_none_is_named(images, message):
         ({"corpus": ImageTextFiles}, "path must name a file of JSON lines"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ImageTextData(**options)
 
 
-def test_a_model_of_one_channel_sees_brightness():
+def test_a_model_with_one_channel_gets_brightness():
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
     assert grey(colours)[..., 0].tolist() == [[76, 150], [29, 255]]
     batch = data(["a", "b"]).open(8, 0, ImageFormat(256, 4, (1, 2, 3))).batch(0, 2)
@@ -239,7 +239,7 @@ def test_a_batch_splits_with_its_images(size):
     assert pieces[0].to(torch.device("meta")).images.is_meta
 
 
-def test_a_batch_of_text_names_no_images():
+def test_a_batch_of_text_has_no_images():
     batch = Batch.of(np.zeros((3, 2)), np.ones((3, 2)))
     assert set(batch.inputs) == {"tokens", "targets"}
     assert [piece.images for piece in batch.split(2)] == [None, None]
@@ -247,7 +247,7 @@ def test_a_batch_of_text_names_no_images():
 
 
 def test_shapes_look_as_their_captions_say():
-    """The brightest pixels are in the place, of the colour and of the shape that the caption names."""
+    """The brightest pixels have the position, color and shape of the caption."""
     size = 120, 180
     seen = set()
     for image in Shapes(num_images=300, seed=4).captioned_images(size):
@@ -259,18 +259,18 @@ def test_shapes_look_as_their_captions_say():
         row, column = (rows.min() + rows.max() + 1) / 2 / size[0], (columns.min() + columns.max() + 1) / 2 / size[1]
         assert PLACES[int(row * 3) * 3 + int(column * 3)] == place
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert height / size[0] == pytest.approx(width / size[1], abs=2 / size[0])  # nothing is cut off at an edge
-        # The share of the box around it that a shape fills, a few pixels off.
+        assert height / size[0] == pytest.approx(width / size[1], abs=2 / size[0])  # not truncated at an edge
+        # The fraction of its bounding box that a shape fills, within a few pixels.
         share = {"square": 1.0, "circle": math.pi / 4, "triangle": 0.5, "cross": 0.51}[shape]
         assert len(rows) / (height * width) == pytest.approx(share, abs=0.1)
-        if shape in ("triangle", "cross"):  # the one is full at the bottom, the other at its middle
+        if shape in ("triangle", "cross"):  # one is full at the bottom, the other at its middle
             fullest = (near.sum(1).argmax() - rows.min() + 0.5) / height
             assert (fullest > 0.75) == (shape == "triangle")
     assert len(seen) > 140  # of 216, 300 draws are expected to find 162, with a standard deviation of 5
     assert {part for found in seen for part in found} == {*COLOURS, *SHAPES, *PLACES}
 
 
-def test_shapes_are_a_function_of_their_seed_and_number():
+def test_shapes_are_a_function_of_seed_and_index():
     few, many, other = (
         Shapes(num_images=number, seed=seed).captioned_images((16, 16)) for number, seed in ((5, 0), (9, 0), (5, 1))
     )
@@ -290,7 +290,7 @@ def test_a_triangle_points_up():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Holds `images/a.npy`, and takes lines."""
+    """Creates a folder with `images/a.npy` and a file of lines."""
     (tmp_path / "images").mkdir()
     np.save(tmp_path / "images" / "a.npy", np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
 
@@ -302,7 +302,7 @@ def folder(tmp_path):
     return files
 
 
-def test_lines_name_images_beside_the_file(folder, monkeypatch, tmp_path):
+def test_lines_name_images_relative_to_the_file(folder, monkeypatch, tmp_path):
     monkeypatch.chdir("/")
     corpus = folder(
         {"image": "images/a.npy", "text": "eins", "extra": 1}, "", {"image": "images/a.npy", "text": "zwei ü"}, ""
@@ -314,7 +314,7 @@ def test_lines_name_images_beside_the_file(folder, monkeypatch, tmp_path):
     assert np.array_equal(folder(absolute).captioned_images((2, 3))[0].pixels, found[0].pixels)
 
 
-def test_pillow_reads_what_it_can(folder, tmp_path):
+def test_pillow_formats_are_read(folder, tmp_path):
     image = pytest.importorskip("PIL.Image")
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     image.fromarray(grey).save(tmp_path / "grey.png")
@@ -322,7 +322,7 @@ def test_pillow_reads_what_it_can(folder, tmp_path):
     assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))
 
 
-def test_without_pillow_the_error_says_what_to_install(folder, tmp_path, monkeypatch):
+def test_without_pillow_the_error_names_the_package_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"pip install 'juniper-trainer\[images\]'"):
@@ -356,7 +356,7 @@ GOOD = {"image": "images/a.npy", "text": "x"}
         ({"image": "pickled.npy", "text": "x"}, r"cannot read the image .*pickled\.npy"),
     ],
 )
-def test_a_broken_line_is_an_error_with_its_place(folder, tmp_path, line, message):
+def test_a_malformed_line_is_an_error_with_its_place(folder, tmp_path, line, message):
     np.save(tmp_path / "float.npy", np.zeros((2, 2, 3)))
     np.save(tmp_path / "flat.npy", np.zeros((2, 2), dtype=np.uint8))
     np.save(tmp_path / "nothing.npy", np.zeros((0, 2, 3), dtype=np.uint8))
@@ -369,19 +369,19 @@ def test_a_broken_line_is_an_error_with_its_place(folder, tmp_path, line, messag
     assert str(error.value).startswith(f"{tmp_path / 'captions.jsonl'}:3")
 
 
-def test_a_line_that_is_no_utf8_is_an_error_with_its_place(tmp_path):
+def test_a_line_with_invalid_utf8_is_an_error_with_its_place(tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_bytes(b'\n{"image": "a.npy", "text": "\xff"}\n')
     with pytest.raises(DataError, match=r"captions\.jsonl:2: byte 28 is not UTF-8"):
         ImageTextFiles(str(path)).captioned_images((2, 3))
 
 
-def test_a_file_of_lines_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_of_lines_is_named(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*none\.jsonl \(from .*No such file"):
         ImageTextFiles(str(tmp_path / "none.jsonl")).captioned_images((2, 3))
 
 
-def test_a_smaller_image_is_the_means_of_what_it_covers_and_an_equal_one_is_untouched():
+def test_resizing_averages_and_keeps_images_of_equal_size():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     assert resized(pixels, (8, 12)) is pixels
     level = resized(np.full((9, 7, 3), 77, dtype=np.uint8), (4, 5))
@@ -397,13 +397,13 @@ def test_a_smaller_image_is_the_means_of_what_it_covers_and_an_equal_one_is_unto
     assert (resized(points, (64, 8))[:, 1:-1] == 240 / 8).all()  # none of them falls between the places that are left
 
 
-def test_large_images_are_resized_to_what_the_model_takes(folder, tmp_path):
+def test_large_images_are_resized_to_the_size_of_the_model(folder, tmp_path):
     np.save(tmp_path / "large.npy", np.full((40, 30, 3), 9, dtype=np.uint8))
     whole = ImageTextData(corpus=lambda: folder({"image": "large.npy", "text": "x"}))
     assert whole.open(5, 0, format_of(tokens_per_image=2, size=(4, 6))).batch(0, 2).images.shape == (2, 3, 4, 6)
 
 
-def test_the_default_data_has_images_to_train_and_to_validate_on():
+def test_the_default_data_has_training_and_validation_images():
     dataset = ImageTextData(corpus=functools.partial(Shapes, num_images=60)).open(
         64, 0, format_of(tokens_per_image=16, size=(64, 64))
     )

@@ -1,4 +1,4 @@
-"""Mixtures and concatenations against a replay from the first sequence."""
+"""Mixtures and concatenations, compared with a replay from the first sequence."""
 
 import collections
 import functools
@@ -24,7 +24,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_number_in_a_part_is_how_many_of_it_came_before(weights, seed):
+def test_the_index_in_a_dataset_is_the_count_of_its_earlier_sequences(weights, seed):
     part_of, number_there = drawn(splits(weights, seed), np.arange(5000))
     seen = collections.Counter()
     for part, number in zip(part_of.tolist(), number_there.tolist(), strict=True):
@@ -33,7 +33,7 @@ def test_the_number_in_a_part_is_how_many_of_it_came_before(weights, seed):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-def test_of_any_first_sequences_each_part_has_its_share(weights):
+def test_every_prefix_has_the_share_of_each_dataset(weights):
     part_of, _ = drawn(splits(weights, 3), np.arange(20_000))
     for part, weight in enumerate(weights):
         counts = np.cumsum(part_of == part)
@@ -41,7 +41,7 @@ def test_of_any_first_sequences_each_part_has_its_share(weights):
         assert np.abs(counts - expected).max() <= len(weights)
 
 
-def test_far_numbers_are_found_without_a_replay():
+def test_large_indices_are_found_without_a_replay():
     made = splits([0.5, 0.3, 0.2], 0)
     for start in (2**32 - 500, 2**40 + 12345, 2**61):
         numbers = np.arange(start, start + 1000)
@@ -53,14 +53,14 @@ def test_far_numbers_are_found_without_a_replay():
             assert here[0] / start == pytest.approx(share, rel=1e-8)  # shares are rounded to 32 bits
 
 
-def test_the_seed_moves_where_parts_come():
+def test_the_seed_changes_the_order_of_the_datasets():
     one, other = (drawn(splits([1.0, 3.0], seed), np.arange(50))[0].tolist() for seed in (0, 1))
     assert one != other
 
 
 @pytest.fixture
 def text(tmp_path):
-    """A constructor of text data: each text of `letter` only, so that a token tells its part."""
+    """Returns a constructor of text data with only `letter`, so that a token identifies its dataset."""
 
     def build(letter, num_tokens, held_out=0.0, **options):
         folder = tmp_path / letter
@@ -78,7 +78,7 @@ def letters(batch):
     return [row[0] for row in rows]
 
 
-def test_a_mixture_gives_the_sequences_of_its_parts_by_weight(text, tmp_path):
+def test_a_mixture_returns_the_sequences_of_its_datasets_by_weight(text, tmp_path):
     names = {"books": text("b", 400), "code": text("c", 90)}
     dataset = Mixture(datasets=names, weights={"books": 3.0, "code": 1.0}).open(8, seed=5)
     assert collections.Counter(letters(dataset.batch(0, 1000))) == {"b": 750, "c": 250}
@@ -86,7 +86,7 @@ def test_a_mixture_gives_the_sequences_of_its_parts_by_weight(text, tmp_path):
     assert dataset.num_train_tokens == 490
 
 
-def test_a_sequence_of_a_mixture_is_that_of_the_part(tmp_path):
+def test_a_sequence_of_a_mixture_equals_that_of_the_dataset(tmp_path):
     def varied(name, count):
         (tmp_path / f"{name}.txt").write_text("".join(f"{name} {n}. " for n in range(count)))
         return functools.partial(
@@ -105,7 +105,7 @@ def test_a_sequence_of_a_mixture_is_that_of_the_part(tmp_path):
     assert batch.num_targets == 300 * 8
 
 
-def test_held_out_is_what_each_part_holds_out_by_its_tokens(text):
+def test_held_out_splits_are_combined_by_tokens(text):
     names = {"books": text("b", 4001, held_out=0.5), "code": text("c", 1001, held_out=0.5), "none": text("n", 50)}
     dataset = Mixture(datasets=names, weights={"books": 1.0, "code": 9.0, "none": 1.0}).open(8, 0)
 
@@ -121,7 +121,7 @@ def test_held_out_is_what_each_part_holds_out_by_its_tokens(text):
     assert counts(500)["b"] == pytest.approx(400, abs=2)
 
 
-def test_documents_that_only_one_part_tells_apart_are_told_apart(text):
+def test_documents_separated_by_one_dataset_stay_separated(text):
     names = {"apart": text("a", 100, separate_documents=True), "together": text("t", 100)}
     batch = Mixture(datasets=names, weights={"apart": 1.0, "together": 1.0}).open(8, 0).batch(0, 10)
     assert batch.documents.shape == (10, 8)
@@ -129,7 +129,7 @@ def test_documents_that_only_one_part_tells_apart_are_told_apart(text):
 
 
 @pytest.mark.parametrize("sampling", [None, RandomWindows])
-def test_an_epoch_of_a_concatenation_is_one_of_each_part_shuffled_together(text, sampling):
+def test_an_epoch_of_a_concatenation_is_one_epoch_of_each_dataset_shuffled(text, sampling):
     options = {} if sampling is None else {"sampling": sampling}
     names = {"books": text("b", 161, **options), "code": text("c", 81, **options)}
     dataset = Concatenation(datasets=names).open(8, seed=2)
@@ -144,7 +144,7 @@ def test_an_epoch_of_a_concatenation_is_one_of_each_part_shuffled_together(text,
         assert sorted(number_there[part_of == 1]) == list(range(10 * epoch, 10 * epoch + 10))
 
 
-def test_mixtures_nest(text):
+def test_mixtures_can_be_nested(text):
     inner = functools.partial(
         Mixture, datasets={"a": text("a", 100), "b": text("b", 100)}, weights={"a": 1.0, "b": 1.0}
     )
@@ -152,7 +152,7 @@ def test_mixtures_nest(text):
     assert collections.Counter(letters(dataset.batch(0, 400))) == {"a": 100, "b": 100, "c": 200}
 
 
-def test_parts_have_seeds_of_their_own_and_the_hash_names_all(text):
+def test_datasets_have_separate_seeds_and_the_hash_covers_all(text):
     same = text("s", 400)
     mixed = Mixture(datasets={"one": same, "two": same}, weights={"one": 1.0, "two": 1.0}).open(8, 0)
     one, two = (part._sequences._seed for part in mixed.parts.values())
@@ -161,12 +161,12 @@ def test_parts_have_seeds_of_their_own_and_the_hash_names_all(text):
     assert mixed.sha256 != other.sha256
 
 
-def test_what_is_wrong_with_a_part_is_said_with_its_name(text):
+def test_an_error_of_a_dataset_has_its_name(text):
     with pytest.raises(DataError, match="short: the training text has 3 tokens"):
         Mixture(datasets={"long": text("l", 99), "short": text("s", 3)}, weights={"long": 1.0, "short": 1.0}).open(8, 0)
 
 
-def test_parts_of_two_tokenizers_are_refused(text):
+def test_datasets_with_different_tokenizers_are_refused(text):
     class Larger(ByteTokenizer):
         vocab_size = 300
 
@@ -179,15 +179,15 @@ def test_parts_of_two_tokenizers_are_refused(text):
     ("weights", "message"),
     [({"a": 1.0}, "must be given for a, b"), ({"a": 1.0, "b": 0.0}, "must be positive")],
 )
-def test_weights_that_fit_no_mixture_are_refused(text, weights, message):
+def test_invalid_weights_are_refused(text, weights, message):
     with pytest.raises(ValueError, match=message):
         Mixture(datasets={"a": text("a", 99), "b": text("b", 99)}, weights=weights)
 
 
-def test_epochs_of_a_mixture_are_those_of_its_parts_by_weight(text):
+def test_epochs_of_a_mixture_are_those_of_its_datasets_by_weight(text):
     inner = functools.partial(Mixture, datasets={"a": text("a", 81), "b": text("b", 41)}, weights={"a": 1.0, "b": 3.0})
     dataset = Mixture(datasets={"inner": inner, "c": text("c", 161)}, weights={"inner": 4.0, "c": 1.0}).open(8, 0)
-    # 10, 5 and 20 sequences of 8; of 1,000 sequences 800 are of the inner mixture, and of these 200 of its first part.
+    # 10, 5 and 20 sequences of 8; 800 of 1,000 are from the inner mixture, 200 of these from its first dataset.
     assert dataset.epochs(1000) == pytest.approx({"inner/a": 20.0, "inner/b": 120.0, "c": 10.0})
 
 

@@ -1,4 +1,4 @@
-"""From documents to batches."""
+"""Batches of text documents."""
 
 import functools
 
@@ -11,7 +11,7 @@ from ml.data import Batch, ByteTokenizer, DataError, RandomWindows, TextData, Te
 
 @pytest.fixture
 def data(tmp_path):
-    """Builds data over files of the given texts."""
+    """Builds data over files with the given texts."""
 
     def build(texts, **options):
         for index, text in enumerate(texts):
@@ -21,7 +21,7 @@ def data(tmp_path):
     return build
 
 
-def test_bytes_are_tokens_and_come_back():
+def test_bytes_are_tokens_and_are_decoded_to_the_same_text():
     text = "schön 漢字\n"
     tokens = ByteTokenizer().encode(text)
     assert tokens.dtype == np.uint8
@@ -31,12 +31,12 @@ def test_bytes_are_tokens_and_come_back():
     assert ByteTokenizer().num_bytes(tokens) == 14
 
 
-def test_documents_follow_one_another_with_the_separator_behind_each(data):
+def test_documents_are_concatenated_with_a_separator_after_each(data):
     dataset = data(["one", "two"], separator="|", validation_fraction=0.0).open(sequence_length=4, seed=0)
     assert bytes(dataset.train.tokens) == b"one|two|"
 
 
-def test_a_batch_holds_stretches_of_the_text_and_what_follows_each_token(data):
+def test_a_batch_has_windows_of_the_text_with_the_next_tokens_as_targets(data):
     text = "".join(chr(33 + index) for index in range(90))
     dataset = data([text], validation_fraction=0.0).open(sequence_length=8, seed=3)
     batch = dataset.batch(first=5, size=4)
@@ -50,7 +50,7 @@ def test_a_batch_holds_stretches_of_the_text_and_what_follows_each_token(data):
 
 
 @pytest.mark.parametrize("sampling", [None, RandomWindows])
-def test_a_batch_is_a_pure_function_of_data_seed_and_number(data, sampling):
+def test_a_batch_is_a_pure_function_of_data_seed_and_index(data, sampling):
     options = {} if sampling is None else {"sampling": sampling}
     build = data(["some text to learn from " * 50], **options).open
     first, second, other_seed = build(16, 1), build(16, 1), build(16, 2)
@@ -79,7 +79,7 @@ def test_validation_predicts_each_token_once_in_order(data, num_tokens, size):
     assert all(batch.tokens.shape[0] <= size and batch.tokens.shape[1] == 8 for batch in batches)
 
 
-def test_the_hash_names_the_data_and_not_the_place(data, tmp_path):
+def test_the_hash_depends_on_the_data_and_not_on_the_path(data, tmp_path):
     original = data(["some text"] * 3).open(2, 0).sha256
     assert data(["some text"] * 3).open(4, 9).sha256 == original
     for changed in (data(["some texT"] * 3), data(["some text"] * 3, separator=""), data(["a", "b", "c"])):
@@ -110,7 +110,7 @@ def test_the_default_corpus_holds_out_whole_files():
     assert dataset.validation.tokens[-1] == 0
 
 
-def test_a_batch_splits_in_micro_batches_that_know_their_valid_targets():
+def test_a_batch_splits_into_micro_batches_with_their_valid_targets():
 
     targets = np.array([[1, 2], [-100, 3], [-100, -100]])
     pieces = Batch.of(np.zeros((3, 2)), targets).split(2)
@@ -118,14 +118,14 @@ def test_a_batch_splits_in_micro_batches_that_know_their_valid_targets():
     assert torch.equal(torch.cat([piece.targets for piece in pieces]), torch.from_numpy(targets))
 
 
-def test_the_hash_knows_where_documents_end(data):
+def test_the_hash_depends_on_document_boundaries(data):
     def sha256(*texts):
         return data(list(texts), separator="", separate_documents=True, validation_fraction=0.0).open(4, 0).sha256
 
     assert sha256("abcd", "efgh") != sha256("ab", "cdefgh")
 
 
-def test_documents_that_are_told_apart_neither_see_nor_predict_each_other(data):
+def test_separated_documents_neither_attend_to_nor_predict_each_other(data):
     texts = ["one", "three", "x", "fourteen"]
     dataset = data(texts, separator="|", separate_documents=True, validation_fraction=0.0).open(5, seed=0)
     stream = "one|three|x|fourteen|"
@@ -138,7 +138,7 @@ def test_documents_that_are_told_apart_neither_see_nor_predict_each_other(data):
             assert target == (-100 if stream[place] == "|" else ord(stream[place + 1]))
 
 
-def test_bits_per_byte_leave_out_the_starts_of_documents(data):
+def test_bits_per_byte_exclude_the_starts_of_documents(data):
     dataset = data(["abcdefgh"] * 40, separator="|", separate_documents=True, validation_fraction=0.3).open(4, 0)
     batches = list(dataset.validation_batches(2))
     assert sum(batch.num_targets for batch in batches) == dataset.validation_bytes()

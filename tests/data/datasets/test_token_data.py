@@ -1,4 +1,4 @@
-"""Prepared folders as data, against the text that they were made of."""
+"""Prepared folders as data, compared with the text they were made from."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ TEXTS = [f"document {number} says " + "x y z " * (number % 9) for number in rang
 
 @pytest.fixture
 def as_text(tmp_path):
-    """The same documents as text data."""
+    """Returns the same documents as text data."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for number, text in enumerate(TEXTS):
@@ -34,7 +34,7 @@ def as_text(tmp_path):
         {"fill_in_the_middle": functools.partial(FillInTheMiddle, prefix=256, suffix=257, middle=258)},
     ],
 )
-def test_batches_are_those_of_the_text(as_text, tmp_path, options):
+def test_batches_equal_those_of_the_text(as_text, tmp_path, options):
     folder = write_folder(tmp_path / "tokens", TEXTS, shard_tokens=300)
     prepared, text = (data(**options).open(16, 3) for data in (functools.partial(TokenFiles, str(folder)), as_text))
     assert prepared.num_train_tokens == text.num_train_tokens
@@ -46,7 +46,7 @@ def test_batches_are_those_of_the_text(as_text, tmp_path, options):
         assert all(torch.equal(found.inputs[name], expected.inputs[name]) for name in expected.inputs)
 
 
-def test_several_folders_follow_one_another(tmp_path):
+def test_several_folders_are_concatenated(tmp_path):
     whole = write_folder(tmp_path / "whole", TEXTS)
     parts = [write_folder(tmp_path / f"{first}", TEXTS[first : first + 15]) for first in (0, 15, 30)]
     one, several = (TokenFiles(paths).open(16, 0) for paths in (str(whole), list(map(str, parts))))
@@ -54,7 +54,7 @@ def test_several_folders_follow_one_another(tmp_path):
     assert one.train.ends.tolist() == several.train.ends.tolist()
 
 
-def test_held_out_is_what_was_prepared_so(tmp_path):
+def test_the_split_of_prepare_is_held_out(tmp_path):
     write_folder(tmp_path / "both/train", TEXTS[:30])
     write_folder(tmp_path / "both/validation", TEXTS[30:])
     dataset = TokenFiles(str(tmp_path / "both")).open(16, 0)
@@ -80,14 +80,14 @@ def test_a_fraction_holds_out_the_last_documents(tmp_path, fraction):
     assert len(held_out) / len(stream) == pytest.approx(fraction, abs=0.02)
 
 
-def test_a_fraction_of_one_long_document_is_its_end(tmp_path):
+def test_of_one_long_document_the_end_is_held_out(tmp_path):
     folder = write_folder(tmp_path / "tokens", ["abcdefghij" * 100])
     dataset = TokenFiles(str(folder), validation_fraction=0.1).open(16, 0)
     assert dataset.validation.num_tokens == 100
     assert dataset.train.num_tokens == 901
 
 
-def test_the_hash_is_that_of_the_tokens_and_not_of_the_place(tmp_path):
+def test_the_hash_depends_on_the_tokens_and_not_on_the_path(tmp_path):
     first, moved, other = (
         write_folder(tmp_path / name, TEXTS[: 40 - cut]) for name, cut in (("a", 0), ("b", 0), ("c", 1))
     )
@@ -95,7 +95,7 @@ def test_the_hash_is_that_of_the_tokens_and_not_of_the_place(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_the_vocabulary_is_known_where_the_folder_is(tmp_path):
+def test_the_vocabulary_is_known_if_the_folder_exists(tmp_path):
     data = TokenFiles(str(tmp_path / "tokens"))
     assert data.vocab_size is None
     write_folder(tmp_path / "tokens", TEXTS)
@@ -120,7 +120,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_a_folder_that_cannot_be_used_is_refused_when_it_is_opened(tmp_path, damage, message):
+def test_an_unusable_folder_is_refused_on_opening(tmp_path, damage, message):
     folder = write_folder(tmp_path / "tokens", TEXTS)
     data = TokenFiles(str(folder))
     damage(folder)
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_used_is_refused_when_it_is_opened(tmp_path, dam
         data.open(16, 0)
 
 
-def test_a_file_that_is_cut_later_is_an_error_of_the_batch(tmp_path):
+def test_a_file_truncated_later_is_an_error_of_the_batch(tmp_path):
     folder = write_folder(tmp_path / "tokens", TEXTS, shard_tokens=10_000)
     dataset = TokenFiles(str(folder)).open(16, 0)
     dataset.batch(0, 4)
@@ -137,7 +137,7 @@ def test_a_file_that_is_cut_later_is_an_error_of_the_batch(tmp_path):
         dataset.batch(0, 40)
 
 
-def test_a_token_behind_the_vocabulary_of_the_model_is_an_error_of_the_batch(tmp_path):
+def test_a_token_outside_the_vocabulary_is_an_error_of_the_batch(tmp_path):
     folder = write_folder(tmp_path / "tokens", ["\1" * 500])
     np.full(501, 255, dtype=np.uint8).tofile(folder / "00000.tokens")
     batch = TokenFiles(str(folder)).open(16, 0).batch(0, 1)
@@ -146,7 +146,7 @@ def test_a_token_behind_the_vocabulary_of_the_model_is_an_error_of_the_batch(tmp
     assert batch.require_below(256) is batch
 
 
-def test_too_few_tokens_are_said_with_the_folder(tmp_path):
+def test_too_few_tokens_are_an_error_that_names_the_folder(tmp_path):
     folder = write_folder(tmp_path / "tokens", ["short"])
     with pytest.raises(DataError, match="tokens: the training text has 6 tokens, but one sequence takes 17"):
         TokenFiles(str(folder)).open(16, 0)
@@ -159,7 +159,7 @@ def test_a_corpus_without_documents_is_refused(tmp_path):
             TokenFiles(str(folder), **options).open(16, 0)
 
 
-def test_folders_of_two_tokenizers_are_refused(tmp_path):
+def test_folders_with_different_tokenizers_are_refused(tmp_path):
     folders = [write_folder(tmp_path / name, TEXTS) for name in "ab"]
     manifest = json.loads((folders[1] / "manifest.json").read_text())
     manifest["tokenizer"]["arguments"] = {"other": 1}

@@ -1,4 +1,4 @@
-"""From sources to token files, against each document encoded by itself."""
+"""`prepare` from sources to token files, compared with documents encoded one by one."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from ml.data.preparation import encoding, preparing
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("make", small_tokenizers.ALL, ids=lambda make: make.__name__)
-def test_documents_are_encoded_one_after_another(kind, make, prepared, small_tasks, tmp_path):
+def test_documents_are_encoded_in_order(kind, make, prepared, small_tasks, tmp_path):
     WRITERS[kind](tmp_path / "in")
     tokenizer = make(tmp_path / "tokenizer")
     summary, display = prepared(tokenizer=tokenizer)
@@ -43,7 +43,7 @@ def test_the_output_is_the_same_for_any_number_of_processes(kind, prepared, smal
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2") == contents(tmp_path / "out5")
 
 
-def test_a_long_document_is_encoded_in_pieces_as_if_whole(prepared, small_tasks, tmp_path, monkeypatch):
+def test_a_long_document_is_encoded_in_pieces_with_equal_tokens(prepared, small_tasks, tmp_path, monkeypatch):
     text = small_tokenizers.some_text()[:30_000] + "é" * 2000 + "\n" * 2000 + "no line end " * 300
     (tmp_path / "in" / "a.txt").write_text(text)
     for make in small_tokenizers.ALL:
@@ -61,10 +61,10 @@ def test_a_long_document_is_encoded_in_pieces_as_if_whole(prepared, small_tasks,
         assert len(sizes) == 1 if make is small_tokenizers.sentence_piece else len(sizes) > 20
 
 
-# What is broken
+# Malformed input
 
 
-def test_a_broken_line_stops_with_its_place_and_skipping_goes_on_from_there(prepared, small_tasks, tmp_path):
+def test_a_malformed_line_stops_with_its_place_and_skip_resumes_there(prepared, small_tasks, tmp_path):
     lines = [json.dumps({"text": f"line {n}" * 20}).encode() for n in range(60)]
     broken = {
         17: (b'{"text": "cut', "not JSON"),
@@ -97,7 +97,7 @@ def test_a_broken_line_stops_with_its_place_and_skipping_goes_on_from_there(prep
     assert contents(tmp_path / "out") == contents(tmp_path / "anew")
 
 
-def test_what_is_not_utf8_is_replaced_and_counted_or_stops(prepared, tmp_path):
+def test_invalid_utf8_is_replaced_and_counted_or_stops(prepared, tmp_path):
     (tmp_path / "in" / "a.txt").write_bytes(b"one\xfftwo\xc3\n\xe6\xbc")
     (tmp_path / "in" / "b.jsonl").write_bytes(b'{"text": "caf\xe9 \xef\xbf\xbd"}\n{"text": "half \\ud83d of it"}\n')
     write_rows(tmp_path / "in" / "c.parquet", [b"good", b"b\xffd"], kind=pyarrow.binary(), row_group_size=1)
@@ -119,7 +119,7 @@ def test_what_is_not_utf8_is_replaced_and_counted_or_stops(prepared, tmp_path):
         prepared("strict d", pattern="d.*", invalid_utf8="error")
 
 
-def test_empty_documents_are_left_out_and_counted(prepared, tmp_path):
+def test_empty_documents_are_skipped_and_counted(prepared, tmp_path):
     (tmp_path / "in" / "a.txt").write_text("")
     (tmp_path / "in" / "b.jsonl").write_bytes(as_lines(["", "one", "", "\n"]) + b"\n  \n")
     (tmp_path / "in" / "c.jsonl").write_bytes(b"")
@@ -132,7 +132,7 @@ def test_empty_documents_are_left_out_and_counted(prepared, tmp_path):
     assert "a.txt is empty" in display.said[0]
 
 
-def test_no_document_at_all_is_an_error(prepared, tmp_path):
+def test_sources_without_documents_are_an_error(prepared, tmp_path):
     (tmp_path / "in" / "b.jsonl").write_bytes(as_lines(["", ""]))
     write_rows(tmp_path / "in" / "e.parquet", [])
     with pytest.raises(DataError, match="there is no document in 2 files: 2 empty documents left out"):
@@ -143,7 +143,7 @@ def test_no_document_at_all_is_an_error(prepared, tmp_path):
         prepared(paths=[tmp_path / "nowhere"])
 
 
-def test_zero_characters_end_no_document(prepared, tmp_path):
+def test_zero_characters_do_not_end_a_document(prepared, tmp_path):
     (tmp_path / "in" / "a.jsonl").write_bytes(b'{"text": "one\\u0000two\\u0000"}')
     summary, _ = prepared()
     assert documents_of(summary.folders[0]) == ["one\ufffdtwo\ufffd"]
@@ -151,7 +151,7 @@ def test_zero_characters_end_no_document(prepared, tmp_path):
     assert (summary.folders[0].read(0, summary.folders[0].num_tokens) == 0).sum() == 1
 
 
-def test_what_is_no_text_is_refused(prepared, tmp_path):
+def test_a_binary_file_is_refused(prepared, tmp_path):
     (tmp_path / "in" / "a.bin").write_bytes(b"ab\0cd")
     with pytest.raises(DataError, match=r"a\.bin is not text: byte 2 is zero"):
         prepared()
@@ -175,7 +175,7 @@ def test_a_missing_column_is_named(prepared, tmp_path):
         prepared("another", text_key="id")
 
 
-# What is held out
+# Held-out split
 
 
 def test_rows_are_held_out_by_their_text(prepared, tmp_path):
@@ -184,13 +184,13 @@ def test_rows_are_held_out_by_their_text(prepared, tmp_path):
     train, validation = (documents_of(f) for f in prepared(validation_fraction=0.1)[0].folders)
     assert sorted(train + validation) == sorted(texts)
     assert 70 < len(set(validation)) < 130
-    assert not set(train) & set(validation)  # not even what stands there twice
+    assert not set(train) & set(validation)  # duplicates are on the same side
     write_rows(tmp_path / "in" / "a.parquet", texts[:500])
     again = prepared("rows", pattern="*.parquet", validation_fraction=0.1)[0].folders[1]
     assert set(documents_of(again)) == {text for text in validation if text in texts[:500]}
 
 
-def test_many_files_are_held_out_whole(prepared, tmp_path):
+def test_with_many_files_the_split_is_by_file(prepared, tmp_path):
     for n in range(200):
         (tmp_path / "in" / f"{n:03d}.txt").write_text(f"text {n}\nsecond line\n")
     train, validation = (documents_of(f) for f in prepared(validation_fraction=0.1)[0].folders)
@@ -202,7 +202,7 @@ def test_many_files_are_held_out_whole(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("make", [small_tokenizers.byte, small_tokenizers.sentence_piece])
-def test_the_end_of_a_single_file_is_held_out(make, prepared, small_tasks, tmp_path):
+def test_of_a_single_file_the_end_is_held_out(make, prepared, small_tasks, tmp_path):
     text = "".join(f"line {n}\n" for n in range(1000))
     (tmp_path / "in" / "a.txt").write_text(text)
     summary, _ = prepared(validation_fraction=0.05, tokenizer=make(tmp_path / "tokenizer"))
@@ -212,7 +212,7 @@ def test_the_end_of_a_single_file_is_held_out(make, prepared, small_tasks, tmp_p
     assert 0.04 * len(text) < len(validation) <= 0.05 * len(text)
 
 
-def test_a_file_of_one_line_leaves_the_held_out_part_empty(prepared, tmp_path):
+def test_a_file_of_one_line_leaves_the_held_out_split_empty(prepared, tmp_path):
     (tmp_path / "in" / "a.txt").write_text("only one line" * 20)
     train, validation = prepared(validation_fraction=0.05)[0].folders
     assert (train.num_documents, validation.num_documents) == (1, 0)
@@ -229,10 +229,10 @@ def test_memory_does_not_grow_with_the_text(prepared, tmp_path):
         return usage.ru_maxrss * 1024
 
     small, large = peak(4 * 2**20), peak(64 * 2**20)
-    assert large - small < 16 * 2**20, (small, large)  # where the text alone has grown by 60 MiB
+    assert large - small < 16 * 2**20, (small, large)  # while the text has grown by 60 MiB
 
 
-def test_a_worker_is_only_given_what_it_can_soon_take(prepared, small_tasks, tmp_path, monkeypatch):
+def test_the_queue_of_a_worker_is_bounded(prepared, small_tasks, tmp_path, monkeypatch):
     (tmp_path / "in" / "a.txt").write_text("some line\n" * 2000)
     made, taken, most = [0], [0], [0]
 

@@ -1,4 +1,4 @@
-"""One package reads text for all kinds of data: compressed or not, the same documents come out."""
+"""One reader for all kinds of data, compressed or not."""
 
 import bz2
 import gzip
@@ -55,7 +55,7 @@ def test_every_reader_decompresses(tmp_path, kind, suffix):
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
 @pytest.mark.parametrize("kind", READERS)
-def test_every_reader_refuses_a_file_that_was_cut(tmp_path, kind, suffix):
+def test_every_reader_refuses_a_truncated_file(tmp_path, kind, suffix):
     read, name, content, _ = READERS[kind]
     path = tmp_path / f"{name}{suffix}"
     path.write_bytes(COMPRESSIONS[suffix](content.encode() * 1000)[:-9])
@@ -63,7 +63,7 @@ def test_every_reader_refuses_a_file_that_was_cut(tmp_path, kind, suffix):
         read(path)
 
 
-def test_broken_image_lines_are_skipped_on_request(tmp_path, caplog):
+def test_malformed_image_lines_are_skipped_on_request(tmp_path, caplog):
     np.save(tmp_path / "a.npy", np.zeros((2, 2, 3), np.uint8))
     lines = ['{"image": "a.npy", "text": "black"}', "{", '{"image": "a.npy"}']
     (tmp_path / "images.jsonl").write_text("\n".join(lines))
@@ -74,7 +74,7 @@ def test_broken_image_lines_are_skipped_on_request(tmp_path, caplog):
         ImageTextFiles(str(tmp_path / "images.jsonl")).captioned_images((2, 2))
 
 
-def test_invalid_bytes_are_named_and_replaced():
+def test_invalid_bytes_are_reported_and_replaced():
     text, problem, count = decode(b"a\xffb\xef\xbf\xbd\xfe", "f:1", offset=10)
     assert (text, count) == ("a\ufffdb\ufffd\ufffd", 2)
     assert problem == "f:1: byte 11 (0xff) is not UTF-8"

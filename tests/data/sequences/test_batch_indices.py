@@ -1,4 +1,4 @@
-"""Which sequences each rank takes, for any number of ranks."""
+"""Sequence indices of each rank, for any number of ranks."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ml.data.sequences.batch_indices import numbers_of_step
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
-def test_the_ranks_together_take_each_sequence_of_each_step_once_in_order(num_ranks):
+def test_the_ranks_together_use_each_sequence_of_each_step_once_in_order(num_ranks):
     taken = []
     for step in range(1, 6):
         for rank in range(num_ranks):

@@ -1,4 +1,4 @@
-"""Turned documents are taken apart at the sentinels and put together again."""
+"""Rearranged documents, split at the sentinels and reassembled."""
 
 import functools
 
@@ -31,7 +31,7 @@ def documents_of(stream):
 
 
 def read_back(document):
-    """The order, the text that was turned, and its parts; PSM with an empty prefix reads as SPM and means the same."""
+    """Returns the order, the original text and its parts; PSM with an empty prefix reads as SPM and is equivalent."""
     if MIDDLE not in document:
         return "as it is", document, ()
     assert document[0] == PREFIX
@@ -43,7 +43,7 @@ def read_back(document):
 
 
 @pytest.mark.parametrize("num_end_tokens", [0, 1, 2])
-def test_every_document_is_all_there_in_one_of_the_three_orders(num_end_tokens):
+def test_every_document_is_complete_in_one_of_the_three_orders(num_end_tokens):
     ending = [0] * num_end_tokens
     orders = []
     for text, document in zip(TEXTS, documents_of(turned(TEXTS, num_end_tokens=num_end_tokens)), strict=True):
@@ -51,7 +51,7 @@ def test_every_document_is_all_there_in_one_of_the_three_orders(num_end_tokens):
         order, back, _ = read_back(document[: len(document) - num_end_tokens])
         assert back == text
         orders.append(order)
-    # Binomial with n = 400: four standard deviations are 40 of the turned ones, 35 of half of those.
+    # Binomial with n = 400: four standard deviations are 40 of the rearranged documents, 35 of half of them.
     assert abs(orders.count("as it is") - 200) < 40
     assert abs(orders.count("SPM") - orders.count("PSM")) < 57
 
@@ -60,7 +60,7 @@ def test_cuts_are_uniform():
     texts = [[7] * 9] * 3000
     parts = [read_back(document[:-1])[2] for document in documents_of(turned(texts, rate=1.0, spm_rate=0.0))]
     pairs = np.bincount([10 * len(prefix) + len(prefix) + len(middle) for prefix, middle, _ in parts], minlength=100)
-    # Two draws among ten places, put in order: equal ones have a chance of 1/100, others of 2/100.
+    # Two draws among ten positions, sorted: equal ones have probability 1/100, others 2/100.
     expected = np.array([(1 if a == b else 2) * 30.0 * (a <= b) for a in range(10) for b in range(10)])
     possible = expected > 0
     assert not pairs[~possible].any()
@@ -69,12 +69,12 @@ def test_cuts_are_uniform():
 
 
 @pytest.mark.parametrize(("rate", "spm_rate", "order"), [(0.0, 0.5, "as it is"), (1.0, 0.0, "PSM"), (1.0, 1.0, "SPM")])
-def test_rates_of_none_and_all(rate, spm_rate, order):
+def test_rates_of_zero_and_one(rate, spm_rate, order):
     documents = documents_of(turned([[7] * 5000] * 20, rate=rate, spm_rate=spm_rate))
     assert {read_back(document[:-1])[0] for document in documents} == {order}
 
 
-def test_any_stretch_reads_as_the_whole_does():
+def test_any_range_reads_as_part_of_the_whole():
     stream = turned(TEXTS[:20])
     whole = stream.read(0, stream.num_tokens).tolist()
     for start in range(0, len(whole), 7):
@@ -82,14 +82,14 @@ def test_any_stretch_reads_as_the_whole_does():
             assert stream.read(start, stop).tolist() == whole[start:stop]
 
 
-def test_the_turn_depends_on_the_seed_and_the_number_of_the_document_alone():
+def test_the_rearrangement_depends_on_the_seed_and_the_document_index_only():
     assert documents_of(turned(TEXTS)) == documents_of(turned(TEXTS))
     assert documents_of(turned(TEXTS)) != documents_of(turned(TEXTS, seed=1))
     assert documents_of(turned(TEXTS[:50])) == documents_of(turned(TEXTS))[:50]
 
 
 @pytest.mark.parametrize("options", [{}, {"sampling": PackedDocuments}, {"separate_documents": True}])
-def test_text_is_turned_before_it_is_cut_in_sequences_and_held_out_text_is_not(tmp_path, options):
+def test_text_is_rearranged_before_it_is_cut_and_held_out_text_is_not(tmp_path, options):
     for number in range(60):
         (tmp_path / f"{number:02d}.txt").write_text(f"{number} " * (5 + number % 7))
     corpus = functools.partial(TextFiles, str(tmp_path))
@@ -136,7 +136,7 @@ def test_options_out_of_range_are_refused(changed, message):
 
 
 @pytest.mark.parametrize("build", [small_tokenizers.hugging_face, small_tokenizers.tiktoken])
-def test_special_tokens_are_found_by_how_they_are_written(build, tmp_path):
+def test_special_tokens_are_found_by_their_text(build, tmp_path):
     tokenizer = build(tmp_path)
     token = tokenizer.special_token(small_tokenizers.END)
     assert tokenizer.decode(np.array([token])) == small_tokenizers.END

@@ -1,4 +1,4 @@
-"""Packing against brute force: rows are taken apart again and compared with the documents."""
+"""Packing against brute force: rows are split into documents and compared."""
 
 import collections
 
@@ -14,13 +14,13 @@ RANDOM = np.random.default_rng(0)
 
 
 def stream_of(lengths, **options):
-    """Documents of these lengths whose tokens are all different."""
+    """Returns documents of these lengths with distinct tokens."""
     tokens = np.arange(sum(lengths), dtype=np.uint32) + 1
     return ArrayStream(tokens, np.cumsum(lengths, dtype=np.int64), **options)
 
 
 def pieces_of(batch):
-    """(inputs, targets) of each stretch of a row that is one document, padding left out."""
+    """Returns (inputs, targets) of each document in a row, without padding."""
     found = []
     for tokens, targets, documents in zip(batch.tokens, batch.targets, batch.documents, strict=True):
         for number in documents.unique_consecutive().tolist():
@@ -33,7 +33,7 @@ def pieces_of(batch):
 
 
 def expected_pieces(lengths, size):
-    """What the documents must be cut in, by plain loops."""
+    """Returns the expected pieces of the documents, by plain loops."""
     pieces, first = [], 1
     for length in lengths:
         document = list(range(first, first + length))
@@ -55,7 +55,7 @@ LENGTHS = {
 @pytest.mark.parametrize("window", [1, 7, 4096])
 @pytest.mark.parametrize("longest_first", [True, False])
 @pytest.mark.parametrize("max_documents", [None, 1, 2])
-def test_an_epoch_has_every_piece_of_every_document_once_and_whole(lengths, window, longest_first, max_documents):
+def test_an_epoch_has_every_piece_of_every_document_once(lengths, window, longest_first, max_documents):
     packing = PackedDocuments(window=window, longest_first=longest_first, max_documents=max_documents)
     made = packing.sequences(stream_of(lengths), 8, seed=3, separate=True)
     expected = sorted(expected_pieces(lengths, 8))
@@ -75,7 +75,7 @@ def test_epochs_have_the_same_sequences_in_another_order():
     assert sorted(first.tolist()) == sorted(second.tolist())
 
 
-def test_the_seed_decides_which_documents_are_together_and_a_sequence_is_a_function_of_its_number():
+def test_the_seed_determines_the_packing_and_a_sequence_is_a_function_of_its_index():
     def build(seed):
         return PackedDocuments().sequences(stream_of(LENGTHS["many"]), 16, seed, separate=True)
 
@@ -91,7 +91,7 @@ def test_the_seed_decides_which_documents_are_together_and_a_sequence_is_a_funct
 
 @pytest.mark.parametrize("max_items", [None, 1, 3])
 @pytest.mark.parametrize("capacity", [8, 20])
-def test_first_fit_is_that_of_plain_loops(capacity, max_items):
+def test_first_fit_equals_plain_loops(capacity, max_items):
     sizes = RANDOM.integers(1, capacity + 1, 300)
     bins, held = [], collections.defaultdict(list)
     for size in sizes.tolist():
@@ -103,7 +103,7 @@ def test_first_fit_is_that_of_plain_loops(capacity, max_items):
     assert first_fit(sizes, capacity, max_items).tolist() == bins
 
 
-def test_documents_that_are_not_told_apart_see_each_other_and_still_do_not_predict_each_other():
+def test_documents_without_separation_attend_to_but_do_not_predict_each_other():
     separate, together = (
         PackedDocuments().sequences(stream_of(LENGTHS["many"]), 16, 0, separate).batch(np.arange(9))
         for separate in (True, False)
@@ -112,7 +112,7 @@ def test_documents_that_are_not_told_apart_see_each_other_and_still_do_not_predi
     assert torch.equal(separate.targets, together.targets)
 
 
-def test_targets_that_are_not_to_be_predicted_are_ignored():
+def test_masked_targets_are_ignored():
     lengths = [5, 6, 3]
     predicted = RANDOM.integers(0, 2, 14).astype(bool)
     batch = (
@@ -124,7 +124,7 @@ def test_targets_that_are_not_to_be_predicted_are_ignored():
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 50, 10_000])
-def test_held_out_documents_in_order_predict_as_many_tokens_as_asked(num_tokens):
+def test_held_out_documents_in_order_predict_the_requested_number_of_tokens(num_tokens):
     lengths = LENGTHS["many"]
     made = PackedDocuments().in_order(stream_of(lengths), 8, True, num_tokens)
     batch = made.batch(np.arange(made.num_sequences))
@@ -132,14 +132,14 @@ def test_held_out_documents_in_order_predict_as_many_tokens_as_asked(num_tokens)
     assert sorted(batch.targets[batch.targets != -100].tolist()) == targets[:num_tokens]
 
 
-def test_efficiency_is_the_part_of_the_places_that_predict():
+def test_efficiency_is_the_fraction_of_positions_with_targets():
     made = PackedDocuments().sequences(stream_of(LENGTHS["many"]), 16, seed=0, separate=True)
     batch = made.batch(np.arange(made.num_sequences))
     assert made.describe()["packing_efficiency"] == pytest.approx(batch.num_targets / batch.targets.numel(), abs=1e-4)
     assert made.describe()["packing_efficiency"] > 0.98
 
 
-def test_documents_without_anything_to_predict_are_refused():
+def test_documents_without_targets_are_refused():
     for lengths in ([], [1], [1, 1, 1]):
         with pytest.raises(DataError, match="nothing to predict"):
             PackedDocuments().sequences(stream_of(lengths), 8, 0, separate=True)

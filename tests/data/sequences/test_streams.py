@@ -1,4 +1,4 @@
-"""Streams of documents against the plain arrays that they stand for."""
+"""Document streams against plain arrays."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def prepared(path):
 
 
 @pytest.mark.parametrize("build", [in_memory, joined_stream, part_of_a_longer_one, prepared])
-def test_a_stream_reads_what_its_documents_are_one_after_another(build, tmp_path):
+def test_a_stream_is_the_concatenation_of_its_documents(build, tmp_path):
     stream, flat = build(tmp_path), list(itertools.chain(*DOCUMENTS))
     assert stream.num_tokens == len(flat)
     assert stream.ends.tolist() == np.cumsum([len(document) for document in DOCUMENTS]).tolist()
@@ -49,7 +49,7 @@ def test_a_stream_reads_what_its_documents_are_one_after_another(build, tmp_path
     assert clipped.tolist() == [[*flat[10:13], *[flat[12]] * 5], flat[2:10]]
 
 
-def test_a_part_that_cuts_documents_ends_where_it_is_cut():
+def test_a_slice_through_documents_ends_at_the_cut():
     part = StreamPart(stream_of(DOCUMENTS), 2, 9)
     assert part.read(0, 7).tolist() == [3, 0, 4, 0, 5, 6, 7]
     assert part.ends.tolist() == [2, 4, 7]

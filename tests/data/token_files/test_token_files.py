@@ -1,4 +1,4 @@
-"""Token files: reading against the array that was written, and what becomes of files that are not what they were."""
+"""Token files: reading against the written array, and detection of damaged files."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from ml.data.tokenizers import Tokenizer
 
 
 class Numbers(ByteTokenizer):
-    """A tokenizer with as many tokens as a test asks for."""
+    """A tokenizer with a vocabulary of any size."""
 
     def __init__(self, vocab_size):
         self.vocab_size = vocab_size
 
 
 def write(folder, documents, tokenizer=None, shard_tokens=100):
-    """Writes documents, arrays of tokens, a few at a time; returns the stream."""
+    """Writes documents, arrays of tokens, in small pieces; returns the stream."""
     writer = TokenWriter(folder, tokenizer or ByteTokenizer(), shard_tokens)
     for first in range(0, len(documents), 3):
         some = documents[first : first + 3]
@@ -40,7 +40,7 @@ def documents():
 
 @pytest.mark.parametrize("shard_tokens", [13, 100, 10_000])
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(256, "|u1"), (257, "<u2"), (65_536, "<u2"), (65_537, "<u4")])
-def test_what_is_read_is_what_was_written(tmp_path, documents, shard_tokens, vocab_size, dtype, monkeypatch):
+def test_reading_returns_the_written_tokens(tmp_path, documents, shard_tokens, vocab_size, dtype, monkeypatch):
     monkeypatch.setattr("ml.data.token_files.writing.save_tokenizer", lambda *_: (tmp_path / "t/tokenizer").mkdir())
     scale = (vocab_size - 1) // 255
     documents = [document.astype(np.int64) * scale for document in documents]
@@ -59,7 +59,7 @@ def test_what_is_read_is_what_was_written(tmp_path, documents, shard_tokens, voc
     ]
 
 
-def test_what_is_not_in_the_stream_is_refused(tmp_path, documents):
+def test_positions_outside_the_stream_are_refused(tmp_path, documents):
     stream = write(tmp_path, documents)
     folder = TokenFolder(tmp_path)
     for start, stop in ((-1, 3), (len(stream), len(stream) + 1), (0, len(stream) + 1), (5, 4)):
@@ -76,7 +76,7 @@ def test_the_smallest_type_holds_the_vocabulary():
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_files_above_2_and_4_gib_are_read_where_they_should_be(tmp_path, shards):
-    """Holes take no room on disk: only what is written here does."""
+    """Sparse files: only the written ranges use disk space."""
     gib = 2**30
     write(tmp_path, [np.ones(3, np.uint8)], shard_tokens=2)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -102,14 +102,14 @@ def test_files_above_2_and_4_gib_are_read_where_they_should_be(tmp_path, shards)
 
 
 def test_what_the_system_reads_in_parts_is_read_whole(tmp_path, documents, monkeypatch):
-    """As it does above 2 GiB, and when a signal comes."""
+    """Short reads, which happen above 2 GiB and on signals."""
     stream = write(tmp_path, documents)
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, buffers, place: whole(file, [buffers[0][:7]], place))
     assert np.array_equal(TokenFolder(tmp_path).read(0, len(stream)), stream)
 
 
-def test_several_threads_read_at_once(tmp_path, documents):
+def test_threads_can_read_in_parallel(tmp_path, documents):
     stream = write(tmp_path, documents)
     folder, wrong = TokenFolder(tmp_path), []
 
@@ -144,7 +144,7 @@ def test_a_missing_file_is_named(tmp_path, documents, file):
         TokenFolder(tmp_path)
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_an_error_and_not_the_end_of_the_process(tmp_path, documents):
+def test_a_file_truncated_while_being_read_is_an_error_and_not_a_crash(tmp_path, documents):
     stream = write(tmp_path, documents, shard_tokens=500)
     folder = TokenFolder(tmp_path)
     assert np.array_equal(folder.read(520, 600), stream[520:600])
@@ -154,7 +154,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_and_not_the_end_of_the_
     assert np.array_equal(folder.read(0, 100), stream[:100])
 
 
-def test_a_file_that_vanishes_is_read_on_where_it_is_open_and_named_where_it_is_not(tmp_path, documents):
+def test_a_deleted_file_is_still_read_if_open_and_otherwise_named(tmp_path, documents):
     stream = write(tmp_path, documents, shard_tokens=500)
     folder = TokenFolder(tmp_path)
     folder.read(0, 10)
@@ -165,7 +165,7 @@ def test_a_file_that_vanishes_is_read_on_where_it_is_open_and_named_where_it_is_
         folder.read(600, 700)
 
 
-def test_tokens_out_of_range_are_found_by_reading_and_by_verifying(tmp_path, documents):
+def test_tokens_out_of_range_are_found_on_reading_and_on_verifying(tmp_path, documents):
     tokenizer = small_tokenizers.hugging_face(tmp_path / "tokenizer")
     write(tmp_path / "t", documents, tokenizer)
     with (tmp_path / "t" / "00002.tokens").open("r+b") as file:
@@ -192,7 +192,7 @@ def test_verifying_finds_a_flipped_bit(tmp_path, documents, file):
         TokenFolder(tmp_path / "t").verify()
 
 
-def test_ends_that_are_not_in_order_are_refused(tmp_path, documents):
+def test_unsorted_ends_are_refused(tmp_path, documents):
     write(tmp_path, documents)
     ends = np.fromfile(tmp_path / "documents.ends", "<i8")
     ends[3] = ends[2]
@@ -218,14 +218,14 @@ def test_an_edited_manifest_is_refused(tmp_path, documents, change, message):
         TokenFolder(tmp_path)
 
 
-def test_a_manifest_that_is_no_json_is_refused(tmp_path, documents):
+def test_a_manifest_that_is_not_json_is_refused(tmp_path, documents):
     write(tmp_path, documents)
     os.truncate(tmp_path / "manifest.json", 100)
     with pytest.raises(DataError, match=r"manifest.json is damaged: JSONDecodeError"):
         TokenFolder(tmp_path)
 
 
-def test_the_hash_tells_data_apart_and_nothing_else(tmp_path, documents):
+def test_the_hash_depends_on_the_data_only(tmp_path, documents):
     write(tmp_path / "one", documents)
     write(tmp_path / "again", documents)
     write(tmp_path / "other", [*documents[:-1], documents[-1] ^ 1])
@@ -246,7 +246,7 @@ def test_the_tokenizer_is_in_the_folder(tmp_path):
     assert folder.end_of_document == folder.tokenizer.end_of_document
 
 
-def test_an_empty_folder_of_tokens_is_one(tmp_path):
+def test_an_empty_folder_of_tokens_is_valid(tmp_path):
     write(tmp_path, [])
     folder = TokenFolder(tmp_path)
     assert (folder.num_tokens, folder.num_documents, len(folder.document_ends)) == (0, 0, 0)
@@ -271,7 +271,7 @@ def test_folders_are_found(tmp_path, documents):
 
 
 @pytest.mark.parametrize("shard_tokens", [40, 10_000])
-def test_a_writer_goes_on_at_what_was_committed(tmp_path, documents, shard_tokens):
+def test_a_writer_resumes_from_the_last_commit(tmp_path, documents, shard_tokens):
     write(tmp_path / "whole", documents, shard_tokens=shard_tokens)
     folder = tmp_path / "stopped"
     position = None
@@ -280,7 +280,7 @@ def test_a_writer_goes_on_at_what_was_committed(tmp_path, documents, shard_token
         for document in documents[begin : begin + 10]:
             writer.append(document, np.array([len(document)]), len(document))
         position = json.loads(json.dumps(writer.commit()))
-        for document in documents[:7]:  # written and then forgotten
+        for document in documents[:7]:  # written but not committed
             writer.append(document ^ 1, np.array([len(document)]), len(document))
         writer.close()
     writer = TokenWriter(folder, ByteTokenizer(), shard_tokens, position)
@@ -288,7 +288,7 @@ def test_a_writer_goes_on_at_what_was_committed(tmp_path, documents, shard_token
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_a_writer_does_not_go_on_where_something_is_missing(tmp_path, documents):
+def test_a_writer_does_not_resume_if_something_is_missing(tmp_path, documents):
     writer = TokenWriter(tmp_path, ByteTokenizer(), 10_000)
     writer.append(documents[0], np.array([len(documents[0])]), 1)
     position = writer.commit()

@@ -1,4 +1,4 @@
-"""Preparations that were stopped: by a kill, a full disk, a person, or a source that changed."""
+"""Interrupted preparations: kills, full disks, Ctrl-C, changed sources."""
 
 import contextlib
 import gzip
@@ -21,7 +21,7 @@ from ml.errors import RunFailure
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_killed_at_any_moment_it_goes_on_and_ends_the_same(num_workers, prepared, small_tasks, tmp_path):
+def test_a_preparation_killed_at_any_moment_resumes_to_the_same_output(num_workers, prepared, small_tasks, tmp_path):
     WRITERS["mixed"](tmp_path / "in")
     (tmp_path / "in" / "long.txt").write_text(small_tokenizers.some_text()[:40_000])
     (tmp_path / "in" / "long.jsonl.gz").write_bytes(gzip.compress(as_lines(TEXTS)))
@@ -29,7 +29,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(num_workers, prepared
     options = {"tokenizer": tokenizer, "validation_fraction": 0.3, "shard_tokens": 900}
     begun = time.monotonic()
     prepared("undisturbed", **options)
-    whole = time.monotonic() - begun  # on this machine at this hour
+    whole = time.monotonic() - begun  # calibrated to the current speed of this machine
     generator = np.random.default_rng(num_workers)
     positions, kills = set(), 0
     while True:
@@ -69,7 +69,7 @@ def test_processes_end_with_a_parent_that_was_killed(prepared, small_tasks, tmp_
 
 
 class Deadly(ByteTokenizer):
-    """Its process is killed in the middle, as it is where memory ends."""
+    """A tokenizer whose process is killed, as when memory runs out."""
 
     def encode(self, text):
         if "boom" in text:
@@ -77,7 +77,7 @@ class Deadly(ByteTokenizer):
         return super().encode(text)
 
 
-def test_a_killed_worker_is_said_and_what_was_done_stays(prepared, small_tasks, tmp_path, monkeypatch):
+def test_a_killed_worker_is_reported_and_finished_work_is_kept(prepared, small_tasks, tmp_path, monkeypatch):
     text = "some line\n" * 500
     (tmp_path / "in" / "a.txt").write_text(text)
     (tmp_path / "in" / "b.txt").write_text("boom")
@@ -90,7 +90,7 @@ def test_a_killed_worker_is_said_and_what_was_done_stays(prepared, small_tasks, 
     assert documents_of(folder) == [text, "boom", text]
 
 
-def test_ctrl_c_commits_and_goes_on(prepared, small_tasks, tmp_path, monkeypatch):
+def test_ctrl_c_commits_and_can_be_resumed(prepared, small_tasks, tmp_path, monkeypatch):
     (tmp_path / "in" / "a.txt").write_text("some line\n" * 500)
     prepared("undisturbed")
     written = []
@@ -111,8 +111,8 @@ def test_ctrl_c_commits_and_goes_on(prepared, small_tasks, tmp_path, monkeypatch
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-def test_a_full_disk_is_said_and_what_is_there_goes_on(prepared, small_tasks, tmp_path):
-    """A limit on the size of files stands for the full disk: the system refuses the write in both."""
+def test_a_full_disk_is_reported_and_the_preparation_can_be_resumed(prepared, small_tasks, tmp_path):
+    """A limit on file sizes simulates a full disk: the system refuses the write in both cases."""
     (tmp_path / "in" / "a.txt").write_text("some line\n" * 2000)
     prepared("undisturbed")
     said = tmp_path / "said"
@@ -131,7 +131,7 @@ def test_a_full_disk_is_said_and_what_is_there_goes_on(prepared, small_tasks, tm
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-def test_a_source_that_changed_since_is_noticed(prepared, small_tasks, tmp_path, monkeypatch):
+def test_a_source_that_changed_since_the_last_commit_is_refused(prepared, small_tasks, tmp_path, monkeypatch):
     file = tmp_path / "in" / "a.jsonl"
     file.write_bytes(as_lines(TEXTS) + b"broken")
     with pytest.raises(DataError, match="not JSON"):
@@ -152,7 +152,7 @@ def test_a_source_that_changed_since_is_noticed(prepared, small_tasks, tmp_path,
         preparing.prepare(sources, ByteTokenizer(), Settings(tmp_path / "out", Reading()), Silent())
 
 
-def test_a_source_that_changes_while_it_is_read_is_noticed(prepared, small_tasks, tmp_path):
+def test_a_source_that_changes_while_being_read_is_refused(prepared, small_tasks, tmp_path):
     (tmp_path / "in" / "a.txt").write_text("some line\n" * 500)
     sources = find_sources([tmp_path / "in"])
 
@@ -166,7 +166,7 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(prepared, small_tasks
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_what_is_complete_is_left_alone_and_what_is_other_is_refused(prepared, tmp_path):
+def test_complete_output_is_kept_and_other_output_is_refused(prepared, tmp_path):
     (tmp_path / "in" / "a.txt").write_text("some text\n" * 30)
     assert prepared()[0].seconds is not None
     before = contents(tmp_path / "out")
@@ -188,7 +188,7 @@ def test_what_is_complete_is_left_alone_and_what_is_other_is_refused(prepared, t
         prepared("full/thesis.tex")
 
 
-def test_two_at_once_do_not_write_to_one_folder(prepared, small_tasks, tmp_path):
+def test_two_preparations_cannot_write_to_one_folder(prepared, small_tasks, tmp_path):
     (tmp_path / "in" / "a.txt").write_text("some line\n" * 500)
     held, release = os.pipe()
 
