@@ -1,4 +1,4 @@
-"""Every mixer, small, with the options that change how it looks back in time."""
+"""Every mixer with small sizes and the options that affect its use of previous tokens."""
 
 from functools import partial
 
@@ -45,7 +45,7 @@ MIXERS = {
 
 
 def classes_of_mixers() -> set[type]:
-    """Every configurable of `ml.layers.mixers` that is a layer."""
+    """Returns every configurable layer of `ml.layers.mixers`."""
     infos = [info for name in known_names() for info in candidates(name)]
     mixers = [info.target for info in infos if info.selector.startswith("ml.layers.mixers.")]
     return {target for target in mixers if isinstance(target, type)}

@@ -1,4 +1,4 @@
-"""Attention against an explicit loop in float64, and its fast path on the CPU against the plain form."""
+"""Attention against an explicit loop in float64, and the fast CPU path against the reference."""
 
 import math
 from functools import partial
@@ -51,7 +51,7 @@ def random_input(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def attention_by_loops(layer: Attention, x: torch.Tensor) -> torch.Tensor:
-    """One query, one head and one key at a time."""
+    """Computes attention for one query, head and key at a time."""
 
     def heads(linear, norm, index):
         vector = linear.weight @ x[batch, index] + linear.bias
@@ -90,7 +90,7 @@ def attention_by_loops(layer: Attention, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_attention_equals_loops_over_heads_queries_and_keys(options):
     layer, x = build(**options), random_input(B, T, H)
-    # The loop holds its scores in float32: errors of 1e-7 of a score of a few units.
+    # The loop stores its scores in float32: errors of 1e-7 of a score of a few units.
     torch.testing.assert_close(layer(x, Context()), attention_by_loops(layer, x), rtol=1e-5, atol=1e-5)
 
 
@@ -155,7 +155,7 @@ def outputs_and_gradients(function, inputs, gradient):
     return [output.detach(), *(x.grad for x in inputs)]
 
 
-def test_bfloat16_attention_errs_no_more_than_rounding_its_steps_does():
+def test_bfloat16_attention_errors_are_within_its_rounding():
     inputs = [random_input(2, heads, 200, 16, seed=heads).bfloat16() for heads in (4, 2, 2)]
     gradient = random_input(2, 4, 200, 16, seed=9).bfloat16()
     options = {"causal": True, "window_size": None, "scale": None}
@@ -261,7 +261,7 @@ def test_flops_count_the_keys_that_are_visible(options, length):
     ],
 )
 def test_a_narrow_window_is_computed_by_blocks_on_the_cpu(monkeypatch, num_tokens, window_size, causal, by_blocks):
-    """In float32, where the library's kernel would compute all scores to hide most of them."""
+    """In float32, where torch's kernel would compute all scores and mask most of them."""
     taken = []
     blockwise = dot_product.blockwise_attention
     monkeypatch.setattr(dot_product, "blockwise_attention", lambda *a, **k: (taken.append(1), blockwise(*a, **k))[1])

@@ -1,4 +1,4 @@
-"""The loss a chunk at a time against the loss at once, and distillation against its formula."""
+"""Chunked loss against the loss in one piece, and distillation against its formula."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_chunks_add_up_to_the_whole_in_loss_and_gradients(chunk_size, options, t
     chunked = results(head(**options, loss_chunk_size=chunk_size), teacher)
     assert len(whole) == len(chunked)
     for value, expected in zip(chunked, whole, strict=True):
-        # The sums are kept in float32 and added up in another order.
+        # The sums are stored in float32 and use another order.
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The causal convolution against the library's, and the mixer around it against the one of LFM2."""
+"""The causal convolution against torch's, and the mixer against LFM2."""
 
 from functools import partial
 
@@ -50,7 +50,7 @@ def library(layer: CausalConvolution, x: Tensor) -> Tensor:
 
 
 def results(layer: torch.nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The output and all gradients."""
+    """Returns the output and all gradients."""
     layer.zero_grad()
     (of_input,) = torch.autograd.grad(y, x, random(*y.shape, seed=9), retain_graph=True)
     y.backward(random(*y.shape, seed=9))
@@ -58,7 +58,7 @@ def results(layer: torch.nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_convolution_is_that_of_the_library(options):
+def test_convolution_equals_torch(options):
     layer, x = build(**options), random(B, T, C).requires_grad_()
     torch.testing.assert_close(results(layer, x, layer(x, Context())), results(layer, x, library(layer, x)), **EXACT)
 
@@ -71,7 +71,7 @@ def test_no_tap_reaches_into_another_document(options):
     torch.testing.assert_close(results(layer, x, packed), results(layer, x, torch.cat(alone)), **EXACT)
 
 
-def test_what_is_not_a_number_stays_in_its_document():
+def test_nan_does_not_leave_its_document():
     x = random(B, T, C)
     x[0, :4] = torch.inf
     y = build()(x, Context(documents=DOCUMENTS))
@@ -81,7 +81,7 @@ def test_what_is_not_a_number_stays_in_its_document():
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "documents"])
 @pytest.mark.parametrize("pieces", [[1] * T, [2, 1, 5, 3], [10, 1]], ids=str)
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_decoding_in_pieces_is_the_same_as_all_at_once(options, pieces, documents):
+def test_decoding_in_pieces_equals_one_pass(options, pieces, documents):
     layer, x = build(**options), random(B, T, C)
     cache, outputs, start = Cache(), [], 0
     for length in pieces:
@@ -93,7 +93,7 @@ def test_decoding_in_pieces_is_the_same_as_all_at_once(options, pieces, document
     torch.testing.assert_close(torch.cat(outputs, dim=1), layer(x, Context(documents=documents)), **EXACT)
 
 
-def test_what_is_kept_is_no_longer_than_the_taps_reach():
+def test_the_cache_is_no_longer_than_the_receptive_field():
     layer, cache = build(), Cache()
     layer(random(B, T, C), Context(cache=cache))
     kept = cache.states[layer]
@@ -139,13 +139,13 @@ def test_flops_count_every_tap_three_times():
         ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         CausalConvolution(C, **options)
 
 
 def lfm2_tensors(oracle: Lfm2ShortConv, gradients: bool) -> dict[str, Tensor]:
-    """The weights of the library's mixer, or their gradients, under Juniper's names."""
+    """Returns the weights of the library's mixer, or their gradients, under Juniper's names."""
     tensors = {}
     for name, parameter in oracle.named_parameters():
         tensor = parameter.grad if gradients else parameter.detach()

@@ -1,4 +1,4 @@
-"""The gated delta rule: the plain form against products of matrices, and the chunked form against the plain one."""
+"""The gated delta rule: the reference against matrix products, and the chunked form against the reference."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from ml.layers.mixers.delta_rule_reference import gated_delta_rule_reference
 
 B, N, D, V = 2, 3, 8, 5
 DECAYS = {"by head": (B, N), "by channel": (B, N, D)}
-# The forms round in float64 and add up in another order: errors of 1e-15 of values and gradients of a few units.
+# The forms round in float64 with different summation orders: errors of 1e-15 of values and gradients of a few units.
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 
 def inputs(length: int, decay: str, seed: int = 0, strength: float = 1.0) -> dict[str, Tensor]:
-    """Random arguments of the rule in float64, with keys of unit length and an initial state."""
+    """Returns random arguments of the rule in float64, with keys of unit length and an initial state."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -33,7 +33,7 @@ def inputs(length: int, decay: str, seed: int = 0, strength: float = 1.0) -> dic
 
 
 def results_and_gradients(function, arguments: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """What `function` returns, and the gradients of its arguments for fixed random gradients of the results."""
+    """Returns the results of `function` and the gradients of its arguments for fixed random output gradients."""
     arguments = {name: tensor.detach().clone().requires_grad_() for name, tensor in arguments.items()}
     output, state = function(**arguments, **options)
     generator = torch.Generator().manual_seed(99)
@@ -59,7 +59,7 @@ def starts_at(length: int, *places: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_reference_equals_the_products_of_matrices_of_the_papers(decay):
-    """S_t = (1 - β_t k_t k_tᵀ) Diag(e^{g_t}) S_{t-1} + β_t k_t v_tᵀ, with the matrices written out."""
+    """S_t = (1 - β_t k_t k_tᵀ) Diag(e^{g_t}) S_{t-1} + β_t k_t v_tᵀ, with explicit matrices."""
     arguments = inputs(6, decay)
     output, state = gated_delta_rule_reference(**arguments)
     for row in range(B):
@@ -128,7 +128,7 @@ def test_chunks_reset_the_state_where_documents_start(decay, places):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_pieces_that_hand_on_the_state_equal_the_whole(decay):
+def test_pieces_with_a_carried_state_equal_the_whole(decay):
     arguments, starts = inputs(40, decay), starts_at(40, (0, 7), (1, 23))
     expected = gated_delta_rule(**arguments, document_starts=starts, chunk_size=16)
     state, outputs, begin = arguments.pop("initial_state"), [], 0
@@ -142,7 +142,7 @@ def test_pieces_that_hand_on_the_state_equal_the_whole(decay):
 
 
 def decays_of_all_sizes() -> Tensor:
-    """From -20 to -20 millionths, and ten tokens in a row that forget everything."""
+    """Returns decays from -20 to -20 millionths, with ten consecutive tokens that reset the state."""
     exponents = torch.rand(B, 80, N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     log_decay = -20.0 * 10 ** (-6 * exponents)
     log_decay[:, 30:40] = -20.0
@@ -171,7 +171,7 @@ def test_strong_decays_are_as_exact_in_float32_as_weak_ones(decay, log_decay):
     expected = results_and_gradients(gated_delta_rule_reference, {name: x.double() for name, x in single.items()})
     actual = results_and_gradients(gated_delta_rule, single, chunk_size=64)
     # Sums of 80 products of order one, each rounded to 2^-24. Differences of sums that reach 20 · 64 would have errors
-    # of 1e-4 in the exponent, and of 1e-2 behind -2000.
+    # of 1e-4 in the exponent, and of 1e-2 after -2000.
     assert_same(actual, expected, rtol=1e-5, atol=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""What the mixers that are built on the delta rule have in common: decoding, documents, precision."""
+"""Common properties of mixers with the delta rule: decoding, documents, precision."""
 
 from functools import partial
 
@@ -47,7 +47,7 @@ def documents_of_rows() -> Tensor:
 @pytest.mark.parametrize("in_documents", [False, True], ids=["one document", "documents"])
 @pytest.mark.parametrize("pieces", [[1] * T, [5, 1, 1, 19, 2, 17], [T - 1, 1]], ids=["one by one", "uneven", "last"])
 @torch.no_grad()
-def test_decoding_in_pieces_equals_all_at_once(mixer, pieces, in_documents):
+def test_decoding_in_pieces_equals_one_pass(mixer, pieces, in_documents):
     layer, x = build(mixer), random_input()
     documents = documents_of_rows() if in_documents else None
     cache, outputs, begin = Cache(), [], 0
@@ -60,7 +60,7 @@ def test_decoding_in_pieces_equals_all_at_once(mixer, pieces, in_documents):
 
 
 @every_mixer
-def test_packed_documents_equal_each_alone_in_outputs_and_gradients(mixer):
+def test_packed_documents_equal_separate_ones_in_outputs_and_gradients(mixer):
     layer, gradient = build(mixer), random_input(seed=5)
 
     def results(function) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def test_packed_documents_equal_each_alone_in_outputs_and_gradients(mixer):
 
 
 @every_mixer
-def test_nothing_is_kept_without_a_cache(mixer):
+def test_no_state_is_stored_without_a_cache(mixer):
     layer, x = build(mixer), random_input()
     torch.testing.assert_close(layer(x, Context()), layer(x, Context()), rtol=0.0, atol=0.0)
     cache = Cache()
@@ -129,7 +129,7 @@ def test_strong_decays_give_finite_outputs_and_gradients(mixer):
 @every_mixer
 @pytest.mark.parametrize("in_documents", [False, True], ids=["one document", "documents"])
 def test_no_shape_or_branch_depends_on_a_value(mixer, in_documents):
-    """Fake tensors have no values: what would wait for an accelerator cannot run on them."""
+    """Fake tensors have no values, so an operation that would synchronize with an accelerator fails."""
     with FakeTensorMode():
         layer = mixer(H)
         documents = torch.zeros(B, T, dtype=torch.int64) if in_documents else None

@@ -1,4 +1,4 @@
-"""What holds for every mixer: it looks back alone, decodes what it computes at once, and keeps documents apart."""
+"""Properties of every mixer: causality, cached decoding, separated documents."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from ml.models import materialize
 
 B, T, H = 2, 23, 16
 LENGTHS = (7, 1, 11, 4)  # of the documents of a row
-# In float64; angles and some states are kept in float32, with errors near 1e-7 of values of order one.
+# In float64; angles and some states are float32, with errors near 1e-7 of values of order one.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
@@ -46,7 +46,7 @@ def documents_of_rows() -> torch.Tensor:
 @every_mixer
 @pytest.mark.parametrize("pieces", [[1] * T, [5, 1, 1, 9, 7], [T - 1, 1]], ids=["one by one", "uneven", "last"])
 @torch.no_grad()
-def test_decoding_in_pieces_is_the_same_as_all_at_once(mixer, pieces):
+def test_decoding_in_pieces_equals_one_pass(mixer, pieces):
     layer, x = build(mixer), random_input(B, T, H)
     cache, outputs = Cache(), []
     for piece in x.split(pieces, dim=1):
@@ -57,7 +57,7 @@ def test_decoding_in_pieces_is_the_same_as_all_at_once(mixer, pieces):
 
 @every_mixer
 @torch.no_grad()
-def test_decoding_keeps_documents_apart(mixer):
+def test_decoding_separates_documents(mixer):
     layer, x, documents = build(mixer), random_input(B, T, H), documents_of_rows()
     expected = layer(x, Context(places_in_documents(documents), documents))
     cache, outputs = Cache(), []
@@ -68,7 +68,7 @@ def test_decoding_keeps_documents_apart(mixer):
 
 
 @every_mixer
-def test_packed_documents_are_the_same_as_each_alone_in_outputs_and_gradients(mixer):
+def test_packed_documents_equal_separate_ones_in_outputs_and_gradients(mixer):
     layer, gradient = build(mixer), random_input(B, T, H, seed=5)
     x = random_input(B, T, H).requires_grad_()
     documents = documents_of_rows()
@@ -110,6 +110,6 @@ def test_checkpointed_activations_give_the_same_bits(mixer, policy):
     assert all(torch.equal(value, expected) for value, expected in zip(*results, strict=True))
 
 
-def test_every_mixer_there_is_has_a_case():
+def test_every_mixer_has_a_case():
     layers = {type(module) for case in MIXERS.values() for module in case(H).modules()}
     assert classes_of_mixers() <= layers

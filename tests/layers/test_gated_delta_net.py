@@ -1,4 +1,4 @@
-"""The gated delta net against that of the transformers library, with its weights."""
+"""The gated delta net against the transformers library, with its weights."""
 
 import math
 from functools import partial
@@ -15,8 +15,8 @@ from ml.layers.mixers.gated_delta_net import GatedDeltaNet
 from ml.layers.normalization import GatedRMSNorm
 from ml.models import materialize
 
-# Both sides compute in float32 and add up in another order, and the norm enlarges what is lost where an output is
-# small. The library's gradients are off by up to 4e-5 of the largest entry, ours by 6e-6, as float64 tells.
+# Both sides compute in float32 with different summation orders, and the norm amplifies errors of small outputs.
+# In float64, the library's gradients differ by up to 4e-5 of the largest entry, Juniper's by 6e-6.
 ROUNDING = 1e-4
 
 CASES = {
@@ -30,7 +30,7 @@ CASES = {
 
 
 def qwen(**changes) -> Qwen3NextGatedDeltaNet:
-    """The library's layer with random weights, none of which is left at a value that hides a mistake."""
+    """Returns the library's layer with random weights, because default values could hide a mistake."""
     sizes = {
         "hidden_size": 24,
         "linear_num_key_heads": 2,
@@ -50,7 +50,7 @@ def qwen(**changes) -> Qwen3NextGatedDeltaNet:
 
 
 def ours(oracle: Qwen3NextGatedDeltaNet, **options) -> GatedDeltaNet:
-    """Juniper's layer with the weights of `oracle`."""
+    """Returns Juniper's layer with the weights of `oracle`."""
     layer = GatedDeltaNet(
         oracle.hidden_size,
         num_heads=oracle.num_k_heads,
@@ -67,7 +67,7 @@ def ours(oracle: Qwen3NextGatedDeltaNet, **options) -> GatedDeltaNet:
 
 
 def renamed(tensors: dict[str, Tensor], oracle: Qwen3NextGatedDeltaNet) -> dict[str, Tensor]:
-    """The library's tensors under Juniper's names. It keeps all projections of a key head and its group together."""
+    """Returns the library's tensors under Juniper's names. The library stores all projections of a key head as one."""
     group = oracle.num_v_heads // oracle.num_k_heads
     sizes = [oracle.head_k_dim, oracle.head_k_dim, group * oracle.head_v_dim, group * oracle.head_v_dim]
     query, key, value, gate = tensors["in_proj_qkvz.weight"].unflatten(0, (oracle.num_k_heads, -1)).split(sizes, dim=1)

@@ -1,4 +1,4 @@
-"""Memory that grows while decoding, against a list."""
+"""Growing memory for decoding, compared with a list."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ PIECES = [[1] * 40, [7, 1, 1, 1, 12, 3, 1], [30, 1, 1]]
 
 @pytest.mark.parametrize("kept", [None, 0, 1, 4, 50])
 @pytest.mark.parametrize("pieces", PIECES, ids=str)
-def test_what_is_returned_is_what_was_kept_with_the_new_behind_it(pieces, kept):
+def test_the_result_is_the_stored_tokens_followed_by_the_new_ones(pieces, kept):
     stream = torch.arange(2 * sum(pieces) * 3.0).view(2, sum(pieces), 3)
     growing, end = Growing(dim=1, kept=kept), 0
     for length in pieces:

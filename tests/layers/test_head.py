@@ -28,7 +28,7 @@ def head(**options) -> LanguageModelHead:
 
 
 def expected_sums(logits, targets, z_loss):
-    """One token at a time."""
+    """Returns the sums, computed one token at a time."""
     total = cross_entropy = 0.0
     for token_logits, target in zip(logits.reshape(-1, V), targets.flatten(), strict=True):
         if target != -100:
@@ -110,6 +110,6 @@ def test_loss_of_bfloat16_logits_is_computed_in_float32(vocab_size, sums_of):
         ({"lr_scale": -math.inf}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         LanguageModelHead(H, V, False, **options)

@@ -58,7 +58,7 @@ def fill(initialization, shape=(OUT, IN), seed=0, **options) -> torch.Tensor:
 @pytest.mark.parametrize(("initialization", "options", "distribution"), CASES.values(), ids=CASES)
 def test_draws_follow_the_distribution(initialization, options, distribution):
     tensor = fill(initialization, **options)
-    # The seed is fixed: a right initialization passes for good, and one part in 1000 of wrong scale fails at this size.
+    # The seed is fixed. At this size, a scale that is wrong by one part in 1000 fails.
     assert stats.kstest(tensor.flatten().double().numpy(), distribution.cdf).pvalue > 1e-3
     assert tensor.std().item() == pytest.approx(distribution.std(), rel=0.01)
 
@@ -95,6 +95,6 @@ def test_the_generator_alone_decides_the_draws():
         (uniform, (4, 4), {"low": 1.0, "high": 0.0}, "must not be above"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(initialization, shape, options, message):
+def test_impossible_distributions_are_refused(initialization, shape, options, message):
     with pytest.raises(ValueError, match=message):
         fill(initialization, shape, **options)

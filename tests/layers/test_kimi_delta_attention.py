@@ -1,4 +1,4 @@
-"""Kimi delta attention against that of the transformers library, with its weights."""
+"""Kimi delta attention against the transformers library, with its weights."""
 
 import math
 from functools import partial
@@ -15,8 +15,8 @@ from ml.layers.mixers.kimi_delta_attention import KimiDeltaAttention
 from ml.layers.normalization import GatedRMSNorm
 from ml.models import materialize
 
-# Both sides compute in float32 and add up in another order, and the norm enlarges what is lost where an output is
-# small. The library's gradients are off by up to 4e-5 of the largest entry, ours by 6e-6, as float64 tells.
+# Both sides compute in float32 with different summation orders, and the norm amplifies errors of small outputs.
+# In float64, the library's gradients differ by up to 4e-5 of the largest entry, Juniper's by 6e-6.
 ROUNDING = 1e-4
 
 CASES = {
@@ -35,14 +35,14 @@ NAMES = {
     "forget_gate.": "",
     "g_a_proj": "gate_down",
     "g_b_proj": "gate_up",
-    "b_proj": "beta",  # after those whose names end alike
+    "b_proj": "beta",  # after names with the same ending
     "o_norm": "norm",
     "o_proj": "output",
 }
 
 
 def kimi(**changes) -> KimiLinearDeltaAttention:
-    """The library's layer with random weights, none of which is left at a value that hides a mistake."""
+    """Returns the library's layer with random weights, because default values could hide a mistake."""
     sizes = {"linear_num_heads": 3, "linear_head_dim": 6, "linear_conv_kernel_dim": 4, **changes}
     config = KimiLinearConfig(hidden_size=24, **sizes, num_hidden_layers=1, layer_types=["linear_attention"])
     layer = KimiLinearDeltaAttention(config, 0)
@@ -55,7 +55,7 @@ def kimi(**changes) -> KimiLinearDeltaAttention:
 
 
 def ours(oracle: KimiLinearDeltaAttention, **options) -> KimiDeltaAttention:
-    """Juniper's layer with the weights of `oracle`."""
+    """Returns Juniper's layer with the weights of `oracle`."""
     layer = KimiDeltaAttention(
         oracle.hidden_size,
         num_heads=oracle.num_heads,
@@ -70,7 +70,7 @@ def ours(oracle: KimiLinearDeltaAttention, **options) -> KimiDeltaAttention:
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The library's tensors under Juniper's names; A_log has no dimensions of one here."""
+    """Returns the library's tensors under Juniper's names; A_log has no dimensions of size one here."""
     result = {}
     for name, tensor in tensors.items():
         for theirs, name_of_ours in NAMES.items():

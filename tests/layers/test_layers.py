@@ -1,4 +1,4 @@
-"""The small layers against their formulas in float64."""
+"""Small layers against their formulas in float64."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""Linear layers over one input as one product, and low-rank adapters."""
+"""Fused linear layers over one input, and low-rank adapters."""
 
 import math
 from functools import partial
@@ -57,7 +57,7 @@ def test_a_frozen_part_of_a_fused_product_gets_no_gradient():
     assert model.part_0.weight.grad is not None
 
 
-def test_a_layer_that_is_not_linear_cannot_be_fused():
+def test_a_layer_other_than_linear_cannot_be_fused():
     with pytest.raises(ValueError, match="fused needs Linear layers, not Identity"):
         Projections([nn.Identity()], fused=True)
     Projections([nn.Identity()])
@@ -74,14 +74,14 @@ def test_an_adapter_adds_a_product_of_low_rank(options, scale):
     torch.testing.assert_close(x @ layer.whole_weight().T + layer.bias, expected)
 
 
-def test_an_adapter_at_its_start_changes_no_bit():
+def test_an_initial_adapter_changes_no_bit():
     plain, adapted = materialize(Linear(7, 5)), materialize(Linear(7, 5, apply_peft=LoRA))
     x = torch.randn(4, 7)
     assert torch.equal(plain(x), adapted(x))
     assert adapted.adapter.A.abs().sum() > 0
 
 
-def test_merged_is_unmerged_within_rounding_and_back():
+def test_merging_and_unmerging_restores_weights_within_rounding():
     layer = materialize(GatedMLP(8, linear=partial(Linear, apply_peft=LORA)))
     x = torch.randn(3, 8)
     before, weight = layer(x), layer.up.weight.clone()
@@ -95,7 +95,7 @@ def test_merged_is_unmerged_within_rounding_and_back():
     torch.testing.assert_close(layer(x), before)
 
 
-def test_dropout_of_an_adapter_acts_on_its_input_in_training_only():
+def test_dropout_of_an_adapter_is_active_on_its_input_in_training_only():
     layer = materialize(Linear(64, 5, bias=False, apply_peft=partial(LORA, dropout=0.5)))
     x = torch.randn(4, 64)
     expected = x @ layer.whole_weight().T
@@ -112,6 +112,6 @@ def test_dropout_of_an_adapter_acts_on_its_input_in_training_only():
         ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         LoRA(3, 4, **options)

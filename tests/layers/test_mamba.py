@@ -37,7 +37,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def scan_inputs(batch: int, length: int, channels: int, state_size: int) -> list[Tensor]:
-    """x, dt, A, B, C and the initial state; decays from nearly none to nearly all."""
+    """Returns x, dt, A, B, C and the initial state; decays from nearly none to nearly all."""
     return [
         random(batch, length, channels),
         F.softplus(2 * random(batch, length, channels, seed=1)),
@@ -57,7 +57,7 @@ def outputs_and_gradients(function, inputs: list[Tensor]) -> dict[str, Tensor]:
 
 
 def random_starts(batch: int, length: int) -> Tensor:
-    return random(batch, length, seed=6) > 1.0  # one token in six, so that some are neighbours
+    return random(batch, length, seed=6) > 1.0  # one token in six, so that some are adjacent
 
 
 @pytest.mark.parametrize("has_starts", [False, True], ids=["one document", "documents"])
@@ -120,7 +120,7 @@ def test_state_decays_in_float32_under_autocast():
 
 
 def disturb(module: torch.nn.Module) -> None:
-    """Moves every parameter off its initial value, which could hide a mistake."""
+    """Changes every parameter from its initial value, which could hide a mistake."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -128,7 +128,7 @@ def disturb(module: torch.nn.Module) -> None:
 
 
 def mamba_tensors(oracle: torch.nn.Module, gradients: bool) -> dict[str, Tensor]:
-    """The weights of the library's mixer, or their gradients, under Juniper's names."""
+    """Returns the weights of the library's mixer, or their gradients, under Juniper's names."""
     names = {
         "out_proj": "output",
         "conv1d": "convolution",
@@ -156,7 +156,7 @@ def mamba_tensors(oracle: torch.nn.Module, gradients: bool) -> dict[str, Tensor]
 
 
 def ours(oracle: torch.nn.Module, **options) -> Mamba:
-    """Juniper's layer with the weights of `oracle`."""
+    """Returns Juniper's layer with the weights of `oracle`."""
     weights = mamba_tensors(oracle, gradients=False)
     layer = Mamba(
         oracle.hidden_size,
@@ -215,7 +215,7 @@ def build(dtype=torch.float64, **options) -> Mamba:
 @pytest.mark.parametrize("pieces", [[1] * 14, [3, 1, 9, 1]], ids=str)
 @pytest.mark.parametrize("has_documents", [False, True])
 @torch.no_grad()
-def test_decoding_in_pieces_is_the_same_as_all_at_once(pieces, has_documents):
+def test_decoding_in_pieces_equals_one_pass(pieces, has_documents):
     layer, x = build(), random(2, 14, H)
     documents = random_starts(2, 14).cumsum(1) if has_documents else None
     cache, outputs, start = Cache(), [], 0
@@ -228,7 +228,7 @@ def test_decoding_in_pieces_is_the_same_as_all_at_once(pieces, has_documents):
     torch.testing.assert_close(torch.cat(outputs, dim=1), layer(x, Context(documents=documents)), **EXACT)
 
 
-def test_packed_documents_are_the_same_as_each_alone_in_outputs_and_gradients():
+def test_packed_documents_equal_separate_ones_in_outputs_and_gradients():
     layer, gradient, lengths = build(), random(2, 14, H, seed=1), [[5, 1, 8], [2, 9, 3]]
     documents = torch.stack([torch.repeat_interleave(torch.tensor([3, 9, 4]), torch.tensor(row)) for row in lengths])
 
@@ -251,7 +251,7 @@ def test_packed_documents_are_the_same_as_each_alone_in_outputs_and_gradients():
 
 
 def test_time_steps_are_computed_in_float32_under_autocast():
-    """What is left after a thousand steps of their initial length; a bias in bfloat16 would be off by 2^-9 of 7."""
+    """The state after a thousand steps of the initial length; a bias in bfloat16 would differ by 2^-9 of 7."""
     layer, cache = materialize(Mamba(H)), Cache()
     cache.states[layer] = torch.ones(1, 48, 16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -348,7 +348,7 @@ def test_flops_count_six_operations_an_entry_of_the_state():
         ({"convolution": partial(CausalConvolution, kernel_size=0)}, "kernel_size must be positive"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Mamba(H, **options)
 

@@ -37,7 +37,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_starts(batch: int, length: int) -> Tensor:
-    return random(batch, length, seed=6) > 1.0  # one token in six, so that some are neighbours
+    return random(batch, length, seed=6) > 1.0  # one token in six, so that some are adjacent
 
 
 def ssd_inputs(batch: int, length: int, heads: int, groups: int) -> list[Tensor]:
@@ -80,7 +80,7 @@ def test_both_forms_start_from_zero_where_no_state_is_given():
 
 
 @pytest.mark.parametrize("has_starts", [False, True], ids=["one document", "documents"])
-def test_weak_decays_behind_strong_ones_are_exact(has_starts):
+def test_weak_decays_after_strong_ones_are_exact(has_starts):
     """Steps that forget all, beside steps that forget almost nothing, in one chunk and in float32."""
     x, dt, A, B, C, state = ssd_inputs(1, 64, 2, 1)
     dt = torch.where(random(1, 64, 1, seed=7) > 0.8, 1e4 * dt, 1e-3 * dt)
@@ -107,7 +107,7 @@ def test_state_decays_in_float32_under_autocast():
 
 
 def disturb(module: torch.nn.Module) -> None:
-    """Moves every parameter off its initial value, which could hide a mistake."""
+    """Changes every parameter from its initial value, which could hide a mistake."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -125,7 +125,7 @@ def library(**changes) -> Mamba2Mixer:
 
 
 def mamba2_tensors(oracle: Mamba2Mixer, gradients: bool) -> dict[str, Tensor]:
-    """The weights of the library's mixer, or their gradients, under Juniper's names."""
+    """Returns the weights of the library's mixer, or their gradients, under Juniper's names."""
     size, group_size = oracle.intermediate_size, oracle.n_groups * oracle.ssm_state_size
     sizes = {"gate": size, "x": size, "B": group_size, "C": group_size, "dt": oracle.num_heads}
     tensors = {}
@@ -141,7 +141,7 @@ def mamba2_tensors(oracle: Mamba2Mixer, gradients: bool) -> dict[str, Tensor]:
 
 
 def ours(oracle: Mamba2Mixer, chunk_size: int) -> Mamba2:
-    """Juniper's layer with the weights of `oracle`."""
+    """Returns Juniper's layer with the weights of `oracle`."""
     weights = mamba2_tensors(oracle, gradients=False)
 
     def linear(*shape, **options):
@@ -193,7 +193,7 @@ def build(dtype=torch.float64, **options) -> Mamba2:
 @pytest.mark.parametrize("pieces", [[1] * 14, [3, 1, 9, 1]], ids=str)
 @pytest.mark.parametrize("has_documents", [False, True])
 @torch.no_grad()
-def test_decoding_in_pieces_is_the_same_as_all_at_once(pieces, has_documents):
+def test_decoding_in_pieces_equals_one_pass(pieces, has_documents):
     layer, x = build(), random(2, 14, H)
     documents = random_starts(2, 14).cumsum(1) if has_documents else None
     cache, outputs, start = Cache(), [], 0
@@ -206,7 +206,7 @@ def test_decoding_in_pieces_is_the_same_as_all_at_once(pieces, has_documents):
     torch.testing.assert_close(torch.cat(outputs, dim=1), layer(x, Context(documents=documents)), **EXACT)
 
 
-def test_packed_documents_are_the_same_as_each_alone_in_outputs_and_gradients():
+def test_packed_documents_equal_separate_ones_in_outputs_and_gradients():
     layer, gradient, lengths = build(), random(2, 14, H, seed=1), [[5, 1, 8], [2, 9, 3]]
     documents = torch.stack([torch.repeat_interleave(torch.tensor([3, 9, 4]), torch.tensor(row)) for row in lengths])
 
@@ -229,7 +229,7 @@ def test_packed_documents_are_the_same_as_each_alone_in_outputs_and_gradients():
 
 
 def test_time_steps_are_computed_in_float32_under_autocast():
-    """What is left after a hundred steps of their initial length; a bias in bfloat16 would be off by 2^-9 of 7."""
+    """The state after a hundred steps of the initial length; a bias in bfloat16 would differ by 2^-9 of 7."""
     layer, cache = materialize(Mamba2(H, head_size=1, state_size=2)), Cache()
     cache.states[layer] = torch.ones(1, 48, 1, 2)
     nothing = [torch.zeros(1, 100, *shape, dtype=torch.bfloat16) for shape in ((48, 1), (48,), (1, 2), (1, 2))]
@@ -265,7 +265,7 @@ def test_mamba2_under_autocast_stays_close_and_keeps_its_state_in_float32():
         assert (actual[name] - parameter.grad).norm() / parameter.grad.norm() < 0.05, name  # twice as many steps
 
 
-def test_without_a_norm_the_gate_stands_alone():
+def test_without_a_norm_only_the_gate_is_applied():
     layer, x = build(norm=None), random(2, 9, H)
     gated = []
     layer.output.register_forward_pre_hook(lambda module, inputs: gated.append(inputs[0]))
@@ -329,6 +329,6 @@ def test_flops_count_five_operations_an_entry_of_the_states():
         ({"head_size": 8, "lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Mamba2(H, **options)

@@ -1,4 +1,4 @@
-"""Mixtures of experts against transformers, a loop over tokens in float64, and one way to compute against the other."""
+"""Mixtures of experts against transformers and a float64 loop over tokens, and computation paths against each other."""
 
 import copy
 from functools import partial
@@ -23,7 +23,7 @@ from ml.models import LanguageModel, flops_per_token, materialize
 H, F = 24, 40
 PLAIN = partial(Linear, bias=False)
 
-# Both sides round in float32 and add up in another order, on outputs and gradients of order one to ten.
+# Both sides round in float32 with different summation orders, on outputs and gradients of order one to ten.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -32,7 +32,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def build(dtype=torch.float32, std=0.3, **options) -> MixtureOfExperts:
-    """With random values in every parameter, those that start at zero included."""
+    """Builds with random values in every parameter, including those initialized to zero."""
     options = {"num_experts": 6, "expert": partial(GatedMLP, intermediate_size=F), **options}
     layer = materialize(MixtureOfExperts(H, **options)).to(dtype)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def assert_same(actual, expected, **tolerance):
 
 
 def renamed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A weight of transformers under our names."""
+    """Returns a weight of transformers under Juniper's names."""
     if name == "experts.gate_up_proj":
         halves = {part: tensor.chunk(2, dim=1)[i] for i, part in enumerate(("gate", "up"))}
         return {
@@ -136,7 +136,7 @@ def test_outputs_and_gradients_are_those_of_transformers(block, config, options,
 
 
 def mixture_by_loops(layer: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
-    """One token after the other, through whole experts."""
+    """Computes one token at a time with whole experts."""
     rows = []
     for token in x.flatten(0, 1):
         scores = (layer.router.weight @ token).softmax(-1)
@@ -172,7 +172,7 @@ def test_the_mixture_equals_a_loop_over_tokens(options, row_multiple, monkeypatc
 
 
 def without_one(layer: MixtureOfExperts) -> MixtureOfExperts:
-    """No token goes to expert 2, where the first entry of a token is positive."""
+    """Routes no token to expert 2, if the first entry of each token is positive."""
     with torch.no_grad():
         layer.router.weight[2].zero_()[0] = -1000.0
     return layer
@@ -203,7 +203,7 @@ def both_paths(change=lambda layer: layer, **options) -> tuple[MixtureOfExperts,
 
 
 @pytest.mark.parametrize("options", PATHS.values(), ids=PATHS)
-def test_grouped_products_equal_one_expert_after_the_other(options):
+def test_grouped_products_equal_a_loop_over_experts(options):
     loop, grouped = both_paths(**options)
     x = random(2, 31, H)
     assert_same(outputs_and_gradients(grouped, x), outputs_and_gradients(loop, x), **CLOSE)
@@ -260,7 +260,7 @@ def test_bfloat16_errs_by_its_rounding(grouped, autocast):
         assert error < 4 * 2**-8, name  # roundings of 2^-9 of input, hidden state, output, gradient and some sums
 
 
-def test_on_the_cpu_in_16_bits_rows_are_filled_up_where_rows_are_all_the_same_to_the_expert():
+def test_on_the_cpu_in_16_bits_rows_are_padded_for_experts_that_process_rows_independently():
     seen = []
     layer = build(torch.bfloat16, grouped=False)
     for expert in layer.experts.in_order:
@@ -271,10 +271,10 @@ def test_on_the_cpu_in_16_bits_rows_are_filled_up_where_rows_are_all_the_same_to
     auxiliary = Auxiliary()
     inner(random(1, 50, H).bfloat16(), Context(auxiliary=auxiliary))
     loads = [load for router, load in auxiliary.loads if router is not inner.router]
-    assert sum(float(load.sum()) for load in loads) == 50 * 2  # of which none is a filling
+    assert sum(float(load.sum()) for load in loads) == 50 * 2  # none of them is padding
 
 
-def test_without_gradients_experts_without_tokens_are_left_out():
+def test_without_gradients_experts_without_tokens_are_skipped():
     layer, calls = build(grouped=False), []
     for expert in layer.experts.in_order:
         expert.register_forward_hook(lambda module, args, output: calls.append(module))
@@ -315,8 +315,8 @@ def test_what_cannot_be_grouped_is_refused_and_otherwise_computed_one_by_one(opt
     assert layer.experts.obstacle_to_grouping
 
 
-def test_grouped_products_do_not_wait_for_the_device():
-    """A fake tensor has no values that could be asked for."""
+def test_grouped_products_do_not_synchronize():
+    """A fake tensor has no values to read."""
     options = {"expert": ADAPTED, "shared_expert": MLP, "router": SigmoidRouter}
     with FakeTensorMode():
         x, auxiliary = torch.empty(2, 9, H, requires_grad=True), Auxiliary()
@@ -330,7 +330,7 @@ def test_grouped_products_do_not_wait_for_the_device():
 
 
 def test_experts_one_by_one_follow_shapes_without_values():
-    """Each expert then gets an even share, as far as shapes can tell, and every expert is called."""
+    """By shapes alone each expert gets an equal share, and every expert is called."""
     with FakeTensorMode():
         x = torch.empty(2, 9, H, requires_grad=True)
         layer = MixtureOfExperts(H, grouped=False, num_experts=4, experts_per_token=2)
@@ -351,7 +351,7 @@ def test_experts_one_by_one_follow_shapes_without_values():
         ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         MixtureOfExperts(H, **options)
 
@@ -385,7 +385,7 @@ def built(*bindings: str) -> LanguageModel:
         return load([], [MODEL, *bindings], root=LanguageModel).build(LanguageModel)
 
 
-def test_every_expert_and_every_layer_of_it_is_set_by_its_own_scope():
+def test_every_expert_and_each_of_its_layers_has_a_scope():
     model = built(
         "Linear.bias = False",
         "expert_3/up/Linear.bias = True",
@@ -436,7 +436,7 @@ def test_a_model_with_experts_trains_on_its_router_loss_too():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_flops_count_the_experts_that_a_token_passes():
+def test_flops_count_the_active_experts_of_a_token():
     expert = partial(GatedMLP, intermediate_size=F)
     layer = MixtureOfExperts(H, num_experts=10, experts_per_token=3, expert=expert)
     assert flops_per_token(layer, 7) == pytest.approx(6 * (3 * 3 * H * F + 10 * H))

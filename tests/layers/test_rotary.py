@@ -67,7 +67,7 @@ def test_frequencies_and_factors_are_those_of_transformers(rotary, options, thei
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_pairs_turn_by_the_angle_of_the_paper_and_the_rest_stays(fraction, interleaved):
+def test_pairs_rotate_by_the_angle_of_the_paper_and_other_channels_are_unchanged(fraction, interleaved):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 6, 2, 8, dtype=torch.float64, generator=generator)
     turned, _ = Rotary(8, theta=50.0, fraction=fraction, interleaved=interleaved)(x, x, None)
@@ -115,7 +115,7 @@ def test_in_two_dimensions_scores_depend_on_the_distance_in_rows_and_columns_alo
         (partial(TwoDimensionalRotary, 6), "head_size must be a multiple of 4"),
     ],
 )
-def test_wrong_options_are_named(build, message):
+def test_invalid_options_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

@@ -30,7 +30,7 @@ def random(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def choices(layer, x) -> dict[str, object]:
-    """What a training pass adds to the loss and counts."""
+    """Returns the losses and loads of a training pass."""
     auxiliary = Auxiliary()
     layer(x, Context(auxiliary=auxiliary))
     ((router, load),) = auxiliary.loads
@@ -40,7 +40,7 @@ def choices(layer, x) -> dict[str, object]:
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("experts_per_token", [1, 3, E])
-def test_softmax_router_takes_the_most_probable(normalize, experts_per_token):
+def test_softmax_router_selects_the_most_probable(normalize, experts_per_token):
     layer, x = build(SoftmaxRouter, experts_per_token, normalize=normalize).double(), random(40, H).double()
     weights, experts = layer(x)
     for t in range(len(x)):
@@ -62,7 +62,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("options", GROUPS.values(), ids=GROUPS)
-def test_sigmoid_router_chooses_by_score_and_bias_and_weights_by_score(options):
+def test_sigmoid_router_selects_by_score_plus_bias_and_weights_by_score(options):
     layer, x = build(SigmoidRouter, **options), random(60, H).double()
     layer.weight.data = layer.weight.data.double()
     weights, experts = layer(x)
@@ -96,7 +96,7 @@ def test_scores_are_computed_in_float32_whatever_the_model_computes_in(router):
 
 
 @pytest.mark.parametrize("router", [SoftmaxRouter, SigmoidRouter])
-def test_load_counts_the_choices_in_training_and_only_where_someone_asks(router):
+def test_load_counts_the_selections_in_training_and_only_on_request(router):
     layer, x = build(router), random(70, H)
     _, experts = layer(x)
     load = choices(layer, x)["load"]
@@ -163,7 +163,7 @@ def test_a_rate_of_zero_leaves_the_bias_as_it_is():
     assert torch.equal(layer.balance_bias, before)
 
 
-def test_the_bias_evens_out_a_skewed_router_and_no_weight_moves():
+def test_the_bias_balances_a_skewed_router_without_changing_weights():
     layer = build(SigmoidRouter, 2, num_experts=8, bias_update_rate=0.01)
     with torch.no_grad():
         layer.balance_bias.zero_()
@@ -226,6 +226,6 @@ def test_a_token_without_any_score_has_weights_of_zero():
         (SigmoidRouter, {"lr_scale": math.nan}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(router, options, message):
+def test_invalid_options_are_named(router, options, message):
     with pytest.raises(ValueError, match=message):
         MixtureOfExperts(H, num_experts=E, experts_per_token=3, router=partial(router, **options))

@@ -1,4 +1,4 @@
-"""A mixer that is another one in each step."""
+"""A mixer sampled in each step."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def draws(layer: StochasticMixer, count: int = 200) -> list[str]:
 
 
 @pytest.mark.parametrize(("options", "main"), [({}, "full"), ({"main": "short"}, "short")])
-def test_training_uses_the_one_that_was_drawn_and_the_rest_the_main_one(options, main):
+def test_training_uses_the_sampled_mixer_and_evaluation_the_main_one(options, main):
     layer, x = build(**options), torch.randn(2, 7, H)
     for name in draws(layer, 8):
         layer.drawn = name
@@ -33,7 +33,7 @@ def test_training_uses_the_one_that_was_drawn_and_the_rest_the_main_one(options,
         assert torch.equal(layer.eval()(x, Context()), getattr(layer, main)(x, Context()))
 
 
-def test_before_any_draw_the_main_one_is_used():
+def test_the_main_mixer_is_used_before_the_first_sample():
     layer, x = build(main="short"), torch.randn(2, 7, H)
     assert torch.equal(layer.train()(x, Context()), layer.short(x, Context()))
 
@@ -45,7 +45,7 @@ def test_draws_follow_the_weights_and_the_generator():
     assert draws(build(weights={"full": 1.0, "short": 9.0})).count("short") == pytest.approx(180, abs=17)
 
 
-def test_flops_are_those_that_are_expected():
+def test_flops_are_the_expected_value():
     layer = build(weights={"full": 1.0, "short": 3.0})
     alone = [flops_per_token(build(mixers={name: mixer}), 50) for name, mixer in MIXERS.items()]
     assert flops_per_token(layer, 50) == pytest.approx(0.25 * alone[0] + 0.75 * alone[1])
@@ -64,6 +64,6 @@ def test_flops_are_those_that_are_expected():
         ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)

@@ -1,4 +1,4 @@
-"""Patches against a strided convolution, and what stands between images and sequences."""
+"""Patch embedding against a strided convolution, and the image projector."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ CASES = {
 
 
 def build(constructor=PatchEmbedding, *shapes, **options) -> nn.Module:
-    """In float64, with weights that are all random."""
+    """Builds in float64, with all weights random."""
     layer = materialize(constructor(*(shapes or (H,)), **options)).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_patches_are_a_strided_convolution_with_the_same_weights(options):
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_positions_say_where_in_the_image_a_patch_is(options):
+def test_positions_encode_the_location_of_a_patch_in_the_image(options):
     layer = build(**{**options, "position": None, "num_channels": 1})
     size, places = layer.patch_size, layer.positions(torch.device("cpu"))
     assert places.shape == (layer.num_patches, 2)
@@ -88,7 +88,7 @@ def test_positions_are_as_many_as_patches_whatever_their_default():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_images_are_taken_in_the_type_of_the_weights(dtype):
+def test_images_are_converted_to_the_type_of_the_weights(dtype):
     layer = build(image_size=(4, 6), patch_size=2).to(dtype)
     assert layer(random_images(layer).float()).dtype == dtype
 
@@ -120,7 +120,7 @@ def test_images_of_another_shape_are_refused(shape, given):
         ({"lr_scale": -1.0}, "lr_scale must be at least 0"),
     ],
 )
-def test_wrong_options_of_patches_are_named(options, message):
+def test_invalid_options_of_patches_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         PatchEmbedding(H, **options)
 

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of models, which use the cases of the tests of layers."""
+"""Fixtures of the model tests, which use the cases of the layer tests."""
 
 import sys
 from pathlib import Path
@@ -12,5 +12,5 @@ sys.path.append(str(Path(__file__).parent.parent / "layers"))
 
 @pytest.fixture
 def materialized():
-    """Fills a model with the values of seed 0."""
+    """Initializes a model with seed 0."""
     return lambda model: materialize(model, "cpu", 0)

@@ -1,4 +1,4 @@
-"""Models of the transformers library by family: Juniper's model of each, and where its weights go."""
+"""Model families of the transformers library: Juniper's model of each, and the mapping of weights."""
 
 import math
 import re
@@ -78,7 +78,7 @@ WITH_FOUR_NORMS = {
 
 
 def rotary_of(parameters: dict) -> partial:
-    """The rotary embedding of transformers' `rope_parameters`."""
+    """Returns the rotary embedding of transformers' `rope_parameters`."""
     kind = {
         "default": Rotary, "linear": LinearRotary, "dynamic": DynamicRotary, "llama3": Llama3Rotary, "yarn": YarnRotary,
     }[parameters["rope_type"]]  # fmt: skip
@@ -137,7 +137,7 @@ def llama(config: LlamaConfig) -> LanguageModel:
 
 
 def qwen2(config) -> LanguageModel:
-    """Biases for query, key and value alone."""
+    """Biases for query, key and value only."""
     model = plain(config, linear=Linear)
     for block in model.decoder.blocks:
         block.mixer.output.bias = None
@@ -245,7 +245,7 @@ def qwen3_next(config: Qwen3NextConfig) -> LanguageModel:
 
 
 def mamba(config: MambaConfig | Mamba2Config) -> LanguageModel:
-    """Blocks of a state-space mixer and no MLP."""
+    """Blocks with a state-space mixer and no MLP."""
     norm = partial(RMSNorm, epsilon=config.layer_norm_epsilon)
     options = {
         "state_size": config.state_size,
@@ -264,7 +264,7 @@ def mamba(config: MambaConfig | Mamba2Config) -> LanguageModel:
 
 
 def tensors_of(oracle: nn.Module, model: LanguageModel, gradients: bool) -> dict[str, Tensor]:
-    """The weights of `oracle` and its buffers that are kept, or its gradients, under the names of `model`."""
+    """Returns the weights and persistent buffers of `oracle`, or its gradients, under the names of `model`."""
     config = oracle.config
     kinds = getattr(model.decoder, "kinds", [])
     four_norms = any("pre_feedforward" in name for name, _ in oracle.named_parameters())
@@ -287,7 +287,7 @@ def tensors_of(oracle: nn.Module, model: LanguageModel, gradients: bool) -> dict
 
 
 def _parts(name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """What transformers keeps as one and Juniper apart."""
+    """Splits tensors that transformers stores together and Juniper separately."""
     if name.endswith("kv_a_proj_with_mqa.weight"):
         sizes = (config.kv_lora_rank, config.qk_rope_head_dim)
         return dict(zip(("mixer.key_value_down.weight", "mixer.key_rotary.weight"), tensor.split(sizes), strict=True))

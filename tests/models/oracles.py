@@ -1,4 +1,4 @@
-"""Models of the transformers library, and the maps from their weights to Juniper's names."""
+"""Models of the transformers library, and the mapping of their weights to Juniper's names."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def rename(name: str, names: dict[str, str]) -> str:
 
 
 def llama_like(config: LlamaConfig) -> LanguageModel:
-    """Juniper's model of a `LlamaConfig`, on the meta device."""
+    """Returns Juniper's model of a `LlamaConfig`, on the meta device."""
     norm = partial(RMSNorm, epsilon=config.rms_norm_eps)
     attention = partial(
         Attention,
@@ -80,7 +80,7 @@ def llama_like(config: LlamaConfig) -> LanguageModel:
 
 
 def gpt2_like(config: GPT2Config) -> LanguageModel:
-    """Juniper's model of a `GPT2Config`, on the meta device."""
+    """Returns Juniper's model of a `GPT2Config`, on the meta device."""
     attention = partial(Attention, num_heads=config.n_head, rotary=None)
     mlp = partial(MLP, activation=partial(gelu, approximate="tanh"))
     block = partial(DecoderBlock, mixer=attention, mlp=mlp, normalization=LayerNorm)
@@ -96,7 +96,7 @@ def gpt2_like(config: GPT2Config) -> LanguageModel:
 
 
 def llama_tensors(oracle: LlamaForCausalLM, gradients: bool) -> dict[str, torch.Tensor]:
-    """The weights of `oracle`, or their gradients, under Juniper's names."""
+    """Returns the weights of `oracle`, or their gradients, under Juniper's names."""
     return {
         rename(name, LLAMA_NAMES): parameter.grad if gradients else parameter.detach()
         for name, parameter in oracle.named_parameters()
@@ -104,7 +104,7 @@ def llama_tensors(oracle: LlamaForCausalLM, gradients: bool) -> dict[str, torch.
 
 
 def gpt2_tensors(oracle: GPT2LMHeadModel, gradients: bool) -> dict[str, torch.Tensor]:
-    """As `llama_tensors`; GPT-2 stores its linear weights transposed, and query, key and value as one."""
+    """Like `llama_tensors`; GPT-2 stores linear weights transposed, and query, key and value together."""
     tensors = {}
     for name, parameter in oracle.named_parameters():
         tensor = parameter.grad if gradients else parameter.detach()
@@ -119,7 +119,7 @@ def gpt2_tensors(oracle: GPT2LMHeadModel, gradients: bool) -> dict[str, torch.Te
 
 
 def with_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Materializes `model` and copies `weights`, which must be all of its own and no more."""
+    """Materializes `model` and copies `weights`, which must match its parameters exactly."""
     materialize(model)
     model.load_state_dict(weights, strict=True)
     return model

@@ -5,7 +5,7 @@ import torch
 from oracles import gpt2_like, gpt2_tensors, llama_like, llama_tensors, with_weights
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-# Both sides round in float32 and add up in another order; the errors of logits and gradients of order one come out near
+# Both sides round in float32 with different summation orders. Errors of logits and gradients of order one are near
 # 1e-6, and ten times that leaves room for the deepest sums.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -38,7 +38,7 @@ def llama_oracle(seed: int, **changes) -> LlamaForCausalLM:
     oracle = LlamaForCausalLM(LlamaConfig(**settings))
     with torch.no_grad():
         for name, parameter in oracle.named_parameters():
-            if "norm" in name or "bias" in name:  # transformers starts them at 1 and 0, which would hide a mistake
+            if "norm" in name or "bias" in name:  # transformers initializes them to 1 and 0, which would hide a mistake
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return oracle
 

@@ -1,4 +1,4 @@
-"""What layers declare is asked, and what one of them does not declare is refused where it is needed, with its place."""
+"""Layer declarations: they are used, and a missing one is refused where it is needed, with its place."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ GREEDY = Sampler(temperature=0.0)
 
 
 class Undeclared(nn.Module):
-    """The mean of the tokens so far: a module like any other."""
+    """The mean of the tokens so far, without declarations."""
 
     def __init__(self, hidden_size):
         super().__init__()
@@ -45,7 +45,7 @@ class Undeclared(nn.Module):
 
 
 class Denying(Undeclared, Mixer):
-    """Declares that it can neither."""
+    """Declares that it supports neither decoding nor separate documents."""
 
 
 class UndeclaredConvolution(nn.Module):
@@ -63,7 +63,7 @@ class WithBuffer(Undeclared):
 
 
 def model_of(*mixers, **options) -> LanguageModel:
-    """A model with these mixers, one a block."""
+    """Returns a model with these mixers, one per block."""
     blocks = {f"kind_{i}": partial(DecoderBlock, mixer=mixer) for i, mixer in enumerate(mixers)}
     decoder = partial(Pattern, blocks=blocks, pattern=list(blocks))
     return LanguageModel(vocab_size=V, hidden_size=H, decoder=decoder, **options)
@@ -89,7 +89,7 @@ every_undeclared = pytest.mark.parametrize(("mixer", "beginning"), UNDECLARED.va
 
 
 @every_undeclared
-def test_what_does_not_decode_is_named_and_refused_with_a_cache(mixer, beginning):
+def test_a_mixer_that_does_not_decode_is_named_and_refused_with_a_cache(mixer, beginning):
     model = materialize(model_of(ATTENTION, mixer)).eval()
     obstacle = model.obstacle_to_decoding
     assert obstacle.startswith(beginning)
@@ -100,7 +100,7 @@ def test_what_does_not_decode_is_named_and_refused_with_a_cache(mixer, beginning
 
 
 @every_undeclared
-def test_what_does_not_separate_documents_is_named_and_refused_with_them(mixer, beginning):
+def test_a_mixer_that_does_not_separate_documents_is_named_and_refused_with_them(mixer, beginning):
     model, text = materialize(model_of(ATTENTION, mixer)), tokens(1, 6)
     assert model.obstacle_to_documents.startswith(beginning)
     documents = torch.tensor([[0, 0, 1, 1, 1, 1]])
@@ -133,7 +133,7 @@ class _Depth(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixers", [[Undeclared], [ATTENTION, Undeclared]], ids=["alone", "beside attention"])
-def test_generation_without_a_cache_is_that_of_each_prompt_alone_by_full_passes(mixers):
+def test_generation_without_a_cache_equals_full_passes_over_each_prompt(mixers):
     model = materialize(model_of(*mixers)).eval()
     prompts = [tokens(length).tolist() for length in (3, 7, 3, 1)]
     together = torch.stack(list(generate(model, prompts, 5, GREEDY)), dim=1)
@@ -168,7 +168,7 @@ def test_a_plain_module_trains_as_one_that_declares_everything():
 
 
 class OwnProducts(Mixer):
-    """Derives from the contract, and forgets its FLOPs."""
+    """A layer with the contract's base class but without FLOPs."""
 
     def __init__(self, hidden_size):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The whole model with a cache, and with documents told apart."""
+"""The whole model with a cache, and with separated documents."""
 
 from functools import partial
 
@@ -51,7 +51,7 @@ def tokens(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 @torch.no_grad()
-def test_tokens_one_by_one_have_the_logits_of_all_at_once(options):
+def test_tokens_one_by_one_have_the_logits_of_one_pass(options):
     model, text = build(**options), tokens(2, T)
     cache = Cache()
     pieces = [model(piece, cache=cache) for piece in text.split([5, 1, 1, 1, 4], dim=1)]
@@ -61,7 +61,7 @@ def test_tokens_one_by_one_have_the_logits_of_all_at_once(options):
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 @torch.no_grad()
-def test_padding_on_the_left_is_another_document_and_changes_nothing(options):
+def test_left_padding_is_a_separate_document_and_changes_nothing(options):
     model, prompts = build(**options), [tokens(1, 3), tokens(1, 7)]
     rows = torch.cat([torch.nn.functional.pad(prompt, (7 - prompt.shape[1], 0)) for prompt in prompts])
     documents = torch.cat([torch.arange(7)[None] >= 7 - prompt.shape[1] for prompt in prompts]).long()
@@ -75,7 +75,7 @@ def test_padding_on_the_left_is_another_document_and_changes_nothing(options):
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_packed_documents_have_the_loss_and_gradients_of_each_alone(options):
+def test_packed_documents_have_the_loss_and_gradients_of_separate_ones(options):
     model, text = build(**options), tokens(1, T)
     targets = tokens(1, T).flip(1)
     lengths = [4, 1, 7]
@@ -87,7 +87,7 @@ def test_packed_documents_have_the_loss_and_gradients_of_each_alone(options):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_to_both_sides_cannot_decode():
+def test_bidirectional_attention_cannot_decode():
     mixer = materialize(Attention(H, num_heads=4, causal=False))
     with pytest.raises(ValueError, match="not causal cannot decode"):
         mixer(torch.randn(1, 3, H), Context(cache=Cache()))
@@ -100,6 +100,6 @@ IMAGE_PARTS = {
 
 
 @pytest.mark.parametrize(("message", "mixer"), IMAGE_PARTS.items(), ids=IMAGE_PARTS)
-def test_what_is_made_for_images_is_refused_in_a_text(message, mixer):
+def test_layers_for_images_are_refused_for_text(message, mixer):
     with pytest.raises(ValueError, match=f"decoder {message}"):
         build(partial(Repeat, num_blocks=1, block=partial(DecoderBlock, mixer=mixer)))

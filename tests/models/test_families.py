@@ -1,4 +1,4 @@
-"""Logits, loss and every gradient of whole families of models against transformers, with its weights, in float32."""
+"""Logits, loss and every gradient of model families against transformers, with its weights, in float32."""
 
 import families
 import pytest
@@ -89,7 +89,7 @@ def oracle_of(name: str, changes: dict) -> torch.nn.Module:
     oracle = getattr(transformers, f"{name}ForCausalLM")(config_class(**{**SIZES, **changes}))
     with torch.no_grad():
         for key, tensor in (*oracle.named_parameters(), *oracle.named_buffers()):
-            if "norm" in key or "bias" in key:  # transformers starts them at 1 and 0, which would hide a mistake
+            if "norm" in key or "bias" in key:  # transformers initializes them to 1 and 0, which would hide a mistake
                 tensor.add_(torch.randn_like(tensor), alpha=0.2)
     return oracle.eval()
 

@@ -1,4 +1,4 @@
-"""Generated text: what is drawn against transformers, with a cache against without, many prompts against one."""
+"""Generation: sampling against transformers, cached against uncached, many prompts against one."""
 
 from functools import partial
 
@@ -58,7 +58,7 @@ def test_extreme_temperatures_have_finite_probabilities(temperature):
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(6))
 
 
-def test_a_temperature_of_zero_takes_the_likeliest():
+def test_a_temperature_of_zero_selects_the_most_likely_token():
     logits = random_logits()
     drawn = Sampler(0.0).draw(logits, torch.rand(6, dtype=torch.float64))
     assert torch.equal(drawn, logits.argmax(-1))
@@ -99,7 +99,7 @@ def build(decoder, seed=0, **options) -> LanguageModel:
     model = materialize(LanguageModel(vocab_size=V, hidden_size=H, decoder=decoder, **options), seed=seed).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3)  # so that the likeliest token is not a matter of rounding
+            parameter.mul_(3)  # so that the most likely token does not depend on rounding
     return model
 
 
@@ -109,7 +109,7 @@ def texts(model, prompts=PROMPTS, num_tokens=20, sampler=Sampler(0.0), seed=0, *
 
 @pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(0.9, top_p=0.9)], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("decoder", MODELS.values(), ids=MODELS)
-def test_text_with_a_cache_is_that_without_and_each_prompt_is_by_itself(decoder, sampler):
+def test_cached_text_equals_uncached_and_prompts_are_independent(decoder, sampler):
     model = build(decoder)
     expected = texts(model, sampler=sampler, use_cache=False)
     assert texts(model, sampler=sampler) == expected
@@ -118,7 +118,7 @@ def test_text_with_a_cache_is_that_without_and_each_prompt_is_by_itself(decoder,
 
 
 @pytest.mark.parametrize("case", MIXERS.values(), ids=MIXERS)
-def test_every_mixer_decodes_what_it_computes_at_once(case):
+def test_every_mixer_decodes_the_result_of_one_pass(case):
     model = build(partial(Repeat, num_blocks=2, block=partial(DecoderBlock, mixer=case)), seed=2)
     expected = texts(model, PROMPTS, 40, use_cache=False)
     assert texts(model, PROMPTS, 40) == expected
@@ -126,20 +126,20 @@ def test_every_mixer_decodes_what_it_computes_at_once(case):
 
 
 @pytest.mark.slow
-def test_a_thousand_tokens_are_those_without_a_cache():
+def test_a_thousand_tokens_equal_those_without_a_cache():
     window = partial(DecoderBlock, mixer=partial(ATTENTION, window_size=64))
     blocks = {**MODELS["hybrid"].keywords["blocks"], "window": window}
     model = build(partial(Pattern, blocks=blocks, pattern=list(blocks)))
     assert texts(model, [[1, 2, 3, 4]], 1020) == texts(model, [[1, 2, 3, 4]], 1020, use_cache=False)
 
 
-def test_a_shorter_text_is_the_start_of_a_longer_one():
+def test_a_shorter_text_is_a_prefix_of_a_longer_one():
     model = build(MODELS["attention"])
-    long = texts(model, sampler=Sampler(), num_tokens=300)  # numbers are drawn 256 at a time
+    long = texts(model, sampler=Sampler(), num_tokens=300)  # random numbers are drawn 256 at a time
     assert texts(model, sampler=Sampler(), num_tokens=20) == [text[:20] for text in long]
 
 
-def test_nothing_is_left_for_autograd_and_the_last_logits_alone_are_made():
+def test_generation_keeps_no_graph_and_computes_only_the_last_logits():
     model, tokens = build(MODELS["hybrid"]), torch.randint(0, V, (2, 9))
     (drawn,) = generate(model, tokens.tolist(), 1, Sampler())
     assert drawn.is_inference()
@@ -155,7 +155,7 @@ def test_choices_are_the_first_tokens_of_the_vocabulary():
     assert torch.tensor(texts(model, sampler=Sampler(3.0), num_tokens=60, num_choices=10)).max() < 10
 
 
-def test_seeds_change_what_is_drawn_and_nothing_else_does():
+def test_only_the_seed_changes_the_samples():
     model = build(MODELS["attention"])
     first = texts(model, sampler=Sampler(), seed=1)
     torch.manual_seed(5)

@@ -66,7 +66,7 @@ def test_parameters_that_a_sharding_replaces_keep_the_settings():
     assert settings(model) == EXPECTED
 
 
-def test_a_parameter_that_is_built_anew_has_its_new_settings():
+def test_a_parameter_that_is_built_again_has_its_new_settings():
     model = pair()
     adopt_settings(model)
     model["second"].weight = Parameter((2, 3), lr_scale=2.0)

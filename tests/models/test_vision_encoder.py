@@ -72,7 +72,7 @@ def test_the_encoder_is_the_one_of_siglip(changes):
     assert_same_encoder(siglip_like(config), weights, oracle, SIGLIP_NAMES, images, expected)
 
 
-def test_a_token_carries_its_part_of_the_work_on_one_image_a_sequence():
+def test_flops_of_a_token_are_its_share_of_one_image_per_sequence():
     patches, length = 6, 50
     sighted = partial(Attention, num_heads=2, causal=False, rotary=TwoDimensionalRotary)
     block = partial(DecoderBlock, mixer=sighted, mlp=partial(MLP, intermediate_size=24))

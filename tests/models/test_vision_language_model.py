@@ -115,7 +115,7 @@ def test_a_changed_image_changes_what_comes_after_it_in_its_row_and_nothing_else
 
 
 @torch.no_grad()
-def test_decoding_goes_on_from_images_and_reads_a_generated_image_token_as_a_token():
+def test_decoding_continues_after_images_and_reads_a_generated_image_token_as_a_token():
     model, layout = materialize(small()).eval(), ["iitttt", "tiittt"]
     tokens, images = tokens_of(layout), random_images(2)
     tokens = torch.cat((tokens, torch.tensor([[5], [7]])), dim=1)

@@ -1,4 +1,4 @@
-"""Vision models of the transformers library, and Juniper's constructors of the same."""
+"""Vision models of the transformers library, and Juniper's constructors of the same models."""
 
 from functools import partial
 
@@ -79,7 +79,7 @@ def as_is(in_features: int, out_features: int) -> nn.Module:
 
 
 def pixtral_like(config: PixtralVisionConfig, image_size: tuple[int, int], adapter=as_is) -> partial:
-    """The constructor of Juniper's encoder of a `PixtralVisionConfig`."""
+    """Returns the constructor of Juniper's encoder of a `PixtralVisionConfig`."""
     no_bias = partial(Linear, bias=False)
     rotary = partial(TwoDimensionalRotary, theta=config.rope_parameters["rope_theta"])
     attention = partial(Attention, num_heads=config.num_attention_heads, causal=False, rotary=rotary, linear=no_bias)
@@ -105,7 +105,7 @@ def pixtral_like(config: PixtralVisionConfig, image_size: tuple[int, int], adapt
 
 
 def siglip_like(config: SiglipVisionConfig) -> partial:
-    """The constructor of Juniper's encoder of a `SiglipVisionConfig`."""
+    """Returns the constructor of Juniper's encoder of a `SiglipVisionConfig`."""
     norm = partial(LayerNorm, epsilon=config.layer_norm_eps)
     attention = partial(Attention, num_heads=config.num_attention_heads, causal=False, rotary=None)
     mlp = partial(MLP, intermediate_size=config.intermediate_size, activation=partial(gelu, approximate="tanh"))
@@ -124,7 +124,7 @@ def siglip_like(config: SiglipVisionConfig) -> partial:
 
 
 def tensors(oracle: nn.Module, names: dict[str, str], gradients: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of `oracle`, or their gradients, under Juniper's names; a convolution as a matrix."""
+    """Returns the weights of `oracle`, or their gradients, under Juniper's names; a convolution as a matrix."""
     found = {
         rename(name, names): parameter.grad if gradients else parameter.detach()
         for name, parameter in oracle.named_parameters()
@@ -133,7 +133,7 @@ def tensors(oracle: nn.Module, names: dict[str, str], gradients: bool = False) -
 
 
 def unsettled(oracle: nn.Module) -> nn.Module:
-    """With norms and biases moved from the 1 and 0 of transformers, which would hide a mistake."""
+    """Changes norms and biases from the 1 and 0 of transformers, which would hide a mistake."""
     with torch.no_grad():
         for parameter in oracle.parameters():
             if parameter.dim() == 1:

@@ -1,4 +1,4 @@
-"""The picture: the data in its axes, its colours, and that nothing is cut off."""
+"""The figure: data in its axes, colors, and that nothing is clipped."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from ml.plots.series import parse_metrics, smooth
 
 @pytest.fixture
 def curve(tmp_path):
-    """A run of 60 logged steps, validated twice, as it would be drawn."""
+    """Returns a run of 60 logged steps with two validations."""
 
     def make(label, seed=0, **more):
         random = np.random.default_rng(seed)
@@ -39,14 +39,14 @@ def curve(tmp_path):
 
 
 def lines(axes):
-    """The lines of a panel by what they hold."""
+    """Returns the lines of a panel by content."""
     found = {}
     for line in axes.lines:
         found.setdefault(line.get_gid(), []).append(line)
     return found
 
 
-def test_the_axes_hold_what_was_measured(curve):
+def test_the_axes_have_the_measured_values(curve):
     (first, records), (second, others) = curve("first"), curve("second", seed=1)
     figure = draw([first, second], Style(window=5))
     loss, rate, speed = figure.axes
@@ -73,7 +73,7 @@ def test_the_axes_hold_what_was_measured(curve):
     assert speed.get_ylim()[0] == 0.0
 
 
-def test_the_legend_says_which_run_and_which_kind_of_line(curve):
+def test_the_legend_names_the_runs_and_the_kinds_of_lines(curve):
     figure = draw([curve("first")[0], curve("second", seed=1)[0]], Style(window=6))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
@@ -84,11 +84,11 @@ def test_the_legend_says_which_run_and_which_kind_of_line(curve):
     ]
 
 
-def test_names_are_no_formulas(curve, tmp_path):
+def test_names_are_not_parsed_as_formulas(curve, tmp_path):
     save(draw([curve(r"$\frac{$")[0], curve("_hidden", seed=1)[0]], Style()), tmp_path / "a.png")
 
 
-def test_without_smoothing_there_is_one_line_and_no_word_of_a_mean(curve):
+def test_without_smoothing_there_is_one_line_and_no_mean_in_the_legend(curve):
     loss = draw([curve("only")[0]], Style(window=1)).axes[0]
     assert "loss smoothed" not in lines(loss)
     assert lines(loss)["loss"][0].get_alpha() is None
@@ -112,7 +112,7 @@ def test_other_axes_scales_and_panels(curve):
     assert draw([curve("only")[0]], Style("step")).axes[0].get_xlabel() == "step"
 
 
-def test_a_panel_that_nobody_measured_is_left_out_and_one_below_zero_has_no_logarithm(curve):
+def test_a_panel_without_data_is_omitted_and_negative_values_have_no_logarithm(curve):
     only = curve("only", skipped=0)[0]
     bare = Curve("bare", type(only.metrics)(only.metrics.path, ({"step": 1, "tokens": 10, "loss": 2.0},)))
     assert len(draw([bare], Style()).axes) == 1
@@ -122,7 +122,7 @@ def test_a_panel_that_nobody_measured_is_left_out_and_one_below_zero_has_no_loga
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_nothing_is_cut_off(curve, tmp_path, count):
+def test_nothing_is_clipped(curve, tmp_path, count):
     long = "a_parameter_of_many_words=0.001  another_one_with_a_long_value=@Something"
     save(
         draw([curve(f"{long} {n}", seed=n)[0] for n in range(count)], Style(extra_metrics=("seconds",))),
@@ -140,13 +140,13 @@ def test_nothing_is_cut_off(curve, tmp_path, count):
 
 
 @pytest.mark.parametrize("count", [2, 5, 12])
-def test_runs_differ_in_grey_and_stand_out_from_white(count):
+def test_runs_differ_in_grayscale_and_from_white(count):
     luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours(count)]
     assert all(lighter - darker > 0.5 / count for darker, lighter in itertools.pairwise(luminance))
     assert max(luminance) < 0.75
 
 
-def test_a_file_of_an_unknown_format_or_in_no_folder_is_an_error(curve, tmp_path):
+def test_an_unknown_format_or_a_missing_folder_is_an_error(curve, tmp_path):
     with pytest.raises(UserError, match=r"must end in \.png"):
         check_format(tmp_path / "a.text")
     figure = draw([curve("only")[0]], Style())

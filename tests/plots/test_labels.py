@@ -1,4 +1,4 @@
-"""What runs are called."""
+"""Labels of runs."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("bindings", "labels"), CASES.values(), ids=CASES)
-def test_runs_are_called_by_what_differs(bindings, labels):
+def test_labels_are_the_differing_settings(bindings, labels):
     found = label_configs([ml.load("recipes/tiny.gin", lines).operative for lines in bindings])
     if labels is None:
         assert len(set(found)) == len(found)
@@ -47,13 +47,13 @@ def test_runs_are_called_by_what_differs(bindings, labels):
         assert found == labels
 
 
-def test_a_value_that_is_set_counts_as_one_that_is_the_default():
+def test_an_explicit_value_equals_the_same_default():
     plain, explicit = ml.load("recipes/tiny.gin"), ml.load("recipes/tiny.gin", ["Trainer.seed = 0"])
     assert settings(explicit.operative)["Trainer.seed"] == ("0", True)
     assert label_configs([plain.operative, explicit.operative]) == ["", ""]
 
 
-def test_a_label_that_would_be_too_long_has_only_what_is_needed():
+def test_a_long_label_has_only_the_necessary_settings():
     first = "".join(f"A.parameter_{n} = {n}\n" for n in range(12))
     texts = [f"juniper.layer = 'file'\n{first}", f"juniper.layer = 'file'\n{first.replace(' = ', ' = 7')}"]
     assert label_configs(texts) == ["parameter_0=0", "parameter_0=70"]
@@ -70,12 +70,12 @@ def folders(tmp_path):
     return write
 
 
-def test_runs_of_one_configuration_are_told_apart_by_their_folders(folders):
+def test_runs_with_one_configuration_are_labeled_by_their_folders(folders):
     one, two = "A.b = 1\n", "A.b = 2\n"
     assert label_runs(folders(x=one, y=one, z=two)) == ["b=1 (x)", "b=1 (y)", "b=2"]
 
 
-def test_a_single_run_has_the_name_of_its_folder_and_equal_names_their_paths(folders, tmp_path, monkeypatch):
+def test_a_single_run_has_its_folder_name_and_equal_names_become_paths(folders, tmp_path, monkeypatch):
     (x,) = folders(x="A.b = 1\n")
     assert label_runs([x]) == ["x"]
     monkeypatch.chdir(tmp_path)
@@ -85,12 +85,12 @@ def test_a_single_run_has_the_name_of_its_folder_and_equal_names_their_paths(fol
     assert label_runs([Path("x"), Path("there/x")]) == ["x", "there/x"]
 
 
-def test_an_operative_config_that_cannot_be_read_is_an_error(tmp_path):
+def test_an_unreadable_operative_config_is_an_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         label_runs([tmp_path])
 
 
-def test_keys_are_as_short_as_they_can_be():
+def test_keys_are_as_short_as_possible():
     keys = ["AdamW.learning_rate", "A.x", "B.x", "query/Linear.bias", "key/Linear.bias", "WIDTH"]
     assert short_keys(keys) == {
         "AdamW.learning_rate": "learning_rate",
@@ -102,6 +102,6 @@ def test_keys_are_as_short_as_they_can_be():
     }
 
 
-def test_what_is_too_long_loses_its_middle():
+def test_a_long_text_loses_its_middle():
     assert shorten("abcdefghij", 10) == "abcdefghij"
     assert shorten("abcdefghijk", 10) == "abcde…hijk"

@@ -1,4 +1,4 @@
-"""From metrics.jsonl to points."""
+"""Series of points from metrics.jsonl."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def line(step, **values):
     return json.dumps({"step": step, "tokens": 100 * step, **values}).encode() + b"\n"
 
 
-def test_a_series_has_the_points_where_both_axes_were_measured(run):
+def test_a_series_has_the_points_with_values_on_both_axes(run):
     metrics = read_metrics(run(line(1, loss=5.0), line(2, loss=4.0, validation_loss=4.5), line(3, validation_loss=4)))
     points = series(metrics, "loss", "tokens")
     assert points.x.tolist() == [100.0, 200.0]
@@ -40,7 +40,7 @@ def test_a_series_has_the_points_where_both_axes_were_measured(run):
     assert metrics.warning is None
 
 
-def test_inner_objects_are_named_after_both_and_what_is_no_number_is_left_out(run):
+def test_nested_metrics_have_joined_names_and_non_numbers_are_skipped(run):
     metrics = read_metrics(
         run(line(1, routers={"decoder.block_0": {"entropy": 0.5}}, note="text", is_new=True, loss=math.nan))
     )
@@ -58,14 +58,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("lines", "broken", "warning"), BROKEN.values(), ids=BROKEN)
-def test_broken_lines_are_left_out_and_named(run, lines, broken, warning):
+def test_malformed_lines_are_skipped_and_reported(run, lines, broken, warning):
     metrics = read_metrics(run(*lines))
     assert metrics.broken_lines == broken
     assert metrics.records[0] == {"step": 1, "tokens": 100}
     assert warning in metrics.warning
 
 
-def test_no_run_and_no_metrics_are_told_apart(run, tmp_path):
+def test_a_missing_run_and_missing_metrics_are_distinct_errors(run, tmp_path):
     with pytest.raises(UserError, match=r"there is no run in .*nowhere: it has no operative_config\.gin"):
         read_metrics(tmp_path / "nowhere")
     with pytest.raises(UserError, match="has no metrics yet"):
@@ -80,7 +80,7 @@ def test_no_run_and_no_metrics_are_told_apart(run, tmp_path):
         parse_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_an_unknown_metric_is_an_error_that_says_what_there_is(run):
+def test_an_unknown_metric_is_an_error_that_lists_the_metrics(run):
     metrics = read_metrics(run(line(1, grad_norm=1.0, routers={"a": {"entropy": 0.5}})))
     require_metric("grad_norm", [metrics])
     with pytest.raises(UserError, match=r"did you mean 'grad_norm'\? There are step, tokens, grad_norm, routers/\*"):
@@ -90,7 +90,7 @@ def test_an_unknown_metric_is_an_error_that_says_what_there_is(run):
 
 
 def smoothed_by_hand(values, window):
-    """Definition by loops: a mean of as many on both sides, and a least-squares line at the end."""
+    """Definition by loops: a centered mean, and a least-squares line at the end."""
     half = (min(window, len(values)) - 1) // 2
     size = 2 * half + 1
     result = []
@@ -108,6 +108,6 @@ def test_smoothing_is_a_centered_mean_that_ends_in_a_line(window, count):
     np.testing.assert_allclose(smooth(values, window), smoothed_by_hand(values, window), atol=1e-12)
 
 
-def test_smoothing_leaves_a_straight_line_where_it_is():
+def test_smoothing_does_not_change_a_straight_line():
     values = 3.0 - 0.25 * np.arange(30)
     np.testing.assert_allclose(smooth(values, 9), values, atol=1e-12)

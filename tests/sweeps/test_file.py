@@ -1,4 +1,4 @@
-"""The file of a sweep: what it means and what is wrong with it."""
+"""Sweep files: meaning and errors."""
 
 import tomllib
 
@@ -44,12 +44,12 @@ def test_a_grid_is_every_combination_with_the_last_key_fastest(read):
     assert {member.gin_files for member in sweep.members} == {("recipes/tiny.gin",)}
 
 
-def test_keys_may_stand_without_quotes_and_macros_are_keys(read):
+def test_keys_may_be_unquoted_and_macros_are_keys(read):
     sweep = read(f"{HEAD}[grid]\nAdamW.learning_rate = [1e-3]\nAdamW.weight_decay = [0.1]\nWIDTH = [64]")
     assert statements(sweep.members[0]) == ["AdamW.learning_rate = 0.001", "AdamW.weight_decay = 0.1", "WIDTH = 64"]
 
 
-def test_a_list_is_one_after_another_and_with_a_grid_each_with_all_of_it(read, tmp_path):
+def test_a_list_is_in_order_and_combined_with_the_whole_grid(read, tmp_path):
     (tmp_path / "mine.gin").touch()
     text = (
         f"{HEAD}[[list]]\nname = 'as it is'\n[[list]]\ngin_bindings = ['Trainer.seed = 1', 'Linear.bias = True']\n"
@@ -137,12 +137,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_said_with_its_place(read, text, message):
+def test_an_error_is_reported_with_its_place(read, text, message):
     with pytest.raises(UserError, match=message):
         read(text)
 
 
-def test_a_file_that_is_not_there_or_no_text_is_an_error(tmp_path):
+def test_a_missing_or_binary_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there is no sweep file"):
         read_sweep(tmp_path / "nowhere.toml")
     (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
@@ -155,7 +155,7 @@ def test_the_flags_that_all_members_share(read):
     assert (sweep.gin_search_path, sweep.init_from, sweep.allow_unused_bindings) == (("a",), "b", True)
 
 
-def test_names_are_fit_for_a_shell_and_a_file_system():
+def test_names_are_valid_in_a_shell_and_a_file_system():
     assert name_of(["mixer=@Mamba2", "paths=['a/b.txt', \"c d\"]"]) == "mixer=Mamba2,paths=a.b.txt,c_d"
     assert name_of(["..", "/"]) not in (".", "..")
     assert not name_of(["-rf"]).startswith("-")
@@ -163,7 +163,7 @@ def test_names_are_fit_for_a_shell_and_a_file_system():
     assert name_of(["x" * 500]) != name_of(["x" * 501])
 
 
-def test_names_that_would_be_equal_are_told_apart_and_do_not_depend_on_the_others():
+def test_equal_names_are_disambiguated_independently_of_the_others():
     first = names_of([["a b"], ["a_b"], ["A_B"], ["c"]])
     assert len({name.lower() for name in first}) == 4
     assert first[3] == "c"

@@ -1,4 +1,4 @@
-"""What is found out before the first run: the configurations, the folders, the commands."""
+"""Checks before the first run of a sweep: configurations, folders, commands."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ def test_every_member_has_its_configuration_and_nothing_is_written(planned, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_typo_in_one_member_is_found_with_its_name_and_its_place(planned):
+def test_a_typo_in_one_member_is_reported_with_its_name_and_place(planned):
     entries = "".join(f"[[list]]\nname = 'm{n}'\ngin_bindings = ['Trainer.seed = {n}']\n" for n in range(1, 7))
     with pytest.raises(UserError) as error:
         planned(
@@ -48,7 +48,7 @@ def test_a_typo_in_one_member_is_found_with_its_name_and_its_place(planned):
     assert "m6" not in message
 
 
-def test_what_is_wrong_with_all_is_said_once(planned):
+def test_an_error_of_all_members_is_reported_once(planned):
     with pytest.raises(UserError) as error:
         planned(f"{HEAD}gin_bindings = ['Trainer.sed = 1']\n[grid]\nAdamW.learning_rate = [0.1, 0.2, 0.3]")
     assert str(error.value).count("no parameter 'sed'") == 1
@@ -57,7 +57,7 @@ def test_what_is_wrong_with_all_is_said_once(planned):
         planned(f"{HEAD}[grid]\nAdamW.learning_rate = [0.1, '@Linear']")
 
 
-def test_the_same_run_twice_is_refused(planned):
+def test_two_equal_runs_are_refused(planned):
     text = f"{HEAD}[[list]]\nname = 'a'\n[[list]]\nname = 'b'\ngin_bindings = 'Trainer.num_steps = 20'"
     with pytest.raises(UserError, match="a and b are the same run"):
         planned(text)
@@ -90,7 +90,7 @@ def test_commands_survive_a_shell(planned, tmp_path):
     assert shown.stdout.removesuffix("\0").split("\0") == command
 
 
-def test_a_source_of_weights_that_is_no_run_is_an_error(planned):
+def test_init_from_without_a_run_is_an_error(planned):
     with pytest.raises(UserError, match="there is no run in nowhere"):
         planned(f"{HEAD}init_from = 'nowhere'\n[grid]\nTrainer.seed = [1]")
 
@@ -105,5 +105,5 @@ FILES = {
 
 
 @pytest.mark.parametrize("text", FILES.values(), ids=FILES)
-def test_the_files_of_the_guide_and_the_shipped_ones_are_right(planned, text):
+def test_the_files_of_the_guide_and_the_shipped_ones_are_valid(planned, text):
     assert len(planned(text)) > 1

@@ -16,7 +16,7 @@ from ml.training.run_folder import RunFolder
 
 
 class Recorder:
-    """Stands for a process and notes the signals that it is sent."""
+    """Replaces a process and records its signals."""
 
     def __init__(self):
         self.signals = []
@@ -35,12 +35,12 @@ def test_signals_are_passed_on_to_the_run(sent, received):
     with stop.listening():
         os.kill(os.getpid(), sent)
         assert stop.process.signals == [received]
-        os.kill(os.getpid(), sent)  # a second Ctrl-C makes the run leave at once
+        os.kill(os.getpid(), sent)  # a second Ctrl-C makes the run exit immediately
         assert stop.process.signals == [received] * 2
     assert stop.is_asked
 
 
-def test_what_nohup_started_goes_on_when_its_terminal_closes():
+def test_a_sweep_under_nohup_continues_when_its_terminal_closes():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         stop = Stop()
@@ -51,7 +51,7 @@ def test_what_nohup_started_goes_on_when_its_terminal_closes():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
+def test_two_sweeps_cannot_use_one_folder(tmp_path):
     with locked(tmp_path), pytest.raises(RunFailure, match="another sweep is at work"):
         run_members(None, [], tmp_path, Watcher())
     assert run_members(None, [], tmp_path, Watcher()) == ([], False)
@@ -59,7 +59,7 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    """Members whose processes run a line of Python instead of a training."""
+    """Members whose processes run a line of Python instead of training."""
 
     def make(**lines):
         monkeypatch.setattr(PlannedRun, "command", lambda run, sweep: [sys.executable, "-c", lines[run.member.name]])
@@ -69,7 +69,7 @@ def planned(tmp_path, monkeypatch):
     return make
 
 
-def test_a_run_that_is_stopped_before_it_can_save_did_not_fail(planned, tmp_path):
+def test_a_run_stopped_before_its_first_checkpoint_did_not_fail(planned, tmp_path):
     class StopAtOnce(Watcher):
         def looked(self, number, run, line):
             os.kill(os.getpid(), signal.SIGINT)
@@ -80,7 +80,7 @@ def test_a_run_that_is_stopped_before_it_can_save_did_not_fail(planned, tmp_path
     assert not (tmp_path / "b").exists()
 
 
-def test_the_reason_is_the_last_line_with_something_in_it(planned, tmp_path):
+def test_the_reason_is_the_last_nonempty_line(planned, tmp_path):
     lines = {
         "a": "print('x' * 9000); print('the disk is full'); print(); exit(1)",
         "b": "import os; os.kill(os.getpid(), 9)",

@@ -1,4 +1,4 @@
-"""The members side by side."""
+"""Tables of sweep members."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from ml.training.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def states():
-    """Three members: one that finished better than another, and one that failed early."""
+    """Three members: one finished with the best loss, one finished, one failed early."""
     config = ml.load("recipes/tiny.gin")
 
     def state(name, rate, status, records, **more):
@@ -39,7 +39,7 @@ def names(states):
     return [state.run.member.name for state in states]
 
 
-def test_members_are_sorted_by_the_last_value_and_those_without_come_last(states):
+def test_members_are_sorted_by_the_last_value_and_missing_values_come_last(states):
     assert table.default_order(states) == "validation_loss"
     assert names(table.in_order(states, "validation_loss")) == ["c", "a", "b"]
     assert names(table.in_order(states, "-loss")) == ["c", "b", "a"]
@@ -64,7 +64,7 @@ def test_the_table_for_a_terminal(states):
     ]
 
 
-def test_the_table_as_csv_has_everything_that_was_measured(states):
+def test_the_csv_table_has_every_metric(states):
     rows = list(csv.DictReader(io.StringIO(table.as_csv(states))))
     assert [row["member"] for row in rows] == ["a", "b", "c"]
     assert rows[2]["grad_norm"] == "0.25"
@@ -72,7 +72,7 @@ def test_the_table_as_csv_has_everything_that_was_measured(states):
     assert (rows[1]["status"], rows[1]["exit_code"], rows[1]["validation_loss"]) == ("failed", "1", "")
 
 
-def test_the_json_tells_how_each_was_made_and_what_became_of_it(states):
+def test_the_json_has_the_settings_and_the_result_of_each_member(states):
     sweep = Sweep(Path("sweep.toml"), tuple(state.run.member for state in states))
     content = table.as_json(sweep, states)
     assert content["file"] == "sweep.toml"
@@ -90,7 +90,7 @@ def test_the_json_tells_how_each_was_made_and_what_became_of_it(states):
     }
 
 
-def test_exit_codes_are_said_in_words():
+def test_exit_codes_are_described_in_words():
     assert [exit_text(code) for code in (1, -9, -15, -300)] == [
         "exit code 1",
         "killed by SIGKILL",

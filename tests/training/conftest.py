@@ -1,4 +1,4 @@
-"""A run small enough for a test: a real model of a few hundred weights on a short text."""
+"""A run small enough for tests: a real model with a few hundred weights on a short text."""
 
 import io
 

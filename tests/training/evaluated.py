@@ -1,4 +1,4 @@
-"""A small model with random weights, and what it predicts by brute force: one token at a time, in float64."""
+"""A small model with random weights, and its predictions by brute force: one token at a time, in float64."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def small_model(**options) -> LanguageModel:
 
 @torch.no_grad()
 def nats_by_hand(model: LanguageModel, before: list[int], token: int) -> tuple[float, int]:
-    """What `token` costs after the tokens `before`, and which one would have cost the least."""
+    """Returns the loss of `token` after the tokens `before`, and the most likely token."""
     logits = model.double()(torch.tensor([before]))[0, -1]
     model.float()
     return -F.log_softmax(logits, dim=-1)[token].item(), int(logits.argmax())

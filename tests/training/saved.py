@@ -1,4 +1,4 @@
-"""What lies in checkpoints, read by torch's own converter."""
+"""Contents of checkpoints, read by torch's converter."""
 
 import tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ def trained_model(trainer, folder, step=None):
 
 
 def untimed(records):
-    """Records of metrics without what is another one each time."""
+    """Returns records of metrics without values that depend on time."""
     return [{key: value for key, value in record.items() if key not in MACHINE_METRICS} for record in records]
 
 
@@ -32,7 +32,7 @@ def saved_tensors(checkpoint):
 
 
 def saved_bits(checkpoint):
-    """Their types, shapes and bytes."""
+    """Returns their types, shapes and bytes."""
     return {
         name: (tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in saved_tensors(checkpoint).items()

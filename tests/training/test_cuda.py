@@ -1,4 +1,4 @@
-"""What is promised of a CUDA device; skipped where there is none."""
+"""Tests that need a CUDA device; skipped without one."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_training_follows_the_cpu(tiny):
 @pytest.mark.parametrize("precision", ["Float32", "MixedBFloat16", "PureBFloat16"])
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Lion", "Muon", "Adafactor"])
 @pytest.mark.parametrize("further", ["", SKIP_AND_AVERAGE])
-def test_a_step_never_waits_for_the_device(tiny, precision, optimizer, further):
+def test_a_step_never_synchronizes(tiny, precision, optimizer, further):
     trainer = tiny(f"Trainer.precision = @{precision}", f"Trainer.optimizer = @{optimizer}", further)
     dataset, state = trainer.open_data().training, trainer.start(CUDA)
     batches = [[b.pinned() for b in trainer.batches(dataset, step)] for step in (1, 2, 3)]

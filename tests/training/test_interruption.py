@@ -65,7 +65,7 @@ ENDLESS = "Trainer.num_steps = 1000000"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_cleanly_and_the_run_goes_on_from_there(begin, tmp_path, number):
+def test_a_signal_saves_and_exits_cleanly_and_the_run_resumes(begin, tmp_path, number):
     process = begin(ENDLESS, "Checkpoints.every = None")
     process.send_signal(number)
     output, errors = process.communicate(timeout=30)
@@ -92,7 +92,7 @@ def wait_until(condition, process):
 
 
 @pytest.mark.slow
-def test_sigusr1_saves_and_the_run_goes_on(begin, tmp_path):
+def test_sigusr1_saves_and_the_run_continues(begin, tmp_path):
     process = begin(ENDLESS, "Checkpoints.every = None")
     process.send_signal(signal.SIGUSR1)
     wait_until(lambda: checkpoints(tmp_path), process)

@@ -1,4 +1,4 @@
-"""Warnings before a run: memory that is not there, data that is read too often."""
+"""Warnings before a run: too little memory, data read too often."""
 
 import re
 from types import SimpleNamespace

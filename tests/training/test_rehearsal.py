@@ -1,4 +1,4 @@
-"""What is found before a run by one pass that follows shapes alone."""
+"""Errors found before a run by one pass on the meta device."""
 
 from pathlib import Path
 
@@ -189,7 +189,7 @@ def test_equal_blocks_are_run_once():
     assert len(calls) == 2  # block_4, and one of the others
 
 
-def test_nothing_is_left_behind():
+def test_the_pass_leaves_no_state():
     state = torch.get_rng_state()
     config = ml.load(TINY, ["DecoderBlock.mixer = @Draws"])
     assert torch.equal(torch.get_rng_state(), state)

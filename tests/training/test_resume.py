@@ -1,4 +1,4 @@
-"""A run that was stopped and went on is the run that never stopped, to the last bit."""
+"""A resumed run is bitwise identical to an uninterrupted run."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from ml.training.signals import Requests
 
 
 def stop_after(monkeypatch, steps):
-    """Stands for a signal that comes in the middle of a step, the last of so many."""
+    """Stops after so many steps, like a signal in the middle of a step."""
     requests, taken, take_step = Requests(), itertools.count(1), loop.train_step
 
     def take(*arguments):
@@ -27,7 +27,7 @@ def stop_after(monkeypatch, steps):
 
 
 def what_it_learned(folder, step):
-    """The tensors and counts of a checkpoint, to the last bit, and every metric that is not a time."""
+    """Returns the tensors and counts of a checkpoint, bitwise, and every metric except times."""
     checkpoint = folder.checkpoints / f"step_{step}"
     (counts,) = untimed([read_counts(checkpoint)])
     return saved_bits(checkpoint), counts, untimed(folder.metrics())

@@ -1,4 +1,4 @@
-"""The files of a run."""
+"""Files of a run folder."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def test_the_configuration_is_written_and_read_back(run):
     ]
 
 
-def test_metrics_are_in_the_file_at_once_and_a_line_cut_off_is_left_out(run):
+def test_metrics_are_flushed_and_a_truncated_line_is_skipped(run):
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "loss": 1.0 / step})
     with run.metrics_file.open("a") as file:

@@ -1,4 +1,4 @@
-"""Training with what changes from step to step, with routers, adapters, a teacher, and frozen parts."""
+"""Training with stochastic layers, routers, adapters, a teacher, and frozen parts."""
 
 import json
 

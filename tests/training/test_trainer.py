@@ -1,4 +1,4 @@
-"""The trainer is settings: running it changes nothing of it."""
+"""`Trainer` is immutable settings: a run does not change it."""
 
 import pytest
 import torch

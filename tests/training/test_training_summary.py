@@ -1,4 +1,4 @@
-"""What a dry run says about how the parameters are trained."""
+"""Training summary of a dry run."""
 
 import re
 
@@ -13,7 +13,7 @@ def lines_of(trainer):
     return [re.split(r"\s{2,}", line) for line in summarize_training(trainer).splitlines()]
 
 
-def test_every_group_has_a_line_with_who_trains_it_and_the_frozen_ones_are_named(tiny):
+def test_every_group_has_a_line_with_its_optimizer_and_frozen_groups_are_named(tiny):
     trainer = tiny("Trainer.optimizer = @Muon", "block_0/DecoderBlock.lr_scale = 0.0", "mlp/Linear.lr_scale = 0.5")
     lines = lines_of(trainer)
     rows = [line for line in lines if line[0] in ("Muon", "AdamW", "nothing (frozen)")]

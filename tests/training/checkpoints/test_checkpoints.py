@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and damage is noticed."""
+"""Checkpoints are complete or absent, and damage is detected."""
 
 import errno
 import os
@@ -86,7 +86,7 @@ def test_every_kind_of_damage_to_every_file_is_named_and_the_one_before_is_used(
     assert newest_checkpoint(finished.checkpoints, pytest.fail) == newest
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_replaces_it(finished, tiny, run_in):
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_and_replaces_it(finished, tiny, run_in):
     expected = saved_bits(finished.checkpoints / "step_12")
     truncate(finished.checkpoints / "step_12/__0_0.distcp")
     folder, outcome, printed = run_in(tiny())
@@ -106,7 +106,7 @@ def test_a_run_with_no_usable_checkpoint_does_not_start_again_by_itself(finished
     assert finished.metrics() == before
 
 
-def test_what_a_crash_left_half_written_is_named_and_removed(finished, tiny, run_in):
+def test_an_unfinished_write_of_a_crash_is_named_and_removed(finished, tiny, run_in):
     leftover = finished.checkpoints / ".step_16.tmp"
     shutil.copytree(finished.checkpoints / "step_12", leftover)
     _, outcome, printed = run_in(tiny())
@@ -168,7 +168,7 @@ def test_a_full_disk_is_a_clear_message_and_leaves_the_last_checkpoint(tiny, run
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step_12", "step_4", "step_8"]
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+def test_a_failed_write_leaves_no_files(tmp_path):
     def write(folder):
         (folder / "half").write_text("x")
         raise OSError(errno.EIO, "Input/output error")

@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside training."""
+"""Asynchronous checkpoints."""
 
 import io
 import threading
@@ -99,7 +99,7 @@ def test_a_needless_option_is_refused(tiny):
 
 @pytest.fixture
 def source(tiny, run_in):
-    """The checkpoint of a run with two blocks and a head of its own."""
+    """The checkpoint of a run with two blocks and a separate head."""
     folder, _, _ = run_in(tiny("LanguageModel.tie_word_embeddings = False"), "source")
     return folder.checkpoints / "step_12"
 
@@ -136,7 +136,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny, source):
         read_weights(source, tiny(UNTIED).start(CPU).model, may_differ=["heda.*"])
 
 
-def test_a_run_says_what_it_starts_from_and_what_it_does_not(tiny, run_in, source, tmp_path):
+def test_a_run_reports_its_initial_weights_and_the_missing_ones(tiny, run_in, source, tmp_path):
     trainer = tiny(UNTIED, "Repeat.num_blocks = 3")
     folder = ml.training.RunFolder(tmp_path / "next")
     stream = io.StringIO()

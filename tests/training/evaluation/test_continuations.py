@@ -1,4 +1,4 @@
-"""Texts as they grow: whole characters, stop texts wherever tokens are cut, and nothing shown that is taken back."""
+"""Streamed texts: whole characters, stop texts across tokens, and no retracted output."""
 
 import itertools
 
@@ -68,7 +68,7 @@ def test_what_may_begin_a_stop_text_is_held_back_and_no_more():
     assert grown(streamed, b"xEExEN") == ["x", "x", "xE", "xEEx", "xEEx", "xEEx", "xEExEN"]
 
 
-def test_a_tokenizer_that_begins_texts_in_another_way_goes_on_with_a_space():
+def test_a_tokenizer_with_another_first_token_continues_with_a_space():
     assert grown(StreamedText(Words(), [0]), [1, 2, 3, 4])[-1] == " me Ishmael."
     assert grown(StreamedText(Words(), []), [0, 1])[-1] == "Call me"
 
@@ -90,7 +90,7 @@ def test_tokens_that_the_tokenizer_does_not_have_are_never_drawn():
     assert max(int(token) for token in generate(model, [b"one"], 60, Sampler(5.0))) >= 100
 
 
-def test_prompts_that_are_empty_start_behind_a_separator():
+def test_an_empty_prompt_starts_after_a_separator():
     tokenizer = ByteTokenizer()
     assert encode_prompt("ab", tokenizer, Separator.of(tokenizer, None)) == [97, 98]
     assert encode_prompt("", tokenizer, Separator.of(tokenizer, None)) == [0]

@@ -1,4 +1,4 @@
-"""The adapter for the lm-evaluation-harness against brute force, asked by itself and by tasks from local files."""
+"""The adapter of the lm-evaluation-harness against brute force, called directly and by tasks from local files."""
 
 import json
 from types import SimpleNamespace
@@ -131,7 +131,7 @@ def test_generation_is_that_of_the_model_and_loses_the_beginning_of_what_is_too_
         assert text == expected
 
 
-def test_what_a_task_asks_and_is_not_there_is_said(adapter):
+def test_an_unsupported_request_of_a_task_is_an_error(adapter):
     with pytest.raises(UserError, match="generates with num_beams, which is not supported"):
         adapter.generate_until([request("x", {"num_beams": 4})])
     from ml.training.evaluation.harness import HarnessModel

@@ -89,7 +89,7 @@ def by_hand(model, tokens, length=16):
 
 @pytest.fixture
 def books(tmp_path, monkeypatch):
-    """A text of its own in the working folder."""
+    """A text in a separate file of the working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books.txt").write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 5)
     return tmp_path / "books.txt"
@@ -112,7 +112,7 @@ def test_sets_by_name_have_their_own_data_and_rhythm(tiny, run_in, books):
     assert records[12]["validation_books_bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-5)
 
 
-def test_a_set_counts_the_bytes_of_its_own_tokenizer(tiny, books, monkeypatch):
+def test_a_set_counts_bytes_with_its_tokenizer(tiny, books, monkeypatch):
     trainer = tiny(NAMED)
     trainer.validations["books"].own_data.tokenizer = OtherUnits()
     state = trainer.start(CPU)

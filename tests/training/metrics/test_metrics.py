@@ -1,4 +1,4 @@
-"""What is measured of a run: speed, utilization, waiting, memory, norms."""
+"""Metrics of a run: speed, utilization, waiting, memory, norms."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_waiting_is_the_part_of_the_time_that_the_next_batch_took():
     assert throughput.read()["data_wait"] == 0.0
 
 
-def test_what_comes_before_a_restart_is_left_out():
+def test_time_before_a_restart_is_excluded():
     clock = Clock()
     throughput = Throughput(1.0, 1.0, CPU, clock)
     throughput.count([batch_of(1, 50, 0)])
@@ -134,7 +134,7 @@ def test_every_logged_step_has_the_metrics_of_the_machine(tiny, run_in):
         assert 0.0 <= record["data_wait"] <= 1.0
 
 
-def test_the_environment_says_what_the_peak_is_and_who_says_so(tiny_bindings, tmp_path):
+def test_the_environment_records_the_peak_and_its_source(tiny_bindings, tmp_path):
     for name, binding, source in (("a", [], "measured"), ("b", ["Trainer.peak_flops = 2e12"], "Trainer.peak_flops")):
         config = ml.load(
             bindings=[*tiny_bindings, "Trainer.num_steps = 3", "CosineSchedule.warmup_steps = 1", *binding]
@@ -182,7 +182,7 @@ def test_norms_are_those_of_all_gradients_and_weights_of_a_place(tiny, run_in, m
     assert math.hypot(*record["grad_norms"].values()) == pytest.approx(record["grad_norm"], rel=1e-5)
 
 
-def test_frozen_places_and_norms_that_nobody_asked_for_are_left_out(tiny, run_in):
+def test_frozen_places_and_disabled_norms_are_omitted(tiny, run_in):
     folder, _, _ = run_in(
         tiny("Trainer.norms = @Norms", "block_0/DecoderBlock.lr_scale = 0.0", "Norms.weights = False")
     )

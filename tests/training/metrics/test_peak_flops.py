@@ -1,4 +1,4 @@
-"""What a device could do: listed, measured, or stated."""
+"""Peak FLOPs of devices: listed, measured, or configured."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What a person sees."""
+"""Progress output."""
 
 import io
 import os
@@ -82,7 +82,7 @@ def test_a_terminal_gets_the_line_that_changes_and_a_file_plain_lines():
     assert isinstance(progress_on(io.StringIO(), 10), PlainProgress)
 
 
-def test_time_left_leaves_out_the_first_step():
+def test_time_left_excludes_the_first_step():
     clock = Clock()
     left = TimeLeft(100, clock)
     clock.now = 60.0  # the first step compiled

@@ -1,4 +1,4 @@
-"""The steps of every optimizer against float64 equations and torch's own, and what they keep."""
+"""Steps of every optimizer against float64 equations and torch's optimizers, and their state."""
 
 import io
 
@@ -194,7 +194,7 @@ def test_a_run_that_was_stopped_is_bitwise_the_run_that_was_not(tiny, run_in, mo
 
 
 class HostReads(TorchDispatchMode):
-    """Counts what would make the host wait for the device."""
+    """Counts operations that synchronize the host with the device."""
 
     count = 0
 

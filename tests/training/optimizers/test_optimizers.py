@@ -1,4 +1,4 @@
-"""AdamW against its equations, and who is in which group."""
+"""AdamW against its equations, and the assignment of parameters to groups."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Steps on spikes are not taken, and leave no trace."""
+"""Skipped steps on spikes leave all state unchanged."""
 
 import json
 import math
@@ -104,7 +104,7 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e6], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_skipped_step_leaves_everything_bitwise_and_the_run_goes_on_as_if_it_had_not_been(tiny, optimizer, value):
+def test_a_skipped_step_changes_nothing_bitwise_and_later_steps_are_unaffected(tiny, optimizer, value):
     bindings = [f"Trainer.optimizer = @{optimizer}", SKIP, "SkipStep.min_history = 2", ROUTED, AVERAGED]
     bindings += ["SkipStep.loss = False", "DecoderBlock.dropout = 0.0", "SkipStep.threshold = 100.0"]
     ends = []
@@ -161,7 +161,7 @@ def broken_at(steps):
     return step
 
 
-def test_a_run_goes_on_after_what_is_not_finite_and_says_how_many_steps_were_skipped(tiny, run_in, monkeypatch):
+def test_a_run_continues_after_non_finite_values_and_reports_the_number_of_skipped_steps(tiny, run_in, monkeypatch):
     monkeypatch.setattr(loop, "train_step", broken_at({2, 5, 6}))
     folder, outcome, _ = run_in(tiny(SKIP))
     assert outcome.is_finished

@@ -76,7 +76,7 @@ def groups_of(dtype: torch.dtype) -> list[ParameterGroup]:
 
 
 def allocated(optimizer: Optimizer, groups: list[ParameterGroup]) -> int:
-    """Bytes of the memory behind all tensors of the state, after two real steps."""
+    """Returns the bytes of storage of all tensors of the state, after two real steps."""
     algorithm = optimizer.create(groups)
     for _ in range(2):
         for group in groups:

@@ -1,4 +1,4 @@
-"""The average of the weights against torch's own and the formula, and what is done with it."""
+"""The weight average against torch's and the formula, and its uses."""
 
 import contextlib
 
@@ -118,7 +118,7 @@ def test_a_run_with_an_average_is_the_run_without_one_and_measures_both(tiny, ru
 
 
 def test_everything_that_is_to_be_kept_is_in_its_tensors(tiny):
-    """A state that gets the tensors of another one goes on bitwise like it."""
+    """A state that gets the tensors of another one continues bitwise like it."""
     trainers = [tiny(AVERAGE, "ExponentialMovingAverage.every = 2", "Trainer.skip_step = @SkipStep") for _ in range(2)]
     dataset = trainers[0].open_data().training
     first, second = (trainer.start(CPU) for trainer in trainers)

@@ -1,4 +1,4 @@
-"""Windows in which a few steps are recorded: the profiler's, and the one of the GPU's memory."""
+"""Recording windows of a few steps: the profiler and the GPU memory snapshot."""
 
 import gzip
 import json
@@ -75,7 +75,7 @@ def test_what_is_recorded_is_what_was_asked_for(tiny, run_in, option, shown):
         assert any(map(shown, events)) == expected
 
 
-def test_a_run_that_stops_inside_the_window_records_the_rest_when_it_goes_on(tiny, run_in, monkeypatch):
+def test_a_run_that_stops_inside_the_window_records_the_rest_after_resuming(tiny, run_in, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         folder, _, _ = run_in(tiny(*WINDOW))
@@ -87,7 +87,7 @@ def test_a_run_that_stops_inside_the_window_records_the_rest_when_it_goes_on(tin
     assert [steps_in(folder.path / "profiles" / name) for name in names[::2]] == [1, 2]
 
 
-def test_a_run_that_goes_on_behind_the_window_records_nothing(tiny, run_in, monkeypatch):
+def test_a_run_resumed_after_the_window_records_nothing(tiny, run_in, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 8)
         run_in(tiny())
@@ -115,7 +115,7 @@ def test_a_window_that_is_not_in_the_run_is_refused(tiny, window, first_step, nu
         tiny(*bindings)
 
 
-def test_what_cannot_be_written_is_said_and_training_goes_on(tiny, run_in, tmp_path):
+def test_a_failed_write_is_reported_and_training_continues(tiny, run_in, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/profiles").write_text("in the way")
     _, outcome, printed = run_in(tiny(*WINDOW))
@@ -160,7 +160,7 @@ def test_a_memory_snapshot_is_of_its_window_alone(tiny, run_in, recorder):
     assert recorder == [{"max_entries": 77}, {"enabled": None}]
 
 
-def test_a_step_that_fails_inside_the_window_leaves_its_memory_behind(tiny, run_in, recorder, monkeypatch, tmp_path):
+def test_a_step_that_fails_inside_the_window_writes_its_memory(tiny, run_in, recorder, monkeypatch, tmp_path):
     def out_of_memory(state, *rest):
         if state.step == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")

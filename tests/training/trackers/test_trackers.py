@@ -1,4 +1,4 @@
-"""Trackers, read back with the readers of the tools that they write for."""
+"""Trackers, read back with the readers of their tools."""
 
 import ast
 import importlib
@@ -58,7 +58,7 @@ def records_of(file):
 
 
 def in_wandb(folder):
-    """What the runs made offline hold: the record of the run, and what was logged, in order."""
+    """Returns the record of the run and the logged metrics, in order, of the offline runs."""
     run, history = None, []
     for file in sorted((folder.path / "wandb").glob("offline-run-*/*.wandb")):
         for record in records_of(file):
@@ -94,7 +94,7 @@ PROGRAM = textwrap.dedent(
 
 
 def in_a_process(folder, bindings, deadly=-1):
-    """Trains in a process of its own, which is killed before step `deadly + 1`; wandb leaves threads and a service."""
+    """Trains in a separate process that is killed before step `deadly + 1`; wandb leaves threads and a service."""
     command = [sys.executable, "-c", PROGRAM, str(folder.path), str(deadly), *bindings]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
@@ -150,7 +150,7 @@ def test_wandb_offline_holds_every_number_and_the_parameters(tiny_bindings, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_goes_on_shows_each_step_once(tiny_bindings, tmp_path):
+def test_a_killed_and_resumed_run_shows_each_step_once(tiny_bindings, tmp_path):
     bindings = [*tiny_bindings, *BOTH, "Trainer.log_every = 1"]
     folder = RunFolder(tmp_path / "run")
     for deadly in (3, 6, -1):  # checkpoints are of steps 4, 8 and 12
@@ -214,7 +214,7 @@ class Failing(Tracker):
         self._called(f"close, failed={failed}")
 
 
-def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(tiny, run_in):
+def test_a_failing_tracker_is_named_once_and_the_others_continue(tiny, run_in):
     undisturbed, _, _ = run_in(tiny(), "undisturbed")
     folder, outcome, printed = run_in(tiny("Trainer.trackers = [@Failing, @TensorBoard]"))
     assert outcome.is_finished
@@ -259,7 +259,7 @@ def test_what_was_logged_is_in_the_file_when_that_returns(tmp_path, monkeypatch)
     assert shown == {f"value_{index}": [(1, float(index))] for index in range(8)}
 
 
-def test_a_tracker_that_cannot_start_stops_a_new_run_and_not_one_that_goes_on(tiny, run_in, tmp_path):
+def test_a_tracker_that_cannot_start_stops_a_new_run_but_not_a_resumed_one(tiny, run_in, tmp_path):
     bindings = ["Trainer.trackers = [@Failing]", "Failing.fails_in = 'start'"]
     with pytest.raises(RunError, match="Failing cannot start: the network is down"):
         run_in(tiny(*bindings))
