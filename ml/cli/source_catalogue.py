@@ -109,7 +109,7 @@ def _find(module: str, node: ast.AST) -> Found:
         if found.module.split(".")[0] != _PACKAGE:
             return Found(module, None, f"{found.module}.{name}")
         return _find(found.module, ast.Name(name))
-    return _find(module, found) if isinstance(found, ast.Name) else Found(module, found, node.id)
+    return _find(module, found) if isinstance(found, ast.Name | ast.Attribute) else Found(module, found, node.id)
 
 
 def _entry(module: str, node: ast.ClassDef | ast.FunctionDef) -> Entry:
