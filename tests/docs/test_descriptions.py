@@ -53,6 +53,6 @@ def test_prose_has_no_sections():
     assert docstrings.prose(DOC) == "A layer.\n\ny = f(x)\n    with an indented formula.\n\nMore prose."
 
 
-def test_only_the_arguments_are_left_out():
+def test_only_the_arguments_are_omitted():
     kept = "A layer.\n\ny = f(x)\n    with an indented formula.\n\nReturns:\n    fourth: no argument.\n\nMore prose."
     assert docstrings.without_arguments(DOC) == kept

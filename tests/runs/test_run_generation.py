@@ -35,7 +35,7 @@ def test_the_texts_are_those_of_the_command_line(run, juniper, options):
     assert len(expected) == 2 * options.get("num_samples", 1)
 
 
-def test_the_average_of_the_weights_generates_what_the_command_line_says(run, juniper):
+def test_generation_from_the_weight_average_equals_the_command_line(run, juniper):
     line = juniper("generate", "run", "--json", "--prompt=3", "--average", "--num_tokens=30")
     average, last = (run.generate("3", num_tokens=30, average=a) for a in (True, False))
     assert json.loads(line)["text"] == average != last
@@ -83,7 +83,7 @@ def test_the_model_of_a_checkpoint_is_loaded_once_in_a_row(run, monkeypatch):
     assert built == [None, 2, None]
 
 
-def test_evaluation_leaves_no_dropout_behind(run):
+def test_evaluation_leaves_dropout_disabled(run):
     before = run.generate("3", num_tokens=20, temperature=0.0)
     run.evaluate()
     assert run.generate("3", num_tokens=20, temperature=0.0) == before
