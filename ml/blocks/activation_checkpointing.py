@@ -25,7 +25,9 @@ MATRIX_PRODUCTS_AND_ATTENTION = (
 
 @configurable
 class ActivationCheckpointing:
-    """Keeps the input of the block alone and computes the whole block again (Chen et al. 2016): a third more work."""
+    """Saves only the input of the block and recomputes the whole block in the backward pass (Chen et al. 2016): a third
+    more work.
+    """
 
     def __call__(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Returns `function(*args)`. Dropout draws the same numbers again."""
@@ -34,9 +36,11 @@ class ActivationCheckpointing:
 
 @configurable
 class SelectiveActivationCheckpointing:
-    """Keeps the results of some operations and computes the others again.
+    """Saves the results of selected operations and recomputes the others in the backward pass.
 
-    saved: their names; the default, matrix products and attention, leaves only cheap work to be done again.
+    Args:
+        saved: Names of the operations whose results are saved; by default matrix products and attention, so that only
+            cheap work is repeated.
     """
 
     def __init__(self, *, saved: tuple[str, ...] = MATRIX_PRODUCTS_AND_ATTENTION):

@@ -11,9 +11,14 @@ from ml.layers.parameter import checked_lr_scale
 
 @configurable
 class Chain(BlockSequence):
-    """Blocks or sequences of blocks, each once and in order: `{'dense': @Repeat, 'sparse': @Repeat}`.
+    """Sequence of blocks or block sequences, each once and in order: `{'dense': @Repeat, 'sparse': @Repeat}`.
 
     The names are the scopes: `dense/Repeat.num_blocks = 3`, `sparse/block_0_to_3/DecoderBlock.mlp = ...`.
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        sequences: Constructors of the sequences by name, in order.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

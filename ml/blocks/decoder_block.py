@@ -19,14 +19,26 @@ from ml.layers.protocol import NoProducts
 
 @configurable
 class DecoderBlock(NoProducts):
-    """A mixer and then an MLP, each around a residual: with f one of them and s the `residual_scale`,
+    """Residual block: a mixer, then an MLP. With f one of them and s the `residual_scale`:
 
-    "pre":  x + s · dropout(f(norm(x)))   (GPT-2, Llama)
-    "post": norm(x + s · dropout(f(x)))   (Vaswani et al. 2017)
+        "pre":  x + s · dropout(f(norm(x)))   (GPT-2, Llama)
+        "post": norm(x + s · dropout(f(x)))   (Vaswani et al. 2017)
 
-    `mixer_norm` and `mlp_norm` None are `normalization`. `mlp` None leaves the second half out. `mixer_output_norm` and
-    `mlp_output_norm` normalize what f returns (Gemma 2, which has both; OLMo 2, whose other norms are `@NoNorm`).
-    activation_checkpointing: what is computed again in the backward pass; None is nothing.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        mixer: Constructor of the mixer.
+        mlp: Constructor of the MLP; None omits the second half.
+        normalization: Constructor of the normalizations that `mixer_norm` and `mlp_norm` leave None.
+        mixer_norm: Constructor of the normalization of the mixer; None is `normalization`.
+        mlp_norm: Constructor of the normalization of the MLP; None is `normalization`.
+        mixer_output_norm: Constructor of the normalization of the mixer's output (Gemma 2, OLMo 2); None applies none.
+        mlp_output_norm: Constructor of the normalization of the MLP's output (Gemma 2, OLMo 2); None applies none.
+        norm_position: Position of the normalization: "pre" or "post".
+        residual_scale: Factor of each branch, s.
+        dropout: Dropout probability of each branch in training.
+        activation_checkpointing: Constructor of the policy that selects the activations to recompute in the backward
+            pass; None saves all.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

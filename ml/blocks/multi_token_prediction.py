@@ -19,7 +19,15 @@ from ml.targets import IGNORED
 
 @configurable
 class PredictionDepth(NoProducts):
-    """h[t], e[t] -> block(projection([hidden_norm(h[t]); embedding_norm(e[t])]))."""
+    """One depth of multi-token prediction: block(projection([hidden_norm(h[t]); embedding_norm(e[t])])).
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        block: Constructor of the block.
+        normalization: Constructor of the two normalizations.
+        linear: Constructor of the projection.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     def __init__(
         self,
@@ -48,11 +56,20 @@ class PredictionDepth(NoProducts):
 
 @configurable
 class MultiTokenPrediction(NoProducts, Stack):
-    """Predicts `num_depths` further tokens, each from what predicted the one before (DeepSeek-V3, section 2.2).
+    """Predicts `num_depths` further tokens, each from the hidden state of the previous depth (DeepSeek-V3, section
+    2.2).
 
     h'_k[t] = block(projection([hidden_norm(h'_{k-1}[t]); embedding_norm(embedding(token[t + k]))])), from which the
     model's own head predicts token[t + k + 1]. The mean over the depths of Σ cross entropy / T, times `loss_weight`, is
-    added to the loss of the model. It acts in training alone; decoding does without.
+    added to the loss of the model in training. Decoding does not use it.
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_layers: Number of layers of the model before the depths.
+        num_depths: Number of further tokens to predict.
+        depth: Constructor of one depth.
+        loss_weight: Factor of the loss that is added.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

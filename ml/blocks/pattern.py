@@ -14,12 +14,18 @@ from ml.layers.parameter import checked_lr_scale
 
 @configurable
 class Pattern(BlockSequence):
-    """`num_blocks` blocks whose kinds follow `pattern`, over and over: `['ssm', 'ssm', 'attention']`.
+    """Sequence of blocks whose kinds repeat a pattern: `['ssm', 'ssm', 'attention']`.
 
-    `blocks` names the kinds, and a block's place is its kind's name and its number in the whole sequence, so
-    `ssm/DecoderBlock.mixer = @Mamba2` sets a kind and `block_3/...` one block, whatever its kind.
+    The scope of a block is the name of its kind and its index in the whole sequence: `ssm/DecoderBlock.mixer = @Mamba2`
+    configures a kind and `block_3/...` one block, whatever its kind.
 
-    num_blocks: None is the pattern once. shared: kinds whose blocks all have the same weights (Zamba 2024).
+    Args:
+        hidden_size: Width of the residual stream, H.
+        blocks: Constructors of the kinds of blocks by name.
+        pattern: Names of the kinds, in order; repeated until `num_blocks` is reached.
+        num_blocks: Number of blocks; None is one pass over the pattern.
+        shared: Kinds whose blocks all share one set of weights (Zamba 2024).
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

@@ -14,10 +14,17 @@ from ml.layers.parameter import checked_lr_scale
 
 @configurable
 class Repeat(BlockSequence):
-    """`num_blocks` times `block`, one after the other, as `block_0`, `block_1`, ..., each with its own weights.
+    """Sequence of `num_blocks` equal blocks: `block_0`, `block_1`, ..., each with its own weights.
 
-    The attribute names are the scopes, so `block_3/...` and `block_0_to_3/...` set blocks apart. A block may itself be
-    a sequence. `shared`: all blocks have the same weights (Dehghani et al. 2018; Lan et al. 2019, ALBERT).
+    The attribute names are the scopes, so `block_3/...` and `block_0_to_3/...` configure single blocks. A block may
+    itself be a sequence.
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        block: Constructor of a block.
+        num_blocks: Number of blocks.
+        shared: Shares one set of weights among all blocks (Dehghani et al. 2018; Lan et al. 2019, ALBERT).
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

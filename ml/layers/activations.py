@@ -22,7 +22,11 @@ def silu() -> Elementwise:
 
 @configurable
 def gelu(*, approximate: Literal["none", "tanh"] = "none") -> Elementwise:
-    """x · Φ(x) (Hendrycks and Gimpel 2016); "tanh" is the approximation that GPT-2 was trained with."""
+    """x · Φ(x) (Hendrycks and Gimpel 2016).
+
+    Args:
+        approximate: "none" is exact; "tanh" is the approximation that GPT-2 was trained with.
+    """
     return partial(F.gelu, approximate=approximate)
 
 

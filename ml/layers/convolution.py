@@ -15,12 +15,19 @@ from ml.layers.protocol import Mixer
 
 @configurable
 class CausalConvolution(Mixer):
-    """y_t = activation(Σ_k w_k · x_{t-K+1+k} + b): each channel is convolved with its own K taps, into the past alone.
+    """Short causal depthwise convolution: y_t = activation(Σ_k w_k · x_{t-K+1+k} + b).
 
-    w has the shape (channels, 1, K) of a grouped `torch.nn.Conv1d`. A tap that would reach into another document, or
-    before the first token, reads 0.
+    w has the shape (channels, 1, K) of a grouped `torch.nn.Conv1d`. A tap that reaches into another document, or before
+    the first token, reads 0.
 
-    kernel_size: K. activation: None for none.
+    Args:
+        channels: Number of channels, C.
+        kernel_size: Number of taps, K.
+        bias: Adds b, (channels), to the output.
+        activation: Activation of the output; None applies none.
+        weight_initialization: Initialization of w.
+        bias_initialization: Initialization of b.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True

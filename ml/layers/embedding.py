@@ -15,7 +15,14 @@ from ml.layers.protocol import Layer, NoProducts
 
 @configurable
 class TokenEmbedding(NoProducts):
-    """A row of a table for each token."""
+    """Token embedding table, (vocab_size, hidden_size).
+
+    Args:
+        vocab_size: Number of tokens in the vocabulary, V.
+        hidden_size: Width of the residual stream, H.
+        weight_initialization: Initialization of the table.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     def __init__(
         self,
@@ -37,7 +44,14 @@ class TokenEmbedding(NoProducts):
 
 @configurable
 class PositionEmbedding(NoProducts):
-    """A learned row for each of the first `num_positions` positions (GPT, GPT-2)."""
+    """Learned position embeddings, (num_positions, hidden_size) (GPT, GPT-2).
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_positions: Number of positions, which limits the sequence length.
+        weight_initialization: Initialization of the table.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     def __init__(
         self,
@@ -72,7 +86,17 @@ class PositionEmbedding(NoProducts):
 
 @configurable
 class Embeddings(NoProducts):
-    """x = dropout(scale · token[t] + position[i]): what enters the first block (scale √H: Gemma, section 2)."""
+    """Input of the first block: x = dropout(scale · token[t] + position[i]).
+
+    Args:
+        vocab_size: Number of tokens in the vocabulary, V.
+        hidden_size: Width of the residual stream, H.
+        token: Constructor of the token embedding.
+        position: Constructor of the learned position embedding; None adds none.
+        scale: Factor of the token embedding; √H in Gemma (section 2).
+        dropout: Dropout probability in training.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     def __init__(
         self,

@@ -20,9 +20,18 @@ _ROWS = 16
 
 @configurable
 class Experts(NoProducts):
-    """y_t = Σ_j weight_tj · expert_j(x_t) over the chosen experts j of a token t.
+    """Weighted sum of the chosen experts j of a token t: y_t = Σ_j weight_tj · expert_j(x_t).
 
     The experts are `expert_0`, `expert_1`, ..., each with its own scope and weights.
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_experts: Number of experts, E.
+        experts_per_token: Number of experts that process each token, k.
+        expert: Constructor of one expert.
+        grouped: Computes all experts with grouped matrix products (True) or one at a time (False); None decides by
+            device and dtype.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

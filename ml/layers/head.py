@@ -19,10 +19,18 @@ from ml.layers.protocol import Layer
 
 @configurable
 class LanguageModelHead(Layer):
-    """logits = cap(norm(x) Wᵀ), with cap(z) = c · tanh(z / c) where `logit_soft_cap` is c (Gemma 2, section 2).
+    """Language model head: logits = cap(norm(x) Wᵀ), with cap(z) = c · tanh(z / c) (Gemma 2, section 2).
 
-    A `tied` head has no W of its own: each call is given the one of the token embedding. `loss_chunk_size` is the
-    number of tokens whose logits exist at once while the loss is computed; None is all.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        vocab_size: Number of tokens in the vocabulary, V.
+        tied: Borrows the weight of the token embedding in each call instead of owning W.
+        normalization: Constructor of the final normalization.
+        weight_initialization: Initialization of W, (vocab_size, hidden_size).
+        z_loss: Coefficient of the z-loss, the mean of (log Z)²; 0 disables it.
+        logit_soft_cap: Soft cap of the logits, c; None applies none.
+        loss_chunk_size: Number of tokens whose logits are in memory at once while the loss is computed; None is all.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

@@ -29,13 +29,24 @@ def fans(shape: torch.Size) -> tuple[int, int]:
 
 @configurable
 def normal(*, std: float = 0.02, mean: float = 0.0) -> Fill:
-    """N(mean, std²)."""
+    """N(mean, std²).
+
+    Args:
+        std: Standard deviation.
+        mean: Mean.
+    """
     return partial(Tensor.normal_, mean=finite("mean", mean), std=non_negative("std", std))
 
 
 @configurable
 def truncated_normal(*, std: float = 0.02, mean: float = 0.0, cutoff: float = 3.0) -> Fill:
-    """N(mean, std²) cut off at `cutoff` times std on both sides. `std` is the one before the cut."""
+    """N(mean, std²), truncated on both sides.
+
+    Args:
+        std: Standard deviation before truncation.
+        mean: Mean.
+        cutoff: Distance of the bounds from the mean, in standard deviations.
+    """
     width = positive_float("std", std) * positive_float("cutoff", cutoff)
     mean = finite("mean", mean)
     return partial(torch.nn.init.trunc_normal_, mean=mean, std=std, a=mean - width, b=mean + width)
@@ -45,8 +56,12 @@ def truncated_normal(*, std: float = 0.02, mean: float = 0.0, cutoff: float = 3.
 def scaled_normal(*, std: float = 0.02, num_layers: int | None = None) -> Fill:
     """N(0, std² / (2 num_layers)), for the projections that write into the residual stream (GPT-2, section 2.3).
 
-    Each layer adds two such projections, so the residual stream keeps its variance over the depth. `num_layers` None is
-    the number of blocks in the outermost block sequence that holds the parameter.
+    Each layer adds two such projections, so the variance of the residual stream stays constant over the depth.
+
+    Args:
+        std: Standard deviation before scaling.
+        num_layers: Depth to scale by; None is the number of blocks in the outermost block sequence around the
+            parameter.
     """
     depth = None if num_layers is None else positive("num_layers", num_layers)
     return partial(_fill_scaled_normal, std=non_negative("std", std), num_layers=depth)
@@ -60,7 +75,12 @@ def _fill_scaled_normal(tensor: Tensor, *, std: float, num_layers: int | None, g
 
 @configurable
 def uniform(*, low: float = -0.02, high: float = 0.02) -> Fill:
-    """U(low, high)."""
+    """U(low, high).
+
+    Args:
+        low: Lower bound.
+        high: Upper bound.
+    """
     require(finite("low", low) <= finite("high", high), "low", f"must not be above high ({high}), and is {low}")
     return partial(_fill_uniform, low=low, high=high)
 
@@ -71,7 +91,11 @@ def _fill_uniform(tensor: Tensor, *, low: float, high: float, generator: torch.G
 
 @configurable
 def constant(*, value: float = 0.0) -> Fill:
-    """One value everywhere."""
+    """The same value everywhere.
+
+    Args:
+        value: The value.
+    """
     return partial(_fill_constant, value=value)
 
 
@@ -93,7 +117,11 @@ def _fill_constant(tensor: Tensor, *, value: float, generator: torch.Generator) 
 
 @configurable
 def xavier_uniform(*, gain: float = 1.0) -> Fill:
-    """U(-a, a), a = gain √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16)."""
+    """U(-a, a), a = gain √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16).
+
+    Args:
+        gain: Factor of the bound.
+    """
     return partial(_fill_xavier_uniform, gain=non_negative("gain", gain))
 
 
@@ -104,7 +132,11 @@ def _fill_xavier_uniform(tensor: Tensor, *, gain: float, generator: torch.Genera
 
 @configurable
 def xavier_normal(*, gain: float = 1.0) -> Fill:
-    """N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    """N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio 2010).
+
+    Args:
+        gain: Factor of the standard deviation.
+    """
     return partial(_fill_xavier_normal, gain=non_negative("gain", gain))
 
 
@@ -114,7 +146,11 @@ def _fill_xavier_normal(tensor: Tensor, *, gain: float, generator: torch.Generat
 
 @configurable
 def fan_in_uniform(*, gain: float = 1.0) -> Fill:
-    """U(-a, a), a = gain / √fan_in: what torch gives its own linear and convolution layers."""
+    """U(-a, a), a = gain / √fan_in: the default of torch's linear and convolution layers.
+
+    Args:
+        gain: Factor of the bound.
+    """
     return partial(_fill_fan_in_uniform, gain=non_negative("gain", gain))
 
 
@@ -125,7 +161,12 @@ def _fill_fan_in_uniform(tensor: Tensor, *, gain: float, generator: torch.Genera
 
 @configurable
 def kaiming_uniform(*, gain: float = math.sqrt(2.0), mode: Literal["fan_in", "fan_out"] = "fan_in") -> Fill:
-    """U(-a, a), a = gain √(3 / fan) (He et al. 2015); the default gain √2 is the one for ReLU."""
+    """U(-a, a), a = gain √(3 / fan) (He et al. 2015).
+
+    Args:
+        gain: Factor of the bound; √2 suits ReLU.
+        mode: Fan to scale by: "fan_in" preserves the variance of the forward pass, "fan_out" that of the backward pass.
+    """
     return partial(_fill_kaiming_uniform, gain=non_negative("gain", gain), mode=mode)
 
 
@@ -136,7 +177,12 @@ def _fill_kaiming_uniform(tensor: Tensor, *, gain: float, mode: str, generator: 
 
 @configurable
 def kaiming_normal(*, gain: float = math.sqrt(2.0), mode: Literal["fan_in", "fan_out"] = "fan_in") -> Fill:
-    """N(0, gain² / fan) (He et al. 2015, equations 10 and 14); the default gain √2 is the one for ReLU."""
+    """N(0, gain² / fan) (He et al. 2015, equations 10 and 14).
+
+    Args:
+        gain: Factor of the standard deviation; √2 suits ReLU.
+        mode: Fan to scale by: "fan_in" preserves the variance of the forward pass, "fan_out" that of the backward pass.
+    """
     return partial(_fill_kaiming_normal, gain=non_negative("gain", gain), mode=mode)
 
 

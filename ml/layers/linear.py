@@ -92,10 +92,14 @@ class Linear(Layer):
 
 @configurable
 class Projections(NoProducts):
-    """Applies linear layers to one input: (x W₁ᵀ + b₁, x W₂ᵀ + b₂, ...).
+    """Several linear layers over the same input: (x W₁ᵀ + b₁, x W₂ᵀ + b₂, ...).
 
-    The layers belong to the parent, each with its own name, bias, scales and adapter. `fused` computes them as one
-    matrix product, over weights that are put side by side for it; parameters and their names are the same either way.
+    The layers belong to the parent, each with its own name, bias, scales and adapter.
+
+    Args:
+        layers: The linear layers.
+        fused: Computes them as one matrix product over the concatenated weights; parameters and their names do not
+            change.
     """
 
     def __init__(self, layers: Sequence[nn.Module], *, fused: bool = False):

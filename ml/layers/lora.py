@@ -14,11 +14,22 @@ from ml.layers.protocol import Adapter
 
 @configurable
 class LoRA(Adapter):
-    """Adds s · B A dropout(x) to what a linear layer makes of x, with A (rank, in) and B (out, rank) (Hu et al. 2021).
+    """Low-rank adapter: adds s · B A dropout(x) to the output of a linear layer, with A (rank, in) and B (out, rank)
+    (Hu et al. 2021).
 
-    s = alpha / rank, or alpha / √rank where it is `rank_stabilized` (Kalajdzievski 2023). B starts at zero, so that the
-    layer starts as it was. To train the adapters alone, freeze everything and free them: `Parameter.lr_scale = 0.0` and
+    To train only the adapters, freeze all parameters except theirs: `Parameter.lr_scale = 0.0` and
     `adapter/Parameter.lr_scale = 1.0`.
+
+    Args:
+        in_features: Input size of the linear layer.
+        out_features: Output size of the linear layer.
+        rank: Rank of the update.
+        alpha: Numerator of the scale s = alpha / rank.
+        rank_stabilized: Scales by alpha / √rank instead (Kalajdzievski 2023).
+        dropout: Dropout probability of the adapter's input in training.
+        A_initialization: Initialization of A.
+        B_initialization: Initialization of B; zeros leave the layer unchanged at the start.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

@@ -15,7 +15,15 @@ from ml.layers.protocol import NoProducts
 
 @configurable
 class MLP(NoProducts):
-    """y = down(activation(up(x))). `intermediate_size` None is 4 H."""
+    """Feed-forward layer: y = down(activation(up(x))).
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        intermediate_size: Width of the hidden layer, F; None is 4 H.
+        activation: Constructor of the activation.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     def __init__(
         self,
@@ -41,9 +49,15 @@ class MLP(NoProducts):
 
 @configurable
 class GatedMLP(NoProducts):
-    """y = down(activation(gate(x)) · up(x)) (Shazeer 2020, GLU variants).
+    """Gated feed-forward layer: y = down(activation(gate(x)) · up(x)) (Shazeer 2020, GLU variants).
 
-    `intermediate_size` None is 8/3 H, rounded up to a multiple of 64: the parameters of an MLP with 4 H.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        intermediate_size: Width of the hidden layer, F; None is 8/3 H, rounded up to a multiple of 64, which has the
+            parameter count of an MLP with 4 H.
+        activation: Constructor of the activation of the gate.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

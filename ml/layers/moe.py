@@ -18,15 +18,23 @@ from ml.layers.routing import SoftmaxRouter
 
 @configurable
 class MixtureOfExperts(NoProducts):
-    """y = Σ_j weight_j · expert_j(x) over the experts j that the router chooses for a token, each an MLP of its own.
+    """Mixture of experts: y = Σ_j weight_j · expert_j(x) over the experts j that the router chooses for a token.
 
-    Shazeer et al. 2017; Jiang et al. 2024, Mixtral. Dropless: an expert takes all tokens that are sent to it. The
+    Shazeer et al. 2017; Jiang et al. 2024, Mixtral. Dropless: an expert processes every token that is routed to it. The
     experts are `experts/expert_0`, `experts/expert_1`, ...
 
-    expert: its `intermediate_size` is that of one expert. shared_expert: an MLP that every token passes, added to y
-        (Dai et al. 2024, DeepSeekMoE); with `shared_expert_gate` times sigmoid(shared_expert_gate(x)) (Qwen2-MoE).
-    grouped: all experts at once, by grouped matrix products, or one after the other. None: grouped where that is one
-        kernel, on a CUDA device in bfloat16, if the experts allow it; on the CPU one after the other is the faster.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_experts: Number of experts, E.
+        experts_per_token: Number of experts that process each token, k.
+        expert: Constructor of one expert, an MLP; its `intermediate_size` is that of one expert.
+        router: Constructor of the router.
+        shared_expert: Constructor of an MLP that every token passes, added to y (Dai et al. 2024, DeepSeekMoE); None
+            adds none.
+        shared_expert_gate: Multiplies the output of the shared expert by sigmoid(shared_expert_gate(x)) (Qwen2-MoE).
+        grouped: Computes all experts with grouped matrix products (True) or one at a time (False). None groups where
+            that is one kernel, on a CUDA device in bfloat16, if the experts allow it.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

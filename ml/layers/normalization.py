@@ -63,7 +63,12 @@ def root_mean_square_normalized(x: Tensor, epsilon: float) -> Tensor:
 
 @configurable
 class FixedRMSNorm(NoProducts):
-    """y = x / √(mean(x²) + epsilon): RMSNorm without a weight."""
+    """RMSNorm without a weight: y = x / √(mean(x²) + epsilon).
+
+    Args:
+        size: Number of channels; the last dimension of the input.
+        epsilon: Added to the mean square, against division by zero.
+    """
 
     def __init__(self, size: int, *, epsilon: float = 1e-5):
         super().__init__()
@@ -78,10 +83,18 @@ class FixedRMSNorm(NoProducts):
 
 @configurable
 class GatedRMSNorm(NoProducts):
-    """RMSNorm with a gate z, over groups of neighbours (Mamba-2, section 7.1; Yang et al. 2024, gated delta net).
+    """RMSNorm with a gate z, over groups of channels (Mamba-2, section 7.1; Yang et al. 2024, gated delta net).
 
-    "before": y = w · norm(x · activation(z)); "after": y = w · norm(x) · activation(z). The mean square is taken over
-    each of `num_groups` equal parts.
+    "before": y = w · norm(x · activation(z)); "after": y = w · norm(x) · activation(z).
+
+    Args:
+        size: Number of channels; the last dimension of the input.
+        num_groups: Number of equal groups of channels, each normalized separately.
+        gate_position: Position of the gate: before or after the normalization.
+        activation: Constructor of the activation of the gate.
+        epsilon: Added to the mean square, against division by zero.
+        weight_initialization: Initialization of w.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(
@@ -128,7 +141,16 @@ class GatedRMSNorm(NoProducts):
 
 @configurable
 class LayerNorm(NoProducts):
-    """y = w · (x - mean(x)) / √(var(x) + epsilon) + b (Ba et al. 2016)."""
+    """y = w · (x - mean(x)) / √(var(x) + epsilon) + b (Ba et al. 2016).
+
+    Args:
+        size: Number of channels; the last dimension of the input.
+        epsilon: Added to the variance, against division by zero.
+        bias: Adds b, (size), to the output.
+        weight_initialization: Initialization of w.
+        bias_initialization: Initialization of b.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     def __init__(
         self,
@@ -173,7 +195,11 @@ class LayerNorm(NoProducts):
 
 @configurable
 class NoNorm(NoProducts):
-    """y = x."""
+    """Identity: y = x.
+
+    Args:
+        size: Number of channels; the last dimension of the input.
+    """
 
     def __init__(self, size: int):
         super().__init__()

@@ -34,11 +34,15 @@ def Parameter(
     lr_scale: float = 1.0,
     weight_decay: float | None = None,
 ) -> nn.Parameter:
-    """Returns an `nn.Parameter` that is allocated, on the default device and in the default dtype, and not yet filled.
+    """Returns an uninitialized `nn.Parameter` on the default device and in the default dtype.
 
-    `ml.models.materialize` fills it. `adopt_settings` moves its settings to the module that owns it. They are
-    `initialization`, `lr_scale` (multiplied with those of the modules that hold it; 0 freezes) and `weight_decay` (None
-    is the optimizer's own).
+    `ml.models.materialize` fills it. `adopt_settings` moves its settings to the module that owns it.
+
+    Args:
+        shape: Shape of the parameter.
+        initialization: Constructor of the function that fills it.
+        lr_scale: Learning rate multiplier, on top of those of the modules that contain the parameter; 0 freezes it.
+        weight_decay: Weight decay; None is that of the optimizer.
     """
     require(
         weight_decay is None or 0.0 <= weight_decay < math.inf,

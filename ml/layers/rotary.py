@@ -84,10 +84,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
 
 @configurable
 class Rotary(RotaryEmbedding):
-    """Turns pair i of a head by the angle position · theta^(-2i/R) (Su et al. 2021, equation 34).
+    """Rotates pair i of a head by the angle position · theta^(-2i/R) (Su et al. 2021, equation 34).
 
-    fraction: of the head that is rotated, R/D; the rest carries no position (GPT-NeoX). interleaved: pairs are
-    neighbours, as in the paper, and not the two halves, as in Llama.
+    Args:
+        head_size: Size of a head, D.
+        theta: Base of the frequencies.
+        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
+        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
     """
 
     def __init__(self, head_size: int, *, theta: float = 10_000.0, fraction: float = 1.0, interleaved: bool = False):
@@ -96,7 +99,15 @@ class Rotary(RotaryEmbedding):
 
 @configurable
 class LinearRotary(RotaryEmbedding):
-    """Rotary with positions divided by `factor` (Chen et al. 2023, position interpolation)."""
+    """Rotary with positions divided by a factor (Chen et al. 2023, position interpolation).
+
+    Args:
+        head_size: Size of a head, D.
+        factor: Divisor of the positions.
+        theta: Base of the frequencies.
+        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
+        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
+    """
 
     def __init__(
         self,
@@ -118,9 +129,17 @@ class LinearRotary(RotaryEmbedding):
 class DynamicRotary(RotaryEmbedding):
     """Rotary whose theta grows with the sequence: dynamic NTK-aware interpolation (Peng et al. 2023, appendix A.2).
 
-    theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence of length L, the largest
-    position and one, once L is above `original_length`. All positions of a pass are turned by the same theta', so that
-    keys kept from a shorter pass differ from those of a longer one.
+    theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence of length L above
+    `original_length`, where L is the largest position plus one. All positions of a pass are rotated by the same theta',
+    so keys cached in a shorter pass differ from those of a longer one.
+
+    Args:
+        head_size: Size of a head, D.
+        factor: Growth of theta with the sequence length; at least 1.
+        original_length: Sequence length of pretraining, in tokens.
+        theta: Base of the frequencies.
+        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
+        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
     """
 
     def __init__(
@@ -148,10 +167,20 @@ class DynamicRotary(RotaryEmbedding):
 
 @configurable
 class Llama3Rotary(RotaryEmbedding):
-    """Rotary whose slow pairs are slowed by `factor` and whose fast pairs stay (Llama 3.1; its published code).
+    """Rotary with low frequencies divided by `factor` and high frequencies unchanged (Llama 3.1; its published code).
 
-    A pair whose wave is longer than original_length / low_frequency_factor is slowed, one whose wave is shorter than
-    original_length / high_frequency_factor stays, and between the two it is interpolated.
+    A pair with a wavelength above original_length / low_frequency_factor is slowed, one with a wavelength below
+    original_length / high_frequency_factor is unchanged, and those between are interpolated.
+
+    Args:
+        head_size: Size of a head, D.
+        factor: Divisor of the low frequencies.
+        low_frequency_factor: Rotations over the original length up to which a pair is fully slowed.
+        high_frequency_factor: Rotations over the original length from which a pair is unchanged.
+        original_length: Sequence length of pretraining, in tokens.
+        theta: Base of the frequencies.
+        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
+        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
     """
 
     def __init__(
@@ -183,11 +212,22 @@ class Llama3Rotary(RotaryEmbedding):
 
 @configurable
 class YarnRotary(RotaryEmbedding):
-    """Rotary stretched by YaRN (Peng et al. 2023, sections 3.2 to 3.4).
+    """Rotary extended to longer sequences by YaRN (Peng et al. 2023, sections 3.2 to 3.4).
 
-    Pairs that turn more than `beta_fast` times over `original_length` stay, those that turn less than `beta_slow` times
-    are slowed by `factor`, with a ramp over the pairs between. Query and key are multiplied by `attention_factor`; None
-    is 0.1 ln(factor) + 1. truncate: the ends of the ramp are rounded to whole pairs, as in the paper's code.
+    Pairs with more than `beta_fast` rotations over `original_length` are unchanged, those with fewer than `beta_slow`
+    are slowed by `factor`, with a linear ramp over the pairs between.
+
+    Args:
+        head_size: Size of a head, D.
+        factor: Divisor of the low frequencies.
+        beta_fast: Rotations from which a pair is unchanged.
+        beta_slow: Rotations up to which a pair is fully slowed.
+        attention_factor: Factor of query and key; None is 0.1 ln(factor) + 1.
+        original_length: Sequence length of pretraining, in tokens.
+        truncate: Rounds the ends of the ramp to whole pairs, as in the paper's code.
+        theta: Base of the frequencies.
+        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
+        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
     """
 
     def __init__(
@@ -236,9 +276,13 @@ class YarnRotary(RotaryEmbedding):
 
 @configurable
 class TwoDimensionalRotary(RotaryEmbedding):
-    """Rotary for the patches of an image: even pairs turn with the row, odd ones with the column (Pixtral 2024).
+    """Rotary for the patches of an image: even pairs rotate with the row, odd ones with the column (Pixtral 2024).
 
     Pair i has the frequency theta^(-2i/D); pairs of rows come first in each half of the head.
+
+    Args:
+        head_size: Size of a head, D; a multiple of 4.
+        theta: Base of the frequencies.
     """
 
     num_axes = 2

@@ -61,13 +61,21 @@ class Router(Layer):
 
 @configurable
 class SoftmaxRouter(Router):
-    """The k most probable experts, weighted with p = softmax(W x) (Shazeer et al. 2017; Fedus et al. 2021, Switch).
+    """Chooses the k most probable experts, weighted with p = softmax(W x) (Shazeer et al. 2017; Fedus et al. 2021,
+    Switch).
 
-    normalize: the weights of the chosen experts are divided by their sum (Mixtral, Qwen3-MoE).
-    auxiliary_loss: coefficient of E Σ_e f_e P_e, with f_e the choices of e per token and P_e the mean of p_e; it is k
-        where the load is even. 0.01 is that of Switch (section 2.2), found there to even out the load from the first
-        steps without costing quality. For a model that is balanced already, Mixtral's and Qwen's 0.001 will do.
-    z_loss: coefficient of mean((log Σ_e exp logit_e)²), which keeps the logits small (Zoph et al. 2022, ST-MoE: 0.001).
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_experts: Number of experts, E.
+        experts_per_token: Number of experts that process each token, k.
+        normalize: Divides the weights of the chosen experts by their sum (Mixtral, Qwen3-MoE).
+        auxiliary_loss: Coefficient of the load balancing loss E Σ_e f_e P_e, with f_e the choices of e per token and
+            P_e the mean of p_e; it is k where the load is even. 0.01 is that of Switch (section 2.2), 0.001 that of
+            Mixtral and Qwen.
+        z_loss: Coefficient of mean((log Σ_e exp logit_e)²), which keeps the logits small (Zoph et al. 2022, ST-MoE:
+            0.001).
+        weight_initialization: Initialization of W, (E, H).
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(
@@ -115,15 +123,24 @@ class SoftmaxRouter(Router):
 
 @configurable
 class SigmoidRouter(Router, Balanced, Buffered):
-    """The k experts with the greatest s + b, weighted with scale · s / Σ s; s = sigmoid(W x) (DeepSeek-V3, 2.1.2).
+    """Chooses the k experts with the greatest s + b, weighted with scale · s / Σ s; s = sigmoid(W x) (DeepSeek-V3,
+    2.1.2).
 
-    The bias b evens out the load without a loss: it counts in the choice alone, and after each step it rises by
-    `bias_update_rate` for an expert that got fewer tokens than the mean and falls for one that got more (Wang et al.
-    2024). A rate of 0 leaves it as it is.
+    The bias b balances the load without a loss: it affects only the choice. After each step it rises by
+    `bias_update_rate` for an expert with fewer tokens than the mean and falls for one with more (Wang et al. 2024).
 
-    num_groups: the experts form so many groups of neighbours, and a token chooses among those of `groups_per_token`
-        groups: the ones whose two best experts have the greatest sum of s + b.
-    normalize: divides by Σ s over the chosen experts. scale: of the weights (`routed_scaling_factor`).
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_experts: Number of experts, E.
+        experts_per_token: Number of experts that process each token, k.
+        normalize: Divides the weights by Σ s over the chosen experts.
+        scale: Factor of the weights (`routed_scaling_factor`).
+        num_groups: Number of groups of consecutive experts.
+        groups_per_token: Number of groups whose experts a token chooses from: those whose two best experts have the
+            greatest sum of s + b.
+        bias_update_rate: Change of b per step; 0 keeps it constant.
+        weight_initialization: Initialization of W, (E, H).
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     balance_bias: Tensor  # (E), float32

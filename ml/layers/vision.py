@@ -16,12 +16,21 @@ from ml.layers.protocol import Layer, NoProducts
 
 @configurable
 class PatchEmbedding(NoProducts):
-    """x_i = norm(W patch_i + b + position_i), for each patch i of an image (Dosovitskiy et al. 2020, equation 1).
+    """Patch embedding: x_i = norm(W patch_i + b + position_i), for each patch i of an image (Dosovitskiy et al. 2020,
+    equation 1).
 
-    W acts on patches as vectors (C, rows, columns), so this is a convolution with stride `patch_size`. Patches follow
-    one another row by row, the top left one first.
+    W acts on patches as vectors (C, rows, columns), so this is a convolution with stride `patch_size`. Patches are in
+    row-major order, from the top left.
 
-    image_size: height and width. position: learned positions; None leaves them to the mixers.
+    Args:
+        hidden_size: Width of the encoder, H.
+        image_size: Height and width of an image, in pixels.
+        patch_size: Height and width of a patch, in pixels.
+        num_channels: Number of color channels.
+        linear: Constructor of the projection.
+        position: Constructor of the learned position embedding; None leaves positions to the mixers.
+        normalization: Constructor of the output normalization; None applies none.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(
@@ -92,9 +101,15 @@ class PatchEmbedding(NoProducts):
 
 @configurable
 class Projector(NoProducts):
-    """y = second(activation(first(x))), from one width to another (Liu et al. 2023, LLaVA-1.5).
+    """Two-layer projection from one width to another: y = second(activation(first(x))) (Liu et al. 2023, LLaVA-1.5).
 
-    `intermediate_size` None is the width of the output.
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        intermediate_size: Width between the two layers; None is that of the output.
+        activation: Constructor of the activation.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

@@ -27,10 +27,19 @@ from ml.models.parameters import settle_parameters
 
 @configurable
 class LanguageModel(NoProducts):
-    """logits = head(decoder(embeddings(tokens))).
+    """Causal language model: logits = head(decoder(embeddings(tokens))).
 
-    `tie_word_embeddings` gives the head the weight of the token embedding; the model then holds it once, as
-    `embeddings.token.weight`. `multi_token` adds the prediction of further tokens to the loss.
+    Args:
+        vocab_size: Number of tokens in the vocabulary, V.
+        hidden_size: Width of the residual stream, H.
+        embeddings: Constructor of the embeddings.
+        decoder: Constructor of the block sequence.
+        head: Constructor of the head.
+        multi_token: Constructor of the prediction of further tokens, which adds to the loss; None predicts only the
+            next token.
+        tie_word_embeddings: Uses the weight of the token embedding in the head; the model stores it once, as
+            `embeddings.token.weight`.
+        lr_scale: Learning rate multiplier of all parameters in the model; 0 freezes them.
 
     Attributes:
         image_token_id: The token in the positions of an image; None for a model that takes no images.

@@ -18,13 +18,21 @@ from ml.models.declarations import obstacle_to_seeing_all
 
 @configurable
 class VisionEncoder(NoProducts):
-    """y = adapter(norm(encoder(patches(images)))): each patch becomes a vector as wide as the language model.
+    """Vision encoder: y = adapter(norm(encoder(patches(images)))), one vector of the language model's width for each
+    patch.
 
-    Blocks that see all patches, as in the vision transformer (Dosovitskiy et al. 2020); the adapter is the one of LLaVA
-    (Liu et al. 2023). The rows and columns of the patches are the positions (P, 2) that mixers see, so a rotary has to
-    be a `TwoDimensionalRotary`, or None where the positions are learned.
+    Blocks in which every patch sees all patches, as in the vision transformer (Dosovitskiy et al. 2020), with the
+    adapter of LLaVA (Liu et al. 2023). Mixers get the rows and columns of the patches as positions (P, 2), so their
+    rotary embedding is `TwoDimensionalRotary`, or None where the positions are learned.
 
-    normalization: after the last block; None for none, as in Pixtral.
+    Args:
+        language_hidden_size: Width of the language model.
+        hidden_size: Width of the encoder.
+        patches: Constructor of the patch embedding.
+        encoder: Constructor of the block sequence.
+        normalization: Constructor of the normalization after the last block; None applies none, as in Pixtral.
+        adapter: Constructor of the projection to the width of the language model.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     def __init__(

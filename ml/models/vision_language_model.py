@@ -15,15 +15,17 @@ from ml.models.vision_encoder import VisionEncoder
 
 @configurable
 class VisionLanguageModel(LanguageModel):
-    """A language model that reads images in the places of some tokens (Liu et al. 2023, LLaVA).
+    """Language model that reads images in the positions of some tokens (Liu et al. 2023, LLaVA).
 
-    Each image is given `vision.num_tokens` consecutive places, which hold `image_token_id`. The embeddings there,
-    learned positions included, are replaced by what `vision` makes of the images, in order: `model(tokens, images=...)`
-    and `model.loss(tokens, targets, images=...)`.
+    Each image occupies `vision.num_tokens` consecutive positions, which hold `image_token_id`. The embeddings there,
+    learned positions included, are replaced by the output of `vision`, in order: `model(tokens, images=...)` and
+    `model.loss(tokens, targets, images=...)`.
 
-    image_token_id: None is the last token of the vocabulary.
-    language_model: what this model is beside `vision`; its parts keep their names, so that what is set for a
-        LanguageModel holds here too.
+    Args:
+        image_token_id: Token in the positions of an image; None is the last one of the vocabulary.
+        language_model: Constructor of the language model; its parts keep their names, so bindings of a LanguageModel
+            apply here too.
+        vision: Constructor of the vision encoder.
     """
 
     def __init__(

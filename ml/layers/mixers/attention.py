@@ -18,16 +18,30 @@ from ml.layers.rotary import Rotary, RotaryEmbedding
 
 @configurable
 class Attention(Mixer):
-    """y = output(softmax(q kᵀ · softmax_scale) v), with N query heads that share K key and value heads.
+    """Softmax attention: y = output(softmax(q kᵀ · softmax_scale) v), with N query heads that share K key and value
+    heads.
 
     Vaswani et al. 2017; grouped heads: Ainslie et al. 2023; query and key norm: Henry et al. 2020; sliding window:
-    Beltagy et al. 2020; `attention_reference` is the same in plain torch.
+    Beltagy et al. 2020. `attention_reference` is the same in plain torch.
 
-    num_kv_heads: None is `num_heads`. head_size: None is hidden_size / num_heads. softmax_scale: None is 1/√head_size.
-    window_size: how many keys a query sees, itself included (without `causal`: to either side); None is all.
-    soft_cap: c in c · tanh(score / c) (Gemma 2). attention_sinks: each head has a score of its own that takes weight
-        and gives no value (gpt-oss). gated: the mixed values are multiplied by sigmoid(gate(x)) (Qwen3-Next).
-    dropout: of the attention weights, in training.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_heads: Number of query heads, N.
+        num_kv_heads: Number of key and value heads, K; None is `num_heads`.
+        head_size: Size of a head, D; None is H / N.
+        query_norm: Constructor of the normalization of each query head; None applies none.
+        key_norm: Constructor of the normalization of each key head; None applies none.
+        rotary: Constructor of the rotary embedding; None applies none.
+        window_size: Number of keys visible to a query, including its own position (without `causal`: to either side);
+            None is all.
+        softmax_scale: Factor of the scores; None is 1/√D.
+        soft_cap: c in c · tanh(score / c) (Gemma 2); None applies no cap.
+        attention_sinks: Adds a learned score for each head to the softmax, without a value (gpt-oss).
+        gated: Multiplies the output of the heads by sigmoid(gate(x)) (Qwen3-Next).
+        causal: Masks later positions.
+        dropout: Dropout probability of the attention weights in training.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     separates_documents = True

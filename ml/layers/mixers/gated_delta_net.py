@@ -25,15 +25,24 @@ from ml.layers.protocol import Mixer
 
 @configurable
 class GatedDeltaNet(Mixer):
-    """y = output(norm(o, gate(x))), o the gated delta rule with one decay for a head (Yang et al. 2024).
+    """Gated delta net: y = output(norm(o, gate(x))), o the gated delta rule with one decay for each head (Yang et al.
+    2024).
 
     q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
-    g = -exp(A_log) · softplus(decay(x) + dt_bias), as Qwen3-Next has it. `gated_delta_rule_reference` is the rule.
+    g = -exp(A_log) · softplus(decay(x) + dt_bias), as in Qwen3-Next. `gated_delta_rule_reference` is the rule.
 
-    num_heads: of queries and keys; None is hidden_size / 128. num_value_heads: each has a state and a decay of its
-        own, and neighbours share a query and a key; None is `num_heads`. key_head_size: None is hidden_size /
-        num_heads. value_head_size: None is `key_head_size`. chunk_size: how many tokens are computed at once; the
-        result does not depend on it.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_heads: Number of query and key heads; None is H / 128.
+        num_value_heads: Number of value heads, each with its own state and decay; adjacent ones share a query and a
+            key. None is `num_heads`.
+        key_head_size: Size of a query or key head, D; None is H / num_heads.
+        value_head_size: Size of a value head; None is `key_head_size`.
+        chunk_size: Number of tokens that are computed together; a power of two. It does not change the result.
+        linear: Constructor of the projections.
+        convolution: Constructor of the convolution.
+        norm: Constructor of the gated normalization of the output.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True

@@ -26,15 +26,25 @@ from ml.layers.protocol import Mixer
 
 @configurable
 class KimiDeltaAttention(Mixer):
-    """y = output(norm(o) · sigmoid(gate_up(gate_down(x)))), o the gated delta rule with a decay for each channel of the
-    key (Kimi Linear, arXiv:2510.26692, section 4).
+    """Kimi delta attention: y = output(norm(o) · sigmoid(gate_up(gate_down(x)))), o the gated delta rule with a decay
+    for each channel of the key (Kimi Linear, arXiv:2510.26692, section 4).
 
     q, k, v = convolution([query(x), key(x), value(x)]), q and k of unit length and q over √D; β = sigmoid(beta(x)) and
-    g = -exp(A_log) · softplus(decay_up(decay_down(x)) + dt_bias), with an A_log for a head and a dt_bias for a channel.
+    g = -exp(A_log) · softplus(decay_up(decay_down(x)) + dt_bias), with one A_log for each head and one dt_bias for each
+    channel.
 
-    num_heads: None is hidden_size / 128. key_head_size: D; None is hidden_size / num_heads. value_head_size: None is
-        `key_head_size`. decay_rank, gate_rank: the sizes between down and up; None is `value_head_size`. chunk_size:
-        how many tokens are computed at once; the result does not depend on it.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_heads: Number of heads; None is H / 128.
+        key_head_size: Size of a query or key head, D; None is H / num_heads.
+        value_head_size: Size of a value head; None is `key_head_size`.
+        decay_rank: Rank of the decay projection; None is `value_head_size`.
+        gate_rank: Rank of the gate projection; None is `value_head_size`.
+        chunk_size: Number of tokens that are computed together; a power of two. It does not change the result.
+        linear: Constructor of the projections.
+        convolution: Constructor of the convolution.
+        norm: Constructor of the gated normalization of the output.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True

@@ -19,15 +19,29 @@ from ml.layers.rotary import Rotary, RotaryEmbedding
 
 @configurable
 class LatentAttention(Mixer):
-    """Attention whose keys and values are made from one small latent vector a token (DeepSeek-V2, section 2.1).
+    """Multi-head latent attention: keys and values are computed from one small latent vector per token (DeepSeek-V2,
+    section 2.1).
 
-    c = key_value_norm(key_value_down(x)), k = [key_up(c), rotary(key_rotary(x))], v = value_up(c), and a query
-    q = query_up(query_norm(query_down(x))), a part of which is turned. All heads share the rotary part of the key.
-    While decoding only c and that part are kept, and the heads meet them there: q keyᵀ is computed as (q key_up) cᵀ,
-    which is the same product.
+    c = key_value_norm(key_value_down(x)), k = [key_up(c), rotary(key_rotary(x))], v = value_up(c), and a query q =
+    query_up(query_norm(query_down(x))), part of which is rotated. All heads share the rotary part of the key. Decoding
+    caches only c and that part, and attention is computed in the latent space: q keyᵀ as (q key_up) cᵀ, the same
+    product.
 
-    num_heads: None is hidden_size / 128. query_rank: of the query's latent vector; None makes q by `query(x)`.
-    softmax_scale: None is 1/√(head_size + rotary_size). dropout: of the attention weights, in training.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_heads: Number of heads, N; None is H / 128.
+        key_value_rank: Size of the latent vector of keys and values, R.
+        query_rank: Size of the latent vector of the query; None computes q as `query(x)`.
+        head_size: Size of the part of query and key without rotation, D.
+        rotary_size: Size of the rotated part of query and key, Dr.
+        value_head_size: Size of a value head, Dv.
+        normalization: Constructor of the normalizations of the latent vectors.
+        rotary: Constructor of the rotary embedding.
+        window_size: Number of keys visible to a query, including its own position; None is all.
+        softmax_scale: Factor of the scores; None is 1/√(D + Dr).
+        dropout: Dropout probability of the attention weights in training.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True

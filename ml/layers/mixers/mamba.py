@@ -21,16 +21,27 @@ from ml.layers.protocol import Mixer
 
 @configurable
 class Mamba(Mixer):
-    """Each of F channels u = convolution(x) has a state h of size N, and what it takes in depends on the input:
+    """Selective state-space layer (Gu and Dao 2023, algorithm 2): each of F channels u = convolution(x) has a state h
+    of size N.
 
-    h_t = exp(dt_t A) · h_{t-1} + dt_t B_t u_t,   y_t = C_t h_t + D u_t,   output(y · activation(gate))
+        h_t = exp(dt_t A) · h_{t-1} + dt_t B_t u_t,   y_t = C_t h_t + D u_t,   output(y · activation(gate))
 
-    with A = -exp(A_log), B and C projections of u, and dt = softplus(dt(dt_down(u)) + dt_bias) (Gu and Dao 2023,
-    algorithm 2). `dt_bias` is a parameter beside the projection `dt`, so that `Linear.bias = False` leaves it alone.
+    A = -exp(A_log), B and C are projections of u, and dt = softplus(dt(dt_down(u)) + dt_bias). `dt_bias` is a parameter
+    beside the projection `dt`, so `Linear.bias = False` does not remove it.
 
-    intermediate_size: F, None is 2 H. state_size: N. dt_rank: of what dt_down returns, None is H / 16, rounded up.
-    activation: of the gate. dt_norm, B_norm and C_norm normalize what dt_down, B and C return (Jamba; Falcon Mamba has
-    `@FixedRMSNorm`).
+    Args:
+        hidden_size: Width of the residual stream, H.
+        intermediate_size: Number of channels, F; None is 2 H.
+        state_size: State size of a channel, N.
+        dt_rank: Rank of the projection of dt; None is H / 16, rounded up.
+        convolution: Constructor of the convolution.
+        activation: Constructor of the activation of the gate.
+        dt_norm: Constructor of the normalization of dt_down(u) (Jamba; Falcon Mamba uses `@FixedRMSNorm`); None applies
+            none.
+        B_norm: Constructor of the normalization of B; None applies none.
+        C_norm: Constructor of the normalization of C; None applies none.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True

@@ -22,16 +22,27 @@ from ml.layers.protocol import Mixer
 
 @configurable
 class Mamba2(Mixer):
-    """Each of N heads has P channels, one decay a step, and a state h of size P x S:
+    """State-space layer with N heads of P channels, each with one decay per step and a state h of size P x S (Dao and
+    Gu 2024, sections 6 and 7).
 
-    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_tᵀ,   y_t = h_t C_t + D x_t,   output(norm(y, gate))
+        h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_tᵀ,   y_t = h_t C_t + D x_t,   output(norm(y, gate))
 
-    with A = -exp(A_log) and dt = softplus(dt(·) + dt_bias). gate, x, B, C and dt are all projections of the input; x, B
-    and C go through one convolution, and groups of heads share B and C (Dao and Gu 2024, sections 6 and 7).
+    A = -exp(A_log) and dt = softplus(dt(·) + dt_bias). gate, x, B, C and dt are all projections of the input; x, B and
+    C pass through one convolution, and groups of heads share B and C.
 
-    num_heads: None is what gives intermediate_size. intermediate_size: None is num_heads · head_size, or 2 H without
-    num_heads. state_size: S. chunk_size: the length of the parts that are computed as matrix products; it changes the
-    speed alone. dt_limit: the least and the greatest dt. norm: None is y · silu(gate).
+    Args:
+        hidden_size: Width of the residual stream, H.
+        num_heads: Number of heads, N; None is intermediate_size / head_size.
+        head_size: Channels of a head, P.
+        intermediate_size: Number of channels, N P; None is num_heads · head_size, or 2 H without `num_heads`.
+        state_size: State size, S.
+        num_groups: Number of groups of heads that share B and C.
+        chunk_size: Number of steps that are computed as matrix products; it affects only the speed.
+        dt_limit: Least and greatest dt.
+        convolution: Constructor of the convolution.
+        norm: Constructor of the gated normalization of the output; None computes y · silu(gate).
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True

@@ -14,7 +14,14 @@ from ml.layers.protocol import Mixer
 
 @configurable
 class ShortConvolutionMixer(Mixer):
-    """y = output(C(x) · convolution(B(x) · x(x))), with a convolution of three taps and no activation (LFM2)."""
+    """Gated short convolution: y = output(C(x) · convolution(B(x) · x(x))) (LFM2).
+
+    Args:
+        hidden_size: Width of the residual stream, H.
+        convolution: Constructor of the convolution, by default with three taps and no activation.
+        linear: Constructor of the projections.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
+    """
 
     causal = True
     decodes = True

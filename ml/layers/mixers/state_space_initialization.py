@@ -23,7 +23,12 @@ def _fill_log_index(tensor: Tensor, *, generator: torch.Generator) -> None:
 
 @configurable
 def log_of_uniform(*, low: float = 1.0, high: float = 16.0) -> Fill:
-    """log(U(low, high)), so that -exp(·) is uniform between -high and -low (Mamba-2)."""
+    """log(U(low, high)), so that -exp(·) is uniform between -high and -low (Mamba-2).
+
+    Args:
+        low: Lower bound, above 0.
+        high: Upper bound.
+    """
     low, high = _checked_range("low", low, "high", high)
     return partial(_fill_log_of_uniform, low=low, high=high)
 
@@ -34,7 +39,13 @@ def _fill_log_of_uniform(tensor: Tensor, *, low: float, high: float, generator: 
 
 @configurable
 def time_step_bias(*, dt_min: float = 0.001, dt_max: float = 0.1, dt_floor: float = 1e-4) -> Fill:
-    """b with softplus(b) = max(dt, dt_floor) and log(dt) uniform in [log dt_min, log dt_max] (Mamba, section 3.6)."""
+    """b with softplus(b) = max(dt, dt_floor) and log(dt) uniform in [log dt_min, log dt_max] (Mamba, section 3.6).
+
+    Args:
+        dt_min: Least step before the floor.
+        dt_max: Greatest step.
+        dt_floor: Lower bound of the step.
+    """
     dt_min, dt_max = _checked_range("dt_min", dt_min, "dt_max", dt_max)
     return partial(_fill_time_step_bias, dt_min=dt_min, dt_max=dt_max, dt_floor=positive_float("dt_floor", dt_floor))
 

@@ -15,13 +15,17 @@ from ml.layers.protocol import Drawn, Mixer
 
 @configurable
 class StochasticMixer(Mixer, Drawn):
-    """One of several mixers, drawn anew for each training step; outside of training always the same one.
+    """One of several mixers, drawn for each training step; a fixed one outside of training.
 
-    A model trained so works with any choice of them, layer by layer. The names are the scopes:
-    `mixers = {'full': @Attention, 'linear': @GatedDeltaNet}` is set apart by `full/...` and `linear/...`.
+    A model trained this way works with any choice of them, layer by layer. The names are the scopes: `mixers = {'full':
+    @Attention, 'linear': @GatedDeltaNet}` is configured by `full/...` and `linear/...`.
 
-    weights: how often each is drawn, relative to the others; None draws all alike. main: the name of the one that is
-    used outside of training; None is the first.
+    Args:
+        hidden_size: Width of the residual stream, H.
+        mixers: Constructors of the mixers by name.
+        weights: Relative probability of each mixer; None draws all with equal probability.
+        main: Name of the mixer used outside of training; None is the first.
+        lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     decodes = True
