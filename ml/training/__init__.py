@@ -1,4 +1,4 @@
-"""Training: the trainer, what it is made of, and what it leaves behind."""
+"""Training: the trainer, its components, and the files of a run."""
 
 from ml.training.checkpoints.initial_weights import InitialWeights
 from ml.training.checkpoints.policy import Checkpoints

@@ -1,4 +1,4 @@
-"""Learning from a second model."""
+"""Knowledge distillation from a trained model."""
 
 import torch
 from torch import nn
@@ -13,13 +13,13 @@ from ml.training.errors import RunError
 
 @configurable
 class Distillation:
-    """Lets a trained model say what it expects of each token, which becomes part of the loss (Hinton et al. 2015).
+    """Adds the Kullback-Leibler divergence from the predictions of a trained model to the loss (Hinton et al., 2015).
 
     Args:
-        teacher: The folder of a run over the same tokens.
-        step: Of the checkpoint that teaches; None is the newest, which changes if that run goes on.
-        weight: The part of the loss that follows the teacher; the rest follows the text.
-        temperature: Both distributions are flattened by it.
+        teacher: Folder of the teacher's run, which must use the same vocabulary.
+        step: Step of the teacher's checkpoint; None is the newest, which changes if that run resumes.
+        weight: Weight of the divergence, in (0, 1]; the cross entropy with the targets has weight 1 - `weight`.
+        temperature: Divides the logits of both models; the divergence is multiplied by its square.
     """
 
     def __init__(self, *, teacher: str, step: int | None = None, weight: float = 0.5, temperature: float = 1.0):
@@ -31,15 +31,15 @@ class Distillation:
         self.temperature = positive_float("temperature", temperature)
 
     def teach(self, student: LanguageModel, sequence_length: int, model: LanguageModel) -> "TeacherModel":
-        """Makes a loaded model the teacher of `student`.
+        """Freezes a loaded model as the teacher of `student`.
 
         Args:
-            student: The model that is trained; it may be on the meta device.
-            sequence_length: Tokens of a sequence of the student.
+            student: The model that is trained; may be on the meta device.
+            sequence_length: Sequence length of the student in tokens.
             model: The model of the run `teacher`, with the weights of the checkpoint `step`.
 
         Returns:
-            The teacher, which holds `model` frozen.
+            The teacher, which holds the frozen `model`.
 
         Raises:
             RunError: The vocabulary, the positions or the images of the teacher do not fit the student.
@@ -63,7 +63,7 @@ class Distillation:
 
 
 class TeacherModel:
-    """A model that teaches, ready to be asked."""
+    """A frozen model that predicts the targets of distillation."""
 
     def __init__(self, model: nn.Module, weight: float, temperature: float):
         self.model = model
@@ -72,6 +72,6 @@ class TeacherModel:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Teacher:
-        """What it says of a batch."""
+        """Returns the teacher's logits for a batch, with weight and temperature."""
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "targets"}
         return Teacher(self.model(**inputs), self.weight, self.temperature)

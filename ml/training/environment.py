@@ -1,4 +1,4 @@
-"""Where a run ran: facts that are recorded and never configured."""
+"""Environment of a run: facts that are recorded and never configured."""
 
 import datetime
 import importlib.metadata
@@ -16,7 +16,7 @@ _PACKAGES = ("juniper-trainer", "torch", "gin-config", "numpy", "safetensors")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, git revision, command line, host and devices, as JSON takes them."""
+    """Returns versions, git revision, command line, host and devices as JSON values."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """The revision of the code and whether it was changed since; None where the code is in no repository of its own."""
+    """Returns the revision of the code and whether it has uncommitted changes; None outside its own repository."""
     try:
         _run_git(folder, "ls-files", "--error-unmatch", "__init__.py")  # installed inside another project's folder?
         revision = _run_git(folder, "rev-parse", "HEAD")

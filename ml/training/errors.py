@@ -1,4 +1,4 @@
-"""What can go wrong in a run that is no fault of the program."""
+"""Errors of a run that the user can fix."""
 
 from ml.errors import RunFailure, UserError
 
@@ -6,4 +6,4 @@ __all__ = ["RunError", "RunFailure"]
 
 
 class RunError(UserError):
-    """The run cannot start as asked: its folder, its data or its checkpoints do not fit."""
+    """The run cannot start: its folder, its data or its checkpoints do not fit."""

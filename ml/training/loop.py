@@ -1,4 +1,4 @@
-"""Training from the first step, or from the newest checkpoint, to the last."""
+"""The training loop, from the first step or the newest checkpoint to the last step."""
 
 import contextlib
 import sys
@@ -36,7 +36,12 @@ from ml.training.trainer import Trainer
 
 
 class Outcome(NamedTuple):
-    """How training ended: at the last step, or at an earlier one because somebody asked."""
+    """Result of a training process.
+
+    Attributes:
+        step: The last step that was taken.
+        is_finished: Whether it is the last step of the run; False after a request to stop.
+    """
 
     step: int
     is_finished: bool
@@ -52,26 +57,29 @@ def train(
     teacher: TeacherModel | None = None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
-    """Trains to the last step and leaves everything in the folder of the run.
+    """Trains to the last step and writes metrics, samples and checkpoints to the run folder.
 
-    A run that was stopped goes on as if it never had been: on one device with deterministic kernels, every later
-    weight and metric is the same to the last bit. SIGINT and SIGTERM end it after the step that is being taken, with a
-    checkpoint; SIGUSR1 saves one and goes on.
+    A stopped run resumes exactly: on one device with deterministic kernels, every later weight and metric is bitwise
+    the same as without the stop. SIGINT and SIGTERM stop after the current step and save a checkpoint; SIGUSR1 saves a
+    checkpoint and continues.
 
     Args:
         trainer: The settings of the run.
         data: The open data, from `trainer.open_data`.
-        run: The folder, which is made where it is not there.
-        device: Where to train.
-        initial: Whose weights a fresh run starts from.
+        run: The run folder; created if it does not exist.
+        device: The device to train on.
+        initial: Initial weights of a new run; None for random initialization.
         teacher: The teacher of `trainer.distillation`, on `device`; None without distillation.
-        stream: Takes the progress.
+        stream: Receives the progress display.
+
+    Returns:
+        The last step that was taken.
 
     Raises:
         RunError: The folder, the initial weights or the machine do not fit the run.
-        DataError: The first batch cannot be made.
-        RunFailure: The loss is not finite, the disk takes no more, or the data is not there any more. Checkpoints that
-            were there still are.
+        DataError: The first batch cannot be read.
+        RunFailure: The loss is not finite, the disk is full, or the data cannot be read any more. Earlier checkpoints
+            are untouched.
     """
     if (teacher is None) != (trainer.distillation is None):
         raise RunError("Trainer.distillation goes with a teacher: ml.runs.open_teacher(trainer, device) loads it")
@@ -94,7 +102,7 @@ def train(
 
 
 class TrainLoop:
-    """A run in progress in one process; owns its state, its data and its open files."""
+    """A run in progress in one process; owns the training state, the data and the open files."""
 
     def __init__(
         self,
@@ -133,15 +141,17 @@ class TrainLoop:
 
     @property
     def is_finished(self) -> bool:
+        """Whether the last step was taken and validated."""
         return self.state.step >= self.trainer.num_steps and self.state.unvalidated is None
 
     def resume(self, initial: InitialWeights | None = None) -> None:
-        """Goes back to the newest whole checkpoint and forgets what was measured after it.
+        """Resumes from the newest valid checkpoint and removes the metrics after it.
 
-        Where there is none, the weights of `initial` replace those that the model was made with.
+        Args:
+            initial: Initial weights, loaded if there is no checkpoint; None keeps the random initialization.
 
         Raises:
-            RunError: It is of other data or of another model.
+            RunError: The checkpoint belongs to other data or another model.
         """
         checkpoint = newest_checkpoint(self.run.checkpoints, self.progress.say)
         if checkpoint is not None:
@@ -159,11 +169,11 @@ class TrainLoop:
         self.throughput.restart()
         self.progress.start(self.state.step)
         if unvalidated is not None:
-            self._saved_step = 0  # what is saved says that the validation is still to be made
+            self._saved_step = 0  # the checkpoint records that the validation is pending
             self._record(unvalidated)
 
     def run_steps(self) -> None:
-        """Takes the steps that are left, until somebody asks to stop."""
+        """Takes the remaining steps, until a request to stop."""
         with self.reading_data(), contextlib.closing(self.batches()) as steps:
             for batches in steps:
                 if self.requests.stop:
@@ -174,17 +184,17 @@ class TrainLoop:
                     self.begin(batches)
 
     def batches(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each step that is left, made in the background."""
+        """Yields the micro-batches of each remaining step, loaded in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
         return self.throughput.waiting(prefetched(self._load, steps, self.trainer.num_loader_workers))
 
     @contextlib.contextmanager
     def reading_data(self) -> Iterator[None]:
-        """Tells data that cannot be used from the start from data that was lost or damaged on the way.
+        """Separates data that cannot be used at all from data that was lost or damaged during the run.
 
         Raises:
-            DataError: The batches of the first step that this process takes cannot be made.
-            RunFailure: Those of a later one cannot, or the held-out text cannot be read.
+            DataError: The batches of the first step of this process cannot be read.
+            RunFailure: The batches of a later step or the held-out text cannot be read.
         """
         first = self.state.step
         try:
@@ -197,10 +207,13 @@ class TrainLoop:
             ) from error
 
     def begin(self, batches: list[Batch]) -> None:
-        """Takes the first step of the run, in which parts that do not fit each other are found out.
+        """Takes the first step of the run and reports components that do not fit each other.
+
+        Args:
+            batches: The micro-batches of the step.
 
         Raises:
-            RunError: They do not.
+            RunError: The step cannot be taken.
         """
         try:
             before = self.state.tensors().keys()
@@ -211,7 +224,14 @@ class TrainLoop:
             raise RunError(f"the first step cannot be taken: {error}") from error
 
     def advance(self, batches: list[Batch]) -> None:
-        """Takes a step; measures, logs and saves where it is time to."""
+        """Takes a step; validates, logs, samples and saves where due.
+
+        Args:
+            batches: The micro-batches of the step.
+
+        Raises:
+            RunFailure: The loss is not finite, or a file cannot be written.
+        """
         trainer, step = self.trainer, self.state.step + 1
         self.windows.before(step)
         torch.manual_seed(derive_seed(trainer.seed, "dropout", step))
@@ -234,10 +254,10 @@ class TrainLoop:
         self.saver.check()
 
     def save(self) -> None:
-        """Writes a checkpoint, or begins to, unless there is one of this step.
+        """Writes a checkpoint, or starts to write it, unless this step was saved already.
 
         Raises:
-            RunFailure: The state is not worth keeping, or the disk takes no more.
+            RunFailure: The loss is not finite, or the disk is full.
         """
         if self._saved_step == self.state.step:
             return
@@ -248,7 +268,7 @@ class TrainLoop:
         self.throughput.restart()
 
     def finish(self) -> None:
-        """Saves where the run stands and says so."""
+        """Saves the last step and reports the end of the process."""
         if self.state.step:
             self.save()
         self.saver.wait()
@@ -261,7 +281,7 @@ class TrainLoop:
         else:
             self.progress.say(
                 f"stopped after step {step} of {num_steps} and saved; the same command with --run_dir={self.run.path} "
-                "goes on from there"
+                "resumes from there"
             )
 
     def _load(self, step: int) -> list[Batch]:
@@ -269,7 +289,7 @@ class TrainLoop:
         return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
 
     def _record(self, record: dict[str, Any]) -> None:
-        """Adds a step to the metrics, unless its validation is broken off: then it is left to the next process."""
+        """Logs a step after its validation; an interrupted validation is left to the next process."""
         validated = self._validated(self._due_validations())
         if validated is None:
             self.state.unvalidated = record
@@ -281,14 +301,15 @@ class TrainLoop:
         self.tracking.log(record)
 
     def _due_validations(self) -> list[ValidationSet]:
-        """Those of the step that was just taken."""
+        """Returns the validation sets that are due after the current step."""
         step, num_steps = self.state.step, self.trainer.num_steps
         return [one for one in self.data.validation_sets if one.validation.is_due(step, num_steps)]
 
     def _validated(self, due: list[ValidationSet]) -> dict[str, float] | None:
-        """What is measured of the weights, and of their average where there is one by now.
+        """Validates the weights and their running average, if it has been updated.
 
-        None when the run was asked to stop before that was done.
+        Returns:
+            The metrics, or None if a request to stop interrupted the validation.
         """
         measured = self._measured_on(due)
         average = self.state.weight_average
@@ -321,7 +342,7 @@ class TrainLoop:
         self.throughput.restart()
 
     def _flush(self) -> None:
-        """What was measured up to a checkpoint is on the disk before it is."""
+        """Flushes metrics and samples to disk before a checkpoint becomes valid."""
         self.run.flush_metrics()
         self._samples.flush()
 
@@ -339,5 +360,5 @@ class TrainLoop:
         return f"checkpoints/step_{self._saved_step} is from before it" if self._saved_step else "nothing was saved"
 
     def _seconds(self) -> float:
-        """What the run has taken so far, in all of its processes."""
+        """Returns the duration of the run so far, over all of its processes."""
         return self._seconds_before + time.monotonic() - self._begun

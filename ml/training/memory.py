@@ -1,4 +1,4 @@
-"""The memory that a device has for a run."""
+"""Available memory of a device."""
 
 import os
 from collections.abc import Iterator
@@ -10,14 +10,21 @@ _KIB = 1024
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that a run can take: all of a CUDA device; of the CPU what is free and allowed. None if not known."""
+    """Returns the bytes available to a run.
+
+    Args:
+        device: The device of the run.
+
+    Returns:
+        The total memory of a CUDA device, or the available memory of the host; None if unknown.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return available_cpu_memory()
 
 
 def available_cpu_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of RAM that are free or can be freed, or the limit of this process's control group where that is lower.
+    """Returns the available RAM in bytes, or the limit of this process's control group if lower; None if unknown.
 
     Args:
         root: The folder that holds `proc` and `sys`.
@@ -26,7 +33,7 @@ def available_cpu_memory(root: Path = Path("/")) -> int | None:
 
 
 def _free(root: Path) -> Iterator[int]:
-    """What the kernel estimates to be available; without its file, all RAM that the system states."""
+    """Yields the kernel's estimate of available memory, or else the total RAM."""
     lines = _lines(root / "proc/meminfo")
     found = [int(line.split()[1]) * _KIB for line in lines if line.startswith("MemAvailable:")]
     if found:
@@ -36,7 +43,7 @@ def _free(root: Path) -> Iterator[int]:
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """The memory limits of the control group of this process and of those above it, of version 1 or 2."""
+    """Yields the memory limits of this process's control group and its parents, version 1 or 2."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":

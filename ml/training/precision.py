@@ -1,4 +1,4 @@
-"""In which type the weights are kept and in which the model computes."""
+"""Precision of weights and computation."""
 
 import abc
 import contextlib
@@ -11,19 +11,24 @@ from ml.config import configurable
 
 
 class Precision(abc.ABC):
-    """The type of the weights, that of matrix products, and the context in which the model computes."""
+    """Dtypes of a run.
+
+    Attributes:
+        parameter_dtype: The dtype of weights, gradients and optimizer state.
+        compute_dtype: The dtype of matrix products.
+    """
 
     parameter_dtype: torch.dtype
     compute_dtype: torch.dtype
 
     @abc.abstractmethod
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
-        """In force during the forward pass."""
+        """Returns the context manager of the forward pass on `device`."""
 
 
 @configurable
 class Float32(Precision):
-    """Float32 throughout."""
+    """Weights, gradients and matrix products in float32."""
 
     parameter_dtype = torch.float32
     compute_dtype = torch.float32
@@ -49,7 +54,7 @@ class MixedBFloat16(Precision):
 class PureBFloat16(Precision):
     """Weights, gradients and optimizer state in bfloat16: a third of the memory of mixed precision.
 
-    An update smaller than 2^-9 of its weight is rounded away, so expect a higher loss at small learning rates.
+    An update smaller than 2^-9 of its weight is rounded to zero, so expect a higher loss at small learning rates.
     """
 
     parameter_dtype = torch.bfloat16
@@ -60,6 +65,6 @@ class PureBFloat16(Precision):
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the parameters in place; buffers, such as rotary frequencies, keep the type that the model gave them."""
+    """Casts the parameters in place; buffers, such as rotary frequencies, keep their dtype."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -1,4 +1,4 @@
-"""Warnings of a run that will probably fail or disappoint, before it starts."""
+"""Warnings before a run starts: too little memory, data that repeats too often."""
 
 from collections.abc import Mapping
 
@@ -14,12 +14,12 @@ MAX_EPOCHS = 10
 
 
 def warnings_of(trainer: Trainer, device: torch.device, dataset: Dataset | None = None) -> list[str]:
-    """Everything that can be foreseen.
+    """Returns all warnings about a run.
 
     Args:
-        trainer: The run; its model is on the meta device.
-        device: Where it would be trained.
-        dataset: Its data where that is open; None takes what is known of it before.
+        trainer: The settings of the run; its model is on the meta device.
+        device: The device to train on.
+        dataset: The open training data; None uses what is known before the data is opened.
     """
     needed = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
     num_sequences = trainer.num_steps * trainer.batch_size
@@ -32,7 +32,16 @@ def warnings_of(trainer: Trainer, device: torch.device, dataset: Dataset | None 
 
 
 def memory_warning(needed: Mapping[str, int], available: int | None, device: torch.device) -> str | None:
-    """A warning where a run needs more bytes than there are; None where it fits, or that is not known."""
+    """Returns a warning if a run needs more memory than available.
+
+    Args:
+        needed: Required bytes by purpose.
+        available: Available bytes; None if unknown.
+        device: The device to train on.
+
+    Returns:
+        The warning, or None if the run fits or the available memory is unknown.
+    """
     total = sum(needed.values())
     if available is None or total <= available:
         return None
@@ -43,10 +52,13 @@ def memory_warning(needed: Mapping[str, int], available: int | None, device: tor
 
 
 def repetition_warnings(epochs: Mapping[str, float]) -> list[str]:
-    """A warning for each part of the data that is read more than ten times.
+    """Returns a warning for each part of the data that is read more than `MAX_EPOCHS` times.
 
-    Repeated tokens are worth about as much as new ones for four epochs, and little after some more (Muennighoff et al.
-    2023, arXiv:2305.16264).
+    Repeated tokens are worth about as much as new ones for up to four epochs, and far less after that (Muennighoff et
+    al., 2023, arXiv:2305.16264).
+
+    Args:
+        epochs: Number of passes over each part of the data, by name; "" is the whole.
     """
     return [
         f"the run reads {f'the part {name!r} of its data' if name else 'its data'} {times:.0f} times, "

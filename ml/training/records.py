@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: what is said of a step."""
+"""Records of logged steps, the lines of `metrics.jsonl`."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from ml.training.trainer import Trainer
 
 
 class Records:
-    """Makes the record of a step that was just taken."""
+    """Collects the metrics of a step."""
 
     def __init__(self, trainer: Trainer, state: TrainState, throughput: Throughput):
         self._trainer = trainer
@@ -20,7 +20,12 @@ class Records:
         self._names = {module: name for name, module in state.model.named_modules()}
 
     def of(self, result: StepResult, seconds: float) -> dict[str, Any]:
-        """Reading the loss waits for the device. `seconds` is what the run has taken so far."""
+        """Returns the record of the current step; synchronizes with the device.
+
+        Args:
+            result: The result of the step.
+            seconds: Duration of the run so far.
+        """
         state, trainer = self._state, self._trainer
         record = {
             "step": state.step,
@@ -46,7 +51,7 @@ class Records:
 
 
 def finite(record: Any) -> Any:
-    """A record with None in the place of each number that is infinite or none, as those of a step that was skipped."""
+    """Replaces NaN and infinity by None; the metrics of a skipped step may contain them."""
     if isinstance(record, dict):
         return {name: finite(value) for name, value in record.items()}
     return None if isinstance(record, float) and not math.isfinite(record) else record

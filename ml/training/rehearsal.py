@@ -1,4 +1,4 @@
-"""The rehearsal: a pass through the model that follows shapes alone, and finds parts that do not fit where they are."""
+"""Dry run of the model on fake tensors, which finds modules that do not fit their place."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from ml.layers.mixers import StochasticMixer
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
 
-_FEW = 8  # tokens: what depends in Python on the length of a sequence takes no time
+_FEW = 8  # tokens; keeps Python loops over the sequence short
 _CPU = torch.device("cpu")
 _NOT_JUDGED = (
     NotImplementedError,
@@ -29,31 +29,36 @@ _NOT_JUDGED = (
     fake_tensor.UnsupportedFakeTensorException,
     fake_tensor.UnsupportedOperatorException,
 )
-_OF_THE_TRACE = ("data pointer", "numpy", "__format__")  # in messages about tensors that hold no values
+_OF_THE_TRACE = ("data pointer", "numpy", "__format__")  # in messages about tensors without values
 
 Path = tuple[str, ...]
 
 
 class Misfit(NamedTuple):
-    """A part that cannot be used: its place, and what happened, in words."""
+    """A module that fails.
+
+    Attributes:
+        path: The path of the module in the model.
+        message: The error.
+    """
 
     path: Path
     message: str
 
 
 def rehearse(trainer: Trainer, built: Built) -> list[Problem]:
-    """Passes a small batch through the loss of a model that was just built and will not be used again.
+    """Passes a small batch of fake tensors through the loss of a model that is not used afterward.
 
-    Nothing is computed, no memory allocated and no random number drawn. Of equal blocks one is run. A part that fails
-    on a few tokens is tried at the length of the run before it is refused. A part that reads the values of its tensors
-    cannot be judged, and is not refused.
+    No value is computed, no memory allocated and no random number drawn. One of several equal blocks is run. A module
+    that fails on a few tokens is tried at the sequence length of the run before it is refused. A module that reads the
+    values of its tensors cannot be checked and is not refused.
 
     Args:
-        trainer: What was built; its model is changed.
-        built: The constructions that it came from.
+        trainer: The built trainer; its model is changed.
+        built: The record of its construction.
 
     Returns:
-        A problem for each part that does not fit, located at the binding that chose it.
+        A problem for each module that does not fit, located at the binding that chose it.
     """
     cast_parameters(trainer.model, trainer.precision.parameter_dtype)
     stage = _Stage(trainer.model, built)
@@ -65,7 +70,7 @@ def rehearse(trainer: Trainer, built: Built) -> list[Problem]:
 
 
 class _Stage:
-    """A model whose equal blocks are one, with every block watched."""
+    """A model with one of each kind of block, whose failures are recorded."""
 
     def __init__(self, model: nn.Module, built: Built):
         self.model = model
@@ -100,7 +105,7 @@ class _Stage:
         self._returned[parent] = (child, output)
 
     def misfits(self, trainer: Trainer, num_tokens: int) -> list[Misfit]:
-        """What fails in a pass over sequences of `num_tokens`; with mixers that are drawn, in a pass for each."""
+        """Runs the model on sequences of `num_tokens`, once for each choice of stochastic mixers; returns failures."""
         found: dict[Path, Misfit] = {}
         drawn = [module for module in self.paths if isinstance(module, StochasticMixer)]
         for number in range(max((len(mixer.names) for mixer in drawn), default=1)):
@@ -122,7 +127,7 @@ class _Stage:
             yield from block.failures
 
     def _misfit(self, error: Exception) -> Misfit | None:
-        """Where an error happened and what it was; None where it tells nothing about the configuration."""
+        """Locates an error in the model; None if it does not come from the configuration."""
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = message.replace("FakeTensor", "Tensor")
         if isinstance(error, _NOT_JUDGED) or any(word in str(error) for word in _OF_THE_TRACE):
@@ -138,7 +143,7 @@ class _Stage:
         return Misfit(path, f"{name}{{place}} failed: {message}")
 
     def _innermost(self, error: Exception) -> tuple[nn.Module, bool]:
-        """The module in which an error happened, and whether already its call did not fit its signature."""
+        """Returns the innermost module of an error, and whether the call itself did not fit its signature."""
         found, is_call = self.model, False
         trace = error.__traceback__
         while trace is not None:
@@ -150,7 +155,7 @@ class _Stage:
         return found, is_call
 
     def describe(self, misfit: Misfit) -> str:
-        """The message of a misfit, with all the places that have it."""
+        """Returns the message of a misfit with all paths that have it."""
         path = misfit.path
         block = next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.equal), None)
         paths = [path] if block is None else [(*first, *path[len(block) :]) for first in self.equal[block]]
@@ -159,14 +164,14 @@ class _Stage:
 
 
 class _Absent(nn.Module):
-    """Stands for a block like an earlier one."""
+    """Placeholder of a block that equals an earlier one."""
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
 
 
 class _Watched(nn.Module):
-    """A block whose failures are noted, so that the blocks after it are tried as well."""
+    """Records the failures of a block, so that the blocks after it run too."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -182,7 +187,7 @@ class _Watched(nn.Module):
 
 
 class _Loss(nn.Module):
-    """The loss of a model as a module to call."""
+    """The loss of a model as a callable module."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -208,7 +213,7 @@ def _run(trainer: Trainer, num_tokens: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch logs of an operation that fails, with its whole traceback, is told in the report."""
+    """Silences torch's log of failed operations, which the report covers."""
     logger = logging.getLogger(fake_tensor.__name__)
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -223,7 +228,7 @@ def _without_memory(tensor: Tensor) -> Tensor:
 
 
 def _inputs(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
-    """What the loss takes in a step: tokens, and images and a teacher where the run has them."""
+    """Returns the arguments of the loss: tokens, and images and a teacher if the run has them."""
     model = trainer.model
     batch_size = min(2, trainer.micro_batch_size)
     tokens = torch.zeros(batch_size, num_tokens, dtype=torch.int64)

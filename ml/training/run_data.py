@@ -1,4 +1,4 @@
-"""The open data of a run: the dataset that it trains on and its validation sets."""
+"""Open data of a run: the training dataset and the validation sets."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ class RunData(NamedTuple):
     """All data that a run reads.
 
     Attributes:
-        training: The dataset that the batches come from, and the held-out split of it.
-        validation_sets: The sets that the model is measured on, in the order of the configuration.
+        training: The training dataset, with its held-out split.
+        validation_sets: The validation sets, in the order of the configuration.
     """
 
     training: Dataset
@@ -20,14 +20,14 @@ class RunData(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """One hash of all data; a run resumes with equal data only."""
+        """Hash of all data; a run resumes with equal data only."""
         own = [(one.name, one.dataset.sha256) for one in self._own_sets()]
         if not own:
             return self.training.sha256
         return hashlib.sha256(repr([self.training.sha256, *own]).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """The training data and the validation sets with separate data, as JSON for `environment.json`."""
+        """Describes the training data and the separate validation data, as JSON values for `environment.json`."""
         own = {one.name or "validation": one.dataset.describe() for one in self._own_sets()}
         return {**self.training.describe(), **({"validation_sets": own} if own else {})}
 

@@ -15,9 +15,9 @@ from ml.training.errors import RunError, RunFailure
 
 
 class RunFolder:
-    """The files of a run, by name: what it was, where it ran, what it measured, what it learned.
+    """Paths of the files of a run: configuration, environment, metrics and checkpoints.
 
-    Constructing one touches nothing; `create` makes the folder.
+    The constructor does not touch the file system; `create` creates the folder.
     """
 
     def __init__(self, path: str | Path):
@@ -31,20 +31,20 @@ class RunFolder:
         self.profiles = self.path / "profiles"
 
     def create(self) -> None:
-        """Makes the folder unless it is there.
+        """Creates the folder if it does not exist.
 
         Raises:
-            RunFailure: It cannot be made.
+            RunFailure: It cannot be created.
         """
         with self._disk("create"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder; the system unlocks it when this one ends, however it does.
+        """Prevents other processes from training in the folder; the system releases the lock when this process ends.
 
         Raises:
-            RunError: Another process trains in it.
+            RunError: Another process is training in it.
         """
         try:
             with locked(self.path, kept_by_children=True):
@@ -56,7 +56,17 @@ class RunFolder:
     def write_config(
         self, config_gin: str, operative: str, provenance: Mapping[str, Any], code: Iterable[Component] = ()
     ) -> None:
-        """Writes what was set, what took effect, who set it, and the code that is not installed."""
+        """Writes the configuration of the run.
+
+        Args:
+            config_gin: Text of the bindings that were set.
+            operative: Text of the operative config.
+            provenance: The origin of each value.
+            code: Modules outside installed packages, whose source is copied.
+
+        Raises:
+            RunFailure: A file cannot be written.
+        """
         with self._disk("write the configuration to"):
             write_atomically(self.config, config_gin)
             write_atomically(self.operative, operative)
@@ -67,11 +77,15 @@ class RunFolder:
                 file.write_bytes(component.source)
 
     def operative_config(self) -> str | None:
-        """The text of `operative_config.gin`, None in a folder without a run."""
+        """Reads `operative_config.gin`; None in a folder without a run."""
         return self.operative.read_text("utf-8") if self.operative.exists() else None
 
     def write_environment(self, **facts: Any) -> None:
-        """Records this start of the run and what else it found, by name; earlier starts are kept, oldest first."""
+        """Records the environment of this start of the run; earlier starts are kept, oldest first.
+
+        Args:
+            facts: Further facts by name, as JSON values.
+        """
         earlier = []
         if self.environment.exists():
             with contextlib.suppress(json.JSONDecodeError):
@@ -82,26 +96,29 @@ class RunFolder:
             write_atomically(self.environment, json.dumps(found, indent=1) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds one line to `metrics.jsonl`; it is in the file when this returns.
+        """Appends a line to `metrics.jsonl` and closes the file.
+
+        Args:
+            record: The metrics of a step.
 
         Raises:
-            RunFailure: The disk takes no more.
+            RunFailure: The file cannot be written.
         """
         with self._disk("write metrics to"), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of `metrics.jsonl`; one that a crash cut off is left out."""
+        """Reads all complete lines of `metrics.jsonl`; skips a line truncated by a crash."""
         return list(self._records())
 
     def truncate_metrics(self, step: int) -> None:
-        """Forgets what was measured after `step`: those steps are about to be taken again."""
+        """Removes the metrics after `step`, because those steps are taken again."""
         kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
         with self._disk("write metrics to"):
             write_atomically(self.metrics_file, "".join(kept))
 
     def flush_metrics(self) -> None:
-        """Returns when the metrics would survive a power failure."""
+        """Flushes the metrics to disk."""
         with self._disk("write metrics to"), self.metrics_file.open("a") as file:
             os.fsync(file.fileno())
 

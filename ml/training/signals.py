@@ -1,4 +1,4 @@
-"""Signals as polite requests."""
+"""Signals that request a stop or a checkpoint."""
 
 import contextlib
 import os
@@ -9,28 +9,34 @@ from types import FrameType
 
 
 class Requests:
-    """What somebody asked of the run by a signal."""
+    """Requests received as signals.
+
+    Attributes:
+        stop: SIGINT or SIGTERM, which requests a checkpoint and the end of the process; None so far.
+        save: Whether SIGUSR1 requested a checkpoint.
+    """
 
     def __init__(self) -> None:
-        self.stop: signal.Signals | None = None  # SIGINT or SIGTERM: save and leave
-        self.save = False  # SIGUSR1: save and go on
+        self.stop: signal.Signals | None = None
+        self.save = False
 
     def receive_stop(self, number: int, frame: FrameType | None) -> None:
-        """Notes the first signal; a second Ctrl-C ends the process at once, as if nobody handled it."""
+        """Records a request to stop; a second SIGINT ends the process at once by the default handler."""
         if self.stop is not None and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         self.stop = signal.Signals(number)
 
     def receive_save(self, number: int, frame: FrameType | None) -> None:
+        """Records a request to save."""
         self.save = True
 
 
 @contextlib.contextmanager
 def handled_signals() -> Iterator[Requests]:
-    """Notes SIGINT, SIGTERM and SIGUSR1 for as long as the context lasts, then puts the handlers back.
+    """Handles SIGINT, SIGTERM and SIGUSR1 inside the context and restores the handlers after it.
 
-    Outside of the main thread Python delivers no signals, so there is nothing to note.
+    Python delivers signals to the main thread only; other threads receive no requests.
     """
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What training changes."""
+"""The state of training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,30 +10,43 @@ from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
 from ml.training.optimizers.weight_average import WeightAverage
 
-# How the names of saved tensors begin.
+# Prefixes of the names of saved tensors.
 MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"
 
 
 @dataclass
 class TrainState:
-    """Everything that one step hands to the next; with the data, the seed and the step number it is the whole run.
+    """Everything that a step passes to the next one.
 
-    Dropout and the order of the data are functions of (seed, step) and need no state.
+    With the data, the seed and the step number it determines the rest of the run: dropout and the order of the data are
+    functions of (seed, step) and need no state.
+
+    Attributes:
+        model: The model.
+        optimizer: The torch optimizer.
+        groups: The trained parameters, in groups.
+        first_nonfinite_step: () int64 on the device, 0 for none; read only where the host synchronizes anyway.
+        skip_step: The guard that skips steps, or None.
+        weight_average: The running average of the weights, or None.
+        step: Number of steps taken.
+        tokens: Number of targets in the loss so far.
+        seconds: Duration of the run so far, over all of its processes.
+        unvalidated: The record of a step whose validation was interrupted, or None.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     groups: list[ParameterGroup]
-    first_nonfinite_step: Tensor  # () int64 on the device, 0 for none: read only where the host waits anyway
+    first_nonfinite_step: Tensor
     skip_step: SpikeGuard | None = None
     weight_average: WeightAverage | None = None
     step: int = 0
-    tokens: int = 0  # targets that counted, so far
-    seconds: float = 0.0  # spent so far, in this process and the ones before it
-    unvalidated: dict[str, Any] | None = None  # the record of a step whose validation was broken off
+    tokens: int = 0
+    seconds: float = 0.0
+    unvalidated: dict[str, Any] | None = None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer changes, by name."""
+        """Returns the trained parameters by name."""
         return {
             name: parameter
             for group in self.groups
@@ -41,7 +54,7 @@ class TrainState:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of its tensors by name: "model/NAME", "optimizer/PARAMETER/KEY", "weight_average/NAME", ..."""
+        """Returns all tensors by name: "model/NAME", "optimizer/PARAMETER/KEY", "weight_average/NAME", ..."""
         parts = {AVERAGE: self.weight_average, SKIP: self.skip_step}
         return {
             **{MODEL + name: tensor for name, tensor in named_weights(self.model).items()},
@@ -60,7 +73,7 @@ class TrainState:
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; of tied ones, the first name only."""
+    """Returns parameters and persistent buffers by name; tied weights appear under their first name only."""
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensors.setdefault(id(tensor), (name, tensor.detach()))

@@ -16,13 +16,13 @@ from ml.training.state import TrainState
 
 
 class StepResult(NamedTuple):
-    """What was measured, on the device: reading it waits for the step."""
+    """Measurements of a step, on the device; reading them synchronizes."""
 
     loss: Tensor  # () cross entropy, nats per token
-    grad_norm: Tensor  # () of all gradients together, before clipping
-    grad_norms: Tensor  # (P) of each gradient, before clipping, in the order of `TrainState.trained()`
+    grad_norm: Tensor  # () global norm, before clipping
+    grad_norms: Tensor  # (P) norm of each gradient, before clipping, in the order of `TrainState.trained()`
     parts: dict[str, Tensor]  # () each: the other terms of the loss, per token
-    loads: dict[nn.Module, Tensor]  # (E) of each router: how many tokens went to each expert
+    loads: dict[nn.Module, Tensor]  # (E) of each router: number of tokens of each expert
 
 
 def train_step(
@@ -33,10 +33,20 @@ def train_step(
     device: torch.device,
     teacher: TeacherModel | None = None,
 ) -> StepResult:
-    """Takes one step on the mean loss over all valid tokens of `batches`; the host waits for nothing.
+    """Takes an optimizer step on the mean loss over all valid tokens of `batches`, without synchronizing.
 
-    Each micro-batch counts by its valid tokens, so how the sequences are cut in micro-batches does not change the
-    gradient.
+    Each micro-batch is weighted by its valid tokens, so the size of the micro-batches does not change the gradient.
+
+    Args:
+        state: The training state, changed in place.
+        batches: The micro-batches of the step.
+        precision: The precision of the forward pass.
+        max_grad_norm: Clips the gradients to this global norm; None does not clip.
+        device: The device of the model.
+        teacher: The teacher of distillation; None without distillation.
+
+    Returns:
+        The measurements of the step, on the device.
     """
     num_targets = max(1, sum(batch.num_targets for batch in batches))
     loss = torch.zeros((), device=device)

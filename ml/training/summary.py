@@ -1,4 +1,4 @@
-"""How the parameters are trained, for a person to read: who trains which, how fast, and what is kept for it."""
+"""Summary of training: optimizer, learning rate and memory of each group of parameters."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _SHOWN_STEPS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # fractions of the r
 
 
 def summarize_training(trainer: Trainer) -> str:
-    """A table with a line for each group of parameters, the frozen ones last, and the learning rate at some steps."""
+    """Formats a table of the parameter groups, frozen parameters last, and the learning rate at some steps."""
     assignments = trainer.optimizer.assign(trainer.groups())
     rows = [_HEADER, *(_row(assignment) for assignment in assignments), *_frozen(trainer.model)]
     steps = sorted({max(1, round(fraction * trainer.num_steps)) for fraction in _SHOWN_STEPS})
@@ -26,7 +26,7 @@ def summarize_training(trainer: Trainer) -> str:
 
 
 def memory_of_training(trainer: Trainer) -> dict[str, int]:
-    """Bytes that are kept besides weights and gradients, by what they are for."""
+    """Returns the bytes of training besides weights and gradients, by purpose."""
     groups = trainer.groups()
     memory = {"optimizer state": state_bytes(trainer.optimizer, groups)}
     if trainer.weight_average is not None:
@@ -36,7 +36,7 @@ def memory_of_training(trainer: Trainer) -> dict[str, int]:
 
 
 def notes(trainer: Trainer) -> list[str]:
-    """What the run does without because a layer does not declare it, each with the declaration to add."""
+    """Returns a note for each feature that is off because a layer does not declare it, with the missing declaration."""
     found = []
     if obstacle := obstacle_to_flops(trainer.model):
         found.append(f"mfu is not reported: {obstacle}")

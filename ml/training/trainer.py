@@ -1,4 +1,4 @@
-"""The settings of a run: the model, the data, and the parts that train one on the other."""
+"""Settings of a run: the model, the data, and the components of training."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -43,39 +43,39 @@ _MAX_WORKERS = 1024
 class Trainer:
     """Settings of a run, built on the meta device without touching a file; `train` runs them.
 
-    A trainer is frozen: no attribute can be set once it is built, and running it changes none. `start` makes the state
-    that training changes, `open_data` the datasets that it reads.
+    A trainer is frozen: no attribute can be set once it is built, and training changes none. `start` creates the
+    training state, `open_data` the datasets.
 
     Args:
-        model: What is trained; its places are `embeddings`, `decoder` and `head`, without a prefix.
-        data: What it is trained on: text, or images with captions.
-        optimizer: How gradients change the weights.
-        schedule: How the learning rate changes over the steps.
-        precision: The types in which the model is kept and computes.
-        validation: How the model is measured on held-out text: one set, several by name, or None for not at all. The
-            names are the scopes: `{'books': @Validation}` is told what it measures by `books/Validation.data`.
-        checkpoints: When the state is saved.
-        samples: When the model writes something, and what; None for never.
-        distillation: What is learned from another model; None is nothing.
-        skip_step: Which steps are not taken, such as `@SkipStep`; None takes all of them.
-        weight_average: A mean of the weights that is kept beside them, such as `@ExponentialMovingAverage`.
-        trackers: Where metrics are shown besides the folder of the run.
-        norms: Which norms are logged place by place; None is the norm of all gradients alone.
-        profiler: Records the operations of a few steps; None is of none.
-        memory_snapshot: Records the allocations on a GPU in a few steps; None is of none.
-        num_steps: Optimizer steps of the whole run.
-        batch_size: Sequences of one optimizer step.
-        micro_batch_size: Sequences that go through the model at once; None for all of them. It changes memory and
-            speed, and the result only by rounding; but a router's loss is that of each part.
-        sequence_length: Tokens of a sequence that are predicted.
-        max_grad_norm: Gradients with a larger global norm are scaled down to it; None for no limit.
-        seed: Decides the initial weights, the order of the data and the dropout.
+        model: The model; its scopes are `embeddings`, `decoder` and `head`, without a prefix.
+        data: Training data: text, or images with captions.
+        optimizer: Optimizer of the trained parameters.
+        schedule: Learning rate schedule.
+        precision: Dtypes of the weights and of the computation.
+        validation: Validation on held-out text: one set, several sets by name, or None for no validation. Names are
+            scopes: `{'books': @Validation}` measures `books/Validation.data`.
+        checkpoints: Interval and retention of checkpoints.
+        samples: Text samples during training; None for none.
+        distillation: Distillation from a trained model; None for none.
+        skip_step: Skipping of steps with a loss spike, `@SkipStep`; None takes every step.
+        weight_average: Running average of the weights, `@ExponentialMovingAverage`; None for none.
+        trackers: Trackers that receive the metrics besides `metrics.jsonl`.
+        norms: Norms logged per module; None logs the global gradient norm only.
+        profiler: Profile of the operations of a few steps; None for none.
+        memory_snapshot: Snapshot of the GPU allocations in a few steps; None for none.
+        num_steps: Number of optimizer steps of the run.
+        batch_size: Number of sequences per optimizer step.
+        micro_batch_size: Number of sequences per forward pass (gradient accumulation); None for `batch_size`. Changes
+            the result by rounding only, except for the load-balancing loss of routers, which is per micro-batch.
+        sequence_length: Number of predicted tokens per sequence.
+        max_grad_norm: Clips gradients to this global norm; None does not clip.
+        seed: Seed of the initial weights, the order of the data and dropout.
         log_every: Steps between two lines of `metrics.jsonl`.
-        peak_flops: Floating-point operations a second of one device, for the utilization that is logged; None is what
-            is listed for it, or else measured.
-        compile: Whether each block is compiled by `torch.compile`.
-        num_loader_workers: Threads that make batches while the device works; 0 makes each when it is needed. The
-            batches are the same for any number.
+        peak_flops: Peak FLOPs per second of one device, for the logged utilization (MFU); None looks it up for known
+            devices, or else measures it.
+        compile: Whether to compile each block with `torch.compile`.
+        num_loader_workers: Number of threads that load batches in the background; 0 loads each batch when needed. Does
+            not change the batches.
     """
 
     def __init__(
@@ -159,9 +159,7 @@ class Trainer:
 
     def _require_that_parts_fit(self) -> None:
         self._require_that_data_fits("data", self.data)
-        require(
-            self.data.validation_fraction != 1.0, "data", "holds out all that there is, and leaves nothing to train on"
-        )
+        require(self.data.validation_fraction != 1.0, "data", "holds out everything and leaves nothing to train on")
         for name, validation in self.validations.items():
             if validation.own_data is not None:
                 self._require_that_data_fits("validation", validation.own_data, f"{name}: " if name else "")
@@ -169,7 +167,7 @@ class Trainer:
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
         open_depths = without_depth(self.model)
-        place = "stands in no sequence of blocks: set scaled_normal.num_layers there, or another initialization"
+        place = "is in no sequence of blocks: set scaled_normal.num_layers there, or another initialization"
         require(not open_depths, "model", f"scales {', '.join(open_depths[:3])} with the depth, and it {place}")
         obstacle = obstacle_to_allocation(self.model)
         require(obstacle is None, "model", f"cannot leave the meta device: {obstacle}")
@@ -188,7 +186,7 @@ class Trainer:
         require(problem is None, parameter, f"{name}does not fit the model: {problem}")
 
     def _misfit(self, data: Data) -> str | None:
-        """Why data does not suit the model; None where it does, as far as that is known before it is opened."""
+        """Returns why data does not fit the model, as far as known before it is opened; None if it fits."""
         tokens, vocabulary = data.vocab_size, self.model.vocab_size
         if tokens is not None and tokens > vocabulary:
             return f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
@@ -198,35 +196,38 @@ class Trainer:
 
     @property
     def image_format(self) -> ImageFormat | None:
-        """The images that the model takes, if it takes any."""
+        """Format of the images that the model takes; None for a text model."""
         if self.model.image_token_id is None:
             return None
         return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
 
     @property
     def windows(self) -> list[StepWindow]:
-        """What records a few steps."""
+        """The configured windows: profiler and memory snapshot."""
         return [window for window in (self.profiler, self.memory_snapshot) if window is not None]
 
     def check_machine(self) -> None:
-        """Stops before anything is written where the machine lacks what watching the run needs.
+        """Checks before anything is written that the machine can run the trackers, profiler and memory snapshot.
 
         Raises:
-            RunError: A library is not installed, or there is no device of the kind.
+            RunError: A library is not installed, or there is no CUDA device.
         """
         for part in (*self.trackers, *self.windows):
             part.check()
 
     def peak_flops(self, device: torch.device) -> PeakFlops:
-        """The peak of a device for the matrix products of the run."""
+        """Returns the peak FLOPs of a device for the matrix products of the run."""
         return peak_flops(device, self.precision.compute_dtype, self.stated_peak_flops)
 
     def open_data(self) -> RunData:
-        """Reads the data of the run and of its validation sets.
+        """Opens the training data and the validation sets.
+
+        Returns:
+            The open data.
 
         Raises:
-            DataError: It cannot be used, or there is none to validate on.
-            RunError: It has no place for the samples that are to be written.
+            DataError: The data cannot be used, or there is no held-out text to validate on.
+            RunError: The prompts of the samples cannot be encoded or continued.
         """
         dataset = self._open(self.data)
         if dataset.num_sequences == 0:
@@ -243,7 +244,7 @@ class Trainer:
         return dataset
 
     def start(self, device: torch.device) -> TrainState:
-        """Returns the state before step 1: a copy of the model with initial weights on `device`, no optimizer state."""
+        """Creates the state before step 1, with initial weights and initial optimizer state on `device`."""
         model = materialize(copy.deepcopy(self.model), device, self.seed)
         groups = group_parameters(named_parameters_with_scales(model))
         optimizer = self.optimizer.create(groups)
@@ -256,29 +257,36 @@ class Trainer:
         return TrainState(model, optimizer, groups, nowhere, skip_step, average)
 
     def groups(self) -> list[ParameterGroup]:
-        """The trained parameters of `model`, which have no values, grouped by scale and weight decay."""
+        """Returns the trained parameters of `model`, on the meta device, grouped by lr_scale and weight decay."""
         return group_parameters(named_parameters_with_scales(self.model))
 
     def batches(self, dataset: Dataset, step: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
-        """The micro-batches that a rank takes in a step.
+        """Returns the micro-batches of a rank in a step.
+
+        Args:
+            dataset: The training dataset.
+            step: The step, from 1.
+            rank: Index of the process.
+            num_ranks: Number of processes that share the batch.
 
         Raises:
-            DataError: They cannot be read, or hold a token that the model does not have.
+            DataError: They cannot be read, or contain a token outside the vocabulary of the model.
         """
         numbers = numbers_of_step(step, self.batch_size, rank, num_ranks)
         batch = dataset.batch(numbers.start, len(numbers)).require_below(self.model.vocab_size)
         return batch.split(self.micro_batch_size)
 
     def learning_rate(self, step: int) -> float:
-        """Before the scales of single parameters."""
+        """Returns the learning rate of a step, before the lr_scale of a parameter."""
         return self.optimizer.learning_rate * self.schedule(step)
 
     def is_logged(self, step: int) -> bool:
+        """Whether a step is written to `metrics.jsonl`; the first and the last always are."""
         return step in (1, self.num_steps) or step % self.log_every == 0
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles the innermost blocks of every sequence on its own: equal blocks then share their code."""
+    """Compiles each innermost block separately, so that equal blocks share their compiled code."""
     sequences = [module for module in model.modules() if isinstance(module, BlockSequence)]
     for block in [block for sequence in sequences for block in sequence.blocks]:
         if not isinstance(block, BlockSequence):

@@ -41,7 +41,7 @@ def test_a_run_that_was_stopped_is_bitwise_the_run_that_was_not(tiny, run_in, mo
             stop_after(patch, steps)
             stopped, outcome, printed = run_in(tiny(), "stopped")
             assert not outcome.is_finished
-            assert "goes on from there" in printed
+            assert "resumes from there" in printed
     stopped, outcome, printed = run_in(tiny(), "stopped")
     assert outcome == (12, True)
     assert "resuming from" in printed

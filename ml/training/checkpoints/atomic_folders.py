@@ -1,8 +1,8 @@
-"""Folders that are written whole or not at all, and that know when they were damaged.
+"""Folders that are written atomically and can be checked for damage.
 
 The files are written to a hidden sibling and flushed, then a manifest with their sizes and SHA-256 hashes, and last a
 marker with the hash of the manifest; then the folder is renamed. A crash at any moment leaves the hidden sibling, which
-nobody reads, or, on a file system where renaming is not atomic, a folder without a marker.
+is never read, or, on a file system where renaming is not atomic, a folder without a marker.
 """
 
 import json
@@ -17,10 +17,14 @@ MARKER = "COMMITTED"
 
 
 def commit(folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes `folder` from the files that `write(temporary_folder)` leaves; a folder that was there is replaced.
+    """Creates or replaces `folder` atomically.
+
+    Args:
+        folder: The folder to create.
+        write: Writes the files into the temporary folder that it is called with.
 
     Raises:
-        OSError: The disk is full or the place cannot be written to; nothing is left behind.
+        OSError: The disk is full or the path is not writable; no temporary file remains.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -37,7 +41,7 @@ def commit(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(parent: Path) -> list[Path]:
-    """Removes what commits that never ended left in `parent`; returns the folders that they were to be."""
+    """Removes the temporary folders of interrupted commits in `parent`; returns the paths they were meant for."""
     leftovers = sorted(parent.glob(".*.tmp"))
     for temporary in leftovers:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -45,10 +49,10 @@ def remove_leftovers(parent: Path) -> list[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a committed folder, or None when every byte is as it was written."""
+    """Checks a committed folder against its manifest; returns the first problem, or None if every hash matches."""
     try:
         if (folder / MARKER).read_text("utf-8") != _marker_of(folder / MANIFEST):
-            return f"{MARKER} is not that of its {MANIFEST}"
+            return f"{MARKER} does not match {MANIFEST}"
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing: it was never finished, or lost since"

@@ -1,4 +1,4 @@
-"""The weights that a fresh run starts from."""
+"""Initial weights of a new run from a checkpoint of another run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +13,30 @@ _MOST_NAMES = 5  # in a message
 
 
 class InitialWeights(NamedTuple):
-    """A checkpoint of another run."""
+    """A checkpoint of another run whose weights a new run starts from.
+
+    Attributes:
+        checkpoint: The folder of the checkpoint.
+        may_differ: Patterns of weight names that may be missing from the checkpoint or have another shape.
+    """
 
     checkpoint: Path
-    may_differ: tuple[str, ...] = ()  # patterns of the names of weights that it need not have
+    may_differ: tuple[str, ...] = ()
 
     def read(self, model: nn.Module, say: Callable[[str], None]) -> None:
-        """Puts its weights into `model`, and says which ones stay as they were made; adapters always may.
+        """Loads the weights into `model` and logs those that keep their initialization; adapters may be missing.
 
-        A model on the meta device is only compared with it.
+        A model on the meta device is only compared with the checkpoint.
+
+        Args:
+            model: The model to load into, in place.
+            say: Receives the log lines.
 
         Raises:
-            RunError: It is of another model, apart from what may differ.
+            RunError: The checkpoint belongs to another model, apart from `may_differ`.
         """
         kept = read_weights(self.checkpoint, model, adapter_weights(model), self.may_differ)
         say(f"starting from the weights of {self.checkpoint}")
         if kept:
             shown = ", ".join(kept[:_MOST_NAMES]) + (", ..." if len(kept) > _MOST_NAMES else "")
-            say(f"{len(kept)} weights start as they are made: {shown}")
+            say(f"{len(kept)} weights keep their initialization: {shown}")

@@ -1,4 +1,4 @@
-"""How the tensors of a checkpoint differ from those that are to be filled."""
+"""Comparison of the tensors of a checkpoint with the tensors to load."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,10 +12,15 @@ _MOST_NAMES = 20  # in a message
 
 
 def require_equal(folder: Path, saved: Mapping[str, TensorShape], expected: Mapping[str, Tensor]) -> None:
-    """Stops where names, shapes or types differ.
+    """Requires equal names, shapes and dtypes.
+
+    Args:
+        folder: The checkpoint, for the message.
+        saved: The tensors of the checkpoint, by name.
+        expected: The tensors of the model, by name.
 
     Raises:
-        RunError: with everything that does.
+        RunError: Some differ; the message lists them.
     """
     missing, unknown = expected.keys() - saved.keys(), saved.keys() - expected.keys()
     shapes = [
@@ -29,7 +34,7 @@ def require_equal(folder: Path, saved: Mapping[str, TensorShape], expected: Mapp
 
 
 def listed(title: str, names: Collection[str]) -> str:
-    """The names below a title; nothing where there are none."""
+    """Formats names under a title; empty without names."""
     if not names:
         return ""
     shown = sorted(names)[:_MOST_NAMES]

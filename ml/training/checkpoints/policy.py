@@ -1,4 +1,4 @@
-"""When checkpoints are written, how many are kept, and which one a run goes on from."""
+"""Checkpoint policy: interval, retention, and the checkpoint that a run resumes from."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from ml.training.errors import RunError
 
 @configurable
 class Checkpoints:
-    """Saves the state of training in `checkpoints/step_N`, each folder whole or not there.
+    """Saves the training state to `checkpoints/step_N`; each folder is written atomically.
 
     Args:
-        every: Steps between two checkpoints; one more is written when the run ends or is stopped. None for no other.
-        keep: How many of the newest are kept; None for all.
-        keep_every: Those of steps that it divides are kept too, however old; None for no other.
-        asynchronous: Whether training goes on while a checkpoint is written. It takes the memory of a copy on the host.
+        every: Steps between two checkpoints. The end or a stop of the run always writes one; None writes no other.
+        keep: Number of newest checkpoints that are kept; None keeps all.
+        keep_every: Also keeps every checkpoint whose step is a multiple of this number; None keeps only the newest.
+        asynchronous: Whether training continues while a checkpoint is written; needs host memory for a copy of it.
     """
 
     def __init__(
@@ -39,23 +39,33 @@ class Checkpoints:
         self.asynchronous = asynchronous
 
     def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether a run of `num_steps` steps saves after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
     def open(self, folder: Path, before_commit: Callable[[], None]) -> Saver:
-        """What writes checkpoints below `folder`; `before_commit` is called before each is made valid."""
+        """Returns a saver of checkpoints in `folder`.
+
+        Args:
+            folder: The folder that holds the checkpoints.
+            before_commit: Called before each checkpoint becomes valid.
+        """
         return Saver(folder, self.is_kept, before_commit, asynchronous=self.asynchronous)
 
     def is_kept(self, step: int, num_newer: int) -> bool:
-        """Whether the checkpoint of `step` stays, where so many newer ones are there."""
+        """Returns True if the checkpoint of `step` is kept when `num_newer` newer ones exist."""
         is_one_of_the_newest = self.keep is None or num_newer < self.keep
         return is_one_of_the_newest or (self.keep_every is not None and step % self.keep_every == 0)
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint below `folder` that is whole, None in a fresh run; says which ones are not.
+    """Returns the newest valid checkpoint in `folder`, or None in a new run.
+
+    Args:
+        folder: The folder that holds the checkpoints.
+        say: Receives a line for each invalid checkpoint.
 
     Raises:
-        RunError: There are checkpoints and none of them is whole: to start again is for a person to decide.
+        RunError: Checkpoints exist and none is valid; restarting from step 0 would need a decision of the user.
     """
     for unfinished in remove_leftovers(folder):
         say(f"skipping checkpoint {unfinished}: it was never finished")
@@ -66,21 +76,25 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
             return checkpoint
         say(f"skipping checkpoint {checkpoint}: {problem}")
     if found:
-        raise RunError(f"no checkpoint in {folder} can be used; remove that folder to train from the beginning")
+        raise RunError(f"no checkpoint in {folder} can be used; remove the folder to train from step 0")
     return None
 
 
 def open_checkpoint(folder: Path, step: int | None = None) -> Path:
-    """The checkpoint of a step, or the newest whole one.
+    """Returns the folder of a valid checkpoint.
+
+    Args:
+        folder: The folder that holds the checkpoints.
+        step: The step of the checkpoint; None for the newest valid one.
 
     Raises:
-        RunError: There is none, or the one that was asked for is damaged.
+        RunError: No such checkpoint exists, or it is damaged.
     """
     steps = dict(_found(folder))
     if step is None:
         newest = next(whole_checkpoints(folder), None)
         if newest is None:
-            raise RunError(f"there is no whole checkpoint in {folder}")
+            raise RunError(f"there is no valid checkpoint in {folder}")
         return newest
     if step not in steps:
         there = ", ".join(map(str, steps)) or "none"
@@ -96,17 +110,17 @@ def whole_checkpoints(folder: Path) -> Iterator[Path]:
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints below `folder`, oldest first, with the steps that they say they are of, whatever their names."""
+    """Lists the checkpoints in `folder` by the step recorded in them, oldest first."""
     folders = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
     return sorted((step, path) for path in folders if (step := _step(path)) is not None)
 
 
 def _step(checkpoint: Path) -> int | None:
-    """What a checkpoint says, and its name where a damaged one says nothing or something else."""
+    """Reads the step recorded in a checkpoint; a damaged checkpoint falls back to the step in its name."""
     match = re.fullmatch(r"step_(\d+)", checkpoint.name)
     named = int(match[1]) if match else None
     try:
-        said = int(read_counts(checkpoint)["step"])
+        recorded = int(read_counts(checkpoint)["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return named
-    return said if named in (said, None) or damage(checkpoint) is None else named
+    return recorded if named in (recorded, None) or damage(checkpoint) is None else named

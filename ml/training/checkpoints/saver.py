@@ -1,4 +1,4 @@
-"""Checkpoints written one at a time, beside training or in its way."""
+"""Synchronous and asynchronous writing of checkpoints, one at a time."""
 
 import re
 import shutil
@@ -13,10 +13,10 @@ from ml.training.errors import RunFailure
 
 
 class Saver:
-    """Writes checkpoints below a folder and removes old ones.
+    """Writes checkpoints to a folder and removes old ones.
 
-    Beside training, a save copies the state to host memory and leaves the rest to a thread; the next save waits for the
-    one before it. What went wrong in the thread is raised by the call that comes next.
+    An asynchronous save copies the state to host memory and writes it in a thread; the next save waits for the previous
+    one. An error of the thread is raised by the next call.
     """
 
     def __init__(
@@ -27,7 +27,14 @@ class Saver:
         *,
         asynchronous: bool,
     ):
-        """`is_kept`: of the step of a checkpoint and how many newer ones there are."""
+        """Creates a saver.
+
+        Args:
+            folder: The folder that holds the checkpoints.
+            is_kept: Called with the step of a checkpoint and the number of newer ones; False removes it.
+            before_commit: Called before each checkpoint becomes valid.
+            asynchronous: Whether checkpoints are written in a thread.
+        """
         self._folder = folder
         self._is_kept = is_kept
         self._before_commit = before_commit
@@ -36,10 +43,13 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(self, taken: Snapshot) -> None:
-        """Writes a checkpoint, or begins to.
+        """Writes a checkpoint, or starts to write it.
+
+        Args:
+            taken: The state to save.
 
         Raises:
-            RunFailure: This one, or the one before it, could not be written; those that were there still are.
+            RunFailure: This checkpoint or the previous one could not be written; earlier ones are untouched.
         """
         self.wait()
         if self._pool is None:
@@ -49,7 +59,7 @@ class Saver:
         self._pending = self._pool.submit(self._write, taken._replace(tensors=tensors), wait_for_copy)
 
     def check(self) -> None:
-        """Raises what went wrong since the last call, without waiting.
+        """Raises an error of the thread since the last call, without waiting.
 
         Raises:
             RunFailure: The checkpoint could not be written.
@@ -58,7 +68,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the checkpoint that is being written is there.
+        """Waits for the checkpoint in progress.
 
         Raises:
             RunFailure: It could not be written.
@@ -68,7 +78,7 @@ class Saver:
             pending.result()
 
     def close(self) -> None:
-        """Lets what is being written end, whatever comes of it."""
+        """Waits for the checkpoint in progress and ignores its errors."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
@@ -80,13 +90,13 @@ class Saver:
 
         try:
             commit(self._folder / f"step_{taken.step}", write)
-        except (OSError, RuntimeError) as error:  # torch's writer of files knows only the second
+        except (OSError, RuntimeError) as error:  # torch's file writer raises RuntimeError
             raise RunFailure(self._failed(taken.step, error)) from error
         self._remove_old()
 
     def _failed(self, step: int, error: Exception) -> str:
         before = [there for there, _ in self._there() if there != step]
-        last = f"the one of step {max(before)} is untouched" if before else "there is none before it"
+        last = f"the one of step {max(before)} is untouched" if before else "there is no earlier one"
         reason = getattr(error, "strerror", None) or error
         return f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {last}"
 
@@ -96,6 +106,6 @@ class Saver:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _there(self) -> list[tuple[int, Path]]:
-        """The checkpoints by the steps of their names, oldest first."""
+        """Lists the checkpoints by the step in their name, oldest first."""
         matches = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in self._folder.glob("step_*")]
         return sorted((int(match[1]), path) for match, path in matches if match)

@@ -1,4 +1,4 @@
-"""A copy of tensors on the host, to be written while training changes the originals."""
+"""Staging of tensors in host memory, so that they can be written while training changes the originals."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Staging:
-    """Host memory that tensors are copied to, the same each time.
+    """Reusable host memory for copies of tensors.
 
-    New memory would cost more than the copy: the system hands it out page by page, or locks each page.
+    Allocating it for each copy would cost more than the copy: the system maps it page by page, or pins each page.
     """
 
     def __init__(self) -> None:
@@ -17,9 +17,13 @@ class Staging:
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """The copies, which hold until the next call, and what waits until they are there.
+        """Copies tensors to the host without synchronizing; GPU copies are queued before the kernels of the next step.
 
-        The host does not wait for a GPU: its copies are queued before whatever the next step does.
+        Args:
+            tensors: The tensors to copy, by name.
+
+        Returns:
+            The copies, valid until the next call, and a function that waits until they are complete.
         """
         self._copies = {name: self._like(name, tensor) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():

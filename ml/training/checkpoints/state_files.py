@@ -1,4 +1,4 @@
-"""The files of a checkpoint: what is in them, and how a state is read back from them bit by bit."""
+"""The files of a checkpoint: writing a training state and restoring it bit for bit."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ OPERATIVE_CONFIG = "operative_config.gin"
 
 
 class Snapshot(NamedTuple):
-    """A state at one moment. Its tensors are those of the state, until they are copied."""
+    """A training state at one step. Its tensors share memory with the state until they are copied."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -27,7 +27,13 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) -> Snapshot:
-    """What a checkpoint of `state` holds."""
+    """Returns the contents of a checkpoint of `state`.
+
+    Args:
+        state: The state after a step.
+        data_sha256: Hash of the data of the run.
+        operative_config: Text of the operative config; None omits it.
+    """
     untouched = [name for name, parameter in state.trained().items() if not state.optimizer.state.get(parameter)]
     counts = {
         "step": state.step,
@@ -35,7 +41,7 @@ def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) 
         "seconds": state.seconds,
         "data_sha256": data_sha256,
         "unvalidated": state.unvalidated,
-        "untouched": untouched,  # parameters that no step has changed yet, such as those of an expert without a token
+        "untouched": untouched,  # parameters that no step has changed yet, e.g. of an expert that received no token
     }
     return Snapshot(state.step, state.tensors(), counts, operative_config)
 
@@ -49,20 +55,25 @@ def write_snapshot(folder: Path, taken: Snapshot) -> None:
 
 
 def read_counts(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors."""
+    """Reads the values of a checkpoint that are not tensors."""
     return json.loads((folder / TRAINING).read_text("utf-8"))
 
 
 def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
-    """Puts a checkpoint into `state`, in place.
+    """Restores a checkpoint into `state`, in place.
+
+    Args:
+        folder: The checkpoint.
+        state: The state to overwrite.
+        data_sha256: Hash of the data of the run.
 
     Raises:
-        RunError: It was trained on other data, or it is not a state of this model.
+        RunError: The checkpoint was trained on other data or belongs to another model.
     """
     counts = read_counts(folder)
     if counts["data_sha256"] != data_sha256:
         raise RunError(
-            f"the data has changed since {folder} was written (SHA-256 {data_sha256[:12]}, it was "
+            f"the data has changed since {folder} was written (SHA-256 {data_sha256[:12]}, then "
             f"{counts['data_sha256'][:12]}): restore it, or start another run"
         )
     saved = tensor_shapes(folder)
@@ -77,7 +88,7 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
 
 
 def _begin_optimizer(state: TrainState, saved: Mapping[str, TensorShape]) -> set[str]:
-    """Gives the optimizer the tensors that were saved, still without their values; returns the names of parameters."""
+    """Allocates the saved optimizer state without its values; returns the names of the parameters that have some."""
     trained = state.trained()
     devices = _devices_of_steps(state)
     begun = set()
@@ -91,7 +102,7 @@ def _begin_optimizer(state: TrainState, saved: Mapping[str, TensorShape]) -> set
 
 
 def _devices_of_steps(state: TrainState) -> dict[str, torch.device]:
-    """Where each parameter's count of steps is: torch keeps it on the host unless its kernel counts itself."""
+    """Returns the device of each parameter's step counter: the host, unless the kernel is fused or capturable."""
     on_device = {
         id(parameter)
         for group in state.optimizer.param_groups

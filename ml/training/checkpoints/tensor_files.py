@@ -1,7 +1,7 @@
 """Named tensors on disk, in the format of `torch.distributed.checkpoint` (DCP).
 
-One process writes one file of tensors and `.metadata`, which says what is where; many processes write a file each, and
-any number of them read their parts back. The library is imported where a checkpoint is touched: it takes half a second.
+One process writes one file of tensors and the index `.metadata`; many processes write one file each, and any number of
+processes read their parts back. DCP is imported lazily because the import takes half a second.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class TensorShape(NamedTuple):
-    """What a tensor is without its values."""
+    """Dtype and shape of a tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -27,13 +27,18 @@ class TensorShape(NamedTuple):
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `tensors` to files in `folder`, which is there; they are not flushed to the disk.
+    """Writes tensors to files in an existing folder, without flushing them to disk.
 
-    These are the steps of `torch.distributed.checkpoint.save`, which also logs the beginning and the end of each
-    tensor, warns of a single process, and raises what no `except Exception` catches.
+    Follows `torch.distributed.checkpoint.save`, which also logs each tensor, warns about a single process, and raises
+    errors that `except Exception` does not catch.
+
+    Args:
+        folder: The folder, which must exist.
+        tensors: The tensors by name.
 
     Raises:
-        OSError, RuntimeError: The disk takes no more.
+        OSError: The disk is full or not writable.
+        RuntimeError: As OSError, from torch's writer.
     """
     from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 
@@ -47,7 +52,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
-    """The tensors that `write_tensors` left in `folder`."""
+    """Returns dtype and shape of each tensor that `write_tensors` wrote to `folder`."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -61,7 +66,12 @@ def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
 
 @torch.no_grad()
 def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fills tensors that have the names, types and shapes of written ones; those on the meta device are passed over."""
+    """Reads tensors in place; skips those on the meta device.
+
+    Args:
+        folder: The folder that `write_tensors` wrote to.
+        into: The tensors to fill, with the names, dtypes and shapes of the written ones.
+    """
     from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 
     into = {name: tensor for name, tensor in into.items() if not tensor.is_meta}

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint alone: read into a model, or written to one file."""
+"""Weights of a checkpoint: loading into a model and standalone weight export."""
 
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping
@@ -23,21 +23,21 @@ def read_weights(
     *,
     average: bool = False,
 ) -> list[str]:
-    """Puts the weights of a checkpoint into `model`, in place.
+    """Loads the weights of a checkpoint into `model`, in place.
 
     Args:
-        folder: Of the checkpoint.
-        model: Its weights keep their names, shapes and types.
-        may_lack: Names of weights that the checkpoint need not have.
-        may_differ: Patterns of names, such as "head.*": what the checkpoint has not, or in another shape, and what it
-            has and the model has not, is passed over.
-        average: Takes the running average of the weights instead of the last ones.
+        folder: The checkpoint.
+        model: The model; its weights keep their names, shapes and dtypes.
+        may_lack: Names of weights that may be missing from the checkpoint.
+        may_differ: Patterns of names, such as "head.*". Matching weights are skipped if they are missing on either side
+            or differ in shape.
+        average: Whether to load the running average of the weights instead of the last weights.
 
     Returns:
-        The weights of the model that stayed as they were.
+        The names of the model's weights that were not loaded.
 
     Raises:
-        RunError: They are of another model; all that differs is listed.
+        RunError: The checkpoint belongs to another model; the message lists the differences.
     """
     saved = tensor_shapes(folder)
     sources, weights = _sources(folder, saved, average), named_weights(model)
@@ -61,10 +61,18 @@ def read_weights(
 
 
 def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:
-    """Writes the weights of a checkpoint alone, as safetensors with their names in the model; returns how many.
+    """Exports the weights of a checkpoint to one safetensors file, under their names in the model.
+
+    Args:
+        folder: The checkpoint.
+        file: The file to write.
+        average: Whether to export the running average of the weights instead of the last weights.
+
+    Returns:
+        The number of tensors written.
 
     Raises:
-        RunError: There is no average of them, or the file cannot be written.
+        RunError: The checkpoint has no average, or the file cannot be written.
     """
     shapes = tensor_shapes(folder)
     sources = _sources(folder, shapes, average)
@@ -74,14 +82,14 @@ def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:
     try:
         save_file({name: tensors[source] for name, source in sources.items()}, temporary, {"format": "pt"})
         temporary.replace(file)
-    except Exception as error:  # safetensors has an error of its own for what the disk does not take
+    except Exception as error:  # safetensors raises its own error for a full disk
         temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
     return len(sources)
 
 
 def _sources(folder: Path, saved: Mapping[str, TensorShape], average: bool) -> dict[str, str]:
-    """Where each weight of a model stands; what has no average, such as a frozen weight, stands for itself."""
+    """Maps each weight of the model to its name in the checkpoint; a weight without an average maps to itself."""
     sources = {name.removeprefix(MODEL): name for name in saved if name.startswith(MODEL)}
     averaged = {name.removeprefix(AVERAGE): name for name in saved if name.startswith(AVERAGE)}
     if average and not averaged:
@@ -90,12 +98,12 @@ def _sources(folder: Path, saved: Mapping[str, TensorShape], average: bool) -> d
 
 
 def _as_in_model(saved: TensorShape, source: str, weight: Tensor | None) -> TensorShape:
-    """What a weight is once it is read: an average is kept in a wider type."""
+    """Returns dtype and shape of a weight after loading: an average is stored in a wider dtype."""
     return saved if weight is None or not source.startswith(AVERAGE) else saved._replace(dtype=weight.dtype)
 
 
 def _like(weight: Tensor, saved: TensorShape) -> Tensor:
-    """The weight itself, or memory of the type that was saved."""
+    """Returns the weight itself, or an empty tensor of the saved dtype."""
     return weight if weight.dtype == saved.dtype else torch.empty_like(weight, dtype=saved.dtype)
 
 
@@ -106,4 +114,4 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _require_that_each_matches(patterns: Iterable[str], names: Collection[str]) -> None:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise RunError(f"no weight is called {pattern!r} (--init_may_differ), such as {min(names)!r}")
+            raise RunError(f"no weight matches {pattern!r} (--init_may_differ); one weight is {min(names)!r}")

@@ -1,1 +1,1 @@
-"""Evaluation: validation loss, samples, scoring of texts, and the Language Model Evaluation Harness."""
+"""Evaluation: validation loss, samples, scoring of texts, and the LM Evaluation Harness."""

@@ -1,4 +1,4 @@
-"""Texts that a model goes on with, up to a length or to what they are to stop before."""
+"""Text generation from prompts, up to a length or a stop string."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,13 +9,16 @@ from ml.models.generation import generate
 from ml.models.language_model import LanguageModel
 from ml.models.sampling import Sampler
 
-_NOT_WHOLE = "\ufffd"  # what half a character is decoded to
+_NOT_WHOLE = "\ufffd"  # the decoding of an incomplete UTF-8 sequence
 
 
 class StreamedText:
-    """A text that is made token by token, until it comes to one of the texts that it is to stop before.
+    """A text that is decoded token by token until a stop string.
 
-    text: the whole characters so far, without what it stopped before. stopped_by: that, or None.
+    Attributes:
+        text: The complete characters so far, without the stop string.
+        stopped_by: The stop string that ended the text, or None.
+        num_tokens: Number of tokens added so far.
     """
 
     def __init__(
@@ -25,7 +28,14 @@ class StreamedText:
         stops: Sequence[str] = (),
         separator: Separator | None = None,
     ):
-        """`prompt`: the tokens before the text. Some tokenizers begin a text in another way than they go on with it."""
+        """Starts an empty text.
+
+        Args:
+            tokenizer: Decodes the tokens.
+            prompt: The tokens before the text; some tokenizers decode the first token of a text differently.
+            stops: The stop strings.
+            separator: The separator of documents, which also stops the text; None for no separator.
+        """
         self._end = None if separator is None else separator.token
         stops = [*stops, *([separator.text] if separator is not None else [])]
         self.text = ""
@@ -39,7 +49,7 @@ class StreamedText:
         self._anchor, self._read = 0, len(self._tokens)
 
     def add(self, token: int) -> None:
-        """Appends what comes next; nothing where the text has come to its end."""
+        """Appends a token; does nothing after a stop string."""
         if self.stopped_by is not None:
             return
         self.num_tokens += 1
@@ -51,13 +61,13 @@ class StreamedText:
         self._extend(is_last=False)
 
     def finish(self) -> None:
-        """Half a character that is still waited for becomes U+FFFD."""
+        """Ends the text; an incomplete character becomes U+FFFD."""
         if self.stopped_by is None:
             self._extend(is_last=True)
 
     @property
     def settled(self) -> str:
-        """The text without an end that may turn out to be the beginning of what it is to stop before."""
+        """The text without a suffix that may be the beginning of a stop string."""
         if self.stopped_by is None:
             for length in range(min(self._longest - 1, len(self.text)), 0, -1):
                 end = self.text[-length:]
@@ -74,18 +84,24 @@ class StreamedText:
         self.text += decoded[len(known) :]
         self._tokens = self._tokens[self._read :]
         self._anchor, self._read = 0, len(self._tokens)
-        found = [(place, stop) for stop in self._stops if (place := self.text.find(stop, searched)) >= 0]
+        found = [(start, stop) for stop in self._stops if (start := self.text.find(stop, searched)) >= 0]
         if found:
-            place, self.stopped_by = min(found)
-            self.text = self.text[:place]
+            start, self.stopped_by = min(found)
+            self.text = self.text[:start]
 
 
 class Continuation(NamedTuple):
-    """What a model went on with."""
+    """A generated text.
+
+    Attributes:
+        text: The text, without the stop string.
+        num_tokens: Number of sampled tokens.
+        stopped_by: The stop string that ended the text; None at the maximum length.
+    """
 
     text: str
-    num_tokens: int  # that were drawn for it
-    stopped_by: str | None  # the text that it stopped before, which is left out; None where the length ended it
+    num_tokens: int
+    stopped_by: str | None
 
 
 def continue_texts(
@@ -100,12 +116,24 @@ def continue_texts(
     separator: Separator | None = None,
     show: Callable[[int, str], None] | None = None,
 ) -> list[Continuation]:
-    """Goes on from each prompt for at most `num_tokens` tokens, or until the text comes to one of `stops` or to the
-    `separator` of documents.
+    """Generates a continuation of each prompt.
 
-    show: is called with the number of a prompt and all of its text that is certain, as it grows.
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Decodes the tokens.
+        prompts: The tokens of each prompt.
+        num_tokens: Maximum number of new tokens per prompt.
+        sampler: Samples a token from the logits.
+        seed: Seed of the sampler.
+        stops: Stop strings.
+        separator: The separator of documents, which also stops a text; None for no separator.
+        show: Called with the index of a prompt and its text so far, without a possible beginning of a stop string.
 
-    Raises ValueError for no prompt or an empty one, and where learned positions end.
+    Returns:
+        A continuation for each prompt, in order.
+
+    Raises:
+        ValueError: There is no prompt, a prompt is empty, or the learned positions of the model are exceeded.
     """
     texts = [StreamedText(tokenizer, prompt, stops, separator) for prompt in prompts]
     for tokens in generate(model, prompts, num_tokens, sampler, seed, num_choices=tokenizer.vocab_size):
@@ -121,9 +149,18 @@ def continue_texts(
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, separator: Separator) -> list[int]:
-    """The tokens of a prompt; an empty one is the start of a document, which is behind a separator.
+    """Encodes a prompt; an empty prompt is the start of a document, the position after a separator.
 
-    Raises ValueError where there is neither text nor separator, and for text that UTF-8 does not have.
+    Args:
+        text: The prompt.
+        tokenizer: Encodes it.
+        separator: The separator of documents.
+
+    Returns:
+        The tokens of the prompt.
+
+    Raises:
+        ValueError: There is neither text nor separator, or the text cannot be encoded as UTF-8.
     """
     if not text and len(separator.tokens):
         return separator.tokens.tolist()

@@ -1,4 +1,4 @@
-"""A run as a model of the lm-evaluation-harness (Gao et al. 2021), which the extra `harness` installs."""
+"""A run as a model of the lm-evaluation-harness (Gao et al., 2021), which the extra `harness` installs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,19 +17,16 @@ from ml.training.evaluation.continuations import continue_texts
 from ml.training.evaluation.scoring import Piece, Score, score, windows
 from ml.training.precision import Precision
 
-_MOST_TOKENS = 256  # that are generated where a task does not say
+_MOST_TOKENS = 256  # generated where a task sets no limit
 _MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 class HarnessModel(LM):
-    """Answers what tasks ask: how likely a text is, and what the model goes on with.
+    """Answers the requests of tasks: log likelihoods and generated text.
 
-    Each request is by itself, whatever else is asked: they are sorted by length and answered in batches. What is longer
-    than `context` tokens loses its beginning. A text without a context stands behind a separator, as in training.
-
-    Raises:
-        UserError: The run has no separator.
+    Requests are sorted by length and batched; a batch does not change a result. Text longer than `context` tokens is
+    truncated on the left. A text without a context follows a separator, as in training.
     """
 
     def __init__(
@@ -43,6 +40,20 @@ class HarnessModel(LM):
         precision: Precision,
         device: torch.device,
     ):
+        """Wraps a model for the harness.
+
+        Args:
+            model: The model, in evaluation mode.
+            tokenizer: The tokenizer of the run.
+            separator: The separator of documents.
+            context: Maximum number of tokens that a prediction is conditioned on.
+            batch_size: Sequences per forward pass.
+            precision: The precision of the forward pass.
+            device: The device of the model.
+
+        Raises:
+            UserError: The run has no separator.
+        """
         super().__init__()
         self._model = model
         self._tokenizer = tokenizer
@@ -56,20 +67,21 @@ class HarnessModel(LM):
         self._on = device
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): the log likelihood of the second, and whether it is the likeliest."""
+        """Returns the log likelihood of the continuation of each (context, continuation), and whether it is greedy."""
         parts = [self._pieces(*self._pair(*request.args)) for request in requests]
         return [(self._sum(scores), all(one.is_greedy for one in scores)) for scores in self._scores(parts)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of each (text,): its log likelihood, every token predicted once, in windows that do not overlap but for the
-        last, which reaches back as far as the others.
+        """Returns the log likelihood of each (text,).
+
+        Every token is predicted once, in windows of equal length; only the last window overlaps the one before it.
         """
         texts = [np.concatenate((self._start, self._tokens(request.args[0]))) for request in requests]
         parts = [list(windows(text, self._context, self._context)) for text in texts]
         return [self._sum(scores) for scores in self._scores(parts)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Of each (context, options): what the model goes on with, up to a stop text, the separator or a length."""
+        """Returns the continuation of each (context, options), up to a stop string, the separator or a length."""
         texts = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -101,9 +113,9 @@ class HarnessModel(LM):
         return self._tokens(text) if text else self._start
 
     def _pair(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of both: those of the whole text, cut behind those of the context.
+        """Encodes context and continuation as one text, split after the tokens of the context.
 
-        White space at the end of the context goes to the continuation, where words begin with it.
+        Trailing white space of the context moves to the continuation, because words begin with it.
         """
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
@@ -113,7 +125,7 @@ class HarnessModel(LM):
         return before, self._tokens(context + continuation)[len(before) :]
 
     def _pieces(self, before: np.ndarray, text: np.ndarray) -> list[Piece]:
-        """One piece, without what is too long ago; several where the text alone is longer than the context."""
+        """Returns one piece truncated on the left, or several if the text alone is longer than the context."""
         if len(text) > self._context:
             return list(windows(np.concatenate((before[-1:], text)), self._context, self._context))
         whole = np.concatenate((before, text))[-self._context - 1 :]
@@ -134,16 +146,16 @@ class HarnessModel(LM):
             yield order[first : first + self._batch_size]
 
     def _num_new(self, num_tokens: int, longest: int) -> int:
-        """Fewer than were asked for where learned positions end."""
+        """Limits the number of new tokens to the learned positions of the model."""
         limit = self._model.max_sequence_length
         return num_tokens if limit is None else max(1, min(num_tokens, limit - longest))
 
 
 def _generation_options(options: dict[str, Any]) -> tuple[list[str], int, Sampler]:
-    """Stop texts, the most tokens and the sampler of a task.
+    """Returns the stop strings, the maximum number of tokens and the sampler of a task.
 
     Raises:
-        UserError: It asks for something else.
+        UserError: The task uses another option.
     """
     stops = options.pop("until", None) or []
     lengths = [options.pop(name) for name in _MAX_TOKENS if name in options]

@@ -1,4 +1,4 @@
-"""What the model writes, now and then while it is trained."""
+"""Text samples of the model during training."""
 
 import contextlib
 import json
@@ -22,19 +22,19 @@ from ml.training.precision import Precision
 
 @configurable
 class Samples:
-    """Goes on from a few prompts, with the same draws each time, so that what changes is the model.
+    """Generates a continuation of each prompt with a fixed seed, so that only the model changes between samples.
 
-    Training is not touched: the weights are, to the last bit, those of a run without samples.
+    Sampling does not affect training: the weights are bitwise those of a run without samples.
 
     Args:
-        every: Steps between two times; once more at the end. None is at the end only.
-        prompts: What to go on from, one text or several; an empty one starts a document.
-        num_tokens: At most, for each.
-        temperature: Divisor of the logits; 0 takes the most likely token.
-        top_k: Number of most likely tokens to sample from; None samples from all.
-        top_p: Samples from the most likely tokens whose probabilities sum to this; None samples from all.
-        min_p: Least probability of a token relative to the most likely one; None samples from all.
-        seed: Of the draws.
+        every: Steps between two samples. The last step always samples; None samples there only.
+        prompts: One prompt or several; an empty prompt starts a document.
+        num_tokens: Maximum number of new tokens per prompt.
+        temperature: Divides the logits before sampling; 0 is greedy.
+        top_k: Samples from the k most likely tokens; None from all.
+        top_p: Samples from the smallest set of tokens with this total probability (nucleus sampling); None from all.
+        min_p: Omits tokens with less than this fraction of the highest probability; None omits none.
+        seed: Seed of the sampler.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Samples:
         seed: int = 0,
     ):
         require(every is None or every > 0, "every", f"must be positive, not {every}")
-        require(len(prompts) > 0 or isinstance(prompts, str), "prompts", "must name one text or more")
+        require(len(prompts) > 0 or isinstance(prompts, str), "prompts", "must contain at least one prompt")
         require(num_tokens > 0, "num_tokens", f"must be positive, not {num_tokens}")
         non_negative("temperature", temperature)
         require(top_k is None or top_k > 0, "top_k", f"must be positive, not {top_k}")
@@ -64,13 +64,18 @@ class Samples:
         self.seed = seed
 
     def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether a run of `num_steps` steps samples after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
     def check(self, data: Data, model: LanguageModel) -> None:
-        """Stops before the first step rather than at the first sample.
+        """Checks the prompts before the first step.
+
+        Args:
+            data: The data of the run, with its tokenizer and separator.
+            model: The model of the run.
 
         Raises:
-            RunError: A prompt cannot be gone on from, or not as far.
+            RunError: A prompt cannot be encoded, or its continuation exceeds the positions of the model.
         """
         longest, limit = max(map(len, self._encoded(data))), model.max_sequence_length
         if limit is not None and longest + self.num_tokens > limit:
@@ -82,10 +87,17 @@ class Samples:
     def draw(
         self, model: LanguageModel, data: Data, precision: Precision, device: torch.device
     ) -> Iterator[dict[str, str]]:
-        """Yields each prompt and what follows it; the model is in training before and after."""
+        """Yields each prompt with its continuation; leaves the model in training mode.
+
+        Args:
+            model: The model that is trained.
+            data: The data of the run, with its tokenizer and separator.
+            precision: The precision of the forward pass.
+            device: The device of the model.
+        """
         model.eval()
         try:
-            # Compiled blocks would be compiled again for each length.
+            # Compiled blocks would recompile for each length.
             with precision.autocast(device), torch.compiler.set_stance("force_eager"):
                 continuations = continue_texts(
                     model,
@@ -109,22 +121,22 @@ class Samples:
 
 
 class SampleFile:
-    """`samples.jsonl` in the folder of a run: one object a text, with the step."""
+    """The file `samples.jsonl` of a run: one object per text, with the step."""
 
     def __init__(self, folder: Path):
         self.path = folder / "samples.jsonl"
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line; it is in the file when this returns.
+        """Appends a line and closes the file.
 
         Raises:
-            RunFailure: The disk takes no more.
+            RunFailure: The file cannot be written.
         """
         with self._disk(), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def truncate(self, step: int) -> None:
-        """Forgets what was written after `step`, and a line that a crash cut off."""
+        """Removes the samples after `step` and a line truncated by a crash."""
         if not self.path.exists():
             return
         with self._disk():
@@ -132,13 +144,13 @@ class SampleFile:
             write_atomically(self.path, kept)
 
     def flush(self) -> None:
-        """Returns when the samples would survive a power failure."""
+        """Flushes the file to disk."""
         if self.path.exists():
             with self._disk(), self.path.open("a") as file:
                 os.fsync(file.fileno())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """All whole lines."""
+        """Yields all complete lines."""
         with self.path.open(encoding="utf-8") as file:
             for line in file:
                 with contextlib.suppress(json.JSONDecodeError):

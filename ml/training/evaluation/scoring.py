@@ -1,4 +1,4 @@
-"""How likely a model finds tokens, given those before them."""
+"""Log likelihoods of tokens under a model."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,24 +14,37 @@ _LOGITS_AT_ONCE = 2**24  # 64 MiB in float32
 
 
 class Piece(NamedTuple):
-    """Tokens (n + 1), of which the last `num_scored` are predicted, each from those before it; the last is not read."""
+    """Tokens (n + 1), of which the last `num_scored` are predicted from the tokens before them."""
 
     tokens: np.ndarray
     num_scored: int
 
 
 class Score(NamedTuple):
-    """Of the tokens of a piece that are predicted."""
+    """Score of the predicted tokens of a piece.
 
-    log_likelihood: float  # their sum, in nats: at most 0
-    is_greedy: bool  # whether each of them is the likeliest
+    Attributes:
+        log_likelihood: Sum over the tokens, in nats.
+        is_greedy: Whether each token is the most likely one.
+    """
+
+    log_likelihood: float
+    is_greedy: bool
 
 
 def windows(tokens: np.ndarray, context: int, stride: int) -> Iterator[Piece]:
-    """Cuts tokens (n + 1) so that all but the first are predicted, each once, from `context` tokens at most.
+    """Splits tokens into windows that predict every token but the first exactly once.
 
-    The first window predicts all that it reads, each later one `stride` tokens more: those are predicted from
-    context - stride + 1 tokens at least. The last window reaches back as far as the others.
+    The first window predicts all of its tokens, each later one its last `stride` tokens, from at least
+    context - stride + 1 tokens. The last window is as long as the others and may predict fewer tokens.
+
+    Args:
+        tokens: (n + 1) tokens.
+        context: Maximum number of tokens that a prediction is conditioned on.
+        stride: Number of tokens that each later window predicts.
+
+    Yields:
+        The windows, in order.
     """
     end = 0
     while end < len(tokens) - 1:
@@ -44,7 +57,18 @@ def windows(tokens: np.ndarray, context: int, stride: int) -> Iterator[Piece]:
 def score(
     model: LanguageModel, pieces: Sequence[Piece], batch_size: int, precision: Precision, device: torch.device
 ) -> list[Score]:
-    """Scores each piece; pieces of like length go through the model together, filled up on the right."""
+    """Scores pieces in batches of similar length, padded on the right.
+
+    Args:
+        model: The model, in evaluation mode.
+        pieces: The pieces to score.
+        batch_size: Pieces per forward pass.
+        precision: The precision of the forward pass.
+        device: The device of the model.
+
+    Returns:
+        The score of each piece, in order.
+    """
     scores: list[Score | None] = [None] * len(pieces)
     order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index].tokens))
     for first in range(0, len(order), batch_size):
@@ -59,23 +83,23 @@ def score(
 def _score_batch(model: LanguageModel, pieces: Sequence[Piece], device: torch.device) -> tuple[list[float], list[bool]]:
     longest = max(len(piece.tokens) for piece in pieces)
     rows = np.zeros((len(pieces), longest), dtype=np.int64)
-    is_scored = np.zeros((len(pieces), longest - 1), dtype=bool)  # by the place of what it is predicted from
+    is_scored = np.zeros((len(pieces), longest - 1), dtype=bool)  # by the position it is predicted from
     for row, (tokens, num_scored) in enumerate(pieces):
         rows[row, : len(tokens)] = tokens
         is_scored[row, len(tokens) - 1 - num_scored : len(tokens) - 1] = True
     tokens = torch.from_numpy(rows).to(device)
-    of_rows, places = (torch.from_numpy(numbers).to(device) for numbers in is_scored.nonzero())
+    of_rows, positions = (torch.from_numpy(indices).to(device) for indices in is_scored.nonzero())
     read = tokens[:, :-1]
     context = model.context(read)
-    hidden = model.decoder(model.embed(read, context), context)[of_rows, places]  # (n, H)
-    likelihoods, is_likeliest = _predicted(model, hidden, tokens[of_rows, places + 1])
+    hidden = model.decoder(model.embed(read, context), context)[of_rows, positions]  # (n, H)
+    likelihoods, is_likeliest = _predicted(model, hidden, tokens[of_rows, positions + 1])
     sums = torch.zeros(len(pieces), dtype=torch.float64, device=device).index_add_(0, of_rows, likelihoods)
     misses = torch.zeros(len(pieces), dtype=torch.int64, device=device).index_add_(0, of_rows, (~is_likeliest).long())
     return sums.tolist(), (misses == 0).tolist()
 
 
 def _predicted(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of targets (n) after `hidden` (n, H): their log likelihoods, float64, and whether each is the likeliest."""
+    """Returns the log likelihoods (n), float64, of targets (n) given `hidden` (n, H), and whether each is greedy."""
     likelihoods, is_likeliest = [], []
     at_once = max(1, _LOGITS_AT_ONCE // model.vocab_size)
     for part, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):

@@ -1,4 +1,4 @@
-"""The loss of a model on texts."""
+"""Loss of a model on texts."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,18 @@ from ml.training.precision import Precision
 
 
 class TextLoss(NamedTuple):
-    """What predicting a text cost."""
+    """Loss of a text.
+
+    Attributes:
+        name: The name of the text.
+        num_tokens: Number of predicted tokens.
+        num_bytes: Number of UTF-8 bytes of the predicted tokens.
+        nats: Sum of the negative log likelihoods.
+    """
 
     name: str
-    num_tokens: int  # that were predicted
-    num_bytes: int  # of UTF-8 that they stand for
+    num_tokens: int
+    num_bytes: int
     nats: float
 
     @property
@@ -30,14 +37,16 @@ class TextLoss(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """Per token; it cannot be compared across tokenizers."""
+        """Perplexity per token; not comparable across tokenizers."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits per UTF-8 byte; comparable across tokenizers."""
         return self.nats / math.log(2) / self.num_bytes
 
     def describe(self) -> dict[str, Any]:
+        """Returns all metrics as JSON values."""
         return {
             "name": self.name,
             "tokens": self.num_tokens,
@@ -60,10 +69,21 @@ def measure_texts(
     precision: Precision,
     device: torch.device,
 ) -> Iterator[TextLoss]:
-    """Yields the loss of each document by itself, its tokens predicted once each, as `windows` says.
+    """Yields the loss of each document, with every token predicted once (see `windows`).
 
-    A document begins behind a separator, as in training, from which its first token is predicted. Without one nothing
-    predicts the first token, and it is not counted. What is empty then is left out.
+    The first token of a document is predicted from a separator, as in training. Without a separator it is not
+    predicted and not counted. Documents without a predicted token are skipped.
+
+    Args:
+        documents: The documents.
+        model: The model, in evaluation mode.
+        tokenizer: The tokenizer of the run.
+        separator: The separator of documents; may be empty.
+        context: Maximum number of tokens that a prediction is conditioned on.
+        stride: Number of tokens that each window after the first predicts.
+        batch_size: Windows per forward pass.
+        precision: The precision of the forward pass.
+        device: The device of the model.
     """
     start = separator.tokens
     for document in documents:
@@ -71,7 +91,7 @@ def measure_texts(
         predicted = text if len(start) else text[1:]
         if len(predicted) == 0:
             continue
-        # Of a separator of several tokens the last one is enough.
+        # The last token of a longer separator is enough.
         tokens = np.concatenate((start[-1:].astype(np.int64), text))
         scores = score(model, list(windows(tokens, context, stride)), batch_size, precision, device)
         nats = -math.fsum(one.log_likelihood for one in scores)
@@ -79,7 +99,7 @@ def measure_texts(
 
 
 def total(losses: Iterable[TextLoss]) -> TextLoss:
-    """All texts together, each token counted alike."""
+    """Returns the loss over all texts, weighted by tokens."""
     losses = list(losses)
     return TextLoss(
         "all",

@@ -1,4 +1,4 @@
-"""How well the model predicts text that it was not trained on."""
+"""Validation loss on held-out text."""
 
 import inspect
 import math
@@ -15,22 +15,26 @@ from ml.training.precision import Precision
 
 
 class ValidationResult(NamedTuple):
-    """The same number in two units: the second can be compared across tokenizers."""
+    """Validation loss in two units.
 
-    loss: float  # nats per token
+    Attributes:
+        loss: Nats per token.
+        bits_per_byte: Bits per UTF-8 byte; comparable across tokenizers.
+    """
+
+    loss: float
     bits_per_byte: float
 
 
 @configurable
 class Validation:
-    """Measures the loss on held-out text, the same text each time.
+    """Measures the loss on the same held-out text each time.
 
     Args:
-        every: Steps between two measurements; one more is made at the end. None measures at the end only.
-        num_tokens: How many tokens of the held-out text are predicted; None for all of it, which is what a set with a
-            name does where nothing else is said.
-        data: What is measured, all of it; None is what the data of the run holds out. What a set is made of holds out
-            itself (a mixture) is what is measured of it.
+        every: Steps between two validations. The last step always validates; None validates there only.
+        num_tokens: Number of held-out tokens that are predicted; None for all. A named set defaults to None.
+        data: Separate validation data, all of which is measured, except that the components of a mixture are measured
+            on their own held-out splits. None for the held-out split of the training data.
     """
 
     def __init__(
@@ -43,10 +47,11 @@ class Validation:
         require(num_tokens is None or num_tokens > 0, "num_tokens", f"must be positive, not {num_tokens}")
         self.every = every
         self.num_tokens = num_tokens
-        # Not the scope `data`: what is set there for the data of the run alone would win over the name of the set.
+        # Not the scope `data`: bindings there for the training data would take precedence over the name of the set.
         self.own_data = None if data is None else child("own_data", data, **_whole(data))
 
     def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether a run of `num_steps` steps validates after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
     @torch.no_grad()
@@ -59,9 +64,18 @@ class Validation:
         device: torch.device,
         stop: Callable[[], bool] = lambda: False,
     ) -> ValidationResult | None:
-        """Mean loss over the held-out tokens, each predicted once, without dropout; the model is then in training.
+        """Measures the mean loss over the held-out tokens without dropout; leaves the model in training mode.
 
-        stop: is asked before each batch; once it says yes there is no result.
+        Args:
+            model: The model.
+            dataset: The dataset whose held-out split is measured.
+            batch_size: Sequences per forward pass.
+            precision: The precision of the forward pass.
+            device: The device of the model.
+            stop: Called before each batch; True interrupts the validation.
+
+        Returns:
+            The result, or None if interrupted.
         """
         nats = torch.zeros((), dtype=torch.float64, device=device)
         num_targets = 0
@@ -82,7 +96,7 @@ class Validation:
 
 
 def _whole(data: Callable[..., Data]) -> dict[str, float]:
-    """The argument by which `data` holds out all that it has, if it takes one."""
+    """Returns the argument with which `data` holds out everything, if it takes one."""
     reference = reference_to(data)
     parameters = reference.configurable.parameters if reference else inspect.signature(data).parameters
     return {"validation_fraction": 1.0} if "validation_fraction" in parameters else {}

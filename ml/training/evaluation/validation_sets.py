@@ -1,4 +1,4 @@
-"""The sets that a run is measured on, by name."""
+"""Named validation sets of a run."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ Constructors = Callable[..., Validation] | dict[str, Callable[..., Validation]] 
 
 
 def build_validations(constructors: Constructors) -> dict[str, Validation]:
-    """Builds each set of `Trainer.validation` in the scope of its name; one without a name is called ""."""
+    """Builds each set of `Trainer.validation` in the scope of its name; an unnamed set has the name ""."""
     if constructors is None:
         return {}
     if not isinstance(constructors, Mapping):
@@ -26,14 +26,14 @@ def _build_named(constructors: Mapping[str, Callable[..., Validation]]) -> dict[
 
 
 class ValidationSet(NamedTuple):
-    """A set whose data is open."""
+    """A validation set with open data."""
 
     name: str
     validation: Validation
     dataset: Dataset
 
     def record(self, result: ValidationResult) -> dict[str, float]:
-        """What goes to `metrics.jsonl`."""
+        """Returns the metrics of the set for `metrics.jsonl`."""
         prefix = f"validation_{self.name}" if self.name else "validation"
         return {f"{prefix}_loss": result.loss, f"{prefix}_bits_per_byte": result.bits_per_byte}
 
@@ -41,14 +41,15 @@ class ValidationSet(NamedTuple):
 def open_sets(
     validations: Mapping[str, Validation], training: Dataset, open_data: Callable[[Data], Dataset]
 ) -> list[ValidationSet]:
-    """Opens the data of each set.
+    """Opens the data of each validation set.
 
     Args:
-        training: What the run is trained on, whose held-out part is measured by sets without data of their own.
-        open_data: Opens the data of the others.
+        validations: The settings of each set, by name.
+        training: The training dataset, whose held-out split is measured by sets without separate data.
+        open_data: Opens separate data.
 
     Raises:
-        DataError: One cannot be used, or has nothing to predict.
+        DataError: The data of a set cannot be used or has no token to predict.
     """
     sets = []
     for name, validation in validations.items():

@@ -8,9 +8,13 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of each gradient: (P), at least in float32, in the order of `parameters`; 0 where none is.
+    """Computes the Euclidean norm of each gradient; the norm of this vector is the global gradient norm.
 
-    The norm of all of them together is the norm of this vector.
+    Args:
+        parameters: P parameters.
+
+    Returns:
+        (P) norms in the order of `parameters`, at least in float32; 0 without a gradient.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The norms of gradients and weights, place by place."""
+"""Norms of gradients and weights per module."""
 
 import math
 import re
@@ -13,49 +13,52 @@ from ml.training.state import TrainState
 
 @configurable
 class Norms:
-    """Adds norms to each logged step: of the gradients of every place and of every group of the optimizer.
+    """Logs gradient norms per module and per parameter group of the optimizer.
 
-    A place is the embeddings, one block, or the head. Gradients are measured before clipping, weights after the step.
+    A module is the embeddings, a block, or the head. Gradients are measured before clipping, weights after the step.
 
     Args:
-        weights: Whether the norms of the trained weights of every place are added too.
+        weights: Whether to log the norm of the trained weights of every module too.
     """
 
     def __init__(self, weights: bool = True):
         self.weights = weights
 
     def measure(self, state: TrainState, grad_norms: Tensor) -> dict[str, dict[str, float]]:
-        """The norms by name; waits for the device.
+        """Computes the norms; synchronizes with the device.
 
         Args:
-            state: After the step.
-            grad_norms: (P) of each gradient, in the order of `state.trained()`.
+            state: The state after the step.
+            grad_norms: (P) norm of each gradient, in the order of `state.trained()`.
+
+        Returns:
+            The norms by metric, then by module or index of the group.
         """
         trained = state.trained()
-        places = [module_of(name) for name in trained]
-        numbers = [str(index) for index, group in enumerate(state.groups) for _ in group.names]
+        modules = [module_of(name) for name in trained]
+        groups = [str(index) for index, group in enumerate(state.groups) for _ in group.names]
         gradients = grad_norms.tolist()
-        found = {"grad_norms": _joined(places, gradients), "group_grad_norms": _joined(numbers, gradients)}
+        found = {"grad_norms": _joined(modules, gradients), "group_grad_norms": _joined(groups, gradients)}
         if self.weights:
-            found["weight_norms"] = _joined(places, weight_norms(list(trained.values())).tolist())
+            found["weight_norms"] = _joined(modules, weight_norms(list(trained.values())).tolist())
         return found
 
 
 @torch.no_grad()
 def weight_norms(parameters: list[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of each parameter: (P), at least in float32."""
+    """Returns the Euclidean norm of each parameter, (P), at least in float32."""
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
     return torch.stack(torch._foreach_norm(parameters, 2, dtype=dtype))
 
 
 def module_of(parameter: str) -> str:
-    """The block that holds a parameter, else its part of the model: "decoder.block_3", "embeddings", "head"."""
+    """Returns the block of a parameter, else its part of the model: "decoder.block_3", "embeddings", "head"."""
     block = re.match(r"(?:[^.]+\.)*?block_\d+(?=\.)", parameter)
     return block[0] if block else parameter.partition(".")[0]
 
 
 def _joined(keys: Iterable[str], norms: Iterable[float]) -> dict[str, float]:
-    """The norm of everything with one key, from the norms of its parts."""
+    """Combines norms with the same key."""
     parts: dict[str, list[float]] = {}
     for key, norm in zip(keys, norms, strict=True):
         parts.setdefault(key, []).append(norm)

@@ -1,4 +1,4 @@
-"""How fast a device could multiply matrices: what a run's FLOPs are held against."""
+"""Peak FLOPs of a device, the reference of the model FLOPs utilization (MFU)."""
 
 import functools
 import re
@@ -14,9 +14,8 @@ from ml.machine import num_usable_cores
 _SECONDS_OF_MEASURING = 0.25
 _SMALLEST, _LARGEST = 512, 16384  # rows of the matrices
 
-# FLOPs a second of dense products (not of sparse ones, which data sheets like to print) by the name that torch gives
-# the device: bfloat16 with float32 sums, float32 rounded to TF32, and float32. A name that is not matched to the end,
-# such as that of a slice of a GPU or of a laptop's, is another device, and measured.
+# Dense FLOPs per second (data sheets often print the sparse numbers) by torch's device name: bfloat16 with float32
+# accumulation, TF32, float32. A device without a full match, such as a GPU slice or a laptop GPU, is measured.
 _LISTED = {
     # NVIDIA Blackwell, HGX B200 and GB200 NVL72 data sheets.
     r"NVIDIA B200": (2250e12, 1125e12, 75e12),
@@ -43,19 +42,31 @@ _LISTED = {
 
 
 class PeakFlops(NamedTuple):
-    """The most floating-point operations a second that matrix products reach on one device."""
+    """Peak rate of matrix products on one device.
+
+    Attributes:
+        flops_per_second: Floating-point operations per second.
+        compute_type: "bfloat16", "tf32" or "float32".
+        source: Setting, data sheet or measurement that the rate comes from.
+    """
 
     flops_per_second: float
-    compute_type: str  # bfloat16, tf32 or float32
-    source: str  # who says so
+    compute_type: str
+    source: str
 
     def as_json(self) -> dict[str, Any]:
-        """As environment.json holds it."""
+        """Returns the fields for `environment.json`."""
         return self._asdict()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, stated: float | None = None) -> PeakFlops:
-    """The peak of a device for products in `dtype`: what the user stated, else listed, else measured."""
+    """Returns the peak FLOPs of a device: configured, else listed, else measured.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the operands of matrix products.
+        stated: FLOPs per second from the configuration; None to look up or measure.
+    """
     compute_type = _compute_type(device, dtype)
     if stated is not None:
         return PeakFlops(stated, compute_type, "Trainer.peak_flops")
@@ -68,7 +79,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, stated: float | None = 
 
 
 def listed_peak(device_name: str, compute_type: str) -> float | None:
-    """FLOPs a second that the maker states; None for a device that is not listed."""
+    """Returns the FLOPs per second of the manufacturer's data sheet; None for a device that is not listed."""
     columns = ("bfloat16", "tf32", "float32")
     for pattern, peaks in _LISTED.items():
         if re.fullmatch(pattern, device_name) and compute_type in columns:
@@ -78,10 +89,15 @@ def listed_peak(device_name: str, compute_type: str) -> float | None:
 
 @functools.cache
 def measured_peak(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
-    """FLOPs a second of the fastest product of two square matrices, measured in a quarter of a second.
+    """Measures the FLOPs per second of the fastest product of two square matrices, in a quarter of a second.
 
-    On a CPU that of one thread, in the time that it had the processor, times the threads that can run at once: other
-    processes do not disturb it, and what threads take from each other (clock, memory) is not taken off.
+    On a CPU, measures one thread in thread time and multiplies by the number of threads that can run at once. Other
+    processes do not affect the result; contention of the threads for clock and memory bandwidth is not subtracted.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the operands.
+        num_threads: Threads of torch on the CPU.
     """
     if device.type == "cuda":
         return _fastest_product(device, dtype, _seconds_on_cuda)
@@ -93,7 +109,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype, num_threads: int) ->
 
 
 def _fastest_product(device: torch.device, dtype: torch.dtype, seconds_of: Callable[[Tensor], float]) -> float:
-    """FLOPs a second, over the sizes that fit in the time."""
+    """Returns the highest FLOPs per second over the sizes that fit into the time."""
     deadline = time.monotonic() + _SECONDS_OF_MEASURING
     best, size = 0.0, _SMALLEST
     while True:
@@ -120,6 +136,6 @@ def _seconds_of_thread(operand: Tensor) -> float:
 
 
 def _compute_type(device: torch.device, dtype: torch.dtype) -> str:
-    """In what a product of tensors of `dtype` is computed: on CUDA torch may have been told to round float32."""
+    """Returns the type in which products of `dtype` tensors are computed; CUDA may round float32 to TF32."""
     rounds = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if dtype == torch.float32 and rounds else str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""Progress display of a run."""
 
 import math
 import re
@@ -15,31 +15,31 @@ _VALIDATED = re.compile(r"validation(?:_(\w+))?_bits_per_byte")  # of a set with
 
 
 class Progress(Protocol):
-    """Shows how far a run is."""
+    """Displays the progress of a run."""
 
     def start(self, step: int) -> None:
-        """The run begins after `step`."""
+        """Starts the display of a run at `step`."""
 
     def advance(self, step: int) -> None:
-        """`step` has been taken."""
+        """Updates the display after `step`."""
 
     def report(self, record: Mapping[str, Any]) -> None:
-        """A step was measured: `record` is its line of `metrics.jsonl`."""
+        """Shows the metrics of a logged step; `record` is its line of `metrics.jsonl`."""
 
     def say(self, message: str) -> None:
-        """Shows a line that stays."""
+        """Prints a permanent line."""
 
     def close(self) -> None:
-        """Leaves the cursor at the start of a line."""
+        """Ends the display at the start of a line."""
 
 
 def progress_on(stream: TextIO, num_steps: int) -> Progress:
-    """One line that changes on a terminal, a line for each measured step elsewhere."""
+    """Returns a progress line on a terminal, and one line per logged step elsewhere."""
     return TerminalProgress(stream, num_steps) if stream.isatty() else PlainProgress(stream, num_steps)
 
 
 class TimeLeft:
-    """Estimates the time left from the steps since the first one, which compiles and warms up."""
+    """Estimates the remaining time from the steps after the first one, which compiles and warms up."""
 
     def __init__(self, num_steps: int, clock: Callable[[], float] = time.monotonic):
         self._num_steps = num_steps
@@ -47,7 +47,7 @@ class TimeLeft:
         self._origin: tuple[int, float] | None = None
 
     def seconds(self, step: int) -> float | None:
-        """At `step`, None before there is something to go by."""
+        """Returns the estimate at `step`; None at the first call."""
         now = self._clock()
         if self._origin is None:
             self._origin = (step, now)
@@ -56,7 +56,7 @@ class TimeLeft:
 
 
 class PlainProgress:
-    """A line for each measured step: for log files and pipes."""
+    """One line per logged step, for log files and pipes."""
 
     def __init__(self, stream: TextIO, num_steps: int):
         self._stream = stream
@@ -84,9 +84,9 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """One line, drawn again as the run goes on; validations and messages stay above it."""
+    """A progress line that is redrawn; validations and messages stay above it."""
 
-    # What goes first when the terminal is narrow.
+    # Fields that are dropped on a narrow terminal, in this order.
     _DROPPED_FIRST = ("learning_rate", "mfu", "bar", "validation_bits_per_byte", "tokens_per_second", "left", "loss")
 
     def __init__(self, stream: TextIO, num_steps: int, clock: Callable[[], float] = time.monotonic):
@@ -133,7 +133,7 @@ class TerminalProgress:
             self._shown = False
 
     def line(self, width: int) -> str:
-        """The line as it is now, at most `width` columns wide."""
+        """Returns the current line, at most `width` columns wide."""
         bar = {"bar": self._bar(_SHORTEST_BAR)}
         fields = {**bar, "step": f"step {self._step}/{self._num_steps}", **self._fields}
         named = [name for name in self._fields if _VALIDATED.fullmatch(name)]
@@ -155,7 +155,7 @@ class TerminalProgress:
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, str]:
-    """The measured values of a record in words, by their names in the record."""
+    """Formats the metrics of a record, by their names in the record."""
     formats: dict[str, Callable[[Any], str]] = {
         "loss": lambda value: f"loss {value:.4f}",
         "grad_norm": lambda value: f"grad norm {value:.2f}",

@@ -1,4 +1,4 @@
-"""How evenly a router spreads tokens over its experts."""
+"""Load-balance metrics of a router."""
 
 import math
 
@@ -6,10 +6,14 @@ from torch import Tensor
 
 
 def load_balance(load: Tensor) -> dict[str, float]:
-    """Of the numbers of tokens (E) that went to each expert:
+    """Measures how evenly tokens are distributed over experts.
 
-    busiest: the largest over the mean, 1 where all are equal. idle: the part of the experts with no token. entropy: of
-    the distribution over the experts, 1 where all are equal and 0 where one has all.
+    Args:
+        load: (E) number of tokens of each expert.
+
+    Returns:
+        busiest: The largest load over the mean, 1 if balanced. idle: The fraction of experts without a token. entropy:
+        The normalized entropy of the load, 1 if balanced and 0 if one expert has all tokens.
     """
     shares = load.double().cpu() / load.double().sum().clamp(min=1).cpu()
     count = len(shares)

@@ -1,4 +1,4 @@
-"""How fast a run is and what it takes of the machine."""
+"""Throughput, utilization and memory of a run."""
 
 import contextlib
 import resource
@@ -11,14 +11,14 @@ import torch
 
 from ml.data import Batch
 
-# What differs between two runs of one configuration: times, and what is made of them.
+# Metrics that differ between two runs of one configuration: times, and values derived from them.
 MACHINE_METRICS = frozenset({"seconds", "tokens_per_second", "mfu", "data_wait", "memory"})
 
 
 class Throughput:
-    """Measures from one logged step to the next, on the host alone: nothing here waits for the device.
+    """Measures throughput between logged steps on the host, without synchronizing with the device.
 
-    What is neither training nor loading (validation, saving) is left out by `restart` behind it.
+    `restart` excludes the time of validation and saving.
     """
 
     def __init__(
@@ -31,25 +31,26 @@ class Throughput:
         """Starts to measure.
 
         Args:
-            flops_per_token: Of training; None where a layer does not declare its FLOPs: then there is no utilization.
-            peak_flops: Of the device, in a second.
-            device: Where the run trains.
+            flops_per_token: FLOPs of training per token; None if a layer does not declare its FLOPs, which omits the
+                utilization.
+            peak_flops: Peak FLOPs per second of the device.
+            device: The device of the run.
             clock: Returns seconds.
         """
-        self._utilization = None if flops_per_token is None else flops_per_token / peak_flops  # of a token a second
+        self._utilization = None if flops_per_token is None else flops_per_token / peak_flops  # per token per second
         self._device = device
         self._clock = clock
         self.restart()
 
     def restart(self) -> None:
-        """Measures from here."""
+        """Starts a new measurement."""
         self._begun = self._clock()
         self._waited = 0.0
         self._targets = 0
         self._tokens = 0
 
     def waiting(self, batches: Iterator[Sequence[Batch]]) -> Iterator[Sequence[Batch]]:
-        """Passes the micro-batches of each step on, and notes how long they were waited for."""
+        """Yields the micro-batches of each step and measures the time spent waiting for them."""
         with contextlib.closing(batches):
             while True:
                 begun = self._clock()
@@ -60,16 +61,17 @@ class Throughput:
                 yield step
 
     def count(self, batches: Sequence[Batch]) -> None:
-        """A step was taken on `batches`."""
+        """Counts the tokens of a step."""
         self._targets += sum(batch.num_targets for batch in batches)
         self._tokens += sum(batch.tokens.numel() for batch in batches)
 
     def read(self) -> dict[str, Any]:
-        """The metrics since the last `restart`, and restarts.
+        """Returns the metrics since the last `restart`, and restarts.
 
-        tokens_per_second: targets that counted. mfu: model FLOPs utilization (PaLM, appendix B): the FLOPs that the
-        tokens which passed the model need, padding and masked ones among them, over those that the device could do.
-        data_wait: the part of the time in which training waited for batches. memory: see `peak_memory`.
+        Returns:
+            tokens_per_second: Targets in the loss per second. mfu: Model FLOPs utilization (PaLM, appendix B), the
+            FLOPs of all tokens, padded and masked ones included, over the peak of the device. data_wait: Fraction of
+            the time spent waiting for batches. memory: See `peak_memory`.
         """
         seconds = self._clock() - self._begun
         measured = {
@@ -83,7 +85,7 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes so far in this process: of tensors on a CUDA device, else of resident memory of the process."""
+    """Returns the peak memory of this process in bytes: tensors on a CUDA device, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Optimizers, and the groups of parameters that share their settings."""
+"""Optimizers and parameter groups."""
 
 from ml.training.optimizers.adafactor import Adafactor
 from ml.training.optimizers.adamw import AdamW

@@ -14,19 +14,19 @@ from ml.training.optimizers.portioned import PortionedOptimizer
 
 @configurable
 class Adafactor(Optimizer):
-    """Second moments of matrices kept as a row and a column (Shazeer and Stern, 2018, algorithm 4), no first moment.
+    """Adafactor: factored second moments and no first moment (Shazeer and Stern, 2018, algorithm 4).
 
     v ≈ row · column / mean(row), each a running mean with β_t = 1 - t^beta2_decay; u = g / √v, scaled down to a root
-    mean square of `clipping_threshold`; w -= max(minimum_scale, rms(w)) · min(lr, 1/√t) · u. The weight decay takes
-    lr · weight_decay · w off. As `torch.optim.Adafactor`, but the host waits for nothing.
+    mean square of `clipping_threshold`; w -= max(minimum_scale, rms(w)) · min(lr, 1/√t) · u. The weight decay is
+    decoupled: w -= lr · weight_decay · w. Equal to `torch.optim.Adafactor`, without synchronizing with the host.
 
     Args:
-        learning_rate: The peak, which the schedule scales: of a change relative to the weights.
-        beta2_decay: How the means of the squares get longer.
-        epsilon: The least root of a second moment; None: the resolution of the type of the weights.
-        minimum_scale: What the change is relative to where the weights are smaller.
-        clipping_threshold: The largest root mean square of u.
-        weight_decay: For parameters that ask for none of their own.
+        learning_rate: Peak learning rate, scaled by the schedule; relative to the root mean square of the weights.
+        beta2_decay: Exponent of the decay rate of the second moments; negative.
+        epsilon: Lower bound of the root of a second moment; None is the machine epsilon of the weights' dtype.
+        minimum_scale: Lower bound of the root mean square of the weights that scales the update.
+        clipping_threshold: Upper bound of the root mean square of u.
+        weight_decay: Weight decay of parameters without a separate one.
     """
 
     can_skip = True
@@ -66,7 +66,7 @@ class Adafactor(Optimizer):
 
 
 class AdafactorAlgorithm(PortionedOptimizer):
-    """`Adafactor` on all weights of a portion at once, put side by side."""
+    """`Adafactor` on all weights of a portion at once, stacked."""
 
     def update(
         self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
@@ -92,24 +92,24 @@ class AdafactorAlgorithm(PortionedOptimizer):
 
 
 def _side_by_side(tensors: list[Tensor]) -> Tensor:
-    """n tensors of one shape as one, (n, ...); a copy only if there are several."""
+    """Stacks n tensors of one shape, (n, ...); copies only several."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _moved(means: list[Tensor], values: Tensor, share: Tensor) -> Tensor:
-    """Moves the running means, in place, by a share of the way to `values` (n, ...); returns a copy (n, ...)."""
+    """Interpolates the running means in place toward `values` (n, ...); returns a copy (n, ...)."""
     moved = torch.lerp(_side_by_side(means), values, share.to(values.dtype))
     torch._foreach_copy_(means, list(moved.unbind()))
     return moved
 
 
 def _mean_square(x: Tensor, dimension: int) -> Tensor:
-    """Along one dimension, which stays with the size 1; no square of all of `x` is made."""
+    """Computes the mean square along one dimension, kept with size 1, without allocating the square of `x`."""
     return torch.linalg.vector_norm(x, dim=dimension, keepdim=True).square_().div_(x.shape[dimension])
 
 
 def _root_mean_square(x: Tensor) -> Tensor:
-    """Of each of n tensors: (n, ...) to (n, 1, ...)."""
+    """Computes the root mean square of each of n tensors, (n, ...) to (n, 1, ...)."""
     entries = tuple(range(1, x.ndim))
     norm = torch.linalg.vector_norm(x, dim=entries, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return norm / math.sqrt(x[0].numel())

@@ -14,14 +14,14 @@ from ml.training.optimizers.optimizer import Optimizer
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in one fused kernel.
 
-    A parameter's learning rate is `learning_rate * schedule(step) * lr_scale`; each step takes that times its weight
-    decay off the weight.
+    m = β₁ m + (1 - β₁) g; v = β₂ v + (1 - β₂) g²; w -= lr · (m̂ / (√v̂ + epsilon) + weight_decay · w), where m̂ and v̂
+    are corrected for their initialization with 0 and lr = `learning_rate * schedule(step) * lr_scale`.
 
     Args:
-        learning_rate: The peak, which the schedule scales.
-        betas: Decay rates of the running means of the gradient and of its square.
-        epsilon: Added to the root of the second mean.
-        weight_decay: For parameters that ask for none of their own.
+        learning_rate: Peak learning rate, scaled by the schedule.
+        betas: Decay rates (β₁, β₂) of the running means of the gradient and of its square.
+        epsilon: Added to the denominator for numerical stability.
+        weight_decay: Weight decay of parameters without a separate one.
     """
 
     can_skip = True

@@ -1,4 +1,4 @@
-"""Several optimizers, each of its own parameters, as one."""
+"""Several optimizers of separate parameters, combined into one."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Has the groups and the state of all `parts`: they are the same objects, and a step is a step of each."""
+    """An optimizer that shares the groups and the state of all `parts`; a step is a step of each."""
 
     found_inf: Tensor | None = None
 

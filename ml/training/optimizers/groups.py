@@ -1,4 +1,4 @@
-"""The groups of parameters that share their settings."""
+"""Parameter groups with common settings."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,22 +8,36 @@ from torch import nn
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters that one learning rate scale and one weight decay hold for."""
+    """Parameters with the same learning rate scale and weight decay.
+
+    Attributes:
+        lr_scale: Factor of the learning rate.
+        weight_decay: Weight decay; None for the default of the optimizer.
+        names: The names of the parameters.
+        parameters: The parameters.
+    """
 
     lr_scale: float
-    weight_decay: float | None  # None: what the optimizer says
+    weight_decay: float | None
     names: list[str]
     parameters: list[nn.Parameter]
 
     def decay(self, default: float) -> float:
-        """The weight decay, of an optimizer whose own is `default`."""
+        """Returns the weight decay of the group, or `default` if it has none."""
         return default if self.weight_decay is None else self.weight_decay
 
 
 def group_parameters(
     parameters: Iterable[tuple[str, nn.Parameter, float, float | None]],
 ) -> list[ParameterGroup]:
-    """Groups (name, parameter, lr_scale, weight_decay); a parameter with lr_scale 0 is frozen and in no group."""
+    """Groups parameters by lr_scale and weight decay; freezes those with lr_scale 0.
+
+    Args:
+        parameters: (name, parameter, lr_scale, weight_decay) of each parameter.
+
+    Returns:
+        The groups, without the frozen parameters.
+    """
     groups: dict[tuple[float, float | None], ParameterGroup] = {}
     for name, parameter, lr_scale, weight_decay in parameters:
         parameter.requires_grad_(lr_scale != 0.0)
@@ -35,6 +49,6 @@ def group_parameters(
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Gives each group its peak times `factor` times its scale."""
+    """Sets the learning rate of each group to its peak times `factor` times its lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor * group["lr_scale"]

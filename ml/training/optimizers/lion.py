@@ -12,15 +12,15 @@ from ml.training.optimizers.portioned import PortionedOptimizer
 
 @configurable
 class Lion(Optimizer):
-    """The sign of a running mean of the gradient (Chen et al., 2023, algorithm 2): one value of state for a weight.
+    """Lion: the sign of interpolated momentum (Chen et al., 2023, algorithm 2), with one state value per weight.
 
-    w -= lr · (sign(β₁ m + (1 - β₁) g) + weight_decay · w); m = β₂ m + (1 - β₂) g. Each weight moves by the whole
-    learning rate, so that it is 3 to 10 times lower than AdamW's, and the weight decay as many times higher.
+    w -= lr · (sign(β₁ m + (1 - β₁) g) + weight_decay · w); m = β₂ m + (1 - β₂) g. Every weight changes by lr, so use a
+    learning rate 3 to 10 times lower than for AdamW, and a weight decay higher by the same factor.
 
     Args:
-        learning_rate: The peak, which the schedule scales.
-        betas: How much of the mean is in the step, and how much of it stays.
-        weight_decay: For parameters that ask for none of their own.
+        learning_rate: Peak learning rate, scaled by the schedule.
+        betas: Interpolation factors (β₁, β₂) of the update and of the momentum.
+        weight_decay: Weight decay of parameters without a separate one.
     """
 
     can_skip = True

@@ -1,4 +1,4 @@
-"""Muon for matrices, and another optimizer for the rest."""
+"""Muon for matrices, and another optimizer for all other parameters."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ml.training.optimizers.groups import ParameterGroup
 from ml.training.optimizers.optimizer import Assignment, Optimizer
 from ml.training.optimizers.portioned import PortionedOptimizer
 
-# The quintic of Jordan et al. (2024): steep at 0, so that few iterations bring singular values near 1.
+# Quintic polynomial of Jordan et al. (2024): steep at 0, so few iterations bring singular values near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _LEAST_NORM = 1e-7
 _MAX_ITERATIONS = 100
@@ -27,25 +27,25 @@ _EXCLUDED = ("*embeddings.*", "*head.*")
 
 @configurable
 class Muon(Optimizer):
-    """Momentum whose singular values are all made about 1 (Jordan et al., 2024), for the matrices of the model.
+    """Muon: orthogonalized momentum (Jordan et al., 2024) for the matrices of the model.
 
-    m += (1 - momentum) · (g - m); w -= lr · scale · orthogonal(m) + lr · weight_decay · w. What is no matrix - and
-    embeddings and the head, whose rows belong to single tokens - is left to `others`. A weight counts as a matrix if
-    it has two dimensions and its name matches one of `matrices` and none of `exclude`, in which * stands for anything.
-    Weights of one shape are orthogonalized together, in bfloat16.
+    m += (1 - momentum) · (g - m); w -= lr · scale · orthogonal(m) + lr · weight_decay · w. A weight is a matrix if it
+    has two dimensions and its name matches one of `matrices` and none of `exclude`. All other parameters, which include
+    embeddings and head by default, are trained by `others`. Weights of one shape are orthogonalized together, in
+    bfloat16.
 
     Args:
-        learning_rate: The peak, which the schedule scales.
-        momentum: How much of the running mean of gradients stays.
-        nesterov: Whether the gradient counts once more in the step.
-        weight_decay: For matrices that ask for none of their own.
-        num_iterations: Of the Newton-Schulz iteration.
-        update_rms: The root mean square of a change, per unit of the learning rate: at 0.2, AdamW's, learning rates and
-            weight decays of AdamW can be kept (Liu et al., Moonlight, 2025, equation 4). None scales by
-            √max(1, rows / columns) and asks for a learning rate of its own, such as 0.02.
-        matrices: Patterns of names.
-        exclude: Patterns of names.
-        others: The optimizer of everything else, with its own learning rate: `others/AdamW.learning_rate`.
+        learning_rate: Peak learning rate of the matrices, scaled by the schedule.
+        momentum: Decay rate of the running mean of the gradient.
+        nesterov: Whether to use Nesterov momentum.
+        weight_decay: Weight decay of matrices without a separate one.
+        num_iterations: Number of Newton-Schulz iterations.
+        update_rms: Root mean square of the update per unit of the learning rate. 0.2 matches AdamW, so that its
+            learning rate and weight decay can be kept (Liu et al., Moonlight, 2025, equation 4). None scales the update
+            by √max(1, rows / columns) and needs a higher learning rate, such as 0.02.
+        matrices: Patterns of parameter names that Muon trains; * matches any text.
+        exclude: Patterns of parameter names that `others` trains.
+        others: Optimizer of all other parameters, with a separate learning rate: `others/AdamW.learning_rate`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Muon(Optimizer):
         return self.others.can_skip
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether a parameter counts as a matrix."""
+        """Returns True if Muon trains the parameter."""
         return parameter.ndim == 2 and _matches(name, self.matrices) and not _matches(name, self.exclude)
 
     def assign(self, groups: list[ParameterGroup]) -> list[Assignment]:
@@ -94,7 +94,7 @@ class Muon(Optimizer):
         names = [name for group in groups for name in group.names]
         for pattern in {*self.matrices, *self.exclude} - {*_MATRICES, *_EXCLUDED}:
             if not any(fnmatchcase(name, pattern) for name in names):
-                return f"no parameter that is trained has a name like {pattern!r} of Muon.matrices and Muon.exclude"
+                return f"no trained parameter matches {pattern!r} of Muon.matrices and Muon.exclude"
         if not any(assignment.optimizer is self for assignment in self.assign(groups)):
             return "Muon.matrices and Muon.exclude leave no matrix to train"
         return self.others.misfit([group for other, group in self.assign(groups) if other is not self])
@@ -133,14 +133,22 @@ class MuonAlgorithm(PortionedOptimizer):
 
 
 def orthogonal(x: Tensor, num_iterations: int) -> Tensor:
-    """U Vᵀ, nearly, of each matrix U S Vᵀ of `x` (n, rows, columns): a Newton-Schulz iteration brings S near 1."""
+    """Orthogonalizes matrices approximately by a Newton-Schulz iteration.
+
+    Args:
+        x: (n, rows, columns) matrices with singular value decomposition U S Vᵀ.
+        num_iterations: Number of iterations.
+
+    Returns:
+        (n, rows, columns), about U Vᵀ.
+    """
     if x.shape[-2] > x.shape[-1]:
         return orthogonal(x.mT, num_iterations).mT
     a, b, c = _QUINTIC
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST_NORM)  # no singular value is above 1
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST_NORM)  # singular values at most 1
     ignored = x.new_empty(len(x), x.shape[1], x.shape[1])
     for _ in range(num_iterations):
-        # A CPU takes 1.7 times as long for the same product by `bmm` in bfloat16.
+        # `bmm` in bfloat16 takes 1.7 times as long on a CPU.
         gram = torch.baddbmm(ignored, x, x.mT, beta=0)  # (n, rows, rows)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
@@ -151,6 +159,6 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _part(group: ParameterGroup, belongs: Callable[[str, nn.Parameter], bool]) -> ParameterGroup:
-    """The parameters of a group that belong."""
+    """Returns the parameters of a group for which `belongs` is True."""
     pairs = [pair for pair in zip(group.names, group.parameters, strict=True) if belongs(*pair)]
     return group._replace(names=[name for name, _ in pairs], parameters=[parameter for _, parameter in pairs])

@@ -1,4 +1,4 @@
-"""What every optimizer has: settings, from which a `torch.optim.Optimizer` is made once the parameters exist."""
+"""Base class of optimizers: settings that create a `torch.optim.Optimizer` once the parameters exist."""
 
 import abc
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from ml.training.optimizers.groups import ParameterGroup
 
 
 class Optimizer(abc.ABC):
-    """The settings of an optimizer.
+    """Settings of an optimizer.
 
     Attributes:
-        can_skip: Whether a step leaves no trace where the `found_inf` of what `create` makes, a () float32 tensor on
-            the device, is 1: what `Trainer.skip_step` needs.
+        can_skip: Whether a step changes nothing if `found_inf` of the created optimizer, a () float32 tensor on the
+            device, is 1. `Trainer.skip_step` requires it.
     """
 
     can_skip = False
@@ -25,23 +25,31 @@ class Optimizer(abc.ABC):
         self.weight_decay = non_negative("weight_decay", weight_decay)
 
     def assign(self, groups: list[ParameterGroup]) -> list["Assignment"]:
-        """Who trains which parameters; an optimizer that leaves some to another one says so here."""
+        """Assigns groups of parameters to optimizers; override it to leave some to another optimizer."""
         return [Assignment(self, group) for group in groups]
 
     def misfit(self, groups: list[ParameterGroup]) -> str | None:
-        """Which setting does not fit these parameters, and why; None where all do."""
+        """Returns why a setting does not fit the parameters, or None if all do."""
         return None
 
     @abc.abstractmethod
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What is kept for a parameter, as it is before the first step, where the parameter is (or on meta)."""
+        """Creates the state of a parameter before the first step, by key, on the parameter's device (or meta)."""
 
     @abc.abstractmethod
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer of parameter groups with these settings, without state."""
+        """Creates the torch optimizer, without state.
+
+        Args:
+            settings: A parameter group of torch for each group, as from `settings`.
+        """
 
     def create(self, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
-        """The optimizer of `groups`, with the state of all their parameters, which have their memory by now."""
+        """Creates the torch optimizer with the initial state of all parameters.
+
+        Args:
+            groups: The parameters, allocated on their device.
+        """
         optimizer = self.algorithm([self.settings(group) for group in groups])
         for group in groups:
             for parameter in group.parameters:
@@ -49,7 +57,7 @@ class Optimizer(abc.ABC):
         return optimizer
 
     def settings(self, group: ParameterGroup) -> dict[str, Any]:
-        """Those that differ between groups: `lr` is `peak`, times what the schedule says, times `lr_scale`."""
+        """Returns torch's parameter group; the schedule sets `lr` to `peak` times its factor times `lr_scale`."""
         return {
             "params": group.parameters,
             "lr": self.learning_rate * group.lr_scale,
@@ -60,7 +68,7 @@ class Optimizer(abc.ABC):
 
 
 class Assignment(NamedTuple):
-    """A group of parameters and the settings of the optimizer that trains it."""
+    """A parameter group and the settings of the optimizer that trains it."""
 
     optimizer: Optimizer
     group: ParameterGroup

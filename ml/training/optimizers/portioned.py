@@ -1,4 +1,4 @@
-"""What the optimizers have in common that are written here: a step in portions, each of which can be undone."""
+"""Base class of native optimizers: a step in portions, each of which can be rolled back."""
 
 import abc
 from typing import Any
@@ -10,10 +10,10 @@ from ml.training.optimizers.rollback import portions, rolled_back_where
 
 
 class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
-    """Updates parameters of one shape and type at once.
+    """Updates parameters of one shape and dtype at once.
 
-    Where `found_inf` is 1, a step leaves everything bit by bit as it was. That costs a copy of each portion and its
-    state while it is updated; nothing where `found_inf` is not set.
+    If `found_inf` is 1, a step leaves everything bitwise unchanged, which takes a copy of each portion and its state
+    during the update. Without `found_inf` there is no copy.
     """
 
     found_inf: Tensor | None = None
@@ -23,7 +23,7 @@ class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Takes a step on the gradients that are there."""
+        """Takes a step; skips parameters without a gradient."""
         undo = None if self.found_inf is None else self.found_inf.bool()
         for group in self.param_groups:
             for portion in portions([parameter for parameter in group["params"] if parameter.grad is not None]):
@@ -36,4 +36,11 @@ class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
     def update(
         self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
     ) -> None:
-        """Changes `weights` and `state`, in place; gradients too may be overwritten. No shape differs from another."""
+        """Updates weights and state in place.
+
+        Args:
+            weights: Weights of one shape.
+            gradients: Their gradients, which may be overwritten.
+            state: Their state, by key.
+            group: Torch's parameter group, with the settings.
+        """

@@ -1,4 +1,4 @@
-"""Changes that are taken back where the device says so, without the host waiting to hear."""
+"""Rollback of in-place changes decided on the device, without synchronizing with the host."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T", bound=Tensor)
-# Entries of a portion of more than one tensor. A CPU is fast on what fits its cache; elsewhere few launches count more.
+# Elements of a portion of several tensors. A CPU is fast within its cache; elsewhere few kernel launches matter more.
 _MOST_ENTRIES = 2**25
 _MOST_ENTRIES_ON_CPU = 2**18
 
 
 @contextlib.contextmanager
 def rolled_back_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """What the body does to `tensors`, in place, is undone bit by bit where `undo`, a () bool, is true; None: it stays.
+    """Rolls back the in-place changes of the body bit for bit if `undo` is true, NaN and infinity included.
 
-    The tensors are copied before; NaN and infinity of an undone change leave no trace.
+    Args:
+        undo: () bool on the device; None keeps the changes and copies nothing.
+        tensors: The tensors that the body changes; copied before it.
     """
     with torch.no_grad():
         before = [] if undo is None else [tensor.clone() for tensor in tensors]
@@ -29,7 +31,7 @@ def rolled_back_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterato
 
 
 def portions(tensors: Sequence[T]) -> Iterator[list[T]]:
-    """`tensors` in lists of one shape and type each, short enough that a copy of one costs little memory."""
+    """Yields tensors in lists of one shape and dtype, short enough that a copy of a list takes little memory."""
     alike: dict[tuple, list[T]] = {}
     for tensor in tensors:
         alike.setdefault((tensor.shape, tensor.dtype), []).append(tensor)

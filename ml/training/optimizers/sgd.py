@@ -12,13 +12,15 @@ from ml.training.optimizers.portioned import PortionedOptimizer
 
 @configurable
 class SGD(Optimizer):
-    """m = momentum · m + g; w -= lr · m, where g is the gradient plus weight_decay · w.
+    """Stochastic gradient descent with momentum: m = momentum · m + g; w -= lr · m.
+
+    g is the gradient plus weight_decay · w.
 
     Args:
-        learning_rate: The peak, which the schedule scales.
-        momentum: How much of the last change stays; 0 keeps no state.
-        nesterov: Whether the change is momentum · m + g (Sutskever et al., 2013).
-        weight_decay: For parameters that ask for none of their own.
+        learning_rate: Peak learning rate, scaled by the schedule.
+        momentum: Decay rate of the momentum; 0 keeps no state.
+        nesterov: Whether the update is momentum · m + g (Nesterov momentum; Sutskever et al., 2013).
+        weight_decay: Weight decay of parameters without a separate one.
     """
 
     can_skip = True
@@ -46,8 +48,8 @@ class SGD(Optimizer):
 class SGDAlgorithm(PortionedOptimizer):
     """`SGD` on all weights of a portion at once.
 
-    `torch.optim.SGD` can skip a step in its fused kernel only, and that of torch 2.13 for the CPU leaves most weights
-    in bfloat16 as they are.
+    `torch.optim.SGD` can skip a step only in its fused kernel, whose CPU version in torch 2.13 does not update most
+    weights in bfloat16.
     """
 
     def update(

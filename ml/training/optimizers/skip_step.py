@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is far out of line are not taken."""
+"""Skipping of steps with a spike of the loss or the gradient norm."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,19 @@ from ml.config import configurable, require
 
 @configurable
 class SkipStep:
-    """Skips a step whose loss or gradient norm is far above those of the steps before it (as OLMo 2, 2025).
+    """Skips steps with a spike of the loss or the gradient norm (OLMo 2, 2025).
 
-    A value is a spike if it is more than `threshold` standard deviations above the mean of the last `window` steps
-    that were taken, or not finite. The device decides and the host never waits. A skipped step leaves weights,
-    optimizer state and averages bit by bit as they were; it counts as a step for the schedule and the data.
+    A value is a spike if it is not finite, or more than `threshold` standard deviations above the mean of the last
+    `window` steps that were not skipped. The decision is made on the device, without synchronizing. A skipped step
+    leaves weights, optimizer state and averages bitwise unchanged; it counts as a step for the schedule and the data.
 
     Args:
-        window: Steps that are compared with.
-        threshold: Standard deviations.
-        min_history: So many steps are taken before the first is compared; what is not finite is skipped before too.
-        loss: Whether the loss is compared.
-        grad_norm: Whether the norm of the gradient, before clipping, is compared.
-        max_in_a_row: So many skipped steps one after another end the run where it is next logged or saved.
+        window: Number of earlier steps that a value is compared with.
+        threshold: Standard deviations above the mean that make a spike.
+        min_history: Number of steps before the first comparison; steps that are not finite are always skipped.
+        loss: Whether to compare the loss.
+        grad_norm: Whether to compare the gradient norm before clipping.
+        max_in_a_row: Number of consecutive skipped steps that stops the run, checked when it logs or saves.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class SkipStep:
         self.max_in_a_row = max_in_a_row
 
     def start(self, device: torch.device) -> "SpikeGuard":
-        """What decides, before the first step."""
+        """Creates the guard before the first step."""
         return SpikeGuard(self, device)
 
 
 class SpikeGuard:
-    """The steps that were taken lately, on the device, and how many were not."""
+    """Detects spikes on the device; holds the history of recent steps and the number of skipped ones."""
 
     def __init__(self, settings: SkipStep, device: torch.device):
         self.settings = settings
@@ -58,20 +58,28 @@ class SpikeGuard:
         self._slots = torch.arange(settings.window, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a step changes, by name."""
+        """Returns the tensors that a step changes, by name."""
         counts = {"taken": self._taken, "skipped": self.skipped, "in_a_row": self.in_a_row}
         return {**self._history, **counts}
 
     def problem(self) -> str | None:
-        """That too many steps were skipped in a row, if so; asking waits for the device."""
+        """Returns a message if too many consecutive steps were skipped, else None; synchronizes with the device."""
         in_a_row = self.in_a_row.item()
         if in_a_row < self.settings.max_in_a_row:
             return None
-        return f"the last {in_a_row} steps were skipped, for a loss or gradient far above what it was or not finite"
+        return f"the last {in_a_row} steps were skipped: their loss or gradient norm spiked or was not finite"
 
     @torch.no_grad()
     def judge(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Whether a step with this loss () and gradient norm () is to be skipped: () bool; notes that it was or not."""
+        """Decides whether to skip a step, and updates the history.
+
+        Args:
+            loss: () loss of the step.
+            grad_norm: () gradient norm of the step, before clipping.
+
+        Returns:
+            () bool, true if the step is skipped.
+        """
         values = {"loss": loss.float(), "grad_norm": grad_norm.float()}
         skip = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         for name, history in self._history.items():
@@ -87,7 +95,7 @@ class SpikeGuard:
     def _is_spike(self, value: Tensor, history: Tensor) -> Tensor:
         count = self._taken.clamp(max=self.settings.window)
         filled = self._slots < count
-        mean = history.sum() / count  # what is not filled is 0
+        mean = history.sum() / count  # empty slots are 0
         variance = torch.where(filled, history - mean, 0.0).square().sum() / (count - 1)
         far = value > mean + self.settings.threshold * variance.sqrt()
         return far & (count >= self.settings.min_history)

@@ -1,4 +1,4 @@
-"""The state that an optimizer keeps, as it allocates it."""
+"""Size of the optimizer state, measured on the meta device."""
 
 from collections.abc import Collection
 
@@ -11,17 +11,20 @@ from ml.training.optimizers.optimizer import Optimizer
 
 
 def state_bytes(optimizer: Optimizer, groups: list[ParameterGroup]) -> int:
-    """Bytes of all tensors that an optimizer keeps for its parameters, measured and not declared.
+    """Measures the bytes of the optimizer state.
 
-    The optimizer is created for parameters of the same shapes on the meta device and takes a step there. An algorithm
-    that reads values on the host cannot do that; then only what `create` allocates is known and counted.
+    Creates the optimizer for parameters of the same shapes on the meta device and takes a step there. For an algorithm
+    that reads values on the host, which fails there, only the state allocated by `create` is counted.
 
     Args:
-        optimizer: The settings.
-        groups: The parameters, wherever they are.
+        optimizer: The settings of the optimizer.
+        groups: The parameters, on any device.
+
+    Returns:
+        The bytes of all state tensors.
 
     Raises:
-        RunError: The step allocates state that was not there before it.
+        RunError: The first step allocates state.
     """
     groups = [group._replace(parameters=[_on_meta(one) for one in group.parameters]) for group in groups]
     algorithm = optimizer.create(groups)
@@ -39,14 +42,14 @@ def state_bytes(optimizer: Optimizer, groups: list[ParameterGroup]) -> int:
 
 
 def require_whole_state(optimizer: Optimizer, added: Collection[str]) -> None:
-    """Requires that no state was added by the first step, as a checkpoint of it could not be resumed.
+    """Requires that the first step allocated no state, because its checkpoint could not be resumed.
 
     Args:
-        optimizer: The settings.
-        added: The names of what was not there before the step.
+        optimizer: The settings of the optimizer.
+        added: Names of the state tensors that the step allocated.
 
     Raises:
-        RunError: There is some.
+        RunError: There are some.
     """
     if added:
         kind = type(optimizer).__name__
@@ -72,5 +75,5 @@ def _tensors(algorithm: torch.optim.Optimizer) -> dict[tuple[int, str], Tensor]:
 
 
 def _num_bytes(tensors: dict[tuple[int, str], Tensor]) -> int:
-    """Of all tensors; one that several parameters have in common counts once."""
+    """Returns the bytes of all tensors; a shared tensor counts once."""
     return sum({id(tensor): tensor.nbytes for tensor in tensors.values()}.values())

@@ -1,4 +1,4 @@
-"""A running mean of the weights, which is often a better model than they are."""
+"""Exponential moving average of the weights, often a better model than the last weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,15 +13,17 @@ from ml.training.optimizers.rollback import portions, rolled_back_where
 
 @configurable
 class ExponentialMovingAverage:
-    """average = d · average + (1 - d) · weights, in float32 at least, of every parameter that is trained.
+    """Exponential moving average of all trained parameters: average = d · average + (1 - d) · weights.
+
+    The average is kept at least in float32.
 
     Args:
-        decay: d, once warm; the mean reaches over about 1 / (1 - d) updates.
-        every: Steps between two updates; each counts as one.
-        start: The last step that is not averaged. The first update copies the weights.
-        warmup: Whether d is at most (1 + n) / (10 + n) in the n-th update after the first, so that a short run too
-            forgets where it began.
-        validate: Whether validation measures the average too: `average_validation_loss` and so on.
+        decay: Decay rate d after the warmup; the average spans about 1 / (1 - d) updates.
+        every: Steps between two updates.
+        start: Last step before averaging starts. The first update copies the weights.
+        warmup: Whether to limit d to (1 + n) / (10 + n) in the n-th update after the first, so that the average of a
+            short run also forgets the initial weights.
+        validate: Whether to validate the average too, as `average_validation_loss` and so on.
     """
 
     def __init__(
@@ -37,25 +39,26 @@ class ExponentialMovingAverage:
         self.validate = validate
 
     def start(self, groups: list[ParameterGroup]) -> "WeightAverage":
-        """The average of these parameters before the first step."""
+        """Creates the average of the parameters before the first step."""
         return WeightAverage(self, groups)
 
     def num_updates(self, step: int) -> int:
-        """How many there were after `step` steps."""
+        """Returns the number of updates after `step` steps."""
         return max(0, step - self.start_step) // self.every
 
     def is_due(self, step: int) -> bool:
+        """Whether the average is updated after `step`."""
         return step > self.start_step and (step - self.start_step) % self.every == 0
 
     def decay_after(self, num_updates: int) -> float:
-        """d of the update that follows on `num_updates`."""
+        """Returns the decay rate of the update after `num_updates` updates."""
         if num_updates == 0:
             return 0.0
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
 
 class WeightAverage:
-    """The running mean of the weights of one model."""
+    """Running average of the weights of a model."""
 
     def __init__(self, settings: ExponentialMovingAverage, groups: list[ParameterGroup]):
         self.settings = settings
@@ -64,16 +67,21 @@ class WeightAverage:
         self._averages = {weight: _widened(weight).clone() for weight in self._weights}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by the names of their parameters; until the first update, the weights of the beginning."""
+        """Returns the averages by parameter name; before the first update, the initial weights."""
         return {name: self._averages[weight] for name, weight in zip(self._names, self._weights, strict=True)}
 
     def is_validated(self, step: int) -> bool:
-        """Whether the average after a step is to be measured: there is none before the first update."""
+        """Returns True if the average after `step` is validated; never before the first update."""
         return self.settings.validate and self.settings.num_updates(step) > 0
 
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor | None) -> None:
-        """Moves the averages after a step, where it is time to, unless the step was `skipped`, () bool."""
+        """Updates the average after a step, if due.
+
+        Args:
+            step: The step that was taken.
+            skipped: () bool, true if the step was skipped; None if steps are never skipped.
+        """
         if not self.settings.is_due(step):
             return
         decay = self.settings.decay_after(self.settings.num_updates(step - 1))
@@ -85,7 +93,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place_of_weights(self) -> Iterator[None]:
-        """The model has the averages as its weights meanwhile; nothing is copied unless their types differ."""
+        """Replaces the weights of the model by the averages inside the context; copies only to convert the dtype."""
         weights = [weight.data for weight in self._weights]
         try:
             for weight in self._weights:
@@ -97,5 +105,5 @@ class WeightAverage:
 
 
 def _widened(weight: Tensor) -> Tensor:
-    """The values of a weight, in float32 where they are in less; not a copy otherwise."""
+    """Converts a weight to at least float32; no copy if it has that precision."""
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

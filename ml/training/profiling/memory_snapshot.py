@@ -1,4 +1,4 @@
-"""Where the memory of a GPU goes, allocation by allocation."""
+"""Memory snapshots of a GPU: every allocation in a few steps."""
 
 from pathlib import Path
 
@@ -11,14 +11,15 @@ from ml.training.profiling.step_windows import Finish, StepWindow, whole_file
 
 @configurable
 class MemorySnapshot(StepWindow):
-    """Records every allocation on the GPU in a few steps, in `profiles/memory_steps_A_to_B.pickle` of the run.
+    """Records every allocation on the GPU in a few steps to `profiles/memory_steps_A_to_B.pickle` of the run.
 
-    https://docs.pytorch.org/memory_viz draws it. When memory runs out inside the window, what led to it is written.
+    https://docs.pytorch.org/memory_viz displays it. If memory runs out inside the window, the snapshot is written too.
 
     Args:
-        first_step: The first step that is recorded.
-        num_steps: How many are.
-        max_entries: Allocations and frees that are kept, the latest ones.
+        run_steps: Number of steps of the run.
+        first_step: First recorded step.
+        num_steps: Number of recorded steps.
+        max_entries: Maximum number of allocations and frees that are kept; the newest are kept.
     """
 
     prefix = "memory_"

@@ -1,4 +1,4 @@
-"""What some steps compute, and how long each operation takes."""
+"""Profiles of a few steps: operations and their durations."""
 
 from pathlib import Path
 
@@ -11,18 +11,19 @@ from ml.training.profiling.step_windows import Finish, StepWindow, whole_file
 
 @configurable
 class Profiler(StepWindow):
-    """Records the operations of a few steps with torch.profiler, in `profiles/` of the run.
+    """Records the operations of a few steps with torch.profiler to `profiles/` of the run.
 
     `steps_A_to_B.json.gz` is a trace for https://ui.perfetto.dev or chrome://tracing, `steps_A_to_B.txt` a table of the
-    operations that took longest. Steps are slower while they are recorded.
+    operations that took longest. Recorded steps are slower.
 
     Args:
-        first_step: The first step that is recorded. The first ones of a run also warm up and compile.
-        num_steps: How many are.
-        with_stack: Whether the lines of Python that called each operation are recorded.
-        record_shapes: Whether the shapes of what each operation takes are.
-        profile_memory: Whether what each operation allocates and frees is.
-        num_rows: Operations in the table.
+        run_steps: Number of steps of the run.
+        first_step: First recorded step. The first steps of a run also warm up and compile.
+        num_steps: Number of recorded steps.
+        with_stack: Whether to record the Python stack of each operation.
+        record_shapes: Whether to record the input shapes of each operation.
+        profile_memory: Whether to record the allocations and frees of each operation.
+        num_rows: Number of operations in the table.
     """
 
     def __init__(

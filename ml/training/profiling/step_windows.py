@@ -1,4 +1,4 @@
-"""Recordings of a few steps: what they compute and where their memory goes."""
+"""Windows of steps that are recorded: profiles and memory snapshots."""
 
 import abc
 import contextlib
@@ -15,15 +15,22 @@ Finish = Callable[[Path], None]
 
 
 class StepWindow(abc.ABC):
-    """Records `num_steps` steps from `first_step` on.
+    """Records `num_steps` steps from `first_step`.
 
-    prefix: what the names of its files begin with.
+    Attributes:
+        prefix: Prefix of the names of its files.
     """
 
     prefix = ""
 
     def __init__(self, run_steps: int, first_step: int, num_steps: int):
-        """`run_steps` are those of the whole run, which the window must not leave."""
+        """Sets the window.
+
+        Args:
+            run_steps: Number of steps of the run, which must contain the window.
+            first_step: First recorded step.
+            num_steps: Number of recorded steps.
+        """
         require(first_step > 0, "first_step", f"must be positive, not {first_step}")
         require(num_steps > 0, "num_steps", f"must be positive, not {num_steps}")
         self.first_step = first_step
@@ -32,26 +39,39 @@ class StepWindow(abc.ABC):
         require(self.last_step <= run_steps, "first_step", problem)
 
     def check(self) -> None:  # noqa: B027  (most windows open on any machine)
-        """Stops before the first step on a machine that cannot record.
+        """Checks before the first step that the machine can record.
 
         Raises:
-            RunError: This one cannot.
+            RunError: It cannot.
         """
 
     @abc.abstractmethod
     def begin(self, device: torch.device) -> Finish:
-        """Begins to record; what it returns ends that, then writes files named after a path without a suffix."""
+        """Starts to record.
+
+        Args:
+            device: The device of the run.
+
+        Returns:
+            A function that stops recording and writes its files; it takes their path without a suffix.
+        """
 
 
 class StepWindows:
-    """Opens and closes the windows of a run. A run that goes on inside a window records what is left of it.
+    """Opens and closes the windows of a run. A run that resumes inside a window records the rest of it.
 
-    A window that is open when training ends, however it does, is written too: the allocations that led to a failure
-    are what one wants to see.
+    A window that is open when training ends or fails is written too, because it shows the allocations before a failure.
     """
 
     def __init__(self, windows: Sequence[StepWindow], folder: Path, device: torch.device, say: Callable[[str], None]):
-        """`folder` takes the files, and `say` is told of them."""
+        """Creates closed windows.
+
+        Args:
+            windows: The windows to record.
+            folder: Receives the files.
+            device: The device of the run.
+            say: Receives the log lines.
+        """
         self._windows = windows
         self._folder = folder
         self._device = device
@@ -69,14 +89,14 @@ class StepWindows:
             self._close(window)
 
     def before(self, step: int) -> None:
-        """`step` is about to be taken."""
+        """Opens the windows that contain `step`, before it is taken."""
         self._step = step
         for window in self._windows:
             if window not in self._open and window.first_step <= step <= window.last_step:
                 self._open[window] = (step, window.begin(self._device))
 
     def after(self, step: int) -> bool:
-        """`step` was taken; returns whether a recording ended, which takes time."""
+        """Closes the windows that end at `step`; returns whether one was written, which takes time."""
         ended = [window for window in self._open if step >= window.last_step]
         for window in ended:
             self._close(window)
@@ -87,7 +107,7 @@ class StepWindows:
         path = self._folder / f"{window.prefix}steps_{first}_to_{self._step}"
         try:
             finish(path)
-        except (OSError, RuntimeError) as error:  # what was to be watched is worth more than the watching
+        except (OSError, RuntimeError) as error:  # a failed recording must not stop training
             self._say(f"steps {first} to {self._step} were recorded and could not be written to {path}: {error}")
         else:
             self._say(f"recorded steps {first} to {self._step}: {path}.*")
@@ -95,7 +115,7 @@ class StepWindows:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place when that is done; makes the folder."""
+    """Yields a temporary path that is renamed to `path` at the end; creates the folder."""
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     yield temporary

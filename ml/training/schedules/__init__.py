@@ -1,4 +1,4 @@
-"""How the learning rate changes: each schedule maps a step, from 1, to a factor of the optimizer's learning rate."""
+"""Learning rate schedules: each maps a step, from 1, to a factor of the optimizer's learning rate."""
 
 from ml.training.schedules.phased import PhasedSchedule
 from ml.training.schedules.schedule import Schedule

@@ -1,7 +1,7 @@
-"""The phases that a schedule can be composed of.
+"""Phases of a learning rate schedule.
 
-Each has a number of steps, or a fraction of those of the run, or takes what the others leave. It begins at the factor
-where the phase before it ended (the first at 1), and its last step has its final factor.
+A phase has a number of steps, or a fraction of the steps of the run, or takes the remaining steps. It begins at the
+final factor of the phase before it (the first phase at 1); its last step has its final factor.
 """
 
 import abc
@@ -15,7 +15,13 @@ _MAX_CYCLES = 10_000
 
 
 class Span(NamedTuple):
-    """Where a phase stands in the run: the steps before it, its own, and the factor at which it begins."""
+    """Position of a phase in the run.
+
+    Attributes:
+        before: Number of steps before the phase.
+        num_steps: Number of steps of the phase.
+        begin: Factor at which the phase begins.
+    """
 
     before: int
     num_steps: int
@@ -34,12 +40,17 @@ class Phase(abc.ABC):
         self.fraction = fraction
 
     def length(self, num_steps: int) -> int | None:
-        """How many steps it asks for in a run of `num_steps`; None for what the others leave."""
+        """Returns the number of steps in a run of `num_steps`; None for the remaining steps."""
         return self.num_steps if self.fraction is None else round(self.fraction * num_steps)
 
     @abc.abstractmethod
     def factor(self, step: int, span: Span) -> float:
-        """The factor of a step of the phase, which counts from 1."""
+        """Returns the factor of a step.
+
+        Args:
+            step: The step within the phase, from 1.
+            span: The position of the phase in the run.
+        """
 
 
 def _require_factor(value: float, parameter: str) -> None:
@@ -48,7 +59,14 @@ def _require_factor(value: float, parameter: str) -> None:
 
 @configurable
 class WarmupPhase(Phase):
-    """A straight line from `start`, which is the factor of the step before the first, to `end`."""
+    """Linear warmup from `start`, the factor of the step before the phase, to `end`.
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        start: Factor before the first step.
+        end: Factor of the last step.
+    """
 
     def __init__(
         self, num_steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
@@ -65,7 +83,12 @@ class WarmupPhase(Phase):
 
 @configurable
 class ConstantPhase(Phase):
-    """The factor stays."""
+    """Constant factor, the final factor of the phase before it.
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+    """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None):
         super().__init__(num_steps, fraction)
@@ -75,7 +98,7 @@ class ConstantPhase(Phase):
 
 
 class CurvePhase(Phase):
-    """From where the phase before it ended to `end`, along a curve that a subclass gives."""
+    """Decay from the final factor of the phase before it to `end`, along the curve of a subclass."""
 
     def __init__(self, num_steps: int | None, fraction: float | None, end: float):
         super().__init__(num_steps, fraction)
@@ -87,12 +110,18 @@ class CurvePhase(Phase):
 
     @abc.abstractmethod
     def curve(self, begin: float, progress: float) -> float:
-        """The factor at `progress` in (0, 1]."""
+        """Returns the factor at `progress` in (0, 1] of a phase that begins at `begin`."""
 
 
 @configurable
 class LinearPhase(CurvePhase):
-    """A straight line."""
+    """Linear decay to `end`.
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        end: Factor of the last step.
+    """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.0):
         super().__init__(num_steps, fraction, end)
@@ -103,7 +132,13 @@ class LinearPhase(CurvePhase):
 
 @configurable
 class CosinePhase(CurvePhase):
-    """Half a cosine."""
+    """Cosine decay to `end` (Loshchilov and Hutter, SGDR, 2017, equation 5).
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        end: Factor of the last step.
+    """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.1):
         super().__init__(num_steps, fraction, end)
@@ -114,7 +149,13 @@ class CosinePhase(CurvePhase):
 
 @configurable
 class SquareRootPhase(CurvePhase):
-    """1 - √progress of the way from `end`: the decay that Hägele et al. (2024) found best after a constant rate."""
+    """Decay to `end` with 1 - √progress, the best decay after a constant learning rate in Hägele et al. (2024).
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        end: Factor of the last step.
+    """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.0):
         super().__init__(num_steps, fraction, end)
@@ -125,7 +166,14 @@ class SquareRootPhase(CurvePhase):
 
 @configurable
 class PolynomialPhase(CurvePhase):
-    """(1 - progress)^`power` of the way from `end`."""
+    """Decay to `end` with (1 - progress)^`power`.
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        end: Factor of the last step.
+        power: Exponent of the decay; 1 is linear.
+    """
 
     def __init__(
         self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.0, power: float = 2.0
@@ -140,10 +188,15 @@ class PolynomialPhase(CurvePhase):
 
 @configurable
 class PowerLawPhase(Phase):
-    """(steps before the phase / steps of the run so far)^`exponent` times where it begins: it knows no last step.
+    """Power law (steps before the phase / current step)^`exponent`, independent of the length of the run.
 
-    After a warmup and with the exponent 1/2 it is the schedule of Vaswani et al. (2017, equation 3). As the first
-    phase, it counts from step 1.
+    The power law scales the factor at which the phase begins. After a warmup, exponent 1/2 is the schedule of Vaswani
+    et al. (2017, equation 3). A first phase uses 1 as the number of steps before it.
+
+    Args:
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        exponent: Exponent of the power law.
     """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, exponent: float = 0.5):
@@ -157,15 +210,15 @@ class PowerLawPhase(Phase):
 
 @configurable
 class RestartsPhase(Phase):
-    """Half a cosine to `end`, again and again (SGDR, Loshchilov and Hutter, 2017), each `growth` times as long.
+    """Cosine decay with warm restarts (Loshchilov and Hutter, SGDR, 2017).
 
     Args:
-        num_steps: Steps of the phase.
-        fraction: The part of the run that it is.
-        num_cycles: How many halves; their lengths are rounded to whole steps.
-        growth: How many times longer a cycle is than the one before.
-        decay: What the begin of a cycle is of that of the one before.
-        end: The factor of the last step of each cycle.
+        num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
+        fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
+        num_cycles: Number of cycles; their lengths are rounded to whole steps.
+        growth: Length of a cycle relative to the one before it.
+        decay: Initial factor of a cycle relative to the one before it.
+        end: Factor of the last step of each cycle.
     """
 
     def __init__(
@@ -195,6 +248,6 @@ class RestartsPhase(Phase):
         return cosine(span.begin * self.decay**cycle, self.end, (step - first) / (ends[cycle] - first))
 
     def _ends(self, num_steps: int) -> list[int]:
-        """The last step of each cycle."""
+        """Returns the last step of each cycle."""
         weights = [self.growth**cycle for cycle in range(self.num_cycles)]
         return [round(num_steps * sum(weights[: cycle + 1]) / sum(weights)) for cycle in range(self.num_cycles)]

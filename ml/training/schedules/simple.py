@@ -1,7 +1,7 @@
-"""Schedules of warmup and one shape.
+"""Schedules with linear warmup followed by one curve.
 
-The factor of step s is s / warmup_steps until it reaches 1; what follows is a function of progress, which is 0 at the
-end of warmup and 1 at the last step.
+The factor of step s is s / warmup_steps during warmup, then a function of progress, which is 0 at the end of warmup and
+1 at the last step.
 """
 
 import abc
@@ -11,7 +11,7 @@ from ml.training.schedules.schedule import Schedule, cosine, straight
 
 
 class WarmupSchedule(Schedule):
-    """Warmup, and what a subclass says."""
+    """Linear warmup, followed by the curve of a subclass."""
 
     def __init__(self, num_steps: int, warmup_steps: int):
         fits = 0 <= warmup_steps <= num_steps
@@ -26,7 +26,7 @@ class WarmupSchedule(Schedule):
 
     @abc.abstractmethod
     def after_warmup(self, progress: float) -> float:
-        """The factor at `progress`, in [0, 1], of the steps after warmup."""
+        """Returns the factor at `progress`, in [0, 1], of the steps after warmup."""
 
 
 def _require_fraction(value: float, parameter: str) -> None:
@@ -35,7 +35,12 @@ def _require_fraction(value: float, parameter: str) -> None:
 
 @configurable
 class ConstantSchedule(WarmupSchedule):
-    """Warmup, then 1."""
+    """Linear warmup, then a constant factor of 1.
+
+    Args:
+        num_steps: Number of steps of the run.
+        warmup_steps: Number of warmup steps.
+    """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0):
         super().__init__(num_steps, warmup_steps)
@@ -46,7 +51,13 @@ class ConstantSchedule(WarmupSchedule):
 
 @configurable
 class LinearSchedule(WarmupSchedule):
-    """Warmup, then a straight line from 1 to `final_fraction`."""
+    """Linear warmup, then linear decay from 1 to `final_fraction`.
+
+    Args:
+        num_steps: Number of steps of the run.
+        warmup_steps: Number of warmup steps.
+        final_fraction: Factor of the last step.
+    """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0):
         super().__init__(num_steps, warmup_steps)
@@ -59,7 +70,13 @@ class LinearSchedule(WarmupSchedule):
 
 @configurable
 class CosineSchedule(WarmupSchedule):
-    """Warmup, then half a cosine from 1 to `final_fraction` (Loshchilov and Hutter, SGDR, 2017, equation 5)."""
+    """Linear warmup, then cosine decay from 1 to `final_fraction` (Loshchilov and Hutter, SGDR, 2017, equation 5).
+
+    Args:
+        num_steps: Number of steps of the run.
+        warmup_steps: Number of warmup steps.
+        final_fraction: Factor of the last step.
+    """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.1):
         super().__init__(num_steps, warmup_steps)
@@ -72,13 +89,13 @@ class CosineSchedule(WarmupSchedule):
 
 @configurable
 class WarmupStableDecay(WarmupSchedule):
-    """Warmup, then 1, then a straight line to `final_fraction` (Hu et al., MiniCPM, 2024).
+    """Linear warmup, a constant factor of 1, then linear decay to `final_fraction` (Hu et al., MiniCPM, 2024).
 
     Args:
-        num_steps: Steps of the run.
-        warmup_steps: Steps of the rise.
-        decay_fraction: The part of all steps that the fall takes, at the end.
-        final_fraction: The factor of the last step.
+        num_steps: Number of steps of the run.
+        warmup_steps: Number of warmup steps.
+        decay_fraction: Fraction of all steps that the final decay takes.
+        final_fraction: Factor of the last step.
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.2, final_fraction: float = 0.0):

@@ -1,4 +1,4 @@
-"""Where the metrics of a run are shown besides its own folder."""
+"""Trackers: metrics of a run in TensorBoard and Weights & Biases."""
 
 from ml.training.trackers.tensorboard import TensorBoard
 from ml.training.trackers.tracker import Tracker

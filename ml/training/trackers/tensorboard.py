@@ -16,9 +16,9 @@ from ml.training.trackers.tracker import Tracker
 
 @configurable
 class TensorBoard(Tracker):
-    """Writes event files to `tensorboard/` of the run: every number by step, the operative config as text.
+    """Writes event files to `tensorboard/` of the run: every metric by step, and the operative config as text.
 
-    `tensorboard --logdir runs` shows all runs side by side. On going on, the steps after the checkpoint are purged.
+    `tensorboard --logdir runs` compares all runs. When a run resumes, the steps after its checkpoint are purged.
     """
 
     def check(self) -> None:
@@ -28,7 +28,7 @@ class TensorBoard(Tracker):
         folder = run.path / "tensorboard"
         earlier = list(folder.glob("events.out.tfevents.*"))
         _await_later_name(earlier)
-        # Whatever an earlier process wrote of the steps from here on is then left out by who reads the files.
+        # TensorBoard then skips the later steps of earlier processes.
         self._writer = self._library().SummaryWriter(str(folder), purge_step=step + 1)
         operative = run.operative_config()
         if operative is not None and not earlier:
@@ -39,7 +39,7 @@ class TensorBoard(Tracker):
     def log(self, record: Mapping[str, Any]) -> None:
         for name, value in metric_names.scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()  # before the checkpoint that would make this step one of the past
+        self._writer.flush()  # before a checkpoint of this step is written
 
     def close(self, failed: bool) -> None:
         self._writer.close()
@@ -49,7 +49,7 @@ class TensorBoard(Tracker):
 
 
 def _await_later_name(earlier: list[Path]) -> None:
-    """Event files are read in the order of their names, which begin with the second they were made in."""
+    """Waits for a new second: event files are read in the order of their names, which begin with a time in seconds."""
     made = [int(path.name.split(".")[3]) for path in earlier]
     while made and time.time() < max(made) + 1 <= time.time() + 1:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What a tracker of metrics is asked for."""
+"""Base class of trackers."""
 
 import abc
 from collections.abc import Mapping
@@ -8,30 +8,37 @@ from ml.training.run_folder import RunFolder
 
 
 class Tracker(abc.ABC):
-    """Is told what a run measures.
+    """Receives the metrics of a run.
 
-    A tracker may raise what it likes: while the run goes on, it is then named once and left out.
+    A tracker that raises an error during training is reported once and disabled; training continues.
     """
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Stops before anything is written on a machine that lacks what the tracker needs.
+        """Checks before anything is written that the machine has what the tracker needs.
 
         Raises:
-            RunError: It lacks something.
+            RunError: A library is missing.
         """
 
     @abc.abstractmethod
     def start(self, run: RunFolder, step: int) -> None:
-        """The run in a folder begins, or goes on, after `step`; what was logged of later steps is void.
+        """Starts or resumes a run after `step`; metrics logged for later steps are void.
 
-        The folder holds the configuration (`run.operative_config()`) and the metrics up to `step` (`run.metrics()`).
+        Args:
+            run: The run folder, with the configuration (`run.operative_config()`) and the metrics up to `step`
+                (`run.metrics()`).
+            step: The last step that was taken; 0 in a new run.
         """
 
     @abc.abstractmethod
     def log(self, record: Mapping[str, Any]) -> None:
-        """A step was measured: `record` is its line of `metrics.jsonl`."""
+        """Logs a step; `record` is its line of `metrics.jsonl`."""
 
     @abc.abstractmethod
     def close(self, failed: bool) -> None:
-        """The process stops training: at the last step, because somebody asked, or because it failed."""
+        """Ends tracking in this process, at the last step, after a request to stop, or after a failure.
+
+        Args:
+            failed: Whether training failed.
+        """

@@ -1,4 +1,4 @@
-"""All trackers of a run, kept from stopping it."""
+"""All trackers of a run, isolated from training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -10,13 +10,18 @@ from ml.training.trackers.tracker import Tracker
 
 
 class Tracking:
-    """Hands what is measured to each tracker. One that fails is named once and left out: `metrics.jsonl` has it all.
+    """Passes metrics to each tracker. One that fails is reported once and disabled; `metrics.jsonl` is complete.
 
-    A tracker that fails before the first step is another matter: somebody is there to mend it.
+    A tracker that fails before the first step stops the run, because the user can still fix it.
     """
 
     def __init__(self, trackers: Sequence[Tracker], say: Callable[[str], None]):
-        """`say` is told of a tracker that fails."""
+        """Creates the tracking of a run.
+
+        Args:
+            trackers: The trackers.
+            say: Receives a message about a tracker that fails.
+        """
         self._trackers = list(trackers)
         self._say = say
         self._started: list[Tracker] = []
@@ -31,10 +36,10 @@ class Tracking:
         self._started.clear()
 
     def start(self, run: RunFolder, step: int) -> None:
-        """The run begins after `step`.
+        """Starts all trackers after `step`.
 
         Raises:
-            RunError: A tracker cannot start, and the run has not begun either.
+            RunError: A tracker cannot start in a new run.
         """
         for tracker in self._trackers:
             try:
@@ -47,7 +52,7 @@ class Tracking:
                 self._started.append(tracker)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """A step was measured."""
+        """Logs a step to all trackers."""
         if self._started:
             self._each(lambda tracker: tracker.log(record))
 
@@ -55,12 +60,12 @@ class Tracking:
         for tracker in list(self._started):
             try:
                 call(tracker)
-            except Exception as error:  # a library of somebody else's: its disk, its network, its bugs
+            except Exception as error:  # third-party library: disk, network, bugs
                 self._started.remove(tracker)
                 self._warn(tracker, error)
 
     def _warn(self, tracker: Tracker, error: Exception) -> None:
         self._say(
-            f"{type(tracker).__name__} failed and is left out from here on; training goes on, and metrics.jsonl has "
-            f"everything: {type(error).__name__}: {error}"
+            f"{type(tracker).__name__} failed and is disabled; training continues, and metrics.jsonl is complete: "
+            f"{type(error).__name__}: {error}"
         )

@@ -21,16 +21,16 @@ from ml.training.trackers.tracker import Tracker
 
 @configurable
 class WeightsAndBiases(Tracker):
-    """Sends every number by step to Weights & Biases, with the parameters in effect as its config.
+    """Logs every metric by step to Weights & Biases, with the effective parameters as its config.
 
-    Its files are in `wandb/` of the run; the id there makes a run that goes on the same run. Offline, what was measured
-    before is written again, so that the newest folder there is the whole run: `wandb sync` takes it online.
+    Its files are in `wandb/` of the run; the id stored there makes a resumed run the same run online. Offline, a
+    resumed run logs the earlier metrics again, so that the newest folder is complete; `wandb sync` uploads it.
 
     Args:
-        project: The project that the run belongs to; None leaves it to the settings of wandb.
-        entity: The user or team; None is the user's default.
-        name: What the run is called; None is the name of its folder.
-        mode: "online", "offline" (no network is needed), or "disabled".
+        project: Project of the run; None for the setting of wandb.
+        entity: User or team; None for the user's default.
+        name: Name of the run; None for the name of its folder.
+        mode: "online", "offline" (without network), or "disabled".
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class WeightsAndBiases(Tracker):
             dir=str(run.path),
             config=effective_parameters(run.provenance),
             resume=None if self.mode == "offline" else "allow",
-            settings=wandb.Settings(console="off"),  # the progress line is no log
+            settings=wandb.Settings(console="off"),  # the progress line is not a log
         )
-        # Online, the server knows the steps up to here, and takes none of them twice. Offline it begins with nothing.
+        # Online, the server has the earlier steps and accepts none twice. Offline, the run starts empty.
         self._next_step = self._run.step
         for record in run.metrics():
             self.log(record)
@@ -85,7 +85,7 @@ class WeightsAndBiases(Tracker):
 
 
 def _identity(folder: Path) -> str:
-    """The id of the run, made the first time."""
+    """Returns the id of the run; creates it the first time."""
     file = folder / "run_id.txt"
     if not file.exists():
         write_atomically(file, uuid.uuid4().hex[:12])
@@ -93,10 +93,10 @@ def _identity(folder: Path) -> str:
 
 
 def effective_parameters(provenance: Path) -> dict[str, Any]:
-    """What took effect in a run, by "Configurable.parameter", with the places in front where they differ.
+    """Returns the effective parameters of a run by "Configurable.parameter", with a scope prefix where values differ.
 
     Args:
-        provenance: The file of the run; one that is not there gives nothing.
+        provenance: The file `provenance.json` of the run; a missing file gives an empty dict.
     """
     if not provenance.exists():
         return {}
@@ -114,7 +114,7 @@ def effective_parameters(provenance: Path) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
-    """The value that gin text stands for; text for a reference or a macro."""
+    """Parses a gin value; returns the text of a reference or a macro."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -132,7 +132,7 @@ def test_what_else_differs_is_listed_in_one_message(tiny, source):
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(tiny, source):
-    with pytest.raises(RunError, match=r"no weight is called 'heda.\*' \(--init_may_differ\)"):
+    with pytest.raises(RunError, match=r"no weight matches 'heda.\*' \(--init_may_differ\)"):
         read_weights(source, tiny(UNTIED).start(CPU).model, may_differ=["heda.*"])
 
 
@@ -143,7 +143,7 @@ def test_a_run_reports_its_initial_weights_and_the_missing_ones(tiny, run_in, so
     train(
         trainer, trainer.open_data(), folder, CPU, initial=InitialWeights(source, ("decoder.block_2.*",)), stream=stream
     )
-    assert "16 weights start as they are made: decoder.block_2." in stream.getvalue()
+    assert "16 weights keep their initialization: decoder.block_2." in stream.getvalue()
 
 
 def saved_run(tmp_path, text_file, *bindings):

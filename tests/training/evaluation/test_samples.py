@@ -105,7 +105,7 @@ def test_samples_that_cannot_be_written_stop_the_run_before_it_begins(tiny, bind
     ("binding", "message"),
     [
         ("every = 0", "every must be positive"),
-        ("prompts = []", "prompts must name one text"),
+        ("prompts = []", "prompts must contain at least one prompt"),
         ("num_tokens = 0", "num_tokens must be positive"),
         ("temperature = -1.0", "temperature must not be negative"),
         ("top_k = 0", "top_k must be positive"),

@@ -157,7 +157,7 @@ def test_a_measurement_can_be_stopped_between_batches(tiny):
     ("bindings", "message"),
     [
         (["Trainer.validation = {'my books': @Validation}"], "must have names that are identifiers, not my books"),
-        (["TextData.validation_fraction = 1.0"], "holds out all that there is"),
+        (["TextData.validation_fraction = 1.0"], "holds out everything"),
         ([NAMED, "books/TextData.validation_fraction = 0.5"], "validation_fraction"),
         ([NAMED, "Trainer.model = @LanguageModel", "books/Validation.data = @ImageTextData"], "the model takes none"),
     ],

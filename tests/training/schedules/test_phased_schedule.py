@@ -134,14 +134,14 @@ TWO = "Trainer.schedule = @PhasedSchedule\nPhasedSchedule.phases = {'rise': @War
 @pytest.mark.parametrize(
     ("bindings", "message"),
     [
-        ("", r"PhasedSchedule.phases may leave the steps of one phase open, not of 2: rise: rest, fall: rest"),
+        ("", r"PhasedSchedule.phases may have one phase without a length, not 2: rise: rest, fall: rest"),
         (
             "WarmupPhase.num_steps = 3\nLinearPhase.num_steps = 8",
-            r"phases must have Trainer.num_steps \(12\) steps together: rise: 3, fall: 8",
+            r"phases must have Trainer.num_steps \(12\) steps in total: rise: 3, fall: 8",
         ),
         (
             "WarmupPhase.num_steps = 13",
-            r"phases must have Trainer.num_steps \(12\) steps together: rise: 13, fall: rest",
+            r"phases must have Trainer.num_steps \(12\) steps in total: rise: 13, fall: rest",
         ),
         ("WarmupPhase.num_steps = 1\nWarmupPhase.fraction = 0.1", "fraction and num_steps cannot both be set"),
         ("WarmupPhase.fraction = 1.5", r"fraction must be in \[0, 1\], not 1.5"),

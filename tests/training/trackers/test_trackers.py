@@ -219,7 +219,7 @@ def test_a_failing_tracker_is_named_once_and_the_others_continue(tiny, run_in):
     folder, outcome, printed = run_in(tiny("Trainer.trackers = [@Failing, @TensorBoard]"))
     assert outcome.is_finished
     assert Failing.calls == ["start", "log"]
-    assert printed.count("Failing failed and is left out") == 1
+    assert printed.count("Failing failed and is disabled") == 1
     assert "ConnectionError: the network is down" in printed
     assert expected_values(folder, "loss") == expected_values(undisturbed, "loss")
     shown, _ = in_tensorboard(folder)
@@ -238,7 +238,7 @@ def test_a_disk_that_takes_no_more_ends_tensorboard_and_not_the_run(tiny, run_in
     monkeypatch.setattr("threading.excepthook", lambda _: None)  # the writer's own thread ends with the error
     _, outcome, printed = run_in(tiny("Trainer.trackers = [@TensorBoard]"))
     assert outcome.is_finished
-    assert printed.count("TensorBoard failed and is left out") == 1
+    assert printed.count("TensorBoard failed and is disabled") == 1
     assert "No space left on device" in printed
 
 
@@ -267,7 +267,7 @@ def test_a_tracker_that_cannot_start_stops_a_new_run_but_not_a_resumed_one(tiny,
     run_in(tiny("Trainer.num_steps = 4"))
     _, outcome, printed = run_in(tiny(*bindings))
     assert outcome == (12, True)
-    assert printed.count("Failing failed and is left out") == 1
+    assert printed.count("Failing failed and is disabled") == 1
 
 
 def test_a_tracker_is_told_whether_the_run_failed(tiny, run_in, monkeypatch):
