@@ -107,7 +107,7 @@ def test_samples_that_cannot_be_written_stop_the_run_before_it_begins(tiny, bind
         ("every = 0", "every must be positive"),
         ("prompts = []", "prompts must contain at least one prompt"),
         ("num_tokens = 0", "num_tokens must be positive"),
-        ("temperature = -1.0", "temperature must not be negative"),
+        ("temperature = -1.0", "temperature must be at least 0 and finite"),
         ("top_k = 0", "top_k must be positive"),
         ("top_p = 0.0", "top_p must be above 0"),
         ("min_p = 2.0", "min_p must be from 0 to 1"),
