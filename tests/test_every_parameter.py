@@ -602,6 +602,8 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
     if origin in (types.UnionType, typing.Union):
         for argument in arguments:
             yield from other_values(argument, current)
+    elif origin is typing.Annotated:
+        yield from other_values(arguments[0], current)
     elif origin is typing.Literal:
         yield from map(repr, arguments)
     elif origin is collections.abc.Callable:

@@ -247,7 +247,7 @@ def test_patterns_say_what_is_a_matrix(tiny):
         ("Muon.exclude = ('*quary*',)", r"Trainer.optimizer does not fit the model: no parameter .* like '\*quary\*'"),
         ("Muon.exclude = ('*',)", "leave no matrix to train"),
         ("Muon.momentum = 1.0", r"momentum must be in \[0, 1\)"),
-        ("Muon.num_iterations = 0", "num_iterations must be positive"),
+        ("Muon.num_iterations = 0", "num_iterations must be from 1 to 100, not 0"),
         ("Muon.update_rms = 0.0", "update_rms must be positive"),
     ],
 )
