@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import gin
 
 from ml.config import gin_internals
+from ml.config.built import Built
 from ml.config.configurable import Configurable, active, constructed_by, find, newest
 from ml.config.errors import ConfigError, Location, Problem
+from ml.config.failures import describe_error, missing_attribute
 from ml.config.plans import Call, Candidate, Cause, Plan, to_object
 from ml.config.scopes import PathIndex, compress, match
 from ml.config.statements import UNSET, Binding
@@ -132,6 +134,7 @@ class Build:
         self._misfits: dict[Problem, list[tuple[str, ...]]] = {}
         self._keep_calls = keep_calls
         self.calls: list[Call] = []
+        self._made: dict[int, Call] = {}  # by the id of what was built
 
     def __enter__(self) -> "Build":
         if active.build is not None:
@@ -199,6 +202,8 @@ class Build:
             self._calling.pop()
         if plan.left_out:
             self._needed(call)
+        if self._keep_calls:
+            self._made[id(args[0] if skip else made)] = call
         return made
 
     def _values(self, call: Call) -> dict[str, Any]:
@@ -230,9 +235,6 @@ class Build:
         """Runs the constructor; what it objects to becomes a problem of the configuration."""
         try:
             return plain(*args, **values)
-        except TypeError as error:
-            self._wrong_call(call, plain, args, values, error)
-            raise
         except ParameterError as error:
             self.parameter_problem(error.parameter, error.message)
             raise
@@ -241,6 +243,23 @@ class Build:
         except ValueError as error:
             problem = Problem(self._selected_by(), f"{call.info.name} cannot be built{_at(call.path)}: {error}")
             raise ConfigError([*self.problems, problem]) from error
+        except Exception as error:  # of any code, that of users among it
+            if isinstance(error, TypeError):
+                self._wrong_call(call, plain, args, values, error)
+            if self.problems:
+                raise  # it may follow from them
+            raise ConfigError([self._failure(call, error)]) from error
+
+    def _failure(self, call: Call, error: Exception) -> Problem:
+        """What an error in a constructor tells: a part that lacks what its place needs of it, or faulty code."""
+        missing = missing_attribute(error)
+        part = self._made.get(id(missing.owner)) if missing else None
+        if part is None:
+            message = f"{call.info.name} cannot be built{_at(call.path)}: {describe_error(error)}"
+            return Problem(self._selected_by(), message)
+        asks = call.info.name if missing.wanted_by is None else type(missing.wanted_by).__name__
+        message = f"{part.info.name}{_at(part.path)} has no `{missing.name}`, which {asks} needs"
+        return Built(self.calls).problem(part.path, message)
 
     def _plan(self, info: Configurable, reduced: tuple[frozenset[str], ...]) -> Plan:
         plan = self._plans[info.selector, reduced] = self._planned(info, reduced, self._bindings_of(info))

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ml.blocks.sequence import BlockSequence
 from ml.config.built import Built
 from ml.config.errors import Problem
+from ml.config.failures import missing_attribute
 from ml.config.scopes import compress
 from ml.layers.experts import Experts
 from ml.layers.loss import Teacher
@@ -132,6 +133,12 @@ class _Stage:
         message = message.replace("FakeTensor", "Tensor")
         if isinstance(error, _NOT_JUDGED) or any(word in str(error) for word in _OF_THE_TRACE):
             return None
+        missing = missing_attribute(error)
+        if missing and isinstance(missing.owner, nn.Module) and missing.owner in self.paths:
+            part, wanted_by = type(missing.owner).__name__, type(missing.wanted_by).__name__
+            if missing.owner is not missing.wanted_by:
+                path = self.paths[missing.owner]
+                return Misfit(path, f"{part}{{place}} has no `{missing.name}`, which {wanted_by} needs")
         module, is_call = self._innermost(error)
         name, path = type(module).__name__, self.paths[module]
         if is_call:
@@ -150,7 +157,9 @@ class _Stage:
             owner = trace.tb_frame.f_locals.get("self")
             if isinstance(owner, nn.Module) and owner in self.paths:
                 found = owner
-                is_call = trace.tb_next is None and trace.tb_frame.f_code.co_filename == nn.modules.module.__file__
+                code = trace.tb_frame.f_code
+                is_of_torch = code.co_filename == nn.modules.module.__file__ and code.co_name != "__getattr__"
+                is_call = trace.tb_next is None and is_of_torch
             trace = trace.tb_next
         return found, is_call
 

@@ -52,6 +52,32 @@ class Wrong(Mixer):
         return x.nothing
 
 
+@configurable(module="rehearsal")
+class OwnFault(Mixer):
+    def forward(self, x: Tensor, context) -> Tensor:
+        return self.nothing(x)
+
+
+@configurable(module="rehearsal")
+class HeadWithoutLoss(nn.Module):
+    def __init__(self, hidden_size: int, vocab_size: int, tied: bool):
+        super().__init__()
+        self.linear = Linear(hidden_size, vocab_size)
+
+    def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
+        return self.linear(x)
+
+
+@configurable(module="rehearsal")
+class EmbeddingsWithoutTable(nn.Module):
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.linear = Linear(hidden_size, vocab_size)
+
+    def forward(self, tokens: Tensor, context) -> Tensor:
+        return self.linear.weight[tokens]
+
+
 READS = {
     "item": lambda x: x.sum().item(),
     "bool": lambda x: 1.0 if x.sum() > 0 else 2.0,
@@ -109,6 +135,15 @@ CASES = {
     ),
     "inside": ("DecoderBlock.mixer = @Multiplies", "Linear at decoder/block_0_to_1/mixer/linear failed"),
     "error of the code": ("DecoderBlock.mixer = @Wrong", "Wrong at decoder/block_0_to_1/mixer failed"),
+    "own fault": ("DecoderBlock.mixer = @OwnFault", "OwnFault at decoder/block_0_to_1/mixer failed: 'OwnFault' object"),
+    "no loss": (
+        "LanguageModel.head = @HeadWithoutLoss",
+        "HeadWithoutLoss at head has no `loss`, which LanguageModel needs",
+    ),
+    "no table": (
+        "LanguageModel.embeddings = @EmbeddingsWithoutTable\nLanguageModel.tie_word_embeddings = True",
+        "EmbeddingsWithoutTable at embeddings has no `token`, which LanguageModel needs",
+    ),
     "one block": ("block_1/DecoderBlock.mixer = @RMSNorm", "RMSNorm at decoder/block_1/mixer cannot be called"),
     "norm": (
         "DecoderBlock.normalization = @Attention",
