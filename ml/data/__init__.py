@@ -1,4 +1,4 @@
-"""Text in, batches out: corpora, tokenizers, token files, and the order in which sequences are drawn."""
+"""Data pipeline: corpora, tokenizers, token files, and the sampling of sequences and batches."""
 
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, ImageTextFiles

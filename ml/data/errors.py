@@ -1,7 +1,7 @@
-"""What can be wrong with the data that a user names."""
+"""Errors of the data pipeline."""
 
 from ml.errors import UserError
 
 
 class DataError(UserError):
-    """The data cannot be used as asked: one line that says which, where, and what to change."""
+    """Data that cannot be used. The message is one line: the fault, its file or dataset, and the fix."""

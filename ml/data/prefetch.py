@@ -1,4 +1,4 @@
-"""Batches made in the background while the device works."""
+"""Background threads that prepare batches while the device computes."""
 
 import collections
 import itertools
@@ -11,17 +11,25 @@ from typing import TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-_PATIENCE = 5.0  # seconds that closing waits for threads that are in the middle of something
+_CLOSE_TIMEOUT = 5.0  # seconds that closing waits for running calls
 
 
 def prefetched(
     function: Callable[[Argument], Result], arguments: Iterable[Argument], num_workers: int = 1
 ) -> Iterator[Result]:
-    """Yields `function(argument)` for each argument, in order, made by `num_workers` threads ahead of time.
+    """Yields `function(argument)` for each argument, in order, computed ahead of time by `num_workers` threads.
 
-    No more than one result a thread and another one are made or waiting. An exception of the function is raised where
-    its result would have been. Without workers each result is made when it is asked for. Closing the generator ends the
-    threads; one that hangs, as on a disk that does not answer, is left behind and keeps no process from ending.
+    At most `num_workers + 1` results are pending or ready at a time. Closing the generator stops the threads; a thread
+    that hangs, as on a disk that does not respond, is abandoned after a few seconds and does not keep the process
+    alive.
+
+    Args:
+        function: Computes one result; called from several threads.
+        arguments: Arguments of the calls, read lazily.
+        num_workers: Number of threads; 0 computes each result on request, in the calling thread.
+
+    Raises:
+        Exception: Any exception of `function`, in the position of its result.
     """
     if num_workers == 0:
         yield from map(function, arguments)
@@ -39,7 +47,7 @@ def prefetched(
 
 
 class _Workers:
-    """Daemon threads: those of `concurrent.futures` hold a process until they have finished."""
+    """Pool of daemon threads; those of `concurrent.futures` keep a process alive until they finish."""
 
     def __init__(self, function: Callable[[Argument], Result], num_workers: int):
         self._function = function
@@ -57,17 +65,17 @@ class _Workers:
         return future
 
     def close(self) -> None:
-        """Leaves undone what was not begun, and waits a while for what was."""
+        """Cancels pending tasks, and waits a few seconds for running ones."""
         self._is_closed = True
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            thread.join(_PATIENCE)
+            thread.join(_CLOSE_TIMEOUT)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._is_closed:
             argument, future = task
             try:
                 future.set_result(self._function(argument))
-            except BaseException as error:  # it belongs to whoever waits for the result
+            except BaseException as error:  # raised again where the result is read
                 future.set_exception(error)

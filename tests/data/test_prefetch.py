@@ -68,7 +68,7 @@ def test_a_hanging_thread_does_not_block_exit():
     program = """if True:
         import itertools, sys, threading
         from ml.data import prefetch
-        prefetch._PATIENCE = 0.1
+        prefetch._CLOSE_TIMEOUT = 0.1
         results = prefetch.prefetched(lambda item: item or threading.Event().wait(), itertools.count(1 - 2), 1)
         print(next(results), flush=True)
         results.close()

@@ -1,1 +1,1 @@
-"""Sources of raw documents: text, conversations and captioned images."""
+"""Corpora: sources of raw text, conversations and captioned images."""

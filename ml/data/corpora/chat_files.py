@@ -1,4 +1,4 @@
-"""Conversations, and the files that they lie in."""
+"""Conversations in JSON lines files."""
 
 import abc
 from collections.abc import Iterator
@@ -13,37 +13,52 @@ ASSISTANT = "assistant"
 
 
 class Message(NamedTuple):
-    """What one side says; the role is "system", "user", "assistant" or another that the template knows."""
+    """Message of one participant.
+
+    Attributes:
+        role: Participant: "system", "user", "assistant", or another that the template knows.
+        content: Text of the message.
+    """
 
     role: str
     content: str
 
 
 class Completion(NamedTuple):
-    """A text, and how it goes on."""
+    """Prompt and its completion.
+
+    Attributes:
+        prompt: Text that is given.
+        completion: Text that follows it.
+    """
 
     prompt: str
     completion: str
 
 
 class Conversation(NamedTuple):
-    """What is said, and the file and line where it stands."""
+    """Conversation and its location.
+
+    Attributes:
+        place: File and line, for errors.
+        content: Messages, or a prompt with its completion.
+    """
 
     place: str
-    said: tuple[Message, ...] | Completion
+    content: tuple[Message, ...] | Completion
 
 
 class ChatCorpus(abc.ABC):
-    """Yields conversations, in the same order each time."""
+    """Source of conversations, in a fixed order."""
 
     @abc.abstractmethod
     def conversations(self) -> Iterator[Conversation]:
-        """All of them; reading may fail only here."""
+        """Yields all conversations. The corpus is read here, not in the constructor."""
 
 
 @configurable
 class ChatFiles(ChatCorpus):
-    """Files of JSON lines, a conversation each, in either of two forms, also mixed:
+    """Conversations in JSON lines files, one a line, in either of two forms, which may be mixed:
 
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
         {"prompt": "2 + 2 =", "completion": " 4"}
@@ -51,8 +66,9 @@ class ChatFiles(ChatCorpus):
     Other keys of an object are ignored. Files may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
-        paths: A file, or a list of them.
-        on_error: Whether a line that is not one of these stops the reading or is skipped; skipped ones are counted.
+        paths: File, or list of files.
+        on_error: Handling of an invalid line: "stop" raises an error, "skip" omits the line and logs how many there
+            were.
     """
 
     def __init__(self, paths: str | list[str] = REQUIRED, on_error: OnError = "stop"):
@@ -61,21 +77,21 @@ class ChatFiles(ChatCorpus):
         self.on_error = on_error
 
     def conversations(self) -> Iterator[Conversation]:
-        """All lines in order.
+        """Yields the conversations of all lines, in order.
 
         Raises:
-            DataError: A file cannot be read, or a line is broken.
+            DataError: A file cannot be read, or a line is invalid.
         """
         for path in self.paths:
-            for place, said in read_records(Path(path), parsed, self.on_error, "ChatFiles.on_error"):
-                yield Conversation(place, said)
+            for place, content in read_records(Path(path), parsed, self.on_error, "ChatFiles.on_error"):
+                yield Conversation(place, content)
 
 
 def parsed(record: Any) -> tuple[Message, ...] | Completion:
-    """What is said in an object of JSON.
+    """Parses the JSON object of a line.
 
     Raises:
-        BrokenLine: It holds none, or more than one.
+        BrokenLine: The object has neither of the two forms, or both.
     """
     if not isinstance(record, dict) or ("messages" in record) == ("prompt" in record or "completion" in record):
         raise BrokenLine('must be {"messages": [...]} or {"prompt": TEXT, "completion": TEXT}')
@@ -92,5 +108,5 @@ def _text(record: dict, key: str) -> str:
     if not isinstance(text, str):
         raise BrokenLine(f"{key!r} must be a text" if key in record else f"{key!r} is missing")
     if not text.isascii() and SURROGATE.search(text):
-        raise BrokenLine(f"{key!r} holds half of a surrogate pair, which is no text")
+        raise BrokenLine(f"{key!r} contains a lone surrogate, which is not valid text")
     return text

@@ -1,4 +1,4 @@
-"""Images with captions, and those that lie in files."""
+"""Images with captions, and their JSON lines files."""
 
 import abc
 from pathlib import Path
@@ -15,32 +15,43 @@ from ml.optional import optional_import
 
 
 class CaptionedImage(NamedTuple):
-    """An image and what is said of it."""
+    """Image with a caption.
 
-    name: str  # of the image: captions of one image share it, and it is the same on every machine
-    pixels: np.ndarray  # (height, width, 3) uint8
+    Attributes:
+        name: Identifier of the image, equal on every machine; captions of one image share it.
+        pixels: (height, width, 3) uint8.
+        caption: Text that describes the image.
+    """
+
+    name: str
+    pixels: np.ndarray
     caption: str
 
 
 class ImageCorpus(abc.ABC):
-    """Yields images with captions, in the same order each time."""
+    """Source of captioned images, in a fixed order."""
 
     @abc.abstractmethod
     def captioned_images(self, image_size: tuple[int, int]) -> list[CaptionedImage]:
-        """All of them, with images of this height and width; reading may fail only here."""
+        """Returns all captioned images. The corpus is read here, not in the constructor.
+
+        Args:
+            image_size: Height and width in pixels that images are resized to.
+        """
 
 
 @configurable
 class ImageTextFiles(ImageCorpus):
-    """A file of JSON lines such as {"image": "cats/1.png", "text": "a cat on a mat"}, and the images that it names.
+    """JSON lines file of captioned images, with lines such as {"image": "cats/1.png", "text": "a cat on a mat"}.
 
-    An image is a NumPy file (`.npy`) of (height, width, 3) bytes, or whatever Pillow reads: that takes
-    `pip install 'juniper-trainer[images]'`. It is stretched to the size that the model takes. Paths are relative to
-    the file of lines; several lines may name one image.
+    An image is a NumPy file (`.npy`) of (height, width, 3) uint8, or any format that Pillow reads, which needs
+    `pip install 'juniper-trainer[images]'`. Images are stretched to the size that the model takes. Image paths are
+    relative to the folder of the JSON lines file; several lines may name one image.
 
     Args:
-        path: The file of lines; it may be compressed (.gz, .bz2, .xz, .zst).
-        on_error: Whether a line that is not such an object stops the reading or is skipped; skipped ones are counted.
+        path: JSON lines file; it may be compressed (.gz, .bz2, .xz, .zst).
+        on_error: Handling of an invalid line: "stop" raises an error, "skip" omits the line and logs how many there
+            were.
     """
 
     def __init__(self, path: str = "", on_error: OnError = "stop"):
@@ -49,10 +60,13 @@ class ImageTextFiles(ImageCorpus):
         self.on_error = on_error
 
     def captioned_images(self, image_size: tuple[int, int]) -> list[CaptionedImage]:
-        """All lines in order; blank ones are passed over.
+        """Returns the images and captions of all lines, in order; blank lines are ignored.
+
+        Args:
+            image_size: Height and width in pixels that images are resized to.
 
         Raises:
-            DataError: There is no such file, or a line or the image that it names cannot be used.
+            DataError: The file does not exist, or a line or its image cannot be used.
         """
         images: dict[str, np.ndarray] = {}
         captioned = []
@@ -64,19 +78,19 @@ class ImageTextFiles(ImageCorpus):
 
 
 def parsed(record: Any) -> tuple[str, str]:
-    """The path of the image and the caption in an object of JSON.
+    """Returns the image path and the caption in the JSON object of a line.
 
     Raises:
         BrokenLine: One of them is missing.
     """
     for key in ("image", "text"):
         if not isinstance(record, dict) or not isinstance(record.get(key), str) or not record[key]:
-            raise BrokenLine(f'a line must be {{"image": PATH, "text": CAPTION}}, and {key!r} is not there')
+            raise BrokenLine(f'a line must be {{"image": PATH, "text": CAPTION}}, but {key!r} is missing')
     return record["image"], record["text"]
 
 
 def _read_image(file: Path, place: str) -> np.ndarray:
-    """(height, width, 3) uint8."""
+    """Reads an image as (height, width, 3) uint8."""
     try:
         pixels = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _read_with_pillow(file)
     except (OSError, ValueError, EOFError) as error:
@@ -96,7 +110,7 @@ def _read_with_pillow(file: Path) -> np.ndarray:
 
 
 def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) uint8 stretched to `image_size`; a smaller one averages what it covers."""
+    """Resizes (height, width, 3) uint8 to `image_size`, (height, width); downscaling averages the covered pixels."""
     if pixels.shape[:2] == image_size:
         return pixels
     planes = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]  # (1, 3, height, width)

@@ -1,4 +1,4 @@
-"""Pictures that a program draws, and what it says of them: images and text to learn from on every machine."""
+"""Synthetic images of shapes with captions: vision-language data that every machine can generate."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ml.config import configurable, require
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus
 from ml.data.randomness import derive_seed, random_integers
 
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
     "blue": (50, 80, 230),
@@ -15,24 +15,24 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 SHAPES = ("square", "circle", "triangle", "cross")
-PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 
-_NOISE = 20  # the most that is added to a value of a pixel, or taken from it
-_BRIGHTEST_GROUND = 60
-_RADII = 0.09, 0.14  # in heights and widths of the image, as is
-_OFFSET = 0.025  # to either side of the middle of a ninth
+_NOISE = 20  # largest absolute change of a pixel value
+_MAX_BACKGROUND = 60
+_RADII = 0.09, 0.14  # smallest and largest, as fractions of the image's height and width, as is
+_OFFSET = 0.025  # largest distance from the center of a cell of the 3 x 3 grid
 
 
 @configurable
 class Shapes(ImageCorpus):
-    """Images of one coloured shape on a dark ground, with captions such as "a red square at the top left".
+    """Images of one colored shape on a dark background, with captions such as "a red square at the top left".
 
-    Colour, shape and place (one of nine) are drawn alike, which makes 216 captions; size, exact place, ground and noise
-    differ from image to image. Nothing but the image tells which caption it is.
+    Color, shape and position (one of nine) are drawn uniformly, 216 captions in all; size, exact position, background
+    and noise vary between images. The caption depends on nothing but the image.
 
     Args:
-        num_images: How many there are.
-        seed: Decides the images, on any machine. It is apart from the seed of the run, which decides their order.
+        num_images: Number of images.
+        seed: Seed of the images, equal on every machine. It is independent of the seed of the run, which shuffles them.
     """
 
     def __init__(self, num_images: int = 4096, seed: int = 0):
@@ -41,30 +41,40 @@ class Shapes(ImageCorpus):
         self.seed = seed
 
     def captioned_images(self, image_size: tuple[int, int]) -> list[CaptionedImage]:
-        """All of them; number i is the same however many follow it."""
-        return [self._draw(number, image_size) for number in range(self.num_images)]
+        """Returns all images; image i does not depend on `num_images`.
 
-    def _draw(self, number: int, image_size: tuple[int, int]) -> CaptionedImage:
-        draws = random_integers(derive_seed(self.seed, "shape", number), np.arange(7), 2**32) / 2**32  # in [0, 1)
-        colour, shape, place = (
+        Args:
+            image_size: Height and width of the images in pixels.
+        """
+        return [self._draw(index, image_size) for index in range(self.num_images)]
+
+    def _draw(self, index: int, image_size: tuple[int, int]) -> CaptionedImage:
+        draws = random_integers(derive_seed(self.seed, "shape", index), np.arange(7), 2**32) / 2**32  # in [0, 1)
+        color, shape, position = (
             choices[int(draw * len(choices))]
-            for choices, draw in zip((list(COLOURS), SHAPES, PLACES), draws, strict=False)
+            for choices, draw in zip((list(COLORS), SHAPES, POSITIONS), draws, strict=False)
         )
         radius = _RADII[0] + draws[3] * (_RADII[1] - _RADII[0])
-        middles = (np.array(divmod(PLACES.index(place), 3)) + 0.5) / 3 + (2 * draws[4:6] - 1) * _OFFSET
+        middles = (np.array(divmod(POSITIONS.index(position), 3)) + 0.5) / 3 + (2 * draws[4:6] - 1) * _OFFSET
         rows, columns = (
             ((np.arange(length) + 0.5) / length - middle) / radius
             for length, middle in zip(image_size, middles, strict=True)
         )
-        image = np.full((*image_size, 3), int(draws[6] * _BRIGHTEST_GROUND))
-        image[shape_mask(shape, rows[:, None], columns[None, :])] = COLOURS[colour]
-        noise = random_integers(derive_seed(self.seed, "noise", number), np.arange(image.size), 2 * _NOISE + 1) - _NOISE
+        image = np.full((*image_size, 3), int(draws[6] * _MAX_BACKGROUND))
+        image[shape_mask(shape, rows[:, None], columns[None, :])] = COLORS[color]
+        noise = random_integers(derive_seed(self.seed, "noise", index), np.arange(image.size), 2 * _NOISE + 1) - _NOISE
         pixels = (image + noise.reshape(image.shape)).clip(0, 255).astype(np.uint8)
-        return CaptionedImage(f"shape {number}", pixels, f"a {colour} {shape} at the {place}")
+        return CaptionedImage(f"shape {index}", pixels, f"a {color} {shape} at the {position}")
 
 
 def shape_mask(shape: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Where a shape of radius 1 around the origin is, for rows (h, 1) from top to bottom and columns (1, w)."""
+    """Returns the mask of a shape of radius 1 around the origin, (h, w) bool.
+
+    Args:
+        shape: One of `SHAPES`.
+        rows: Vertical coordinates, top to bottom, (h, 1).
+        columns: Horizontal coordinates, (1, w).
+    """
     away_row, away_column = np.abs(rows), np.abs(columns)
     masks = {
         "square": (away_row <= 0.9) & (away_column <= 0.9),

@@ -1,4 +1,4 @@
-"""The documents of a corpus."""
+"""Text corpora."""
 
 import abc
 import logging
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class Corpus(abc.ABC):
-    """Yields documents, in the same order each time."""
+    """Source of text documents, in a fixed order."""
 
     @abc.abstractmethod
     def documents(self) -> Iterator[Document]:
-        """All of them; reading may fail only here."""
+        """Yields all documents. The corpus is read here, not in the constructor."""
 
 
 @configurable
@@ -31,11 +31,11 @@ class TextFiles(Corpus):
     Files may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
-        paths: A file, a folder, or a list of them; a folder is read with all that is below it, hidden files left out.
-            None is the standard library of the Python that runs.
-        pattern: Which files of a folder are read, such as "*.txt".
-        invalid_utf8: What becomes of bytes that are no UTF-8: "replace" puts U+FFFD in their place and says where,
-            "error" stops.
+        paths: File, folder, or list of them; folders are searched recursively, hidden files are skipped. None reads the
+            standard library of the running Python.
+        pattern: Glob that file names in folders must match, such as "*.txt".
+        invalid_utf8: Handling of bytes that are not UTF-8: "replace" substitutes U+FFFD and logs the position, "error"
+            raises an error.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class TextFiles(Corpus):
         self.invalid_utf8 = invalid_utf8
 
     def documents(self) -> Iterator[Document]:
-        """The files, sorted by name within each path.
+        """Yields the files, sorted by name within each path.
 
         Raises:
-            DataError: A path does not exist, cannot be read, or holds no text.
+            DataError: A path does not exist, cannot be read, or is not text.
         """
         for name, file in self._files():
             with opened(file) as (stream, _):
@@ -73,11 +73,11 @@ class TextFiles(Corpus):
     def _decoded(self, file: Path, content: bytes) -> str:
         if (place := content.find(0)) >= 0:
             raise DataError(
-                f"{file} is not text: byte {place} is zero. Name the text files, or narrow TextFiles.pattern"
+                f"{file} is not text: byte {place} is zero. List only text files, or narrow TextFiles.pattern"
             )
         text, problem, num_replaced = decode(content, str(file))
         if problem is not None and self.invalid_utf8 == "error":
-            raise DataError(f'{problem}; TextFiles.invalid_utf8 = "replace" would read on')
+            raise DataError(f'{problem}; TextFiles.invalid_utf8 = "replace" replaces such bytes by U+FFFD')
         if problem is not None:
-            logger.warning("%s; %d invalid places of this file are replaced by U+FFFD", problem, num_replaced)
+            logger.warning("%s; replaced %d invalid byte sequences of this file by U+FFFD", problem, num_replaced)
         return text

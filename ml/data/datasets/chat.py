@@ -117,10 +117,10 @@ class ChatData(Data):
         return Example(name, tokens, np.repeat(is_target, [len(part) for part in encoded]))
 
     def _segments(self, conversation: Conversation) -> list[Segment]:
-        if isinstance(conversation.said, Completion):
-            prompt, completion = conversation.said
+        if isinstance(conversation.content, Completion):
+            prompt, completion = conversation.content
             return [Segment(prompt, False), Segment(completion, True)]
-        return self.template.segments(conversation.said)
+        return self.template.segments(conversation.content)
 
     def _encode(self, segment: Segment) -> np.ndarray:
         special = self.tokenizer.special_token(segment.text) if segment.is_marker else None
@@ -153,7 +153,7 @@ class ChatData(Data):
 
 
 def _assistant_is_last(conversation: Conversation) -> bool:
-    said = conversation.said
+    said = conversation.content
     return isinstance(said, Completion) or (len(said) > 0 and said[-1].role == ASSISTANT)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ml.data.preparation.pieces import TRAIN, VALIDATION
 from ml.data.preparation.sources import Source, opened_source
-from ml.data.reading.hold_out import share_of
+from ml.data.reading.hold_out import hash_fraction
 
 _SEARCHED_AT_ONCE = 2**16
 
@@ -28,7 +28,7 @@ def hold_out_files(sources: Sequence[Source], fraction: float) -> HeldOut:
         DataError: A file cannot be read.
     """
     files = {index: source for index, source in enumerate(sources) if source.kind == "text"}
-    parts = {i: VALIDATION if share_of(file.name.encode()) < fraction else TRAIN for i, file in files.items()}
+    parts = {i: VALIDATION if hash_fraction(file.name.encode()) < fraction else TRAIN for i, file in files.items()}
     if fraction == 0.0 or len(files) < len(sources) or any(file.is_compressed for file in files.values()):
         return HeldOut(parts, {})
     total = sum(file.size for file in files.values())

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from ml.data.errors import DataError
 from ml.data.reading.decoding import SURROGATE, decode
-from ml.data.reading.hold_out import share_of
+from ml.data.reading.hold_out import hash_fraction
 from ml.data.reading.json_lines import BrokenLine, OnError, parse_json
 from ml.optional import optional_import
 
@@ -165,7 +165,7 @@ def _row(text: str, place: str, reading: Reading, findings: Findings) -> Iterato
         if reading.invalid_utf8 == "error":
             raise DataError(f"{place} holds half a character; --invalid_utf8=replace would read on")
         findings.add("invalid_utf8", f"{place}: {count} halves of characters become U+FFFD", count)
-    held_out = reading.validation_fraction > 0.0 and share_of(text.encode()) < reading.validation_fraction
+    held_out = reading.validation_fraction > 0.0 and hash_fraction(text.encode()) < reading.validation_fraction
     yield Text(text, VALIDATION if held_out else TRAIN, ends_document=True)
 
 

@@ -1,1 +1,1 @@
-"""Reading of text for all kinds of data: finding files, decompressing, decoding, JSON lines, hold-out."""
+"""Text reading shared by all kinds of data: file discovery, decompression, decoding, JSON lines, held-out splits."""

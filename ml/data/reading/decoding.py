@@ -1,19 +1,19 @@
-"""Decoding of UTF-8, with the position of what is invalid."""
+"""UTF-8 decoding that reports the position of invalid bytes."""
 
 import re
 from typing import NamedTuple
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+"""Lone surrogate, which JSON can represent and UTF-8 cannot."""
 
 
 class Decoded(NamedTuple):
-    """A text, with U+FFFD in place of invalid bytes.
+    """Decoded text, with U+FFFD in place of invalid bytes.
 
     Attributes:
         text: The text.
-        problem: The first invalid byte and its place; None where all are valid.
-        num_replaced: The number of invalid places.
+        problem: Location and value of the first invalid byte; None if all are valid.
+        num_replaced: Number of replaced byte sequences.
     """
 
     text: str
@@ -22,11 +22,11 @@ class Decoded(NamedTuple):
 
 
 def decode(content: bytes, place: str, offset: int = 0) -> Decoded:
-    """Decodes UTF-8.
+    """Decodes UTF-8, replacing invalid bytes.
 
     Args:
-        content: The bytes.
-        place: The file, or file and line, for the message.
+        content: Encoded bytes.
+        place: File, or file and line, named in the problem.
         offset: Position of the first byte in the file.
     """
     try:

@@ -1,10 +1,15 @@
-"""Documents of text."""
+"""Text documents."""
 
 from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """A text and its name, which is the same on every machine."""
+    """Named text.
+
+    Attributes:
+        name: Identifier that is equal on every machine, such as a relative path.
+        text: The text.
+    """
 
     name: str
     text: str

@@ -1,4 +1,4 @@
-"""Files of text, plain or compressed."""
+"""Discovery and decompression of files."""
 
 import bz2
 import gzip
@@ -14,7 +14,12 @@ from ml.data.errors import DataError
 
 
 class FoundFile(NamedTuple):
-    """A file and its name, relative to the folder that was given and the same on every machine."""
+    """File that was found.
+
+    Attributes:
+        name: Path relative to the folder that was searched; equal on every machine.
+        path: Path of the file.
+    """
 
     name: str
     path: Path
@@ -23,13 +28,13 @@ class FoundFile(NamedTuple):
 def find_files(
     paths: Sequence[str | Path], pattern: str, *, paths_option: str, pattern_option: str
 ) -> Iterator[FoundFile]:
-    """Yields the files at `paths`, and those that match in and below folders, sorted by name within each path.
+    """Yields the files at `paths`; folders are searched recursively and sorted by name.
 
     Args:
-        paths: Files and folders; hidden files below a folder are skipped.
-        pattern: Of the names of files in folders, such as "*.txt".
-        paths_option: Where `paths` comes from, for messages.
-        pattern_option: Where `pattern` comes from, for messages.
+        paths: Files and folders. Hidden files and folders below a folder are skipped.
+        pattern: Glob that file names in folders must match, such as "*.txt".
+        paths_option: Option that `paths` comes from, named in errors.
+        pattern_option: Option that `pattern` comes from, named in errors.
 
     Raises:
         DataError: A path does not exist, or no file in a folder matches.
@@ -48,17 +53,22 @@ def find_files(
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the suffix is that of a compression which `opened` reads."""
+    """Returns True for a suffix of a compression format that `opened` reads."""
     return path.suffix in _DECOMPRESSORS
 
 
 def suffix_of_content(path: Path) -> str:
-    """The suffix without that of a compression: ".jsonl" of "a.jsonl.gz"."""
+    """Returns the suffix without that of the compression: ".jsonl" for "a.jsonl.gz"."""
     return next((suffix for suffix in reversed(path.suffixes) if suffix not in _DECOMPRESSORS), "")
 
 
 class Content(NamedTuple):
-    """The decompressed content of a file, and the number of bytes of the file itself that were read."""
+    """Open file.
+
+    Attributes:
+        stream: Decompressed content.
+        position: Returns the number of bytes read from the file itself, before decompression.
+    """
 
     stream: BinaryIO
     position: Callable[[], int]
@@ -66,17 +76,20 @@ class Content(NamedTuple):
 
 @contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """Opens a file, decompressed where its suffix is .gz, .bz2, .xz or .zst.
+    """Opens a file for reading, decompressed if its suffix is .gz, .bz2, .xz or .zst.
+
+    Args:
+        path: The file.
 
     Raises:
-        DataError: The file cannot be read, in the block too, or its compressed content is damaged.
+        DataError: The file cannot be read, also inside the block, or its compressed content is truncated or damaged.
     """
     try:
         with path.open("rb") as file:
             decompressed = _DECOMPRESSORS.get(path.suffix, lambda file: file)(file)
             yield Content(decompressed, file.tell)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is cut or damaged: {error}") from error
+        raise DataError(f"{path} is truncated or damaged: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path} (from {Path.cwd()}): {error.strerror or error}") from error
 
@@ -85,7 +98,7 @@ def _open_zstandard(file: BinaryIO) -> Any:
     try:
         return importlib.import_module("compression.zstd").open(file)
     except ImportError:
-        raise DataError(f"{file.name}: Python reads .zst from 3.14 on. Decompress it, or compress it as .gz") from None
+        raise DataError(f"{file.name}: reading .zst needs Python 3.14 or newer; compress the file as .gz") from None
 
 
 _DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {

@@ -1,4 +1,4 @@
-"""The held-out split for validation, chosen by hashes."""
+"""Held-out splits for validation, chosen by hashes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,33 +7,45 @@ from ml.data.reading.documents import Document
 
 
 def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document], list[Document]]:
-    """Splits documents in those to train on and those held out, about `fraction` of them.
+    """Splits documents into a training part and a held-out part of about `fraction` of the text.
 
-    A document is held out when the hash of its name says so: adding or removing others changes nothing for it. Held-out
-    documents are ordered by that hash, so that the first part of them is as good a sample as all. Where this takes less
-    than a quarter or more than four times of what was asked (few documents, or one that is most of the text), the end
-    of every document is held out instead.
+    A document is held out if the hash of its name, as a number in [0, 1), is below `fraction`: adding or removing other
+    documents does not move it. Held-out documents are ordered by that hash, so that any prefix of them is a fair
+    sample. If this selects less than a quarter or more than four times the requested amount (few documents, or one that
+    is most of the text), the end of every document is held out instead.
+
+    Args:
+        documents: All documents.
+        fraction: Requested fraction of the characters, in [0, 1]; 0 holds out nothing, 1 everything.
+
+    Returns:
+        Documents to train on, and held-out documents.
     """
     if fraction in (0.0, 1.0):
         return ([], documents) if fraction else (documents, [])
-    places = {document.name: share_of(document.name.encode()) for document in documents}
-    trained = [document for document in documents if places[document.name] >= fraction]
-    held_out = [document for document in documents if places[document.name] < fraction]
-    wanted = fraction * _size(documents)
-    if not wanted / 4 <= _size(held_out) <= min(wanted * 4, _size(documents) / 2):
+    hashes = {document.name: hash_fraction(document.name.encode()) for document in documents}
+    trained = [document for document in documents if hashes[document.name] >= fraction]
+    held_out = [document for document in documents if hashes[document.name] < fraction]
+    requested = fraction * _size(documents)
+    if not requested / 4 <= _size(held_out) <= min(requested * 4, _size(documents) / 2):
         return _cut(documents, fraction)
-    return trained, sorted(held_out, key=lambda document: places[document.name])
+    return trained, sorted(held_out, key=lambda document: hashes[document.name])
 
 
 def held_out_names(names: Iterable[str], fraction: float) -> set[str]:
-    """`fraction` of the different names, by their hashes; at least one if there are several and any are wanted."""
+    """Returns the names that are held out: those with the smallest hashes.
+
+    Args:
+        names: All names; duplicates count once.
+        fraction: Fraction of the distinct names. Any positive fraction holds out at least one of several.
+    """
     ordered = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
     at_least = 1 if fraction > 0.0 and len(ordered) > 1 else 0
     return set(ordered[: max(at_least, round(fraction * len(ordered)))])
 
 
-def share_of(content: bytes) -> float:
-    """A number in [0, 1) from the hash of `content`; what is below the fraction is held out."""
+def hash_fraction(content: bytes) -> float:
+    """Hashes `content` to a number in [0, 1); content is held out if it is below the validation fraction."""
     return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
 
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines: each line, its place for messages, and what becomes of broken ones."""
+"""JSON lines files, with the location of each line and handling of invalid ones."""
 
 import json
 import logging
@@ -16,22 +16,22 @@ OnError = Literal["stop", "skip"]
 
 
 class BrokenLine(ValueError):
-    """A line is not what it must be: the message goes on behind its place."""
+    """Invalid line. The message completes `file:line: ...`."""
 
 
 def read_records(
     file: Path, parse: Callable[[Any], Record], on_error: OnError, option: str
 ) -> Iterator[tuple[str, Record]]:
-    """What `parse` makes of the JSON of each line, behind its place; blank lines are passed over.
+    """Yields (`file:line`, parsed record) for each line that is not blank.
 
     Args:
-        file: What is read, a line at a time.
-        parse: Raises `BrokenLine` for JSON that it cannot use.
-        on_error: Whether a broken line ends the reading or is left out; those are counted and said once.
-        option: The parameter that `on_error` comes from, for the message.
+        file: File of JSON lines, read one line at a time.
+        parse: Converts the JSON value of a line; raises `BrokenLine` for one it cannot use.
+        on_error: "stop" raises an error at an invalid line; "skip" omits it, and logs the number of them at the end.
+        option: Option that `on_error` comes from, named in the error.
 
     Raises:
-        DataError: The file cannot be read, or a line is broken; `file:line` stands first.
+        DataError: The file cannot be read, or a line is invalid; the message begins with `file:line`.
     """
     skipped: list[str] = []
     for place, line in numbered_lines(file):
@@ -39,14 +39,17 @@ def read_records(
             yield place, parse(parse_json(_decoded(line)))
         except BrokenLine as error:
             if on_error == "stop":
-                raise DataError(f'{place}: {error}; {option} = "skip" would read on') from None
+                raise DataError(f'{place}: {error}; {option} = "skip" skips such lines') from None
             skipped.append(f"{place}: {error}")
     if skipped:
-        logger.warning("%d broken lines are left out, the first of them %s", len(skipped), skipped[0])
+        logger.warning("skipped %d invalid lines, the first: %s", len(skipped), skipped[0])
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the lines of a file, plain or compressed, that are not blank, each after its place `file:number`.
+    """Yields (`file:line`, line) for each line of a file, plain or compressed, that is not blank.
+
+    Args:
+        file: The file.
 
     Raises:
         DataError: The file cannot be read.
@@ -58,7 +61,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def parse_json(text: str) -> Any:
-    """Parses the JSON of a line.
+    """Parses one JSON value.
 
     Raises:
         BrokenLine: The text is not JSON.

@@ -156,7 +156,7 @@ BROKEN = [
     ({"messages": "a"}, '"messages" must be a list'),
     ({"messages": [{"role": "user"}]}, "'content' is missing"),
     (b'{"prompt": "\xff", "completion": "a"}', "byte 12 is not UTF-8"),
-    ('{"prompt": "\\ud800", "completion": "a"}', "half of a surrogate pair"),
+    ('{"prompt": "\\ud800", "completion": "a"}', "lone surrogate"),
     ("[" * 100_000, "not JSON"),
 ]
 
@@ -167,7 +167,7 @@ def test_a_malformed_line_is_named_or_skipped_and_counted(chat, caplog, line, me
     with pytest.raises(DataError, match=f"chat.jsonl:3: .*{message}.*ChatFiles.on_error"):
         chat(good, "", line, good)
     assert learned(chat(good, line, good, on_error="skip", length=3)) == ["bc\0", "bc\0"]
-    assert "1 broken lines are left out, the first of them" in caplog.text
+    assert "skipped 1 invalid lines, the first" in caplog.text
     assert message in caplog.text
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ml.data import Batch, ByteTokenizer, DataError, ImageFormat, ImageTextData, ImageTextFiles, RandomWindows, Shapes
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, resized
-from ml.data.corpora.synthetic_shapes import COLOURS, PLACES, SHAPES, shape_mask
+from ml.data.corpora.synthetic_shapes import COLORS, POSITIONS, SHAPES, shape_mask
 from ml.data.datasets.images import grey, hold_out
 
 IGNORED = -100
@@ -82,8 +82,8 @@ def test_the_planes_of_an_image_are_its_color_channels():
     corpus.captioned_images = lambda size: [CaptionedImage("image", pixels, "a")]
     whole = ImageTextData(corpus=lambda: corpus, pixel_mean=0.0, pixel_std=1.0)
     image = whole.open(4, 0, format_of(tokens_per_image=1)).batch(0, 1).images[0]
-    for row, column, colour in np.ndindex(2, 3, 3):
-        assert round(image[colour, row, column].item() * 255) == pixels[row, column, colour]
+    for row, column, color in np.ndindex(2, 3, 3):
+        assert round(image[color, row, column].item() * 255) == pixels[row, column, color]
 
 
 @pytest.mark.parametrize("sampling", [None, RandomWindows])
@@ -218,8 +218,8 @@ def test_invalid_options_are_named(options, message):
 
 
 def test_a_model_with_one_channel_gets_brightness():
-    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
-    assert grey(colours)[..., 0].tolist() == [[76, 150], [29, 255]]
+    colors = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+    assert grey(colors)[..., 0].tolist() == [[76, 150], [29, 255]]
     batch = data(["a", "b"]).open(8, 0, ImageFormat(256, 4, (1, 2, 3))).batch(0, 2)
     assert batch.images.shape == (2, 1, 2, 3)
 
@@ -251,13 +251,13 @@ def test_shapes_look_as_their_captions_say():
     size = 120, 180
     seen = set()
     for image in Shapes(num_images=300, seed=4).captioned_images(size):
-        colour, shape, place = re.fullmatch(r"a (\w+) (\w+) at the ([\w ]+)", image.caption).groups()
-        seen.add((colour, shape, place))
+        color, shape, place = re.fullmatch(r"a (\w+) (\w+) at the ([\w ]+)", image.caption).groups()
+        seen.add((color, shape, place))
         assert image.pixels.shape == (*size, 3)
-        near = np.abs(image.pixels.astype(int) - COLOURS[colour]).max(-1) <= 20  # the noise
+        near = np.abs(image.pixels.astype(int) - COLORS[color]).max(-1) <= 20  # the noise
         rows, columns = np.nonzero(near)
         row, column = (rows.min() + rows.max() + 1) / 2 / size[0], (columns.min() + columns.max() + 1) / 2 / size[1]
-        assert PLACES[int(row * 3) * 3 + int(column * 3)] == place
+        assert POSITIONS[int(row * 3) * 3 + int(column * 3)] == place
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert height / size[0] == pytest.approx(width / size[1], abs=2 / size[0])  # not truncated at an edge
         # The fraction of its bounding box that a shape fills, within a few pixels.
@@ -267,7 +267,7 @@ def test_shapes_look_as_their_captions_say():
             fullest = (near.sum(1).argmax() - rows.min() + 0.5) / height
             assert (fullest > 0.75) == (shape == "triangle")
     assert len(seen) > 140  # of 216, 300 draws are expected to find 162, with a standard deviation of 5
-    assert {part for found in seen for part in found} == {*COLOURS, *SHAPES, *PLACES}
+    assert {part for found in seen for part in found} == {*COLORS, *SHAPES, *POSITIONS}
 
 
 def test_shapes_are_a_function_of_seed_and_index():
@@ -336,11 +336,11 @@ GOOD = {"image": "images/a.npy", "text": "x"}
     ("line", "message"),
     [
         ("{", "not JSON"),
-        ("[1]", "'image' is not there"),
-        ({"text": "x"}, "'image' is not there"),
-        ({"image": "images/a.npy"}, "'text' is not there"),
-        ({"image": 3, "text": "x"}, "'image' is not there"),
-        ({"image": "images/a.npy", "text": ""}, "'text' is not there"),
+        ("[1]", "'image' is missing"),
+        ({"text": "x"}, "'image' is missing"),
+        ({"image": "images/a.npy"}, "'text' is missing"),
+        ({"image": 3, "text": "x"}, "'image' is missing"),
+        ({"image": "images/a.npy", "text": ""}, "'text' is missing"),
         ({"image": "images/none.npy", "text": "x"}, r"cannot read the image .*none\.npy: .*No such file"),
         ({"image": "images/none.png", "text": "x"}, r"cannot read the image .*none\.png: .*No such file"),
         ({"image": "images", "text": "x"}, "cannot read the image"),

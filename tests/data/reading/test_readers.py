@@ -12,7 +12,7 @@ from ml.data import ChatFiles, DataError, ImageTextFiles, TextFiles
 from ml.data.preparation import Reading, find_sources, texts_of
 from ml.data.preparation.pieces import Findings
 from ml.data.reading.decoding import decode
-from ml.data.reading.hold_out import share_of
+from ml.data.reading.hold_out import hash_fraction
 
 COMPRESSIONS = {"": lambda content: content, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 CHAT = {"prompt": "2 + 2 =", "completion": " 4"}
@@ -23,7 +23,7 @@ def texts(path):
 
 
 def conversations(path):
-    return [one.said for one in ChatFiles(str(path)).conversations()]
+    return [one.content for one in ChatFiles(str(path)).conversations()]
 
 
 def images(path):
@@ -59,7 +59,7 @@ def test_every_reader_refuses_a_truncated_file(tmp_path, kind, suffix):
     read, name, content, _ = READERS[kind]
     path = tmp_path / f"{name}{suffix}"
     path.write_bytes(COMPRESSIONS[suffix](content.encode() * 1000)[:-9])
-    with pytest.raises(DataError, match="is cut or damaged"):
+    with pytest.raises(DataError, match="is truncated or damaged"):
         read(path)
 
 
@@ -69,7 +69,7 @@ def test_malformed_image_lines_are_skipped_on_request(tmp_path, caplog):
     (tmp_path / "images.jsonl").write_text("\n".join(lines))
     corpus = ImageTextFiles(str(tmp_path / "images.jsonl"), on_error="skip")
     assert [image.caption for image in corpus.captioned_images((2, 2))] == ["black"]
-    assert "2 broken lines" in caplog.text
+    assert "skipped 2 invalid lines" in caplog.text
     with pytest.raises(DataError, match=r'images\.jsonl:2: not JSON: .*; ImageTextFiles\.on_error = "skip"'):
         ImageTextFiles(str(tmp_path / "images.jsonl")).captioned_images((2, 2))
 
@@ -82,7 +82,7 @@ def test_invalid_bytes_are_reported_and_replaced():
 
 
 def test_shares_are_uniform():
-    shares = np.array([share_of(str(number).encode()) for number in range(10_000)])
+    shares = np.array([hash_fraction(str(number).encode()) for number in range(10_000)])
     counts, _ = np.histogram(shares, bins=10, range=(0.0, 1.0))
     assert counts.sum() == 10_000
     assert abs(counts - 1000).max() < 150  # five standard deviations of a binomial count
