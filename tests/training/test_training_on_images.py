@@ -80,7 +80,7 @@ def test_the_operative_configuration_builds_the_same_run_again():
     [
         ("vision/Attention.causal = True", "hides from a patch the patches after it"),
         ("vision/Attention.rotary = @Rotary", "patches have rows and columns"),
-        ("PatchEmbedding.num_channels = 2", "its images have 3 channels or 1 of grey, the model's 2"),
+        ("PatchEmbedding.num_channels = 2", "its images have 3 channels, or 1 as grayscale; the model takes 2"),
         ("PatchEmbedding.patch_size = 7", "patch_size must divide the image_size 32 x 32, not be 7"),
         ("VisionLanguageModel.image_token_id = 257", "image_token_id must be one of the 257 tokens"),
         ("Trainer.model = @LanguageModel", "it has images, and the model takes none"),

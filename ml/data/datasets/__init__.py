@@ -1,1 +1,1 @@
-"""Datasets that the trainer reads: batches to train on and a held-out part."""
+"""Datasets that the trainer reads: training batches and a held-out split."""

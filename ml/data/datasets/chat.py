@@ -1,4 +1,4 @@
-"""Conversations as training data: what the assistant says is predicted from all that was said before it."""
+"""Chat data: the assistant's messages are predicted from the conversation before them."""
 
 import hashlib
 import logging
@@ -23,30 +23,38 @@ logger = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
-    """A conversation as tokens."""
+    """Tokenized conversation.
 
-    name: str  # a hash of the tokens, which decides whether it is held out
-    tokens: np.ndarray  # (tokens,)
-    is_target: np.ndarray  # (tokens,) bool
+    Attributes:
+        name: Hash of the tokens, which decides whether the example is held out.
+        tokens: (tokens,).
+        is_target: Marks the tokens to predict, (tokens,) bool.
+    """
+
+    name: str
+    tokens: np.ndarray
+    is_target: np.ndarray
 
 
 @configurable
 class ChatData(Data):
-    """Conversations, of which only what the assistant says is learned; several may share a sequence.
+    """Conversations of which only the assistant's messages are targets; several may share a sequence.
 
-    A prompt with its completion is the one text and then the other, without a template. Each part is encoded by itself,
-    so targets are exactly the tokens of the assistant and of what ends a message and the conversation.
+    A prompt with its completion is the concatenation of both, without a template. Each segment is encoded separately,
+    so targets are exactly the tokens of the assistant and those that end its message and the conversation.
 
     Args:
-        corpus: Where the conversations come from.
-        template: How messages become text.
-        tokenizer: What their tokens are.
-        packing: How conversations are put in sequences; `PackedDocuments.max_documents = 1` gives each one its own.
-        separator: Text put behind each conversation, learned where the assistant speaks last; "" for none. None is
-            the token that the tokenizer has for it: for bytes, a zero byte.
-        too_long: What becomes of a conversation that does not fit in a sequence: "cut" keeps its start, "skip" leaves
-            it out. Those are counted and said.
-        validation_fraction: The part of the conversations that is held out, by a hash of what is said.
+        corpus: Source of conversations.
+        template: Template that renders messages as text.
+        tokenizer: Tokenizer of the text.
+        packing: Packing of conversations into sequences; `PackedDocuments.max_documents = 1` gives each its own
+            sequence.
+        separator: Text after each conversation, a target if the assistant speaks last; "" for none. None is the
+            tokenizer's end-of-document token: for bytes, the zero byte.
+        too_long: Handling of a conversation that does not fit in a sequence: "cut" keeps its start, "skip" omits it.
+            Their number is logged.
+        validation_fraction: Fraction of the conversations that is held out, in [0, 1], chosen by the hash of their
+            tokens. 1 leaves nothing to train on, for data that is only evaluated.
     """
 
     def __init__(
@@ -72,24 +80,29 @@ class ChatData(Data):
 
     @property
     def separates_documents(self) -> bool:
-        """As the packing does."""
+        """True if the packing masks attention between conversations."""
         return self.packing.separates(None)
 
     @property
     def vocab_size(self) -> int | None:
-        """All tokens are below this number."""
+        """Exclusive upper bound of the token ids."""
         return self.tokenizer.vocab_size
 
     @property
     def separator(self) -> Separator:
-        """What stands behind a conversation."""
+        """Separator after each conversation."""
         return Separator.of(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
-        """Reads the corpus.
+        """Reads and tokenizes the corpus.
+
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of packing and order.
+            images: Images that the model takes; ignored.
 
         Raises:
-            DataError: It cannot be read, a role is not known, or nothing is left to learn.
+            DataError: The corpus cannot be read, a role is unknown, or no targets are left.
         """
         examples = self._fitting(map(self.encode, self.corpus.conversations()), sequence_length)
         held_out = held_out_names((example.name for example in examples), self.validation_fraction)
@@ -101,7 +114,7 @@ class ChatData(Data):
         return TokenDataset(trained, validation, self.tokenizer, self.packing, sequence_length, seed, sha256)
 
     def encode(self, conversation: Conversation) -> Example:
-        """The tokens of a conversation, and which of them are to be learned.
+        """Tokenizes a conversation and marks its targets.
 
         Raises:
             DataError: The template does not know a role.
@@ -127,7 +140,7 @@ class ChatData(Data):
         return self.tokenizer.encode(segment.text) if special is None else np.array([special], dtype=np.uint32)
 
     def _fitting(self, examples: Iterable[Example], length: int) -> list[Example]:
-        """Those that fit in a sequence and have something to learn; what is done to the others is counted and said."""
+        """Returns the examples that fit in a sequence and have targets; logs how many were cut or skipped."""
         kept, num_long, num_empty = [], 0, 0
         for example in examples:
             is_long = len(example.tokens) > length + 1
@@ -140,21 +153,21 @@ class ChatData(Data):
             else:
                 num_empty += 1
         if num_long:
-            done = "cut at the end" if self.too_long == "cut" else "left out"
-            logger.warning("%d conversations with more than %d tokens are %s", num_long, length + 1, done)
+            action = "cut" if self.too_long == "cut" else "skipped"
+            logger.warning("%s %d conversations of more than %d tokens", action, num_long, length + 1)
         if num_empty:
-            logger.warning("%d conversations are left out: the assistant says nothing in them", num_empty)
+            logger.warning("skipped %d conversations without a word from the assistant", num_empty)
         if not kept:
             raise DataError(
-                "no conversation is left in which the assistant says something: give more (ChatFiles.paths) or a "
-                "larger Trainer.sequence_length"
+                "no conversation with a message of the assistant is left: add data (ChatFiles.paths) or raise "
+                "Trainer.sequence_length"
             )
         return kept
 
 
 def _assistant_is_last(conversation: Conversation) -> bool:
-    said = conversation.content
-    return isinstance(said, Completion) or (len(said) > 0 and said[-1].role == ASSISTANT)
+    content = conversation.content
+    return isinstance(content, Completion) or (len(content) > 0 and content[-1].role == ASSISTANT)
 
 
 def _stream(examples: list[Example]) -> ArrayStream:

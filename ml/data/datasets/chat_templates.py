@@ -1,4 +1,4 @@
-"""How a conversation becomes text, and which part of that is to be learned."""
+"""Chat templates: conversations rendered as text, with the targets marked."""
 
 import abc
 from typing import NamedTuple
@@ -9,34 +9,40 @@ from ml.data.errors import DataError
 
 
 class Segment(NamedTuple):
-    """A part of a text that is encoded by itself, so that what is learned begins and ends between tokens."""
+    """Text that is encoded separately, so that targets begin and end at token boundaries.
+
+    Attributes:
+        text: The text.
+        is_target: True for text that is to be predicted.
+        is_marker: True for text that is encoded as the special token of this name, if the tokenizer has one.
+    """
 
     text: str
     is_target: bool
-    is_marker: bool = False  # stands for a special token, where the tokenizer has one of this name
+    is_marker: bool = False
 
 
 class ChatTemplate(abc.ABC):
-    """Writes messages as text."""
+    """Renders messages as text."""
 
     @abc.abstractmethod
     def segments(self, messages: tuple[Message, ...]) -> list[Segment]:
-        """The text of a conversation; targets are what the assistant says, and that it ends there.
+        """Renders a conversation; targets are the assistant's messages and their ends.
 
         Raises:
-            DataError: A role is not known.
+            DataError: A role is unknown.
         """
 
 
 @configurable
 class RoleMarkers(ChatTemplate):
-    """A plain text before each message says whose it is: "User: Hi", "Assistant: Hello!", one below the other.
+    """Plain text markers before each message: "User: Hi", "Assistant: Hello!", one message a line.
 
     Args:
-        system: What stands before a message of this role.
-        user: Likewise.
-        assistant: Likewise; it is no target.
-        end: What stands behind each message; what the assistant says ends with it.
+        system: Marker before a message of the system.
+        user: Marker before a message of the user.
+        assistant: Marker before a message of the assistant; it is not a target.
+        end: Text after each message; a target after the assistant's.
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class RoleMarkers(ChatTemplate):
         made = []
         for role, content in messages:
             if role not in self.markers:
-                raise DataError(f"RoleMarkers knows no role {role!r}, only {', '.join(self.markers)}")
+                raise DataError(f"RoleMarkers has no role {role!r}, only {', '.join(self.markers)}")
             made += [Segment(self.markers[role], False), Segment(content + self.end, role == ASSISTANT)]
         return made
 
@@ -62,8 +68,8 @@ class RoleMarkers(ChatTemplate):
 class ChatML(ChatTemplate):
     """<|im_start|>role, a line break, the message, <|im_end|> and a line break; any role.
 
-    The markers are special tokens where the tokenizer has tokens of these names, else ordinary text. A message that
-    holds such a text holds ordinary text in any case.
+    The markers are special tokens if the tokenizer has tokens of these names, otherwise ordinary text. The same text
+    inside a message is always ordinary text.
     """
 
     def segments(self, messages: tuple[Message, ...]) -> list[Segment]:

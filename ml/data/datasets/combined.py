@@ -1,4 +1,4 @@
-"""Several datasets as one: what mixtures and concatenations share."""
+"""Base classes of mixtures and concatenations: several datasets as one."""
 
 import abc
 import hashlib
@@ -17,38 +17,42 @@ from ml.data.tokenizers import Tokenizer
 
 
 class CombinedData(Data):
-    """Datasets by name; the names are their scopes."""
+    """Several datasets by name; the names are gin scopes."""
 
     def __init__(self, datasets: Mapping[str, Callable[..., Data]]):
-        """Builds the parts; a subclass calls this with its own parameter `datasets`."""
-        require(len(datasets) > 0, "datasets", "must name one dataset or more")
+        """Builds the parts.
+
+        Args:
+            datasets: Constructors of the parts by name; the parameter `datasets` of the subclass.
+        """
+        require(len(datasets) > 0, "datasets", "must name at least one dataset")
         wrong = [name for name in datasets if not name.isidentifier()]
-        require(not wrong, "datasets", f"must have names that can be scopes, not {', '.join(wrong)}")
+        require(not wrong, "datasets", f"must have names that are valid scopes, not {', '.join(wrong)}")
         self.datasets: dict[str, Data] = {name: child(name, constructor) for name, constructor in datasets.items()}
 
     @property
     def vocab_size(self) -> int | None:
-        """All tokens of all parts are below this number; None where it is not known of any part."""
+        """Exclusive upper bound of the token ids of all parts; None if unknown for every part."""
         return max((part.vocab_size for part in self.datasets.values() if part.vocab_size is not None), default=None)
 
     @property
     def separates_documents(self) -> bool:
-        """Whether any part does: then all of them tell."""
+        """True if any part separates documents; then batches of all parts carry document ids."""
         return any(part.separates_documents for part in self.datasets.values())
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the first part, and so of all."""
+        """Tokenizer of the first part, which all parts share."""
         return next(iter(self.datasets.values())).tokenizer
 
     @property
     def separator(self) -> Separator:
-        """That of the first part."""
+        """Separator of the first part."""
         return next(iter(self.datasets.values())).separator
 
     @property
     def num_train_tokens(self) -> int | None:
-        """Those of all parts; None where it is not known of one."""
+        """Total number of training tokens; None if unknown for one part."""
         counts = [part.num_train_tokens for part in self.datasets.values()]
         return None if None in counts else sum(counts)
 
@@ -57,10 +61,10 @@ class CombinedData(Data):
         return next((f"{name}: {problem}" for name, problem in problems.items() if problem), None)
 
     def open_parts(self, sequence_length: int, seed: int, images: ImageFormat | None) -> dict[str, Dataset]:
-        """All parts, each with a seed of its own.
+        """Opens all parts, each with a separate seed.
 
         Raises:
-            DataError: One cannot be used, or they do not have one tokenizer; the name of the part stands first.
+            DataError: A part cannot be used, or the tokenizers differ; the message begins with the name of the part.
         """
         opened: dict[str, Dataset] = {}
         for name, part in self.datasets.items():
@@ -71,12 +75,12 @@ class CombinedData(Data):
         sizes = {name: dataset.tokenizer.vocab_size for name, dataset in opened.items()}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} has {size:,} tokens" for name, size in sizes.items())
-            raise DataError(f"the datasets must have one tokenizer: that of {listed}")
+            raise DataError(f"the datasets must share one tokenizer: {listed}")
         return opened
 
 
 class CombinedDataset(Dataset):
-    """Sequences of several datasets in one row of numbers; held out is what each of them holds out."""
+    """Sequences of several datasets under one index; the held-out split is the union of theirs."""
 
     def __init__(self, parts: dict[str, Dataset]):
         self.parts = parts
@@ -91,22 +95,34 @@ class CombinedDataset(Dataset):
         self.sha256 = hashlib.sha256(named.encode()).hexdigest()
 
     @abc.abstractmethod
-    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which part each sequence is of (B,), by its place among the parts, and its number there (B,)."""
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps sequence indices to the parts.
 
-    def sequences(self, numbers: np.ndarray) -> Batch:
-        part_of, number_there = self.places(numbers)
+        Args:
+            indices: Indices of sequences in the run, (B,).
+
+        Returns:
+            Index of the part of each sequence, (B,), and index of the sequence in that part, (B,).
+        """
+
+    def sequences(self, indices: np.ndarray) -> Batch:
+        part_of, index_in_part = self.locate(indices)
         rows, batches = [], []
         for part in np.unique(part_of).tolist():
             here = np.flatnonzero(part_of == part)
             rows.append(here)
-            batch = self._ordered[part].sequences(number_there[here])
-            # Of whichever parts the sequences are: a batch must not depend on how many ranks share it.
+            batch = self._ordered[part].sequences(index_in_part[here])
+            # Regardless of the parts in this batch: it must not depend on the number of ranks.
             batches.append(batch.with_documents() if self.separates_documents else batch)
         return Batch.interleaved(batches, np.concatenate(rows))
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out sequences of one part after another; of `num_tokens` each has its share, by its tokens."""
+        """Yields the held-out sequences of each part in turn.
+
+        Args:
+            size: Sequences per batch.
+            num_tokens: Number of targets, divided among the parts in proportion to their held-out tokens; None for all.
+        """
         for part, share in self._shares(num_tokens):
             yield from part.validation_batches(size, share)
 
@@ -122,7 +138,7 @@ class CombinedDataset(Dataset):
         }
 
     def _shares(self, num_tokens: int | None) -> list[tuple[Dataset, int | None]]:
-        """How many tokens of each part are predicted; parts of which there are none are left out."""
+        """Divides `num_tokens` among the parts; parts without a share are omitted."""
         sizes = [part.num_validation_tokens for part in self._ordered]
         if num_tokens is None or num_tokens >= sum(sizes):
             return [(part, None) for part, size in zip(self._ordered, sizes, strict=True) if size]

@@ -1,4 +1,4 @@
-"""Datasets one after another, as if they were one."""
+"""Concatenation of datasets."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ class Concatenation(CombinedData):
     """Several datasets as one: an epoch is one epoch of each, and their sequences are shuffled together.
 
     Args:
-        datasets: The parts by name; the names are their scopes.
+        datasets: Parts by name; the names are their gin scopes.
     """
 
     def __init__(self, datasets: dict[str, Callable[..., Data]] = REQUIRED):
@@ -24,14 +24,19 @@ class Concatenation(CombinedData):
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> "ConcatenatedDataset":
         """Opens all parts.
 
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of the order; each part gets a seed derived from it.
+            images: Images that the model takes; None if it takes none.
+
         Raises:
-            DataError: One of them cannot be used.
+            DataError: A part cannot be used.
         """
         return ConcatenatedDataset(self.open_parts(sequence_length, seed, images), seed)
 
 
 class ConcatenatedDataset(CombinedDataset):
-    """Datasets whose epochs are one."""
+    """Datasets that share one epoch."""
 
     def __init__(self, parts: dict[str, Dataset], seed: int):
         super().__init__(parts)
@@ -39,9 +44,9 @@ class ConcatenatedDataset(CombinedDataset):
         self._sizes = np.array([part.num_sequences for part in parts.values()])
         self._ends = np.cumsum(self._sizes)
 
-    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shuffled = shuffled_epochs(numbers, self.num_sequences, self._seed)
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shuffled = shuffled_epochs(indices, self.num_sequences, self._seed)
         part_of = np.searchsorted(self._ends, shuffled, side="right")
         sizes = self._sizes[part_of]
         within = shuffled - (self._ends[part_of] - sizes)
-        return part_of, numbers // self.num_sequences * sizes + within
+        return part_of, indices // self.num_sequences * sizes + within

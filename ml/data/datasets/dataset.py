@@ -1,4 +1,4 @@
-"""What the trainer asks of data, whatever it is made of."""
+"""Contract between the trainer and its data."""
 
 import abc
 from collections.abc import Iterator
@@ -13,11 +13,16 @@ from ml.targets import IGNORED
 
 
 class Dataset(abc.ABC):
-    """Data that was opened: sequences to train on by their number, held-out ones from the first.
+    """Opened data: training sequences by index, and a held-out split.
 
-    num_train_tokens, num_validation_tokens: tokens that are there to be predicted. num_sequences: those of an epoch to
-    train on. separates_documents: whether batches to train on tell documents apart. sha256: of all that a batch is made
-    from.
+    Attributes:
+        num_train_tokens: Number of targets in an epoch.
+        num_validation_tokens: Number of targets in the held-out split.
+        num_sequences: Number of training sequences in an epoch.
+        sequence_length: Tokens per sequence.
+        separates_documents: True if training batches carry document ids.
+        sha256: Hash of everything that batches are made from.
+        tokenizer: Tokenizer of the tokens.
     """
 
     num_train_tokens: int
@@ -29,49 +34,75 @@ class Dataset(abc.ABC):
     tokenizer: Tokenizer
 
     @abc.abstractmethod
-    def sequences(self, numbers: np.ndarray) -> Batch:
-        """The sequences of these numbers (B,) of the run: a pure function of data, seed and numbers.
+    def sequences(self, indices: np.ndarray) -> Batch:
+        """Returns training sequences: a pure function of data, seed and indices.
+
+        Args:
+            indices: Indices of sequences, counted from the start of the run and across epochs, (B,).
 
         Raises:
-            DataError: What it is made from cannot be read any more, or is not what it was said to be.
+            DataError: The files cannot be read any more, or have changed.
         """
 
     def batch(self, first: int, size: int) -> Batch:
-        """The sequences number `first` to `first + size - 1` of the run."""
+        """Returns consecutive training sequences.
+
+        Args:
+            first: Index of the first sequence.
+            size: Number of sequences.
+        """
         return self.sequences(np.arange(first, first + size))
 
     @abc.abstractmethod
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out sequences, or the first of them, which predict about `num_tokens` tokens; each token once."""
+        """Yields the held-out sequences in order; each token is a target once.
+
+        Args:
+            size: Sequences per batch.
+            num_tokens: Approximate number of targets, from the start of the split; None for all.
+        """
 
     def validation_bytes(self, num_tokens: int | None = None) -> int:
-        """The bytes of UTF-8 that the targets of `validation_batches` stand for."""
+        """Returns the number of UTF-8 bytes that the targets of `validation_batches` represent.
+
+        Args:
+            num_tokens: As in `validation_batches`.
+        """
         targets = (batch.targets for batch in self.validation_batches(64, num_tokens))
         return sum(self.tokenizer.num_bytes(rows[rows != IGNORED].numpy()) for rows in targets)
 
     def epochs(self, num_sequences: float) -> dict[str, float]:
-        """The number of times that a run of `num_sequences` reads each part, by name; data without parts is ""."""
+        """Returns the number of epochs of each part in a run of `num_sequences`, by name; "" if there are no parts."""
         return {"": num_sequences / self.num_sequences}
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the data is, for the record."""
+        """Returns a description of the data for the run's records."""
 
 
 class ImageFormat(NamedTuple):
-    """The images that a model takes."""
+    """Images that a model takes.
 
-    token_id: int  # what stands in the places of an image
+    Attributes:
+        token_id: Token at the positions of an image.
+        tokens_per_image: Number of positions of an image.
+        shape: Channels, height, width.
+    """
+
+    token_id: int
     tokens_per_image: int
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, int, int]
 
 
 class Data(abc.ABC):
-    """What a configuration says of data; nothing is read before it is opened.
+    """Configured data; nothing is read before `open`.
 
-    vocab_size: all tokens are below it; None where that stands in files that are not there. tokenizer: what the tokens
-    are. separator: what stands behind a document. validation_fraction: the part that is held out, 1 where nothing is
-    left to train on; None where that is decided elsewhere.
+    Attributes:
+        vocab_size: Exclusive upper bound of the token ids; None if the files that state it are missing.
+        tokenizer: Tokenizer of the tokens.
+        separator: Separator after each document.
+        validation_fraction: Fraction that is held out, 1 if nothing is left to train on; None if it is decided
+            elsewhere.
     """
 
     vocab_size: int | None
@@ -81,26 +112,35 @@ class Data(abc.ABC):
 
     @property
     def separates_documents(self) -> bool:
-        """Whether sequences hold several documents that must not see each other, which every mixer has to respect."""
+        """True if sequences hold several documents that every mixer has to mask from each other."""
         return False
 
     def misfit(self, images: ImageFormat | None) -> str | None:
-        """Why it does not suit a model that takes such images, or none; None where it does."""
+        """Returns the reason that the data does not fit the model, or None.
+
+        Args:
+            images: Images that the model takes; None if it takes none.
+        """
         return None
 
     @property
     def num_train_tokens(self) -> int | None:
-        """The number of tokens to train on; None where it is not known before the data is opened."""
+        """Number of training tokens; None if unknown before the data is opened."""
         return None
 
     def epochs(self, num_tokens: float) -> dict[str, float]:
-        """The number of times that a run of `num_tokens` reads each part, as `Dataset.epochs`; empty if not known."""
+        """Returns the number of epochs of each part in a run of `num_tokens`, as `Dataset.epochs`; empty if unknown."""
         return {"": num_tokens / self.num_train_tokens} if self.num_train_tokens else {}
 
     @abc.abstractmethod
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> Dataset:
-        """Reads the data, for a model that takes such images.
+        """Opens the data.
+
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of sampling and order.
+            images: Images that the model takes; None if it takes none.
 
         Raises:
-            DataError: It cannot be used.
+            DataError: The data cannot be used.
         """

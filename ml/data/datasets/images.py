@@ -1,4 +1,4 @@
-"""Images with captions as training data: a caption is predicted from the image before it."""
+"""Image-text data: a caption is predicted from the image before it."""
 
 import hashlib
 import math
@@ -21,7 +21,15 @@ from ml.targets import IGNORED
 
 
 class Rows(NamedTuple):
-    """How an image and its caption become a row of tokens and an array of numbers."""
+    """Layout of sequences of an image and its caption.
+
+    Attributes:
+        length: Tokens per sequence.
+        image_token_id: Token at the positions of an image.
+        tokens_per_image: Number of positions of an image.
+        pixel_mean: Subtracted from pixel values in [0, 1].
+        pixel_std: Divisor of the result.
+    """
 
     length: int
     image_token_id: int
@@ -30,10 +38,14 @@ class Rows(NamedTuple):
     pixel_std: float
 
     def batch(self, images: np.ndarray, captions: list[np.ndarray]) -> Batch:
-        """One row for each image (B, height, width, 3) and its caption.
+        """Builds one sequence for each image and its caption.
 
-        The tokens of the image come first; the last of them predicts the first token of the caption. Targets are the
-        tokens of the caption alone.
+        The tokens of the image come first; the last of them predicts the first token of the caption. Only tokens of the
+        caption are targets.
+
+        Args:
+            images: (B, height, width, 3) uint8.
+            captions: Tokens of the captions, B arrays.
         """
         tokens = np.zeros((len(captions), self.length), dtype=np.int64)
         targets = np.full_like(tokens, IGNORED)
@@ -48,30 +60,36 @@ class Rows(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """A part of the data: the images once each, and each caption with the number of its image."""
+    """Split of the data: images without duplicates, and captions with the index of their image.
 
-    images: np.ndarray  # (I, height, width, 3) uint8
-    image_numbers: np.ndarray  # (N)
-    captions: list[np.ndarray]  # N times (tokens,)
+    Attributes:
+        images: (I, height, width, 3) uint8.
+        image_indices: Image of each caption, (N,).
+        captions: Tokens of each caption, N arrays.
+    """
+
+    images: np.ndarray
+    image_indices: np.ndarray
+    captions: list[np.ndarray]
 
     @classmethod
     def of(cls, captioned: list[CaptionedImage], encode: Callable[[CaptionedImage], np.ndarray]) -> "Captions":
         pixels: dict[str, np.ndarray] = {image.name: image.pixels for image in captioned}
-        numbers = {name: number for number, name in enumerate(pixels)}
+        indices = {name: index for index, name in enumerate(pixels)}
         return cls(
             np.stack(list(pixels.values())) if pixels else np.zeros((0, 0, 0, 3), dtype=np.uint8),
-            np.array([numbers[image.name] for image in captioned], dtype=np.int64),
+            np.array([indices[image.name] for image in captioned], dtype=np.int64),
             [encode(image) for image in captioned],
         )
 
     @property
     def tokens(self) -> np.ndarray:
-        """Those of all captions, one after another."""
+        """Concatenated tokens of all captions."""
         return np.concatenate(self.captions) if self.captions else np.zeros(0, dtype=np.uint8)
 
 
 class ImageTextDataset(Dataset):
-    """Captioned images, in memory: rows to train on by their number, held-out ones from the first."""
+    """Captioned images in memory."""
 
     def __init__(
         self,
@@ -94,21 +112,24 @@ class ImageTextDataset(Dataset):
         self._seed = seed
         self.sha256 = _sha256(rows, train, validation)
 
-    def sequences(self, numbers: np.ndarray) -> Batch:
-        # To the sampling, a caption is a window of one token.
-        return self._batch(self.train, self._sampling.starts(numbers, self.num_sequences + 1, 1, self._seed))
+    def sequences(self, indices: np.ndarray) -> Batch:
+        # The sampling treats a caption as a window of one token.
+        return self._batch(self.train, self._sampling.starts(indices, self.num_sequences + 1, 1, self._seed))
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out captions in order, or the first of them: as many as predict no more than `num_tokens` tokens.
+        """Yields held-out captions in order.
 
-        One there is always.
+        Args:
+            size: Sequences per batch.
+            num_tokens: Upper bound of the number of targets, from the start of the split, with at least one caption;
+                None for all.
         """
         end = self._validation_end(num_tokens)
         for first in range(0, end, size):
             yield self._batch(self.validation, np.arange(first, min(first + size, end)))
 
     def describe(self) -> dict[str, Any]:
-        """What the data is, for the record."""
+        """Returns a description of the data for the run's records."""
         return {
             "sha256": self.sha256,
             "train_tokens": self.num_train_tokens,
@@ -117,9 +138,9 @@ class ImageTextDataset(Dataset):
             "validation_images": len(self.validation.images),
         }
 
-    def _batch(self, part: Captions, numbers: np.ndarray) -> Batch:
-        images = part.images[part.image_numbers[numbers]]
-        return self._rows.batch(images, [part.captions[number] for number in numbers])
+    def _batch(self, part: Captions, indices: np.ndarray) -> Batch:
+        images = part.images[part.image_indices[indices]]
+        return self._rows.batch(images, [part.captions[index] for index in indices])
 
     def _validation_end(self, num_tokens: int | None) -> int:
         ends = np.cumsum([len(caption) for caption in self.validation.captions])
@@ -128,17 +149,17 @@ class ImageTextDataset(Dataset):
 
 @configurable
 class ImageTextData(Data):
-    """Images with captions: a row is the tokens that stand for an image, the caption, and the separator.
+    """Images with captions: a sequence is the image's tokens, the caption and the separator.
 
     Args:
-        corpus: Where images and captions come from.
-        tokenizer: What the tokens of captions are.
-        sampling: Which caption each row is.
-        separator: Text put behind each caption, which ends it; "" for none.
-        pixel_mean: Subtracted from pixel values between 0 and 1.
-        pixel_std: Divisor of the difference.
-        validation_fraction: The part of the images that is held out, with all that is said of them. 1 leaves none to
-            train on: so is data that a run is only measured on.
+        corpus: Source of captioned images.
+        tokenizer: Tokenizer of captions.
+        sampling: Order of captions in training.
+        separator: Text after each caption, which ends it; "" for none.
+        pixel_mean: Mean of pixel values in [0, 1], subtracted from them.
+        pixel_std: Standard deviation of pixel values in [0, 1]; divides the difference.
+        validation_fraction: Fraction of the images that is held out with all their captions, in [0, 1]. 1 leaves
+            nothing to train on, for data that is only evaluated.
     """
 
     def __init__(
@@ -166,22 +187,29 @@ class ImageTextData(Data):
 
     @property
     def vocab_size(self) -> int:
-        """All tokens are below this number."""
+        """Exclusive upper bound of the token ids."""
         return self.tokenizer.vocab_size
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         if images is None:
             return "it has images, and the model takes none"
         channels = images.shape[0]
-        return None if channels in (1, 3) else f"its images have 3 channels or 1 of grey, the model's {channels}"
+        return (
+            None if channels in (1, 3) else f"its images have 3 channels, or 1 as grayscale; the model takes {channels}"
+        )
 
     @property
     def separator(self) -> Separator:
-        """What stands behind a caption."""
+        """Separator after each caption."""
         return Separator.of(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> ImageTextDataset:
-        """Reads the corpus and resizes its images.
+        """Reads the corpus, resizes its images and tokenizes its captions.
+
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of the order.
+            images: Images that the model takes.
 
         Raises:
             DataError: There is nothing to train on, or an image or a caption cannot be used.
@@ -190,12 +218,12 @@ class ImageTextData(Data):
             raise DataError(f"the data does not fit the model: {problem}")
         captioned = self.corpus.captioned_images(images.shape[1:])
         if images.shape[0] == 1:
-            captioned = [image._replace(pixels=grey(image.pixels)) for image in captioned]
+            captioned = [image._replace(pixels=to_gray(image.pixels)) for image in captioned]
         rows = Rows(sequence_length, images.token_id, images.tokens_per_image, self.pixel_mean, self.pixel_std)
         parts = hold_out(captioned, self.validation_fraction)
         train, validation = (self._encoded(part, rows) for part in parts)
         if not train.captions and self.validation_fraction < 1.0:
-            raise DataError("there is no image to train on: give more (ImageTextData.corpus)")
+            raise DataError("no image is left to train on: add images (ImageTextData.corpus)")
         return ImageTextDataset(train, validation, rows, self.tokenizer, self.sampling, seed)
 
     def _encoded(self, captioned: list[CaptionedImage], rows: Rows) -> Captions:
@@ -217,15 +245,19 @@ class ImageTextData(Data):
         return tokens
 
 
-def grey(pixels: np.ndarray) -> np.ndarray:
-    """The brightness of (h, w, 3) uint8, (h, w, 1) (ITU-R BT.601)."""
+def to_gray(pixels: np.ndarray) -> np.ndarray:
+    """Converts (h, w, 3) uint8 to luma, (h, w, 1) uint8 (ITU-R BT.601)."""
     return np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
 
 
 def hold_out(captioned: list[CaptionedImage], fraction: float) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
-    """Splits in those to train on and those held out: `fraction` of the images, at least one if there are several.
+    """Splits captioned images into a training part and a held-out part, by the hash of the image's name.
 
-    The hash of an image's name says whether, so that one image is never on both sides.
+    All captions of an image are in the same part.
+
+    Args:
+        captioned: Captioned images.
+        fraction: Fraction of the images that is held out; any positive fraction holds out at least one of several.
     """
     held_out = held_out_names((image.name for image in captioned), fraction)
     train = [image for image in captioned if image.name not in held_out]
@@ -233,11 +265,11 @@ def hold_out(captioned: list[CaptionedImage], fraction: float) -> tuple[list[Cap
 
 
 def _sha256(rows: Rows, *parts: Captions) -> str:
-    """One hash of everything that a batch is made from."""
-    digest = hashlib.sha256(repr(rows._replace(length=0)).encode())  # whatever the length, a batch says the same
+    """Hashes everything that batches are made from."""
+    digest = hashlib.sha256(repr(rows._replace(length=0)).encode())  # the length does not change the content of a batch
     for part in parts:
         lengths = np.array([len(caption) for caption in part.captions])
-        for array in (part.images, part.image_numbers, lengths, part.tokens):
+        for array in (part.images, part.image_indices, lengths, part.tokens):
             digest.update(f"{array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

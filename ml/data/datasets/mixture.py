@@ -1,4 +1,4 @@
-"""Datasets mixed by weight."""
+"""Weighted mixture of datasets."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,22 +11,23 @@ from ml.data.datasets.combined import CombinedData, CombinedDataset
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.randomness import derive_seed
 
-_BITS = 32  # of a fraction: all is whole numbers, equal on every machine
+_BITS = 32  # fractional bits; integer arithmetic is equal on every machine
 _ONE = 2**_BITS
 
 
 @configurable
 class Mixture(CombinedData):
-    """Sequences of several datasets, each as often as its weight says; none ends before the others.
+    """Sequences of several datasets in proportion to their weights, without end.
 
-    The names are the scopes: `datasets = {'books': @TokenFiles, 'code': @TokenFiles}` is set apart by
-    `books/TokenFiles.paths` and `code/TokenFiles.paths`. Sequences of a dataset are spread evenly: of any first n
-    sequences of the run, those of a dataset are its share of n, up to the number of datasets. Each dataset goes through
-    its own epochs. Held out is what each dataset holds out, and of a part of that each has its share by its tokens.
+    The names are gin scopes: with `datasets = {'books': @TokenFiles, 'code': @TokenFiles}`, the paths are
+    `books/TokenFiles.paths` and `code/TokenFiles.paths`. Sequences are interleaved evenly: among the first n sequences
+    of the run, each dataset has its share of n, up to an error of the number of datasets. Each dataset has separate
+    epochs. The held-out split is the union of theirs; a prefix of it is divided among them in proportion to their
+    held-out tokens.
 
     Args:
-        datasets: What is mixed, by name.
-        weights: The part of the sequences that each dataset gives, relative to the others.
+        datasets: Parts by name; the names are their gin scopes.
+        weights: Relative number of sequences of each part, by name; positive, normalized to sum to 1.
     """
 
     def __init__(
@@ -41,28 +42,33 @@ class Mixture(CombinedData):
         self.weights = {name: weights.get(name, 1.0) for name in datasets}
 
     def epochs(self, num_tokens: float) -> dict[str, float]:
-        """Those of each part, which has its share of the tokens by its weight."""
+        """Returns the number of epochs of each part, given its share of `num_tokens`."""
         return _epochs_of_parts(self.datasets, self.weights, num_tokens)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> "MixedDataset":
         """Opens all parts.
 
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of the mixture; each part gets a seed derived from it.
+            images: Images that the model takes; None if it takes none.
+
         Raises:
-            DataError: One of them cannot be used.
+            DataError: A part cannot be used.
         """
         return MixedDataset(self.open_parts(sequence_length, seed, images), self.weights, seed)
 
 
 class MixedDataset(CombinedDataset):
-    """Datasets mixed by weight."""
+    """Datasets interleaved by weight."""
 
     def __init__(self, parts: dict[str, Dataset], weights: dict[str, float], seed: int):
         super().__init__(parts)
         self._weights = weights
         self._splits = splits([weights[name] for name in parts], seed)
 
-    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return drawn(self._splits, numbers)
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return draw_parts(self._splits, indices)
 
     def epochs(self, num_sequences: float) -> dict[str, float]:
         return _epochs_of_parts(self.parts, self._weights, num_sequences)
@@ -74,7 +80,7 @@ class MixedDataset(CombinedDataset):
 def _epochs_of_parts(
     parts: Mapping[str, Data] | Mapping[str, Dataset], weights: Mapping[str, float], amount: float
 ) -> dict[str, float]:
-    """The epochs of each part of a mixture in a run of `amount` sequences or tokens; nested ones as `outer/inner`."""
+    """Returns the epochs of each part in a run of `amount` sequences or tokens; nested names are `outer/inner`."""
     epochs = {}
     for name, part in parts.items():
         share = amount * weights[name] / sum(weights.values())
@@ -83,35 +89,50 @@ def _epochs_of_parts(
 
 
 def splits(weights: Sequence[float], seed: int) -> list[tuple[int, int]]:
-    """For each part but the last, its share of what the ones before it leave, and a phase, in units of 2^-32."""
+    """Converts weights to a chain of binary splits.
+
+    Args:
+        weights: Weight of each part.
+        seed: Seed of the phases.
+
+    Returns:
+        For each part but the last: its share of what earlier parts leave, and a phase, both in units of 2^-32.
+    """
     made = []
-    for place, weight in enumerate(weights[:-1]):
-        share = round(weight / sum(weights[place:]) * _ONE)
-        made.append((share, derive_seed(seed, "mixture", place) % _ONE))
+    for part, weight in enumerate(weights[:-1]):
+        share = round(weight / sum(weights[part:]) * _ONE)
+        made.append((share, derive_seed(seed, "mixture", part) % _ONE))
     return made
 
 
-def drawn(splits: list[tuple[int, int]], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which part each of the numbers (B,) belongs to, and how many before it do.
+def draw_parts(splits: list[tuple[int, int]], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns each sequence to a part.
 
-    Of any first m numbers that are left for it and the later ones, a part takes floor(m share + phase): a number is its
-    own where that grows (a Beatty sequence). What it does not take is counted anew for the parts behind it, so nothing
-    is replayed from the start, and each part is off its share by less than one number at each split.
+    Of the first m sequences that earlier parts leave, a part takes floor(m share + phase): a sequence is its own where
+    that count grows (a Beatty sequence). Sequences that it does not take are renumbered for the later parts. No state
+    is replayed, and the error of each part is less than one sequence per split.
+
+    Args:
+        splits: As returned by `splits`.
+        indices: Indices of sequences, (B,).
+
+    Returns:
+        Index of the part of each sequence, (B,), and index of the sequence in that part, (B,).
     """
-    part_of = np.full(len(numbers), len(splits), dtype=np.int64)
-    left = numbers.astype(np.int64)
-    open_ones = np.ones(len(numbers), dtype=bool)
+    part_of = np.full(len(indices), len(splits), dtype=np.int64)
+    remaining = indices.astype(np.int64)
+    unassigned = np.ones(len(indices), dtype=bool)
     for part, (share, phase) in enumerate(splits):
-        before = _taken(left, share, phase)
-        is_own = open_ones & (_taken(left + 1, share, phase) > before)
-        part_of[is_own] = part
-        left = np.where(is_own, before, np.where(open_ones, left - before, left))
-        open_ones &= ~is_own
-    return part_of, left
+        before = _taken(remaining, share, phase)
+        is_taken = unassigned & (_taken(remaining + 1, share, phase) > before)
+        part_of[is_taken] = part
+        remaining = np.where(is_taken, before, np.where(unassigned, remaining - before, remaining))
+        unassigned &= ~is_taken
+    return part_of, remaining
 
 
 def _taken(count: np.ndarray, share: int, phase: int) -> np.ndarray:
-    """floor((count share + phase) / 2^32) - floor(phase / 2^32), exactly, for counts below 2^62."""
+    """Computes floor((count share + phase) / 2^32) - floor(phase / 2^32) exactly, for counts below 2^62."""
     high, low = (part.astype(np.uint64) for part in np.divmod(count, _ONE))
     part = (low * np.uint64(share) + np.uint64(phase)) >> np.uint64(_BITS)  # below 2^64: both factors are at most 2^32
     return (high * np.uint64(share) + part).astype(np.int64)

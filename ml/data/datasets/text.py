@@ -1,4 +1,4 @@
-"""Text as training data: read, tokenize, split, and cut in sequences."""
+"""Text data: documents that are tokenized in memory."""
 
 from collections.abc import Callable
 
@@ -19,19 +19,20 @@ from ml.data.tokenizers import ByteTokenizer, Tokenizer
 
 @configurable
 class TextData(Data):
-    """Documents one after another as a single stream of tokens.
+    """Documents tokenized in memory and concatenated into one stream.
 
     Args:
-        corpus: Where the documents come from.
-        tokenizer: What their tokens are.
-        sampling: Which tokens of the stream each sequence is.
-        separator: Text put behind each document; "" for none. None is the token that the tokenizer has for it, which
-            stands in no text: for bytes, a zero byte.
-        validation_fraction: The part of the corpus that is held out, whole documents where there are enough. 1 leaves
-            nothing to train on: so is data that a run is only measured on.
-        separate_documents: Whether a document neither sees nor predicts another one in its sequence, and positions
-            start anew in each; None is as the sampling does, which is yes for packed documents and no for windows.
-        fill_in_the_middle: How documents to train on are turned round, so that a gap in them is learned to be filled.
+        corpus: Source of documents.
+        tokenizer: Tokenizer of the text.
+        sampling: Sampling of sequences from the stream.
+        separator: Text after each document; "" for none. None is the tokenizer's end-of-document token, which no text
+            contains: for bytes, the zero byte.
+        validation_fraction: Fraction of the text that is held out, in [0, 1]; whole documents if there are enough. 1
+            leaves nothing to train on, for data that is only evaluated.
+        separate_documents: True masks attention and targets between documents of a sequence, and restarts positions in
+            each. None follows the sampling: True for packed documents, False for windows.
+        fill_in_the_middle: Rearranges training documents so that the model learns to fill gaps; None leaves them
+            unchanged.
     """
 
     def __init__(
@@ -57,26 +58,31 @@ class TextData(Data):
 
     @property
     def separates_documents(self) -> bool:
-        """As `separate_documents` says, or else the sampling."""
+        """Value of `separate_documents`, or that of the sampling if it is None."""
         return self.sampling.separates(self.separate_documents)
 
     @property
     def vocab_size(self) -> int | None:
-        """All tokens are below this number."""
+        """Exclusive upper bound of the token ids, sentinels included."""
         return vocab_size_with(self.tokenizer.vocab_size, self.fill_in_the_middle)
 
     @property
     def separator(self) -> Separator:
-        """What stands behind a document."""
+        """Separator after each document."""
         return Separator.of(self.tokenizer, self._separator)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
-        """Reads the corpus.
+        """Reads and tokenizes the corpus.
 
-        Nothing is kept on disk: the default corpus is read and tokenized in a fraction of a second.
+        Nothing is cached on disk: the default corpus takes a fraction of a second.
+
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of sampling and fill-in-the-middle.
+            images: Images that the model takes; ignored.
 
         Raises:
-            DataError: There is nothing to read, or not enough for one sequence.
+            DataError: There is no text, or not enough for one sequence.
         """
         parts = hold_out(list(self.corpus.documents()), self.validation_fraction)
         train, validation = (self._stream(part) for part in parts)

@@ -20,17 +20,17 @@ from ml.data.tokenizers import Tokenizer
 
 @configurable
 class TokenFiles(Data):
-    """Tokens that `python -m ml prepare` has written, with the tokenizer that they were made by.
+    """Token files written by `python -m ml prepare`, with their tokenizer.
 
     Args:
-        paths: A prepared folder, or a list of them that were made by the same tokenizer: their documents follow one
-            another.
-        sampling: Which tokens each sequence is.
-        validation_fraction: The part of the tokens to train on that is held out instead, the last ones of each folder,
-            whole documents where there are enough; None is what `prepare` has held out.
-        separate_documents: Whether a document neither sees nor predicts another one in its sequence, and positions
-            start anew in each; None is as the sampling does, which is yes for packed documents and no for windows.
-        fill_in_the_middle: How documents to train on are turned round, so that a gap in them is learned to be filled.
+        paths: Prepared folder, or list of folders made with the same tokenizer, which are concatenated.
+        sampling: Sampling of sequences from the stream.
+        validation_fraction: Fraction of the training tokens that is held out instead, in [0, 1]: the end of each
+            folder, whole documents if there are enough. None uses the held-out split that `prepare` wrote.
+        separate_documents: True masks attention and targets between documents of a sequence, and restarts positions in
+            each. None follows the sampling: True for packed documents, False for windows.
+        fill_in_the_middle: Rearranges training documents so that the model learns to fill gaps; None leaves them
+            unchanged.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class TokenFiles(Data):
 
     @property
     def separates_documents(self) -> bool:
-        """As `separate_documents` says, or else the sampling."""
+        """Value of `separate_documents`, or that of the sampling if it is None."""
         return self.sampling.separates(self.separate_documents)
 
     @property
     def vocab_size(self) -> int | None:
-        """All tokens are below this number; None where the folders are not on this machine."""
+        """Exclusive upper bound of the token ids, sentinels included; None if the folders are missing."""
         try:
             folders = self._folders
-        except DataError:  # opening says it again, with what is wrong
+        except DataError:  # `open` raises it again
             return None
         return vocab_size_with(
             max(part.vocab_size for pair in folders for part in pair if part), self.fill_in_the_middle
@@ -68,7 +68,7 @@ class TokenFiles(Data):
 
     @property
     def num_train_tokens(self) -> int | None:
-        """As the manifests count them; None where the folders are not on this machine."""
+        """Number of training tokens according to the manifests; None if the folders are missing."""
         try:
             count = sum(train.num_tokens for train, _ in self._folders)
         except DataError:
@@ -77,23 +77,28 @@ class TokenFiles(Data):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the first folder.
+        """Tokenizer of the first folder.
 
         Raises:
-            DataError: There is no such folder.
+            DataError: The folder is missing.
         """
         return self._folders[0][0].tokenizer
 
     @property
     def separator(self) -> Separator:
-        """What stands behind a document."""
+        """Separator after each document."""
         return Separator.of(self.tokenizer, None)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
-        """Opens the folders; no token is read yet.
+        """Opens the folders; tokens are read on demand.
+
+        Args:
+            sequence_length: Tokens per sequence.
+            seed: Seed of sampling and fill-in-the-middle.
+            images: Images that the model takes; ignored.
 
         Raises:
-            DataError: A folder is missing, damaged, made by another tokenizer than the first, or too short.
+            DataError: A folder is missing, damaged, made with another tokenizer than the first, or too short.
         """
         self._require_one_tokenizer()
         parts = [self._parts(*pair) for pair in self._folders]
@@ -112,7 +117,7 @@ class TokenFiles(Data):
 
     @functools.cached_property
     def _folders(self) -> list[tuple[TokenFolder, TokenFolder | None]]:
-        """What is trained on and what is held out, for each path."""
+        """Training folder and held-out folder of each path."""
         pairs = [find_token_folders(path) for path in self.paths]
         return [(TokenFolder(train), TokenFolder(held_out) if held_out else None) for train, held_out in pairs]
 
@@ -135,7 +140,7 @@ class TokenFiles(Data):
 
 
 class FolderStream(TokenStream):
-    """The tokens of a prepared folder."""
+    """Token stream of a prepared folder."""
 
     def __init__(self, folder: TokenFolder):
         self._folder = folder
@@ -154,11 +159,12 @@ class FolderStream(TokenStream):
 
 
 def joined(streams: list[TokenStream]) -> TokenStream:
+    """Concatenates streams."""
     return streams[0] if len(streams) == 1 else JoinedStream(streams)
 
 
 def _border(stream: TokenStream, fraction: float) -> int:
-    """Before which token the held-out part begins: where a document does, if that holds out about `fraction`."""
+    """Returns where the held-out part begins: at a document boundary if that holds out about `fraction`."""
     wanted = stream.num_tokens - round(stream.num_tokens * fraction)
     if fraction in (0.0, 1.0) or not len(stream.ends):
         return wanted

@@ -1,4 +1,4 @@
-"""Streams of tokens as a dataset: one to train on, one that is held out."""
+"""Token streams as a dataset."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from ml.data.tokenizers import Tokenizer
 
 
 class TokenDataset(Dataset):
-    """Sequences of a stream to train on by their number; those of another one, held out, from its start."""
+    """Training sequences sampled from one stream, and held-out sequences read in order from another."""
 
     def __init__(
         self,
@@ -26,12 +26,20 @@ class TokenDataset(Dataset):
         sha256: str,
         separate_documents: bool | None = None,
     ):
-        """`separate_documents`: whether documents neither see nor predict each other; None is as the sampling does.
+        """Builds the training sequences.
 
-        Where `train` is None there is no sequence to train on: it is data that a run is only measured on.
+        Args:
+            train: Stream to train on; None for data that is only evaluated.
+            validation: Held-out stream.
+            tokenizer: Tokenizer of both streams.
+            sampling: Sampling of sequences.
+            sequence_length: Tokens per sequence.
+            seed: Seed of the sampling.
+            sha256: Hash of the data.
+            separate_documents: True masks documents from each other; None follows the sampling.
 
         Raises:
-            DataError: There is not enough to train on.
+            DataError: The training stream is too short.
         """
         self.train = train
         self.validation = validation
@@ -48,11 +56,11 @@ class TokenDataset(Dataset):
         self._held_out: dict[int | None, Sequences] = {}
         self._num_bytes: dict[int | None, int] = {}
 
-    def sequences(self, numbers: np.ndarray) -> Batch:
-        return self._sequences.batch(numbers)
+    def sequences(self, indices: np.ndarray) -> Batch:
+        return self._sequences.batch(indices)
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out sequences in order; the last one is filled up with ignored targets."""
+        """Yields the held-out sequences in order; the last one is padded with ignored targets."""
         held_out = self._validation(num_tokens)
         for first in range(0, held_out.num_sequences, size):
             yield held_out.batch(np.arange(first, min(first + size, held_out.num_sequences)))

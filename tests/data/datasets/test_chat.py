@@ -133,16 +133,16 @@ def test_a_conversation_that_is_too_long_is_cut_or_skipped_and_counted(chat, cap
     late = {"prompt": "g" * 30, "completion": "h"}
     caplog.set_level(logging.WARNING)
     assert learned(chat(short, long, late, length=8, too_long="cut")) == sorted(["bc\0", "f" * 7])
-    assert "2 conversations with more than 9 tokens are cut at the end" in caplog.text
-    assert "1 conversations are left out: the assistant says nothing in them" in caplog.text
+    assert "cut 2 conversations of more than 9 tokens" in caplog.text
+    assert "skipped 1 conversations without a word from the assistant" in caplog.text
     caplog.clear()
     assert learned(chat(short, long, late, length=8, too_long="skip")) == ["bc\0"]
-    assert "2 conversations with more than 9 tokens are left out" in caplog.text
+    assert "skipped 2 conversations of more than 9 tokens" in caplog.text
 
 
 def test_data_without_targets_is_an_error(chat):
     for lines in ([], [{"messages": []}], [{"messages": [{"role": "user", "content": "Hello?"}]}]):
-        with pytest.raises(DataError, match="no conversation is left in which the assistant says something"):
+        with pytest.raises(DataError, match="no conversation with a message of the assistant is left"):
             chat(*lines)
 
 

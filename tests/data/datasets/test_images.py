@@ -13,7 +13,7 @@ import torch
 from ml.data import Batch, ByteTokenizer, DataError, ImageFormat, ImageTextData, ImageTextFiles, RandomWindows, Shapes
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, resized
 from ml.data.corpora.synthetic_shapes import COLORS, POSITIONS, SHAPES, shape_mask
-from ml.data.datasets.images import grey, hold_out
+from ml.data.datasets.images import hold_out, to_gray
 
 IGNORED = -100
 
@@ -178,7 +178,7 @@ def test_the_image_token_is_at_the_image_positions(token_id):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"captions": []}, "there is no image to train on"),
+        ({"captions": []}, "no image is left to train on"),
         ({"captions": ["short", "longer"]}, r"caption of image 1 and its image take 10 tokens: raise .*, which is 9"),
         ({"captions": ["ab", "xyz"], "token_id": 121}, "caption of image 1 has token 121, which stands for images"),
         ({"captions": ["ab"], "token_id": 0}, "caption of image 0 has token 0"),
@@ -194,7 +194,7 @@ def test_invalid_captions_are_named(options, message):
     ("images", "message"),
     [
         (None, "the model takes none"),
-        (ImageFormat(256, 4, (2, 2, 3)), "its images have 3 channels or 1 of grey, the model's 2"),
+        (ImageFormat(256, 4, (2, 2, 3)), "its images have 3 channels, or 1 as grayscale; the model takes 2"),
     ],
 )
 def test_a_model_with_other_images_or_none_is_named(images, message):
@@ -219,7 +219,7 @@ def test_invalid_options_are_named(options, message):
 
 def test_a_model_with_one_channel_gets_brightness():
     colors = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
-    assert grey(colors)[..., 0].tolist() == [[76, 150], [29, 255]]
+    assert to_gray(colors)[..., 0].tolist() == [[76, 150], [29, 255]]
     batch = data(["a", "b"]).open(8, 0, ImageFormat(256, 4, (1, 2, 3))).batch(0, 2)
     assert batch.images.shape == (2, 1, 2, 3)
 

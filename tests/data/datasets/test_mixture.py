@@ -9,7 +9,7 @@ import torch
 from prepared import write_folder
 
 from ml.data import Concatenation, DataError, Mixture, RandomWindows, TextData, TextFiles, TokenFiles
-from ml.data.datasets.mixture import drawn, splits
+from ml.data.datasets.mixture import draw_parts, splits
 from ml.data.tokenizers import ByteTokenizer
 
 WEIGHTS = {
@@ -25,16 +25,16 @@ WEIGHTS = {
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_index_in_a_dataset_is_the_count_of_its_earlier_sequences(weights, seed):
-    part_of, number_there = drawn(splits(weights, seed), np.arange(5000))
+    part_of, index_in_part = draw_parts(splits(weights, seed), np.arange(5000))
     seen = collections.Counter()
-    for part, number in zip(part_of.tolist(), number_there.tolist(), strict=True):
+    for part, number in zip(part_of.tolist(), index_in_part.tolist(), strict=True):
         assert number == seen[part]
         seen[part] += 1
 
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 def test_every_prefix_has_the_share_of_each_dataset(weights):
-    part_of, _ = drawn(splits(weights, 3), np.arange(20_000))
+    part_of, _ = draw_parts(splits(weights, 3), np.arange(20_000))
     for part, weight in enumerate(weights):
         counts = np.cumsum(part_of == part)
         expected = np.arange(1, 20_001) * weight / sum(weights)
@@ -45,16 +45,16 @@ def test_large_indices_are_found_without_a_replay():
     made = splits([0.5, 0.3, 0.2], 0)
     for start in (2**32 - 500, 2**40 + 12345, 2**61):
         numbers = np.arange(start, start + 1000)
-        part_of, number_there = drawn(made, numbers)
+        part_of, index_in_part = draw_parts(made, numbers)
         for part, share in enumerate([0.5, 0.3, 0.2]):
-            here = number_there[part_of == part]
+            here = index_in_part[part_of == part]
             assert np.array_equal(here, here[0] + np.arange(len(here)))
             assert abs(len(here) - 1000 * share) <= 3
             assert here[0] / start == pytest.approx(share, rel=1e-8)  # shares are rounded to 32 bits
 
 
 def test_the_seed_changes_the_order_of_the_datasets():
-    one, other = (drawn(splits([1.0, 3.0], seed), np.arange(50))[0].tolist() for seed in (0, 1))
+    one, other = (draw_parts(splits([1.0, 3.0], seed), np.arange(50))[0].tolist() for seed in (0, 1))
     assert one != other
 
 
@@ -96,12 +96,12 @@ def test_a_sequence_of_a_mixture_equals_that_of_the_dataset(tmp_path):
     dataset = Mixture(
         datasets={"one": varied("one", 60), "two": varied("two", 200)}, weights={"one": 1.0, "two": 2.0}
     ).open(8, 0)
-    part_of, number_there = dataset.places(np.arange(300))
+    part_of, index_in_part = dataset.locate(np.arange(300))
     batch = dataset.batch(0, 300)
     for row in range(300):
         part = dataset.parts[("one", "two")[part_of[row]]]
-        assert torch.equal(batch.tokens[row], part.batch(int(number_there[row]), 1).tokens[0])
-        assert torch.equal(batch.targets[row], part.batch(int(number_there[row]), 1).targets[0])
+        assert torch.equal(batch.tokens[row], part.batch(int(index_in_part[row]), 1).tokens[0])
+        assert torch.equal(batch.targets[row], part.batch(int(index_in_part[row]), 1).targets[0])
     assert batch.num_targets == 300 * 8
 
 
@@ -139,9 +139,9 @@ def test_an_epoch_of_a_concatenation_is_one_epoch_of_each_dataset_shuffled(text,
         assert collections.Counter(epoch) == {"b": 20, "c": 10}
     assert len({tuple(epoch) for epoch in epochs}) == 3
     for epoch in range(3):
-        part_of, number_there = dataset.places(np.arange(30 * epoch, 30 * epoch + 30))
-        assert sorted(number_there[part_of == 0]) == list(range(20 * epoch, 20 * epoch + 20))
-        assert sorted(number_there[part_of == 1]) == list(range(10 * epoch, 10 * epoch + 10))
+        part_of, index_in_part = dataset.locate(np.arange(30 * epoch, 30 * epoch + 30))
+        assert sorted(index_in_part[part_of == 0]) == list(range(20 * epoch, 20 * epoch + 20))
+        assert sorted(index_in_part[part_of == 1]) == list(range(10 * epoch, 10 * epoch + 10))
 
 
 def test_mixtures_can_be_nested(text):
@@ -171,7 +171,7 @@ def test_datasets_with_different_tokenizers_are_refused(text):
         vocab_size = 300
 
     names = {"a": text("a", 99), "b": text("b", 99, tokenizer=Larger)}
-    with pytest.raises(DataError, match="one tokenizer: that of a has 256 tokens, b has 300 tokens"):
+    with pytest.raises(DataError, match="one tokenizer: a has 256 tokens, b has 300 tokens"):
         Concatenation(datasets=names).open(8, 0)
 
 
