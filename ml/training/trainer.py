@@ -10,7 +10,7 @@ from torch import nn
 from ml.blocks import BlockSequence
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
-from ml.data.sequences.batch_indices import numbers_of_step
+from ml.data.sequences.batch_indices import sequence_indices
 from ml.layers.checks import ADDRESSABLE, positive_float
 from ml.layers.parameter import adopt_settings
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
@@ -272,7 +272,7 @@ class Trainer:
         Raises:
             DataError: They cannot be read, or contain a token outside the vocabulary of the model.
         """
-        numbers = numbers_of_step(step, self.batch_size, rank, num_ranks)
+        numbers = sequence_indices(step, self.batch_size, rank, num_ranks)
         batch = dataset.batch(numbers.start, len(numbers)).require_below(self.model.vocab_size)
         return batch.split(self.micro_batch_size)
 

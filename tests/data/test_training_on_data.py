@@ -181,7 +181,7 @@ def test_a_token_outside_the_vocabulary_is_found_before_the_first_step():
     trainer = trainer_of()
     dataset = trainer.open_data()
     trainer.model.vocab_size = 60
-    with pytest.raises(DataError, match=r"the data holds token \d+, and LanguageModel\.vocab_size is 60"):
+    with pytest.raises(DataError, match=r"the data has token \d+, but LanguageModel\.vocab_size is 60"):
         train(trainer, dataset, RunFolder(Path("run")), CPU, stream=io.StringIO())
 
 

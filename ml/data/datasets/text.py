@@ -88,7 +88,7 @@ class TextData(Data):
         train, validation = (self._stream(part) for part in parts)
         sha256 = sha256_of(train.tokens, train.ends, validation.tokens, validation.ends)
         if self.fill_in_the_middle is not None:
-            train = self.fill_in_the_middle.of(train, self.tokenizer, seed)
+            train = self.fill_in_the_middle.apply(train, self.tokenizer, seed)
         trained = train if self.validation_fraction < 1.0 else None
         return TokenDataset(
             trained, validation, self.tokenizer, self.sampling, sequence_length, seed, sha256, self.separate_documents

@@ -104,7 +104,7 @@ class TokenFiles(Data):
         parts = [self._parts(*pair) for pair in self._folders]
         train, validation = (joined([pair[side] for pair in parts]) for side in (0, 1))
         if self.fill_in_the_middle is not None:
-            train = self.fill_in_the_middle.of(train, self.tokenizer, seed)
+            train = self.fill_in_the_middle.apply(train, self.tokenizer, seed)
         trained = None if self.validation_fraction == 1.0 else train
         names = ", ".join(self.paths)
         try:

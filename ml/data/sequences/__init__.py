@@ -1,1 +1,1 @@
-"""Fixed-length sequences and batches drawn from streams of tokens."""
+"""Fixed-length sequences and batches, sampled from streams of tokens."""

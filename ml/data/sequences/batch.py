@@ -1,4 +1,4 @@
-"""What one call of the model is given."""
+"""Batches: the inputs of one call of the model."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
@@ -12,17 +12,23 @@ from ml.targets import IGNORED
 
 
 class Batch(NamedTuple):
-    """Sequences and what follows each of their tokens.
+    """Sequences with their targets.
 
-    `num_targets`, the targets that count, is known on the host: a loss can be divided by it before the device is done.
+    Attributes:
+        tokens: (B, T) int64.
+        targets: (B, T) int64, the next token of each position; `IGNORED` for positions without a target.
+        num_targets: Number of targets that count, known on the host so that dividing a loss by it does not synchronize.
+        images: (I, C, height, width) float32, in the order of their tokens; None without images.
+        images_per_sequence: Number of images of each sequence; empty without images.
+        documents: (B, T) int64, the document index of each token; None if documents are not separated.
     """
 
-    tokens: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64, `IGNORED` where nothing is to be predicted
+    tokens: Tensor
+    targets: Tensor
     num_targets: int
-    images: Tensor | None = None  # (I, C, height, width) float32, in the order of their tokens
+    images: Tensor | None = None
     images_per_sequence: tuple[int, ...] = ()
-    documents: Tensor | None = None  # (B, T) int64, the number of the document of each token
+    documents: Tensor | None = None
 
     @classmethod
     def of(
@@ -33,7 +39,15 @@ class Batch(NamedTuple):
         images_per_sequence: tuple[int, ...] = (),
         documents: np.ndarray | None = None,
     ) -> Self:
-        """A batch of (B, T) arrays of whole numbers, and of images where there are some."""
+        """Converts arrays to a batch.
+
+        Args:
+            tokens: (B, T) integers.
+            targets: (B, T) integers.
+            images: (I, C, height, width), or None.
+            images_per_sequence: Number of images of each sequence.
+            documents: (B, T) integers, or None.
+        """
         return cls(
             torch.from_numpy(tokens.astype(np.int64)),
             torch.from_numpy(targets.astype(np.int64)),
@@ -45,9 +59,13 @@ class Batch(NamedTuple):
 
     @classmethod
     def interleaved(cls, batches: Sequence[Self], rows: np.ndarray) -> Self:
-        """The sequences of several batches in one: the n-th of all of them becomes row `rows[n]`.
+        """Merges several batches into one.
 
-        All of them tell documents apart, or none does.
+        Either all of them have document ids, or none.
+
+        Args:
+            batches: The batches.
+            rows: Destination row of each sequence, (B,), for the concatenated batches.
         """
         if len(batches) == 1 and (rows == np.arange(len(rows))).all():
             return batches[0]
@@ -66,32 +84,32 @@ class Batch(NamedTuple):
         )
 
     def with_documents(self) -> Self:
-        """Tells documents apart, each sequence being one where nothing was told apart."""
+        """Returns the batch with document ids; without any, each sequence becomes one document."""
         return self if self.documents is not None else self._replace(documents=torch.zeros_like(self.tokens))
 
     def require_below(self, vocab_size: int) -> Self:
-        """Itself, if no token and no target is `vocab_size` or more.
+        """Returns the batch after checking that all tokens and targets are below `vocab_size`.
 
         Raises:
-            DataError: One is.
+            DataError: One is not.
         """
         largest = int(max(self.tokens.max(), self.targets.max()))
         if largest >= vocab_size:
             raise DataError(
-                f"the data holds token {largest}, and LanguageModel.vocab_size is {vocab_size}: "
-                "they were made for another model, or are damaged"
+                f"the data has token {largest}, but LanguageModel.vocab_size is {vocab_size}: "
+                "the files are damaged, or were made for another model"
             )
         return self
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What the loss of a model takes, by name; what there is none of is left out."""
+        """Keyword arguments of the model's loss; absent inputs are omitted."""
         optional = {"images": self.images, "documents": self.documents}
         given = {name: tensor for name, tensor in optional.items() if tensor is not None}
         return {"tokens": self.tokens, "targets": self.targets, **given}
 
     def split(self, size: int) -> list[Self]:
-        """The same sequences in batches of at most `size`, each with its images."""
+        """Splits the batch into batches of at most `size` sequences, each with its images."""
         rows, targets = self.tokens.split(size), self.targets.split(size)
         documents = [None] * len(rows) if self.documents is None else self.documents.split(size)
         counts = [int((piece != IGNORED).sum()) for piece in targets]
@@ -105,11 +123,11 @@ class Batch(NamedTuple):
         return list(zip(self.images.split([sum(piece) for piece in counts]), counts, strict=True))
 
     def pinned(self) -> Self:
-        """In page-locked memory, from which a copy to the GPU does not wait."""
+        """Copies the batch to page-locked memory, from which transfers to the GPU are asynchronous."""
         return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
-        """On `device`, without waiting for the copy."""
+        """Copies the batch to `device` asynchronously."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Self:
@@ -118,7 +136,7 @@ class Batch(NamedTuple):
 
 
 def _interleaved_images(batches: Sequence[Batch], order: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The images of several batches with their sequences in another order, and how many each sequence has."""
+    """Returns the images in the order of the reordered sequences, and the number of images of each sequence."""
     with_images = [batch.images for batch in batches if batch.images is not None]
     if not with_images:
         return None, ()

@@ -1,10 +1,16 @@
-"""Which sequences of a run each step and each rank takes."""
+"""Assignment of sequences to steps and ranks."""
 
 
-def numbers_of_step(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> range:
-    """The numbers of the sequences that a rank takes in a step, counted from 1, of `batch_size` sequences in all.
+def sequence_indices(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> range:
+    """Returns the indices of the sequences that a rank processes in a step.
 
-    The batch is cut in equal stretches: those of all ranks, in order, are the batch, however many ranks there are.
+    Ranks take equal contiguous slices: together, in rank order, they are the same batch for any number of ranks.
+
+    Args:
+        step: Step, counted from 1.
+        batch_size: Sequences per step on all ranks.
+        rank: Rank of the process.
+        num_ranks: Number of ranks; must divide `batch_size`.
     """
     assert 0 <= rank < num_ranks
     assert batch_size % num_ranks == 0, f"{num_ranks} ranks cannot share {batch_size} sequences"

@@ -1,4 +1,4 @@
-"""What stands behind each document."""
+"""Separator after each document."""
 
 from typing import NamedTuple, Self
 
@@ -8,9 +8,11 @@ from ml.data.tokenizers import Tokenizer
 
 
 class Separator(NamedTuple):
-    """The end of a document, which is also the start of the next; both are empty where there is none.
+    """End of a document, and thereby the start of the next.
 
-    tokens: those that are put there. text: what they show as; "" for a token that shows as nothing.
+    Attributes:
+        tokens: Tokens after each document; empty without a separator.
+        text: Their text; "" for a token that decodes to nothing.
     """
 
     tokens: np.ndarray
@@ -18,7 +20,12 @@ class Separator(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, text: str | None) -> Self:
-        """That of a text, or where it is None the token that the tokenizer has for the end of a document."""
+        """Encodes a separator.
+
+        Args:
+            tokenizer: Tokenizer of the documents.
+            text: Text of the separator; None for the tokenizer's end-of-document token, if it has one.
+        """
         if text is not None:
             return cls(tokenizer.encode(text), text)
         ending = [] if tokenizer.end_of_document is None else [tokenizer.end_of_document]
@@ -27,5 +34,5 @@ class Separator(NamedTuple):
 
     @property
     def token(self) -> int | None:
-        """The one token that it is; None where it is none or several."""
+        """The separator as a single token; None if it has no tokens or several."""
         return int(self.tokens[0]) if len(self.tokens) == 1 else None

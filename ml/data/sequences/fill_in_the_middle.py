@@ -1,4 +1,4 @@
-"""Documents turned round so that a model that reads from left to right learns to fill a gap."""
+"""Fill-in-the-middle: documents rearranged so that a left-to-right model learns to fill gaps."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from ml.data.randomness import derive_seed, random_integers
 from ml.data.sequences.streams import TokenStream
 from ml.data.tokenizers import Tokenizer
 
-_RESOLUTION = 2**32  # of the draws that are compared with a rate
+_RESOLUTION = 2**32  # number of distinct draws that are compared with a rate
 
 
 class Sentinels(NamedTuple):
-    """The tokens that stand before the three parts of a document."""
+    """Tokens before the three parts of a document."""
 
     prefix: int
     suffix: int
@@ -23,24 +23,23 @@ class Sentinels(NamedTuple):
 
 @configurable
 class FillInTheMiddle:
-    """Puts the middle of a document behind the rest of it (Bavarian et al. 2022, arXiv:2207.14255).
+    """Moves the middle of a document to its end (Bavarian et al. 2022, arXiv:2207.14255).
 
-    A document is cut at two places, drawn alike among all, in prefix, middle and suffix. Two orders are learned
-    together:
+    Two positions, drawn uniformly, cut a document into prefix, middle and suffix. Two orders are trained jointly:
 
         PSM: <prefix> prefix <suffix> suffix <middle> middle
         SPM: <prefix> <suffix> suffix <middle> prefix middle
 
-    What says that a document ends stays at its end. Where a document is cut, and whether it is, depends on the seed and
-    on its number alone, so it is the same in every epoch. The cuts are between tokens. Held-out text stays as it is.
+    The end-of-document token stays last. Whether and where a document is cut depends only on the seed and the
+    document's index, so it is the same in every epoch. Cuts are between tokens. The held-out split is not rearranged.
 
     Args:
-        rate: The part of the documents that are turned round.
-        spm_rate: The part of those that are in the order SPM.
-        prefix: The token `<prefix>`: a number, which may lie behind those of the tokenizer, or how a special token of
-            the tokenizer is written. The text must not use it.
-        suffix: Likewise `<suffix>`.
-        middle: Likewise `<middle>`.
+        rate: Fraction of the documents that are rearranged, in [0, 1].
+        spm_rate: Fraction of the rearranged documents that are in SPM order, in [0, 1].
+        prefix: Sentinel `<prefix>`: a token id, which may be above those of the tokenizer, or the text of a special
+            token of the tokenizer. Documents must not contain it.
+        suffix: Sentinel `<suffix>`, likewise.
+        middle: Sentinel `<middle>`, likewise.
     """
 
     def __init__(
@@ -54,23 +53,28 @@ class FillInTheMiddle:
         require(0.0 <= rate <= 1.0, "rate", f"must be a probability, not {rate}")
         require(0.0 <= spm_rate <= 1.0, "spm_rate", f"must be a probability, not {spm_rate}")
         self.sentinels = {"prefix": prefix, "suffix": suffix, "middle": middle}
-        for place, (name, token) in enumerate(self.sentinels.items()):
-            is_own = token not in list(self.sentinels.values())[:place]
+        for index, (name, token) in enumerate(self.sentinels.items()):
+            is_distinct = token not in list(self.sentinels.values())[:index]
             require(isinstance(token, str) or token >= 0, name, f"must not be negative: {token}")
-            require(is_own, name, f"must be a token of its own, not {token!r}")
+            require(is_distinct, name, f"must differ from the other sentinels: {token!r}")
         self.rate = rate
         self.spm_rate = spm_rate
 
-    def of(self, stream: TokenStream, tokenizer: Tokenizer, seed: int) -> TokenStream:
-        """The stream with some of its documents turned round; nothing is read yet.
+    def apply(self, stream: TokenStream, tokenizer: Tokenizer, seed: int) -> TokenStream:
+        """Returns the stream with some of its documents rearranged; nothing is read yet.
+
+        Args:
+            stream: Stream of documents.
+            tokenizer: Tokenizer that resolves sentinels given as text.
+            seed: Seed of the run.
 
         Raises:
-            DataError: The tokenizer has no such special token, or two of the three are one.
+            DataError: The tokenizer lacks a special token, or two sentinels are the same token.
         """
         tokens = {name: self._token(name, token, tokenizer) for name, token in self.sentinels.items()}
         if len(set(tokens.values())) < len(tokens):
             raise DataError(f"the sentinels of FillInTheMiddle must be three different tokens, not {tokens}")
-        return _TurnedStream(stream, self, Sentinels(**tokens), derive_seed(seed, "fill in the middle"))
+        return _RearrangedStream(stream, self, Sentinels(**tokens), derive_seed(seed, "fill in the middle"))
 
     def _token(self, name: str, token: int | str, tokenizer: Tokenizer) -> int:
         if isinstance(token, int):
@@ -82,15 +86,20 @@ class FillInTheMiddle:
 
 
 def vocab_size_with(vocab_size: int | None, fill_in_the_middle: FillInTheMiddle | None) -> int | None:
-    """All tokens of a tokenizer with so many, and the sentinels if there are some, are below this number."""
+    """Returns the exclusive upper bound of the token ids, sentinels included.
+
+    Args:
+        vocab_size: That of the tokenizer; None if unknown.
+        fill_in_the_middle: Options with the sentinels, or None.
+    """
     if vocab_size is None or fill_in_the_middle is None:
         return vocab_size
-    numbers = [token for token in fill_in_the_middle.sentinels.values() if isinstance(token, int)]
-    return max([vocab_size, *(token + 1 for token in numbers)])
+    ids = [token for token in fill_in_the_middle.sentinels.values() if isinstance(token, int)]
+    return max([vocab_size, *(token + 1 for token in ids)])
 
 
-class _TurnedStream(TokenStream):
-    """Reads a document as the slices that it is made of, so that no document has to be read whole."""
+class _RearrangedStream(TokenStream):
+    """Stream that reads a document as slices, so that no document has to be read whole."""
 
     def __init__(self, stream: TokenStream, options: FillInTheMiddle, sentinels: Sentinels, seed: int):
         self._stream = stream
@@ -99,21 +108,21 @@ class _TurnedStream(TokenStream):
         self._seed = seed
         self.num_end_tokens = stream.num_end_tokens
         self._starts = np.concatenate(([0], stream.ends[:-1])).astype(np.int64)
-        self._lengths = np.maximum(stream.ends - self._starts - stream.num_end_tokens, 0)  # without what ends them
+        self._lengths = np.maximum(stream.ends - self._starts - stream.num_end_tokens, 0)  # of the text
         is_drawn = self._drawn("turn", np.arange(len(self._lengths))) < options.rate * _RESOLUTION
-        self._is_turned = is_drawn & (self._lengths > 0)
-        self.ends = stream.ends + np.cumsum(len(sentinels) * self._is_turned)
+        self._is_rearranged = is_drawn & (self._lengths > 0)
+        self.ends = stream.ends + np.cumsum(len(sentinels) * self._is_rearranged)
         self.num_tokens = int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
         first, last = np.searchsorted(self.ends, (start, max(stop - 1, start)), side="right").tolist()
         parts = [np.zeros(0, dtype=np.uint8)]
         for document in range(first, min(last, len(self.ends) - 1) + 1):
-            place = int(self.ends[document - 1]) if document else 0
+            position = int(self.ends[document - 1]) if document else 0
             for piece in self._pieces(document):
                 size = 1 if isinstance(piece, int) else piece[1] - piece[0]
-                low, high = max(start - place, 0), min(stop - place, size)
-                place += size
+                low, high = max(start - position, 0), min(stop - position, size)
+                position += size
                 if low < high and isinstance(piece, int):
                     parts.append(np.array([piece], dtype=np.uint32))
                 elif low < high:
@@ -121,9 +130,9 @@ class _TurnedStream(TokenStream):
         return np.concatenate(parts)
 
     def _pieces(self, document: int) -> list[int | tuple[int, int]]:
-        """What a document is made of: sentinels, and stretches of the stream below, from and to before."""
+        """Returns the parts of a document: sentinels, and (start, stop) slices of the underlying stream."""
         start, end = int(self._starts[document]), int(self._stream.ends[document])
-        if not self._is_turned[document]:
+        if not self._is_rearranged[document]:
             return [(start, end)]
         prefix_id, suffix_id, middle_id = self._sentinels
         first, second = self._cuts(document)
@@ -135,10 +144,10 @@ class _TurnedStream(TokenStream):
         return [prefix_id, prefix, suffix_id, suffix, middle_id, middle, (stop, end)]
 
     def _cuts(self, document: int) -> list[int]:
-        places = random_integers(
+        cuts = random_integers(
             derive_seed(self._seed, "cuts", document), np.arange(2), int(self._lengths[document]) + 1
         )
-        return sorted(places.tolist())
+        return sorted(cuts.tolist())
 
-    def _drawn(self, what: str, documents: np.ndarray) -> np.ndarray:
-        return random_integers(derive_seed(self._seed, what), documents, _RESOLUTION)
+    def _drawn(self, purpose: str, documents: np.ndarray) -> np.ndarray:
+        return random_integers(derive_seed(self._seed, purpose), documents, _RESOLUTION)

@@ -1,4 +1,4 @@
-"""Whole documents packed in sequences, so that few of them are cut."""
+"""Packing of whole documents into sequences, so that few of them are cut."""
 
 from typing import Any, NamedTuple
 
@@ -15,19 +15,20 @@ from ml.targets import IGNORED
 
 @configurable
 class PackedDocuments(Sampling):
-    """Puts whole documents in sequences: each in the first that has room for it (first fit; Johnson 1974).
+    """Packs whole documents into sequences: each into the first with enough room (first fit; Johnson 1974).
 
-    A document of n tokens takes n - 1 places, each with the token that follows; what is left of a sequence is padding.
-    One that does not fit in a sequence is cut in pieces that do, and no token is lost. Which documents are together is
-    decided once, by the seed; each sequence comes once an epoch, in an order of its own for each epoch. Where documents
-    are told apart, which is what packing does if nobody says otherwise, they do not see each other and positions start
-    anew; they never predict each other.
+    A document of n tokens takes n - 1 positions, each with the next token as its target; the rest of a sequence is
+    padded. A document longer than a sequence is cut into pieces, and no token is lost. The seed decides once which
+    documents share a sequence; each sequence is visited once per epoch, in a different order every epoch. Unless the
+    data sets `separate_documents = False`, documents are masked from each other and positions restart in each; a
+    document never predicts the next.
 
     Args:
-        window: How many documents, or pieces of long ones, are packed together, neighbours in a random order of all:
-            more waste less.
-        longest_first: Whether the longest of them are packed first ("first fit decreasing"), which wastes less.
-        max_documents: How many documents a sequence has at most; None for any number, 1 for no packing.
+        window: Number of documents, or pieces of long ones, that are packed together, consecutive in a random order of
+            all; a larger window needs less padding.
+        longest_first: True packs the longest documents of a window first ("first fit decreasing"), which needs less
+            padding.
+        max_documents: Largest number of documents in a sequence; None for no limit, 1 for no packing.
     """
 
     separates_documents = True
@@ -44,15 +45,15 @@ class PackedDocuments(Sampling):
         documents = permute(derive_seed(seed, "packing"), np.arange(len(stream.ends)), max(len(stream.ends), 1))
         packed = self._packed(cut(stream, documents, length), length)
         if not packed.num_rows:
-            raise DataError("no document to train on has two tokens: there is nothing to predict")
+            raise DataError("no training document has two tokens: there is nothing to predict")
         return _PackedSequences(stream, packed, length, separate, seed)
 
     def in_order(self, stream: TokenStream, length: int, separate: bool, num_tokens: int | None) -> Sequences:
-        """Documents in their order, as many as it takes to predict `num_tokens` tokens; the last may be cut."""
+        """Packs documents in their order, as many as predict `num_tokens` tokens; the last may be cut."""
         pieces = cut(stream, np.arange(len(stream.ends)), length)
         if num_tokens is not None:
-            left = num_tokens - (np.cumsum(pieces.sizes) - pieces.sizes)  # before each piece
-            pieces = Pieces(pieces.starts, np.minimum(pieces.sizes, left)).where(left > 0)
+            remaining = num_tokens - (np.cumsum(pieces.sizes) - pieces.sizes)  # before each piece
+            pieces = Pieces(pieces.starts, np.minimum(pieces.sizes, remaining)).where(remaining > 0)
         return _PackedSequences(stream, self._packed(pieces, length), length, separate, None)
 
     def _packed(self, pieces: "Pieces", length: int) -> "Packed":
@@ -68,21 +69,32 @@ class PackedDocuments(Sampling):
 
 
 class Pieces(NamedTuple):
-    """Parts of documents: each predicts `sizes` tokens, the ones behind `starts`."""
+    """Parts of documents.
 
-    starts: np.ndarray  # (pieces,) int64, places in the stream
-    sizes: np.ndarray  # (pieces,) int64
+    Attributes:
+        starts: Position of the first token of each piece in the stream, (pieces,) int64.
+        sizes: Number of targets of each piece, the tokens after its first, (pieces,) int64.
+    """
+
+    starts: np.ndarray
+    sizes: np.ndarray
 
     def where(self, chosen: np.ndarray) -> "Pieces":
         return Pieces(self.starts[chosen], self.sizes[chosen])
 
 
 class Packed(NamedTuple):
-    """Pieces in the order of the rows that they are in."""
+    """Pieces, sorted by the row that they are in.
 
-    starts: np.ndarray  # (pieces,)
-    sizes: np.ndarray  # (pieces,)
-    offsets: np.ndarray  # (rows + 1,): the pieces of row r are number offsets[r] to offsets[r + 1] - 1
+    Attributes:
+        starts: As in `Pieces`, (pieces,).
+        sizes: As in `Pieces`, (pieces,).
+        offsets: Row r has pieces offsets[r] to offsets[r + 1] - 1, (rows + 1,).
+    """
+
+    starts: np.ndarray
+    sizes: np.ndarray
+    offsets: np.ndarray
 
     @property
     def num_rows(self) -> int:
@@ -90,9 +102,14 @@ class Packed(NamedTuple):
 
 
 def cut(stream: TokenStream, documents: np.ndarray, length: int) -> Pieces:
-    """Documents, in this order, cut in pieces that predict at most `length` tokens, and each token but the first once.
+    """Cuts documents into pieces of at most `length` targets; every token but the first is a target once.
 
-    The last token of a piece is the first of the next one.
+    The last token of a piece is the first token of the next.
+
+    Args:
+        stream: Stream of documents.
+        documents: Indices of the documents, in the order of the result, (documents,).
+        length: Largest number of targets of a piece.
     """
     starts = np.concatenate(([0], stream.ends[:-1])).astype(np.int64)[documents]
     num_targets = stream.ends[documents] - starts - 1
@@ -104,19 +121,28 @@ def cut(stream: TokenStream, documents: np.ndarray, length: int) -> Pieces:
 
 
 def first_fit(sizes: np.ndarray, capacity: int, max_items: int | None = None) -> np.ndarray:
-    """The bin of each item: the first with room for it, after those before it. An item may fill a bin, no more."""
-    room = np.full(len(sizes), capacity)  # as many bins as items are enough
+    """Assigns items to bins: each to the first bin with enough room, in order.
+
+    Args:
+        sizes: Size of each item, at most `capacity`, (items,).
+        capacity: Size of a bin.
+        max_items: Largest number of items in a bin; None for no limit.
+
+    Returns:
+        Index of the bin of each item, (items,).
+    """
+    room = np.full(len(sizes), capacity)  # upper bound: one bin for each item
     count = np.zeros(len(sizes), dtype=np.int64)
     bins = np.empty(len(sizes), dtype=np.int64)
     first_open, num_used, smallest = 0, 0, int(sizes.min(initial=capacity))
     for item, size in enumerate(sizes.tolist()):
-        place = first_open + int(np.argmax(room[first_open : num_used + 1] >= size))
-        bins[item] = place
-        room[place] -= size
-        count[place] += 1
-        if count[place] == max_items:
-            room[place] = 0
-        num_used = max(num_used, place + 1)
+        target = first_open + int(np.argmax(room[first_open : num_used + 1] >= size))
+        bins[item] = target
+        room[target] -= size
+        count[target] += 1
+        if count[target] == max_items:
+            room[target] = 0
+        num_used = max(num_used, target + 1)
         while first_open < num_used and room[first_open] < smallest:
             first_open += 1
     return bins
@@ -124,7 +150,7 @@ def first_fit(sizes: np.ndarray, capacity: int, max_items: int | None = None) ->
 
 class _PackedSequences(Sequences):
     def __init__(self, stream: TokenStream, packed: Packed, length: int, separate: bool, seed: int | None):
-        """`seed` decides the order of the rows in each epoch; None is as they are."""
+        """`seed` shuffles the rows in each epoch; None keeps their order."""
         self._stream = stream
         self._packed = packed
         self._length = length
@@ -132,17 +158,17 @@ class _PackedSequences(Sequences):
         self._seed = seed
         self.num_sequences = packed.num_rows
 
-    def batch(self, numbers: np.ndarray) -> Batch:
-        rows = numbers if self._seed is None else shuffled_epochs(numbers, self.num_sequences, self._seed)
+    def batch(self, indices: np.ndarray) -> Batch:
+        rows = indices if self._seed is None else shuffled_epochs(indices, self.num_sequences, self._seed)
         tokens = np.zeros((len(rows), self._length), dtype=np.int64)
         targets = np.full_like(tokens, IGNORED)
         documents = np.zeros_like(tokens)
-        for place, row in enumerate(rows.tolist()):
-            self._fill(row, tokens[place], targets[place], documents[place])
+        for index, row in enumerate(rows.tolist()):
+            self._fill(row, tokens[index], targets[index], documents[index])
         return Batch.of(tokens, targets, documents=documents if self._separate else None)
 
     def _fill(self, row: int, tokens: np.ndarray, targets: np.ndarray, documents: np.ndarray) -> None:
-        """Writes the pieces of a row in (T,) arrays; padding is a document of its own."""
+        """Writes the pieces of a row into (T,) arrays; padding counts as a separate document."""
         first, last = self._packed.offsets[row : row + 2].tolist()
         begin, number = 0, 0
         for number, piece in enumerate(range(first, last)):
@@ -157,9 +183,9 @@ class _PackedSequences(Sequences):
         documents[begin:] = number + 1
 
     def describe(self) -> dict[str, Any]:
-        places = self.num_sequences * self._length
+        num_positions = self.num_sequences * self._length
         return {
             "sequences": self.num_sequences,
             "packed_documents": len(self._packed.starts),
-            "packing_efficiency": round(int(self._packed.sizes.sum()) / max(places, 1), 4),
+            "packing_efficiency": round(int(self._packed.sizes.sum()) / max(num_positions, 1), 4),
         }

@@ -1,7 +1,6 @@
-"""Which tokens of a stream each sequence is.
+"""Sampling of sequences from a stream of tokens.
 
-A sequence has a number, counted from the start of the run. A sampling maps numbers to tokens, the same for the same
-seed whatever was asked before.
+A sequence has an index, counted from the start of the run. A sampling is a pure function of indices and a seed.
 """
 
 import abc
@@ -18,72 +17,97 @@ from ml.targets import IGNORED
 
 
 class Sequences(abc.ABC):
-    """The sequences that a sampling makes of a stream, by number.
+    """Sequences of a stream, by index.
 
-    num_sequences: how many there are in an epoch.
+    Attributes:
+        num_sequences: Number of sequences in an epoch.
     """
 
     num_sequences: int
 
     @abc.abstractmethod
-    def batch(self, numbers: np.ndarray) -> Batch:
-        """The sequences of these numbers (B,)."""
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Returns the sequences with these indices, (B,)."""
 
     def describe(self) -> dict[str, Any]:
-        """What there is to say of them, for the record."""
+        """Returns a description of the sequences for the run's records."""
         return {}
 
 
 class Sampling(abc.ABC):
-    """Cuts a stream in sequences."""
+    """Cuts a stream into sequences.
 
-    separates_documents: bool  # where nobody says whether documents are told apart
+    Attributes:
+        separates_documents: Default for data that does not set `separate_documents`.
+    """
+
+    separates_documents: bool
 
     def separates(self, asked: bool | None) -> bool:
-        """Whether documents are separated, given what a configuration asks for; None leaves it to the sampling."""
+        """Returns True if documents are separated, given the configured value; None is the sampling's default."""
         return self.separates_documents if asked is None else asked
 
     @abc.abstractmethod
     def sequences(self, stream: TokenStream, length: int, seed: int, separate: bool) -> Sequences:
-        """Those to train on, without end; `separate`: documents neither see nor predict each other.
+        """Returns the training sequences, which repeat without end.
+
+        Args:
+            stream: Stream to train on.
+            length: Tokens per sequence.
+            seed: Seed of the sampling.
+            separate: True if documents neither attend to nor predict each other.
 
         Raises:
-            DataError: The stream is not enough for one.
+            DataError: The stream is too short for one sequence.
         """
 
     @abc.abstractmethod
     def in_order(self, stream: TokenStream, length: int, separate: bool, num_tokens: int | None) -> Sequences:
-        """An epoch of the stream from its start, or of as much of it as predicts about `num_tokens` tokens."""
+        """Returns one epoch of the stream, in order.
+
+        Args:
+            stream: Held-out stream.
+            length: Tokens per sequence.
+            separate: True if documents neither attend to nor predict each other.
+            num_tokens: Approximate number of targets, from the start of the stream; None for all.
+        """
 
 
 class WindowSampling(Sampling):
-    """Makes a sequence of any tokens that follow one another, across documents."""
+    """Samples contiguous windows of tokens, across document boundaries."""
 
     separates_documents = False
 
     @abc.abstractmethod
     def starts(self, indices: np.ndarray, num_tokens: int, sequence_length: int, seed: int) -> np.ndarray:
-        """The first token of each sequence `indices`; the text goes on for `sequence_length` tokens after it."""
+        """Returns the position of the first token of each sequence.
+
+        Args:
+            indices: Indices of sequences, (B,).
+            num_tokens: Number of tokens of the stream.
+            sequence_length: Tokens per sequence; the target of the last one must be in the stream too.
+            seed: Seed of the sampling.
+        """
 
     def sequences(self, stream: TokenStream, length: int, seed: int, separate: bool) -> Sequences:
         if stream.num_tokens <= length:
             raise DataError(
                 f"the training text has {stream.num_tokens} tokens, but one sequence takes {length + 1}: "
-                "give more text or a smaller Trainer.sequence_length"
+                "add text, or lower Trainer.sequence_length"
             )
         return _Windows(self, stream, length, seed, separate)
 
     def in_order(self, stream: TokenStream, length: int, separate: bool, num_tokens: int | None) -> Sequences:
-        """Each token is predicted once, but for the first, which has nothing before it."""
+        """Returns windows in order; every token but the first is a target once."""
         return _WindowsInOrder(stream, length, separate, num_tokens)
 
 
 @configurable
 class ShuffledEpochs(WindowSampling):
-    """Cuts the text in windows and visits each once an epoch, in an order of its own for each epoch.
+    """Cuts the text into windows and visits each once per epoch, in a different order every epoch.
 
-    Two neighbouring windows share one token, the last target of one and the first input of the other, so that every
-    token is predicted exactly once an epoch. What is left over at the end, less than a window, is not visited.
+    Consecutive windows share one token, the last target of one and the first input of the next, so that every token is
+    a target exactly once per epoch. A remainder at the end that is shorter than a window is skipped.
     """
 
     def starts(self, indices: np.ndarray, num_tokens: int, sequence_length: int, seed: int) -> np.ndarray:
@@ -93,20 +117,29 @@ class ShuffledEpochs(WindowSampling):
 
 @configurable
 class RandomWindows(WindowSampling):
-    """Starts each sequence at a random token, independently of the others."""
+    """Starts each sequence at an independent random position."""
 
     def starts(self, indices: np.ndarray, num_tokens: int, sequence_length: int, seed: int) -> np.ndarray:
         return random_integers(derive_seed(seed, "windows"), indices, num_tokens - sequence_length)
 
 
-def shuffled_epochs(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Which of `size` things comes at each of `numbers`, if all come once an epoch and each epoch has its own order."""
-    epochs, places = np.divmod(numbers, size)
-    drawn = np.empty_like(places)
+def shuffled_epochs(indices: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Maps indices to items so that each epoch visits every item once, in a different order.
+
+    Args:
+        indices: Indices, counted across epochs, (B,).
+        size: Number of items.
+        seed: Seed of the orders.
+
+    Returns:
+        Index of an item for each index, (B,).
+    """
+    epochs, positions = np.divmod(indices, size)
+    shuffled = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        drawn[here] = permute(derive_seed(seed, "epoch", int(epoch)), places[here], size)
-    return drawn
+        shuffled[here] = permute(derive_seed(seed, "epoch", int(epoch)), positions[here], size)
+    return shuffled
 
 
 class _Windows(Sequences):
@@ -118,9 +151,9 @@ class _Windows(Sequences):
         self._separate = separate
         self.num_sequences = (stream.num_tokens - 1) // length
 
-    def batch(self, numbers: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray) -> Batch:
         stream, length = self._stream, self._length
-        starts = self._sampling.starts(numbers, stream.num_tokens, length, self._seed)
+        starts = self._sampling.starts(indices, stream.num_tokens, length, self._seed)
         return windows(stream, starts, length, self._separate, stream.num_tokens)
 
 
@@ -133,21 +166,26 @@ class _WindowsInOrder(Sequences):
         self._separate = separate
         self.num_sequences = -(-self._num_targets // length)
 
-    def batch(self, numbers: np.ndarray) -> Batch:
-        return windows(self._stream, numbers * self._length, self._length, self._separate, self._num_targets + 1)
+    def batch(self, indices: np.ndarray) -> Batch:
+        return windows(self._stream, indices * self._length, self._length, self._separate, self._num_targets + 1)
 
 
 def windows(stream: TokenStream, starts: np.ndarray, length: int, separate: bool, end: int) -> Batch:
-    """The `length` tokens from each of `starts` (B,), and what follows each of them in its document before `end`.
+    """Cuts windows from a stream.
 
-    Where that is to be ignored, and behind `end`, the target is `IGNORED`.
+    Args:
+        stream: Stream of tokens.
+        starts: Position of the first token of each window, (B,).
+        length: Tokens per window.
+        separate: True ignores targets in the next document and returns document ids.
+        end: Position from which targets are ignored.
     """
-    stretches = stream.clipped(starts, length + 1, end)  # (B, T + 1)
-    targets = stretches[:, 1:].astype(np.int64)
-    places = starts[:, None] + np.arange(length)  # (B, T)
+    slices = stream.clipped(starts, length + 1, end)  # (B, T + 1)
+    targets = slices[:, 1:].astype(np.int64)
+    positions = starts[:, None] + np.arange(length)  # (B, T)
     documents = None
     if separate:
-        documents = np.searchsorted(stream.ends, places, side="right")
-        targets[np.searchsorted(stream.ends, places + 1, side="right") != documents] = IGNORED
-    targets[places + 1 >= end] = IGNORED
-    return Batch.of(stretches[:, :-1], targets, documents=documents)
+        documents = np.searchsorted(stream.ends, positions, side="right")
+        targets[np.searchsorted(stream.ends, positions + 1, side="right") != documents] = IGNORED
+    targets[positions + 1 >= end] = IGNORED
+    return Batch.of(slices[:, :-1], targets, documents=documents)

@@ -1,4 +1,4 @@
-"""Documents one after another as tokens, wherever they lie."""
+"""Token streams: concatenated documents, in memory or on disk."""
 
 import abc
 import bisect
@@ -9,10 +9,12 @@ import numpy as np
 
 
 class TokenStream(abc.ABC):
-    """Tokens by their place, and where the documents among them end.
+    """Tokens by position, and the document boundaries.
 
-    num_tokens: of all documents. ends: (documents,) int64, behind which token each ends, in order; the last is
-    `num_tokens`. num_end_tokens: how many tokens behind the text of a document only say that it ends.
+    Attributes:
+        num_tokens: Number of tokens of all documents.
+        ends: Position after the last token of each document, ascending, (documents,) int64; the last is `num_tokens`.
+        num_end_tokens: Number of tokens after the text of each document that only mark its end.
     """
 
     num_tokens: int
@@ -21,18 +23,26 @@ class TokenStream(abc.ABC):
 
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens at `start` to `stop - 1`, of any unsigned type."""
+        """Returns the tokens at `start` to `stop - 1`, in any unsigned type."""
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The `length` tokens from each of `starts` (B,): (B, length)."""
+        """Reads windows.
+
+        Args:
+            starts: Position of the first token of each window, (B,).
+            length: Tokens per window.
+
+        Returns:
+            (B, length), in any unsigned type.
+        """
         return np.stack([self.read(start, start + length) for start in starts.tolist()])
 
     def is_predicted(self, start: int, stop: int) -> np.ndarray | None:
-        """Which of these tokens are there to be predicted, bool; None for all."""
+        """Returns which of the tokens at `start` to `stop - 1` are targets, bool; None for all."""
         return None
 
     def clipped(self, starts: np.ndarray, length: int, end: int) -> np.ndarray:
-        """As `gather`, with the last token before `end` in the places from there on."""
+        """Reads windows as `gather`, repeating the last token before `end` from there on."""
         if not len(starts) or starts.max() + length <= end:
             return self.gather(starts, length)
         rows = [self.read(start, min(start + length, end)) for start in starts.tolist()]
@@ -40,12 +50,19 @@ class TokenStream(abc.ABC):
 
 
 class ArrayStream(TokenStream):
-    """Tokens in memory."""
+    """Stream of tokens in memory."""
 
     def __init__(
         self, tokens: np.ndarray, ends: np.ndarray, num_end_tokens: int = 0, predicted: np.ndarray | None = None
     ):
-        """Arrays of shape (tokens,), (documents,) and (tokens,)."""
+        """Wraps arrays.
+
+        Args:
+            tokens: (tokens,).
+            ends: Position after the last token of each document, (documents,).
+            num_end_tokens: Number of tokens after the text of each document that only mark its end.
+            predicted: Marks the targets, (tokens,) bool; None for all.
+        """
         self.tokens = tokens
         self.num_tokens = len(tokens)
         self.ends = ends
@@ -54,7 +71,12 @@ class ArrayStream(TokenStream):
 
     @classmethod
     def of(cls, documents: Sequence[np.ndarray], num_end_tokens: int = 0) -> "ArrayStream":
-        """The stream of some documents."""
+        """Concatenates documents.
+
+        Args:
+            documents: Tokens of each document.
+            num_end_tokens: Number of tokens at the end of each that only mark its end.
+        """
         tokens = np.concatenate(documents) if documents else np.zeros(0, dtype=np.uint8)
         return cls(tokens, np.cumsum([len(document) for document in documents], dtype=np.int64), num_end_tokens)
 
@@ -69,7 +91,7 @@ class ArrayStream(TokenStream):
 
 
 class StreamPart(TokenStream):
-    """The tokens of a stream from `first` to before `stop`; a document may be cut there."""
+    """Tokens of a stream at `first` to `stop - 1`; documents may be cut at both ends."""
 
     def __init__(self, stream: TokenStream, first: int, stop: int):
         self._stream = stream
@@ -87,7 +109,7 @@ class StreamPart(TokenStream):
 
 
 class JoinedStream(TokenStream):
-    """Several streams one after another."""
+    """Concatenation of streams."""
 
     def __init__(self, streams: Sequence[TokenStream]):
         self._streams = [stream for stream in streams if stream.num_tokens]
@@ -108,7 +130,7 @@ class JoinedStream(TokenStream):
 
 
 def sha256_of(*arrays: np.ndarray) -> str:
-    """One hash of arrays, their types and lengths."""
+    """Hashes arrays with their types and lengths."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str} {len(array)}\n".encode())

@@ -141,7 +141,7 @@ def test_a_token_outside_the_vocabulary_is_an_error_of_the_batch(tmp_path):
     folder = write_folder(tmp_path / "tokens", ["\1" * 500])
     np.full(501, 255, dtype=np.uint8).tofile(folder / "00000.tokens")
     batch = TokenFiles(str(folder)).open(16, 0).batch(0, 1)
-    with pytest.raises(DataError, match=r"the data holds token 255, and LanguageModel\.vocab_size is 200"):
+    with pytest.raises(DataError, match=r"the data has token 255, but LanguageModel\.vocab_size is 200"):
         batch.require_below(200)
     assert batch.require_below(256) is batch
 

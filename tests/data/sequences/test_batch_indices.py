@@ -2,7 +2,7 @@
 
 import pytest
 
-from ml.data.sequences.batch_indices import numbers_of_step
+from ml.data.sequences.batch_indices import sequence_indices
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
@@ -10,5 +10,5 @@ def test_the_ranks_together_use_each_sequence_of_each_step_once_in_order(num_ran
     taken = []
     for step in range(1, 6):
         for rank in range(num_ranks):
-            taken += numbers_of_step(step, 8, rank, num_ranks)
+            taken += sequence_indices(step, 8, rank, num_ranks)
     assert taken == list(range(40))

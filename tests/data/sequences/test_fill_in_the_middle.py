@@ -22,7 +22,7 @@ def stream_of(texts, num_end_tokens=1):
 
 
 def turned(texts, seed=0, num_end_tokens=1, **options):
-    return FillInTheMiddle(**sentinels, **options).of(stream_of(texts, num_end_tokens), ByteTokenizer(), seed)
+    return FillInTheMiddle(**sentinels, **options).apply(stream_of(texts, num_end_tokens), ByteTokenizer(), seed)
 
 
 def documents_of(stream):
@@ -113,19 +113,19 @@ def test_sentinels_may_be_special_tokens_of_the_tokenizer():
     def build(prefix):
         return FillInTheMiddle(rate=1.0, spm_rate=0.0, prefix=prefix, suffix="<suf>", middle="<mid>")
 
-    stream = build("<pre>").of(stream_of([[9, 9, 9]]), Special(), 0)
+    stream = build("<pre>").apply(stream_of([[9, 9, 9]]), Special(), 0)
     assert sorted(stream.read(0, 7).tolist()) == [0, 1, 2, 3, 9, 9, 9]
     with pytest.raises(DataError, match=r"no special token '<fim>' \(FillInTheMiddle.prefix\)"):
-        build("<fim>").of(stream_of([[9]]), Special(), 0)
+        build("<fim>").apply(stream_of([[9]]), Special(), 0)
     with pytest.raises(DataError, match="three different tokens"):
-        build(2).of(stream_of([[9]]), Special(), 0)
+        build(2).apply(stream_of([[9]]), Special(), 0)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"prefix": -1}, "prefix must not be negative"),
-        ({"middle": PREFIX}, "middle must be a token of its own"),
+        ({"middle": PREFIX}, "middle must differ from the other sentinels"),
         ({"rate": 1.5}, "rate must be a probability"),
         ({"spm_rate": -0.1}, "spm_rate must be a probability"),
     ],
