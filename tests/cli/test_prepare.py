@@ -56,7 +56,7 @@ def test_a_tokenizer_is_trained_and_used_by_prepare(call, tmp_path):
         == "out/train is as it was written\nout/validation is as it was written\n"
     )
     os.truncate(tmp_path / "out/train/00000.tokens", 7)
-    assert "00000.tokens has 7 bytes, and the manifest says" in call("prepare", "--output=out", "--verify", check=2)
+    assert "00000.tokens has 7 bytes, expected" in call("prepare", "--output=out", "--verify", check=2)
 
 
 SENTENCE_PIECE_OF_3 = ["--gin_bindings=SentencePieceTokenizer.path = 3"]

@@ -132,7 +132,7 @@ def test_a_file_with_other_content_is_refused(cls, content, message, tmp_path):
 
 
 def test_an_encoding_that_tiktoken_cannot_load_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="tiktoken has no 'gpt5'; there are"):
+    with pytest.raises(DataError, match="tiktoken has no 'gpt5'; available are"):
         TiktokenTokenizer("gpt5").encode("text")
 
     def unreachable(name):
@@ -147,13 +147,13 @@ def test_options_that_do_not_match_a_file_of_ranks_are_errors(tmp_path):
     def make(pattern=small_tokenizers.GPT2_PATTERN, **options):
         return TiktokenTokenizer(path=str(small_tokenizers.ranks(tmp_path)), pattern=pattern, **options)
 
-    with pytest.raises(DataError, match=r"'</s>' is no special token, of which there are none"):
+    with pytest.raises(DataError, match=r"'</s>' is not a special token; there are none"):
         _ = make(end_of_document="</s>").end_of_document
-    with pytest.raises(DataError, match=r"special_tokens: 5 is a token of .*ranks\.tiktoken already"):
+    with pytest.raises(DataError, match=r"special_tokens: 5 is already a token of .*ranks\.tiktoken"):
         make(special_tokens={"<|endoftext|>": 5}).encode("text")
-    with pytest.raises(DataError, match=r"pattern: tiktoken does not take '\('"):
+    with pytest.raises(DataError, match=r"pattern: tiktoken rejects '\('"):
         make("(").encode("text")
-    with pytest.raises(DataError, match=r"pattern does not match all text: .* it leaves '"):
+    with pytest.raises(DataError, match=r"pattern does not match all text: it reduces .* to '"):
         make(r"\w+").encode("text")
     with pytest.raises(DataError, match=r"pattern: tiktoken fails with '\|'"):
         make("|").encode("text")
@@ -190,7 +190,7 @@ def test_the_end_of_document_token_is_read_from_the_checkpoint_folder(tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
         assert HuggingFaceTokenizer(str(tmp_path)).end_of_document == 600
     assert HuggingFaceTokenizer(str(tmp_path), end_of_document="<|endoftext|>").end_of_document == 0
-    with pytest.raises(DataError, match=r"'</s>' is no special token of .*, which has <\|endoftext\|>, <\|turn\|>"):
+    with pytest.raises(DataError, match=r"'</s>' is not a special token of .*, which has <\|endoftext\|>, <\|turn\|>"):
         _ = HuggingFaceTokenizer(str(tmp_path), end_of_document="</s>").end_of_document
 
 
@@ -213,7 +213,7 @@ def test_tokens_without_exact_bytes_are_refused_for_byte_counts(tmp_path):
     tokenizer = HuggingFaceTokenizer(str(tmp_path))
     assert tokenizer.encode("word").tolist() == [1]
     assert tokenizer.end_of_document is None
-    with pytest.raises(DataError, match=r"\(decoder: WordPiece\) do not stand for certain bytes"):
+    with pytest.raises(DataError, match=r"\(decoder: WordPiece\) do not represent fixed bytes"):
         tokenizer.num_bytes(np.array([1]))
 
 
@@ -231,7 +231,7 @@ def test_metaspace_with_byte_fallback_has_bytes(tmp_path):
     tokenizer = HuggingFaceTokenizer(str(tmp_path))
     for text in ("a a", "漢 a\n", " "):
         assert tokenizer.num_bytes(tokenizer.encode(text)) == len(text.encode())
-    assert tokenizer.may_cut_behind is None
+    assert tokenizer.safe_cut is None
 
 
 def _published(name: str) -> str:
@@ -287,7 +287,7 @@ def _random_text(generator: np.random.Generator, length: int) -> str:
 def test_text_cut_at_line_ends_has_the_tokens_of_the_whole(name, tmp_path):
     """Checks every position where text may be cut, in random text with all character classes of the patterns."""
     tokenizer = small_tokenizers.tiktoken(tmp_path, PATTERNS[name])
-    assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END
+    assert tokenizer.safe_cut is LETTER_BEFORE_LINE_END
     generator = np.random.default_rng(0)
     cuts = 0
     for _ in range(300):
@@ -312,7 +312,7 @@ def test_hugging_face_text_may_be_cut_where_no_pattern_spans(tmp_path):
     ]
     for changes in fine:
         tokenizer = small_tokenizers.hugging_face(tmp_path, **changes)
-        assert tokenizer.may_cut_behind is LETTER_BEFORE_LINE_END, changes
+        assert tokenizer.safe_cut is LETTER_BEFORE_LINE_END, changes
         for _ in range(50):
             content = _random_text(generator, 60).encode()
             whole = tokenizer.encode(content.decode()).tolist()
@@ -330,7 +330,7 @@ def test_hugging_face_text_may_be_cut_where_no_pattern_spans(tmp_path):
         {"added_tokens": [*plain["added_tokens"], word | {"content": "end", "rstrip": True}]},
     ]
     for changes in doubtful:
-        assert small_tokenizers.hugging_face(tmp_path, **changes).may_cut_behind is None, changes
+        assert small_tokenizers.hugging_face(tmp_path, **changes).safe_cut is None, changes
 
 
 def test_other_patterns_are_never_cut():

@@ -201,5 +201,5 @@ def test_the_exit_code_is_1_for_lost_data_and_2_for_missing_data():
     assert "Traceback" not in errors
     again = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert again.returncode == 2
-    assert "it was cut or replaced" in again.stderr
+    assert "it was truncated or replaced" in again.stderr
     assert "Traceback" not in again.stderr

@@ -84,7 +84,7 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
         display.start(progress.num_bytes, sum(source.size for source in sources))
         with _writers(paths, tokenizer, settings.shard_tokens, progress) as writers:
             run = _Run(folder, writers, progress, display)
-            text_key, cut_behind = settings.reading.text_key, tokenizer.may_cut_behind
+            text_key, cut_behind = settings.reading.text_key, tokenizer.safe_cut
             remaining = tasks(sources, held_out, text_key, cut_behind, progress.position)
             run.take(encoded(remaining, Encoder(tokenizer, settings.reading), settings.num_workers))
             for source in sources:

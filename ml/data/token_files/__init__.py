@@ -1,1 +1,1 @@
-"""Token files on disk: written by `python -m ml prepare`, read through memory maps."""
+"""Token files on disk: written by `python -m ml prepare`, read by position."""

@@ -1,32 +1,31 @@
-"""Token files: a corpus that `python -m ml prepare` has turned into numbers once, and how it is read.
+"""Token files: a corpus tokenized once by `python -m ml prepare`, and its reader.
 
-A prepared folder holds
+A prepared folder contains
 
-    manifest.json         what is in it, see below; written last, so that a folder without one is not complete
-    00000.tokens, ...     the shards: one unsigned little-endian integer a token and nothing else
-    documents.ends        where each document ends in the stream of all shards: one little-endian int64 a document,
-                          the number of tokens up to and with its last one (which is the end-of-document token, if any)
-    tokenizer/            the files of the tokenizer, copied, so that the folder needs nothing outside it
+    manifest.json         description of the content, see below; written last, so that a folder without it is incomplete
+    00000.tokens, ...     shards: one unsigned little-endian integer per token
+    documents.ends        end of each document in the stream of all shards: one little-endian int64 per document, the
+                          position after its last token (the end-of-document token, if there is one)
+    tokenizer/            copies of the tokenizer's files, so that the folder is self-contained
 
-The shards one after another are a single stream; a document may begin in one and end in the next. The manifest is an
+The concatenated shards are a single stream; a document may begin in one shard and end in the next. The manifest is an
 object with
 
     format                "juniper tokens 1"
     dtype                 "uint8", "uint16" or "uint32": the smallest that holds vocab_size - 1
-    vocab_size            all tokens are below it
-    num_tokens            in all shards together, end-of-document tokens included
-    num_documents         none of them empty
-    num_bytes             of UTF-8, of the text of the documents
-    end_of_document       the token behind each document; null where the tokenizer has none
+    vocab_size            exclusive upper bound of the token ids
+    num_tokens            tokens in all shards, end-of-document tokens included
+    num_documents         documents, none of them empty
+    num_bytes             UTF-8 bytes of the documents' text
+    end_of_document       token after each document; null if the tokenizer has none
     tokenizer             {"name", "arguments", "files"}, see `ml.data.tokenizers.saved`
-    text                  what became of the text on the way: {"sources", "source_bytes", "empty_documents",
-                          "skipped_rows", "invalid_utf8", "zero_characters"}: each a number, all but the first two
-                          counting what was left out or replaced
+    text                  statistics of the text: {"sources", "source_bytes", "empty_documents", "skipped_rows",
+                          "invalid_utf8", "zero_characters"}; all but the first two count what was skipped or replaced
     shards                [{"file", "num_tokens", "sha256"}, ...], in the order of the stream
     documents             {"file", "sha256"}
-    sha256                of all of the above that decides which tokens are read: equal for equal data, anywhere
+    sha256                hash of everything above that determines the tokens: equal for equal data on every machine
 
-With a held-out part there are two such folders, `train/` and `validation/`, in the folder that `prepare` was given:
+With a held-out split there are two such folders, `train/` and `validation/`, in the output folder of `prepare`;
 `find_token_folders` finds both.
 """
 
@@ -47,7 +46,7 @@ from ml.data.tokenizers.saved import open_tokenizer, verify_tokenizer
 MANIFEST = "manifest.json"
 FORMAT = "juniper tokens 1"
 TOKENIZER_FOLDER = "tokenizer"
-UNFINISHED = "preparation.json"  # what `prepare` keeps beside, or above, a folder that it is still writing
+UNFINISHED = "preparation.json"  # kept by `prepare` in the output folder
 DTYPES = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 END_DTYPE = np.dtype("<i8")
 
@@ -55,10 +54,10 @@ _HASHED_AT_ONCE = 2**22
 
 
 def smallest_dtype(vocab_size: int) -> str:
-    """The name of the smallest type of token files that holds all tokens of a vocabulary.
+    """Returns the name of the smallest type of token files that holds all tokens of a vocabulary.
 
     Raises:
-        DataError: There is none.
+        DataError: The vocabulary does not fit in 32 bits.
     """
     for name, dtype in DTYPES.items():
         if vocab_size - 1 <= np.iinfo(dtype).max:
@@ -67,12 +66,13 @@ def smallest_dtype(vocab_size: int) -> str:
 
 
 def find_token_folders(path: str | Path) -> tuple[Path, Path | None]:
-    """The prepared folder to train on and the held-out one, if there is one.
+    """Returns the prepared training folder and the held-out folder, which may be None.
 
-    `path` is a folder with a manifest, which is then all there is, or one with such folders `train` and `validation`.
+    Args:
+        path: Folder with a manifest, which has no held-out split, or folder with such folders `train` and `validation`.
 
     Raises:
-        DataError: There is no prepared folder.
+        DataError: The path is not a prepared folder.
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
@@ -87,31 +87,38 @@ def _no_folder(path: Path) -> DataError:
     if not path.is_dir():
         return DataError(f"no such folder of token files: {path} (from {Path.cwd()})")
     if (path / UNFINISHED).exists():
-        return DataError(f"{path} is not complete: `python -m ml prepare` was stopped. Run it again and it goes on")
-    return DataError(f"{path} holds no token files ({MANIFEST}): make them with `python -m ml prepare`")
+        return DataError(f"{path} is not complete: `python -m ml prepare` was stopped; run it again to resume")
+    return DataError(f"{path} has no token files ({MANIFEST}); make them with `python -m ml prepare`")
 
 
 class TokenFolder:
-    """A prepared folder, open for reading: its tokens as one stream, by position.
+    """Reader of a prepared folder: its tokens as one stream, by position.
 
-    Shards are read with `pread` on descriptors that stay open, never mapped: a file that is cut while it is in use is
-    an error with its name, where a mapping would end the process with SIGBUS; and reading needs no more memory than
-    what it returns. Several threads may read at once.
+    Shards are read with `pread` on descriptors that stay open, and are not mapped into memory: if a file is truncated
+    while in use, reading raises an error with its name, where a memory map would kill the process with SIGBUS. Reading
+    allocates only its result, and is thread-safe.
 
     Attributes:
-        path: the folder.
-        manifest: what manifest.json holds.
-        vocab_size, num_tokens, num_documents, num_bytes: as in the manifest.
-        dtype: of the tokens, little-endian.
-        end_of_document: the token behind each document, None where there is none.
-        sha256: of all that decides which tokens are read.
+        path: The folder.
+        manifest: Content of manifest.json.
+        vocab_size: Exclusive upper bound of the token ids.
+        num_tokens: Number of tokens, end-of-document tokens included.
+        num_documents: Number of documents.
+        num_bytes: UTF-8 bytes of the documents' text.
+        dtype: Type of the tokens, little-endian.
+        end_of_document: Token after each document; None if there is none.
+        sha256: Hash of everything that determines the tokens.
     """
 
     def __init__(self, path: str | Path):
         """Reads the manifest, and compares the sizes of all files with it.
 
+        Args:
+            path: The folder.
+
         Raises:
-            DataError: The folder is missing, incomplete, of another format, or one of its files is cut or missing.
+            DataError: The folder is missing, incomplete or of another format, or one of its files is truncated or
+                missing.
         """
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
@@ -124,7 +131,7 @@ class TokenFolder:
         self.sha256: str = self.manifest["sha256"]
         self._shards = [self.path / shard["file"] for shard in self.manifest["shards"]]
         lengths = [shard["num_tokens"] for shard in self.manifest["shards"]]
-        self._starts = np.cumsum([0, *lengths])  # of each shard in the stream, and the end of the last
+        self._starts = np.cumsum([0, *lengths])  # position of each shard in the stream, and the end of the last
         self._ends_file = self.path / self.manifest["documents"]["file"]
         for file, length in zip(self._shards, lengths, strict=True):
             _check_size(file, length * self.dtype.itemsize)
@@ -134,17 +141,17 @@ class TokenFolder:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens, from the files in the folder; they are read when it is first used."""
+        """Tokenizer that made the tokens; its files in the folder are read on first use."""
         return open_tokenizer(self.manifest["tokenizer"], self.path / TOKENIZER_FOLDER)
 
     @functools.cached_property
     def document_ends(self) -> np.ndarray:
-        """Where each document ends in the stream, int64 (num_documents,): the position behind its last token.
+        """Position after the last token of each document, (num_documents,) int64.
 
-        Read into memory when it is first asked for: 8 bytes a document.
+        Read into memory on first use: 8 bytes per document.
 
         Raises:
-            DataError: The file cannot be read, or is not what it should be.
+            DataError: The file cannot be read, or is damaged.
         """
         return self._read_ends()
 
@@ -155,37 +162,44 @@ class TokenFolder:
             raise DataError(f"cannot read {self._ends_file}: {error.strerror}") from error
         in_order = len(ends) == self.num_documents and (np.diff(ends, prepend=0) > 0).all()
         if not in_order or (len(ends) and ends[-1] != self.num_tokens):
-            raise DataError(f"{self._ends_file} is damaged: it does not end {self.num_documents:,} documents in order")
+            raise DataError(f"{self._ends_file} is damaged: it must hold {self.num_documents:,} ascending positions")
         return ends
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens at positions `start` to `stop - 1`, (stop - start,), in the type of the files.
+        """Returns the tokens at positions `start` to `stop - 1`, (stop - start,), in the type of the files.
 
         Raises:
-            IndexError: The stream does not reach so far.
-            DataError: A file has been cut or lost since, or holds a token that is not below `vocab_size`.
+            IndexError: The range exceeds the stream.
+            DataError: A file has been truncated or lost, or has a token that is not below `vocab_size`.
         """
         return self.gather(np.array([start]), stop - start)[0]
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The `length` tokens from each of `starts` (B,) on: (B, length), in the type of the files.
+        """Reads windows.
+
+        Args:
+            starts: Position of the first token of each window, (B,).
+            length: Tokens per window.
+
+        Returns:
+            (B, length), in the type of the files.
 
         Raises:
-            IndexError: The stream does not reach so far.
-            DataError: A file has been cut or lost since, or holds a token that is not below `vocab_size`.
+            IndexError: A window exceeds the stream.
+            DataError: A file has been truncated or lost, or has a token that is not below `vocab_size`.
         """
         if length < 0 or (len(starts) and not 0 <= min(starts) <= max(starts) <= self.num_tokens - length):
-            raise IndexError(f"{length} tokens from {starts} on are not all in a stream of {self.num_tokens}")
+            raise IndexError(f"windows of {length} tokens at {starts} exceed a stream of {self.num_tokens}")
         tokens = np.empty((len(starts), length), self.dtype)
         for row, start in zip(tokens, starts, strict=True):
             self._fill(row, int(start))
-        fills_type = self.vocab_size > np.iinfo(self.dtype).max
-        if not fills_type and tokens.size and tokens.max() >= self.vocab_size:
+        all_valid = self.vocab_size > np.iinfo(self.dtype).max
+        if not all_valid and tokens.size and tokens.max() >= self.vocab_size:
             self._refuse(tokens, starts)
         return tokens
 
     def _fill(self, row: np.ndarray, start: int) -> None:
-        """Reads what begins at `start` into `row`, from as many shards as it spans."""
+        """Reads the tokens from `start` on into `row`, from as many shards as it spans."""
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         filled = 0
         while filled < len(row):
@@ -205,7 +219,7 @@ class TokenFolder:
                 count = os.preadv(descriptor, [into[done:]], offset + done)
                 if count == 0:
                     _check_size(self._shards[shard], self.manifest["shards"][shard]["num_tokens"] * self.dtype.itemsize)
-                    raise DataError(f"{self._shards[shard]} was cut while it was read")
+                    raise DataError(f"{self._shards[shard]} was truncated while it was read")
                 done += count
         except OSError as error:
             raise DataError(f"cannot read {self._shards[shard]}: {error.strerror}") from error
@@ -217,19 +231,19 @@ class TokenFolder:
             return self._descriptors[shard]
 
     def _refuse(self, tokens: np.ndarray, starts: np.ndarray) -> None:
-        row, column = (int(place) for place in np.argwhere(tokens >= self.vocab_size)[0])
+        row, column = (int(index) for index in np.argwhere(tokens >= self.vocab_size)[0])
         position = int(starts[row]) + column
         shard = int(np.searchsorted(self._starts, position, side="right")) - 1
         raise DataError(
             f"{self._shards[shard]}: token {position - int(self._starts[shard]):,} is {tokens[row, column]}, but the "
-            f"vocabulary of {self.path / MANIFEST} has {self.vocab_size}: the file is damaged or not the one it was"
+            f"vocabulary of {self.path / MANIFEST} has {self.vocab_size}: the file is damaged or was replaced"
         )
 
     def verify(self) -> None:
-        """Reads everything again, and compares hashes, the order of documents, and tokens with the vocabulary.
+        """Reads all files, and checks hashes, document boundaries and token ids.
 
         Raises:
-            DataError: Something differs; all that does is listed.
+            DataError: There are problems; all are listed.
         """
         problems = []
         for file, shard in zip(self._shards, self.manifest["shards"], strict=True):
@@ -241,7 +255,7 @@ class TokenFolder:
         self._read_ends()
 
     def _problems_of(self, file: Path, sha256: str, dtype: np.dtype | None) -> list[str]:
-        """What is wrong with a file: its hash, and tokens out of range where it holds tokens of `dtype`."""
+        """Returns the problems of a file: a changed hash, and token ids out of range if it holds tokens of `dtype`."""
         digest, largest = hashlib.sha256(), 0
         try:
             with file.open("rb") as stream:
@@ -253,13 +267,13 @@ class TokenFolder:
             return [f"cannot read {file}: {error.strerror}"]
         problems = []
         if digest.hexdigest() != sha256:
-            problems.append(f"{file} has changed: its SHA-256 is {digest.hexdigest()}, the manifest says {sha256}")
+            problems.append(f"{file} has changed: its SHA-256 is {digest.hexdigest()}, expected {sha256}")
         if largest >= self.vocab_size:
-            problems.append(f"{file} holds token {largest}, but the vocabulary has {self.vocab_size}")
+            problems.append(f"{file} has token {largest}, but the vocabulary has {self.vocab_size}")
         return problems
 
     def close(self) -> None:
-        """Closes the files; reading opens them again."""
+        """Closes the files; reading reopens them."""
         with self._lock:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
@@ -272,12 +286,12 @@ class TokenFolder:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptors"):  # a folder that could not be opened has none
+        if hasattr(self, "_descriptors"):  # not set if the constructor failed
             self.close()
 
 
 def data_sha256(manifest: dict[str, Any]) -> str:
-    """The hash of all that decides which tokens are read: no paths, no counts of what was skipped on the way."""
+    """Hashes everything that determines the tokens; paths and statistics of the text are excluded."""
     deciding = {
         "format": manifest["format"],
         "dtype": manifest["dtype"],
@@ -299,7 +313,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         if manifest["format"] != FORMAT:
-            raise DataError(f"{path} is of the format {manifest['format']!r}, and this reads {FORMAT!r}")
+            raise DataError(f"{path} has the format {manifest['format']!r}, expected {FORMAT!r}")
         intact = manifest["sha256"] == data_sha256(manifest) and _adds_up(manifest)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
@@ -308,7 +322,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise
         raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not intact:
-        raise DataError(f"{path} is damaged or was edited: its own hash does not fit it")
+        raise DataError(f"{path} is damaged or was edited: its hash does not match")
     return manifest
 
 
@@ -323,4 +337,4 @@ def _check_size(file: Path, expected: int) -> None:
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
     if size != expected:
-        raise DataError(f"{file} has {size:,} bytes, and the manifest says {expected:,}: it was cut or replaced")
+        raise DataError(f"{file} has {size:,} bytes, expected {expected:,}: it was truncated or replaced")

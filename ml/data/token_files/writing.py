@@ -1,4 +1,4 @@
-"""Writes token files: see `ml.data.token_files.reading` for the format."""
+"""Writer of token files; `ml.data.token_files.reading` documents the format."""
 
 import hashlib
 import json
@@ -26,14 +26,20 @@ _HASHED_AT_ONCE = 2**22
 
 
 class TokenWriter:
-    """Appends to a stream of tokens in shards of `shard_tokens` each.
+    """Appends tokens to a stream, in shards of `shard_tokens` each.
 
-    What was written is certain to be there after `commit`, which returns a position: a writer that begins `at` it goes
-    on as if nothing had come after.
+    `commit` makes everything durable and returns a position. A writer opened `at` that position discards what was
+    written after it.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int, at: dict[str, Any] | None = None):
-        """Opens the files; what stands behind the position `at` is cut off.
+        """Opens the files and truncates them to the position `at`.
+
+        Args:
+            folder: Folder to write; created if missing.
+            tokenizer: Tokenizer of the tokens.
+            shard_tokens: Tokens per shard.
+            at: Position returned by `commit`; None starts from nothing.
 
         Raises:
             OSError: The folder cannot be written to.
@@ -43,12 +49,12 @@ class TokenWriter:
         self._dtype = smallest_dtype(tokenizer.vocab_size)
         self._shard_tokens = shard_tokens
         at = at or {"shards": [], "num_tokens": 0, "num_documents": 0, "num_bytes": 0}
-        self._shards: list[dict[str, Any]] = list(at["shards"])  # those that are full
+        self._shards: list[dict[str, Any]] = list(at["shards"])  # complete ones
         self.num_tokens: int = at["num_tokens"]
         self.num_documents: int = at["num_documents"]
         self.num_bytes: int = at["num_bytes"]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)  # it is not complete any more
+        (folder / MANIFEST).unlink(missing_ok=True)  # the folder becomes incomplete
         for leftover in sorted(folder.glob("*.tokens"))[len(self._shards) + 1 :]:
             leftover.unlink()
         in_shard = self.num_tokens - shard_tokens * len(self._shards)
@@ -56,7 +62,13 @@ class TokenWriter:
         self._ends = _Appended(folder / _ENDS_FILE, self.num_documents * END_DTYPE.itemsize)
 
     def append(self, tokens: np.ndarray, ends: np.ndarray, num_bytes: int) -> None:
-        """Appends `tokens` (tokens,), in which documents end behind the positions `ends` (documents,)."""
+        """Appends tokens.
+
+        Args:
+            tokens: (tokens,).
+            ends: Position after the last token of each document, relative to `tokens`, (documents,).
+            num_bytes: UTF-8 bytes of the text.
+        """
         self._ends.write(np.asarray(ends + self.num_tokens, END_DTYPE))
         tokens = np.asarray(tokens, DTYPES[self._dtype])
         self.num_documents += len(ends)
@@ -70,7 +82,7 @@ class TokenWriter:
             tokens = tokens[room:]
 
     def commit(self) -> dict[str, Any]:
-        """Returns the position, as JSON can write it, once all before it would survive a power failure."""
+        """Flushes everything to disk and returns the position, serializable as JSON."""
         self._tokens.flush()
         self._ends.flush()
         return {
@@ -81,7 +93,11 @@ class TokenWriter:
         }
 
     def finish(self, text: dict[str, int]) -> dict[str, Any]:
-        """Writes the manifest, which makes the folder complete, and returns it; `text` is what it says of the text."""
+        """Writes the manifest, which completes the folder, and returns it.
+
+        Args:
+            text: Statistics of the text, for the manifest.
+        """
         self.commit()
         last = [self._shard_entry()] if self.num_tokens > self._shard_tokens * len(self._shards) else []
         manifest = {
@@ -99,7 +115,7 @@ class TokenWriter:
         }
         manifest["sha256"] = data_sha256(manifest)
         if not last:
-            self._tokens.path.unlink()  # it was opened for tokens that never came
+            self._tokens.path.unlink()  # the last shard is empty
         self.close()
         for file in (self.folder / TOKENIZER_FOLDER).iterdir():
             flush_to_disk(file)
@@ -107,7 +123,7 @@ class TokenWriter:
         return manifest
 
     def close(self) -> None:
-        """Closes the files as they are."""
+        """Closes the files without completing the folder."""
         self._tokens.close()
         self._ends.close()
 
@@ -126,24 +142,24 @@ class TokenWriter:
 
 
 class _Appended:
-    """A file that grows, and its hash so far."""
+    """Growing file and its hash."""
 
     def __init__(self, path: Path, size: int):
-        """Opens a file at `size` bytes, all of which must be there; cuts off the rest.
+        """Opens a file, hashes its first `size` bytes and truncates the rest.
 
         Raises:
-            OSError: The file cannot be written to, or is shorter.
+            OSError: The file cannot be written to, or is shorter than `size`.
         """
         self.path = path
         self._digest = hashlib.sha256()
         self._stream: BinaryIO = path.open("r+b" if size else "wb")
-        left = size
-        while left:
-            block = self._stream.read(min(left, _HASHED_AT_ONCE))
+        remaining = size
+        while remaining:
+            block = self._stream.read(min(remaining, _HASHED_AT_ONCE))
             if not block:
-                raise OSError(f"{path} has {size - left:,} bytes instead of {size:,}")
+                raise OSError(f"{path} has {size - remaining:,} bytes instead of {size:,}")
             self._digest.update(block)
-            left -= len(block)
+            remaining -= len(block)
         self._stream.truncate(size)
         self._stream.seek(size)
 
@@ -153,7 +169,7 @@ class _Appended:
         self._digest.update(content)
 
     def flush(self) -> None:
-        """Returns when what was written would survive a power failure."""
+        """Flushes to disk, so that the content survives a power failure."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
 

@@ -1,4 +1,4 @@
-"""Text to numbers and back."""
+"""Tokenizers: text to token ids and back."""
 
 from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.bytes import ByteTokenizer

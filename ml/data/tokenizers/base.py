@@ -1,4 +1,4 @@
-"""What a tokenizer is."""
+"""Base class of tokenizers."""
 
 import abc
 import re
@@ -9,10 +9,11 @@ import numpy as np
 
 
 class SavedArguments(NamedTuple):
-    """How a tokenizer is made again: by its constructor, from files that were put in a folder.
+    """Arguments that reconstruct a tokenizer from files in a folder.
 
-    arguments: what the constructor takes besides files, as JSON can write it. files: the arguments that are files, by
-    name: each the name of a file in the folder.
+    Attributes:
+        arguments: Arguments of the constructor other than files, serializable as JSON.
+        files: File name in the folder for each argument that is a file.
     """
 
     arguments: dict[str, Any]
@@ -20,45 +21,46 @@ class SavedArguments(NamedTuple):
 
 
 class Tokenizer(abc.ABC):
-    """Maps text to tokens in [0, vocab_size).
+    """Maps text to token ids in [0, vocab_size).
 
-    What a tokenizer reads, it reads when it is first used, and says with a `DataError` that it cannot. Text is only
-    ever text: where "<|endoftext|>" stands in it, that becomes the tokens of these characters and not the special one.
+    Files are read on first use; a `DataError` reports that this failed. Text is never interpreted: "<|endoftext|>" in a
+    text is encoded as ordinary characters, not as the special token.
 
     Attributes:
-        vocab_size: all tokens are below it, special ones included.
-        end_of_document: the token that stands behind each document and in no text; None where there is none.
-        may_cut_behind: where long text may be cut, in UTF-8: behind any match of this pattern, the tokens of both
-            pieces are the tokens of the whole. None where no such places are known.
+        vocab_size: Exclusive upper bound of the token ids, special tokens included.
+        end_of_document: Token after each document, which no text contains; None if there is none.
+        safe_cut: Pattern in UTF-8 after whose matches long text may be cut: the tokens of the pieces are the tokens of
+            the whole. None if no such positions are known.
     """
 
     vocab_size: int
     end_of_document: int | None
-    may_cut_behind: re.Pattern[bytes] | None = None
+    safe_cut: re.Pattern[bytes] | None = None
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of `text`, (tokens,), in an unsigned type that holds them."""
+        """Returns the tokens of `text`, (tokens,), in an unsigned type that holds `vocab_size - 1`."""
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The tokens of each text."""
+        """Returns the tokens of each text."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
     def decode(self, tokens: np.ndarray) -> str:
-        """The text of `tokens`; special ones show as the library shows them."""
+        """Returns the text of `tokens`, (tokens,); special tokens appear as the library shows them."""
 
     @abc.abstractmethod
     def num_bytes(self, tokens: np.ndarray) -> int:
-        """How many bytes of UTF-8 the tokens stand for: the measure of a loss that no tokenizer can flatter.
+        """Returns the number of UTF-8 bytes that the tokens represent, for a loss per byte that does not depend on the
+        tokenizer.
 
-        Special tokens stand for none.
+        Special tokens represent none.
         """
 
     def special_token(self, text: str) -> int | None:
-        """The special token that is written as `text`, such as "<|im_start|>"; None where there is none."""
+        """Returns the id of the special token written as `text`, such as "<|im_start|>"; None if there is none."""
         return None
 
     @abc.abstractmethod
     def save(self, folder: Path) -> SavedArguments:
-        """Writes the files that it is made of into `folder`, which exists, and tells how to make it from them."""
+        """Writes the tokenizer's files into the existing `folder` and returns the arguments that reconstruct it."""

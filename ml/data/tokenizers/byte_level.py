@@ -1,22 +1,22 @@
-"""The bytes behind the entries of a tokenizer.json."""
+"""Bytes represented by the entries of a tokenizer.json."""
 
 import re
 from typing import Any
 
-_SPACE = "▁"  # how SentencePiece, and what is made after it, writes a space
+_SPACE = "▁"  # space in SentencePiece and its descendants
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def bytes_of_pieces(vocabulary: dict[str, int], description: dict[str, Any]) -> list[bytes] | None:
-    """The bytes of each token, by its number, or None where the decoder does more than to put bytes together.
+    """Returns the bytes of each token, by id; None if the decoder does more than concatenate bytes.
 
     Args:
-        vocabulary: the number of each entry.
-        description: what the tokenizer.json says.
+        vocabulary: Token id of each entry.
+        description: Content of the tokenizer.json.
     """
     decoder = description.get("decoder") or {}
     if description["model"].get("end_of_word_suffix") or description["model"].get("continuing_subword_prefix"):
-        return None  # marks in the entries that stand for no text
+        return None  # markers in the entries that are not text
     kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
     if kinds == {"ByteLevel"}:
         as_bytes = _byte_level
@@ -37,15 +37,15 @@ def _with_spaces(entry: str) -> bytes:
 
 
 def _byte_level(entry: str) -> bytes:
-    """An entry that is not written in the alphabet of bytes stands for itself, as the library decodes it."""
+    """Decodes an entry in the byte alphabet; any other entry represents its own text, as in the library."""
     known = all(character in _BYTE_OF for character in entry)
     return bytes(_BYTE_OF[character] for character in entry) if known else entry.encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary.
+    """Returns the byte of each character of the byte-level alphabet.
 
-    Bytes that are printable in Latin-1 stand for themselves; the others take, in order, the characters from U+0100 on.
+    Bytes that are printable in Latin-1 map to themselves; the others map, in order, to the characters from U+0100 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,4 +1,4 @@
-"""Tokenizers of the library `tokenizers`, which Hugging Face checkpoints come with."""
+"""Tokenizers of the library `tokenizers`, the format of Hugging Face checkpoints."""
 
 import functools
 import json
@@ -25,15 +25,14 @@ _USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 @configurable
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json.
+    """Tokenizer in a tokenizer.json.
 
-    Special tokens are not looked for in text, nothing is put around it, and what the file says of padding and cutting
-    short is not done.
+    Special tokens in text are not recognized, none are added, and the file's padding and truncation are disabled.
 
     Args:
         path: The file, or a folder with a tokenizer.json.
-        end_of_document: The special token behind each document. None takes what tokenizer_config.json in the folder
-            calls `eos_token`, else one that is usual, such as "<|endoftext|>"; there may be none.
+        end_of_document: Special token after each document. None is the `eos_token` of tokenizer_config.json in the
+            folder, otherwise a common one such as "<|endoftext|>", otherwise none.
     """
 
     def __init__(self, path: str = REQUIRED, end_of_document: str | None = None):
@@ -42,25 +41,25 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """All tokens are below this number."""
+        """Exclusive upper bound of the token ids."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @functools.cached_property
     def end_of_document(self) -> int | None:
-        """The token behind each document."""
+        """Token after each document."""
         name = self._end_name
         return None if name is None else self._tokenizer.token_to_id(name)
 
     @functools.cached_property
-    def may_cut_behind(self) -> re.Pattern[bytes] | None:
-        """Behind letters that end a line, where normalizer, pattern and added tokens are known to leave them alone."""
+    def safe_cut(self) -> re.Pattern[bytes] | None:
+        """Letters that end a line, if normalizer, pattern and added tokens are known to allow cuts there."""
         return LETTER_BEFORE_LINE_END if _cuts_at_line_ends(self._description) else None
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The tokens of each text, on all cores unless TOKENIZERS_PARALLELISM is false."""
+        """Returns the tokens of each text, computed on all cores unless TOKENIZERS_PARALLELISM is false."""
         dtype = np.min_scalar_type(self.vocab_size - 1)
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype) for encoding in encodings]
@@ -69,10 +68,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
 
     def num_bytes(self, tokens: np.ndarray) -> int:
-        """The bytes that the tokens stand for by themselves; a space that the tokenizer puts first counts.
+        """Returns the number of bytes of the tokens; a space that the tokenizer prepends counts.
 
         Raises:
-            DataError: Tokens of such a tokenizer do not stand for certain bytes.
+            DataError: Tokens of this tokenizer do not represent fixed bytes.
         """
         return self._bytes.num_bytes(tokens)
 
@@ -127,14 +126,14 @@ class HuggingFaceTokenizer(Tokenizer):
         special = set(self._special.values())
         if self._end_of_document is not None and self._end_of_document not in special:
             raise DataError(
-                f"HuggingFaceTokenizer.end_of_document: {self._end_of_document!r} is no special token of {self._file}, "
-                f"which has {', '.join(sorted(special)) or 'none'}"
+                f"HuggingFaceTokenizer.end_of_document: {self._end_of_document!r} is not a special token of "
+                f"{self._file}, which has {', '.join(sorted(special)) or 'none'}"
             )
         wanted = (self._end_of_document, self._configured_end(), *_USUAL_ENDS)
         return next((name for name in wanted if name in special), None)
 
     def _configured_end(self) -> str | None:
-        """What a tokenizer_config.json beside says ends a text."""
+        """Returns the `eos_token` of a tokenizer_config.json in the folder."""
         file = Path(self.path) / "tokenizer_config.json"
         if not file.is_file():
             return None
@@ -150,8 +149,8 @@ class HuggingFaceTokenizer(Tokenizer):
         if pieces is None:
             decoder = (self._description.get("decoder") or {}).get("type")
             raise DataError(
-                f"{self._file}: the tokens of this tokenizer (decoder: {decoder}) do not stand for certain bytes, so "
-                "there are no bits per byte. It takes one of bytes (ByteLevel) or with byte fallback"
+                f"{self._file}: tokens of this tokenizer (decoder: {decoder}) do not represent fixed bytes, so bits "
+                "per byte are undefined; use a byte-level tokenizer (ByteLevel) or one with byte fallback"
             )
         return TokenBytes(pieces, self._special)
 
@@ -173,6 +172,6 @@ def _cuts_at_line_ends(description: dict[str, Any]) -> bool:
 
 
 def _may_span_a_line_end(token: dict[str, Any]) -> bool:
-    """Whether an added token may take in a letter and the line end behind it, or look at one from the other."""
+    """Returns True if an added token may contain a letter and a following line end, or depend on both."""
     looks_around = token["single_word"] or token["lstrip"] or token["rstrip"]
     return not token["special"] and (looks_around or any(end in token["content"] for end in "\r\n"))

@@ -1,8 +1,8 @@
-"""Where long text may be cut so that the tokens of the pieces are those of the whole.
+"""Line ends at which long text may be cut without changing its tokens.
 
-Byte pair encoding first cuts text into words by a pattern, and no token spans two words. In each pattern listed here
-a word that holds a letter ends before a line end, none looks further than that, and what comes after is cut the same
-whatever stood before. So text may be cut between a letter and a line end. Of other patterns nothing is known, and
+Byte pair encoding first splits text into words by a pattern, and no token spans two words. Under each pattern listed
+here, a word with a letter ends before a line end, no match looks further ahead, and the split after the line end does
+not depend on the text before it. Text may therefore be cut between a letter and a line end. Under other patterns,
 documents are encoded whole.
 """
 
@@ -11,7 +11,7 @@ import re
 
 LETTER_BEFORE_LINE_END = re.compile(rb"[A-Za-z](?=[\r\n])")
 
-# SHA-256 of the regular expression, as the libraries write it.
+# SHA-256 of the regular expression, exactly as in the libraries.
 _KNOWN = {
     "eeb55ba74cc544ae7067587b680d16521d9891de9e94c7ba9412c0e0e93b1c36": "GPT-2",
     "bf51d578af57187876ec1c8a34fb0ee2fb3025c50ce663ac154b633ae39de092": "GPT-2, r50k_base, p50k_base in tiktoken",
@@ -23,5 +23,5 @@ _KNOWN = {
 
 
 def is_cut_at_line_ends(pattern: str) -> bool:
-    """Whether the pattern always cuts between an ASCII letter and CR or LF, and looks at neither from the other."""
+    """Returns True if the pattern always splits between an ASCII letter and CR or LF, without look-around."""
     return hashlib.sha256(pattern.encode()).hexdigest() in _KNOWN

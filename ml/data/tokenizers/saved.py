@@ -1,7 +1,7 @@
-"""Tokenizers that are kept beside the tokens that they made.
+"""Tokenizers stored with the tokens that they produced.
 
-What is kept is `{"name", "arguments", "files"}`: the configurable, the arguments of its constructor, and those that are
-files, `{argument: {"file", "sha256"}}`. The files themselves are in a folder beside.
+The record is `{"name", "arguments", "files"}`: the configurable, the arguments of its constructor, and the arguments
+that are files, `{argument: {"file", "sha256"}}`. The files are in a separate folder.
 """
 
 from pathlib import Path
@@ -14,7 +14,12 @@ from ml.files import sha256_of_file
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Writes the files of a tokenizer into `folder` and returns what `open_tokenizer` needs to find it again."""
+    """Writes the files of a tokenizer and returns the record that `open_tokenizer` takes.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Folder for the files; created if missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     arguments, files = tokenizer.save(folder)
     return {
@@ -27,15 +32,19 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
 
 
 def open_tokenizer(saved: dict[str, Any], folder: Path) -> Tokenizer:
-    """The tokenizer that was saved; its files are read when it is first used.
+    """Reconstructs a saved tokenizer; its files are read on first use.
+
+    Args:
+        saved: Record returned by `save_tokenizer`.
+        folder: Folder of the files.
 
     Raises:
-        DataError: It is of a kind that is not known here.
+        DataError: The class of the tokenizer is not registered.
     """
     known = [info for info in candidates(saved["name"]) if is_tokenizer(info.target)]
     if len(known) != 1:
         raise DataError(
-            f"{folder.parent} was made with the tokenizer {saved['name']}, which is not known here: "
+            f"{folder.parent} was made with the tokenizer {saved['name']}, which is not registered: "
             "import the module that defines it"
         )
     files = {argument: str(folder / kept["file"]) for argument, kept in saved["files"].items()}
@@ -43,7 +52,7 @@ def open_tokenizer(saved: dict[str, Any], folder: Path) -> Tokenizer:
 
 
 def verify_tokenizer(saved: dict[str, Any], folder: Path) -> list[str]:
-    """What is wrong with the files of a saved tokenizer."""
+    """Returns the problems with the files of a saved tokenizer."""
     problems = []
     for kept in saved["files"].values():
         file = folder / kept["file"]
@@ -53,10 +62,10 @@ def verify_tokenizer(saved: dict[str, Any], folder: Path) -> list[str]:
             problems.append(f"cannot read {file}: {error.strerror}")
             continue
         if sha256 != kept["sha256"]:
-            problems.append(f"{file} has changed: its SHA-256 is {sha256}, the manifest says {kept['sha256']}")
+            problems.append(f"{file} has changed: its SHA-256 is {sha256}, expected {kept['sha256']}")
     return problems
 
 
 def is_tokenizer(target: Any) -> bool:
-    """Whether a configurable is a tokenizer."""
+    """Returns True if the target of a configurable is a tokenizer class."""
     return isinstance(target, type) and issubclass(target, Tokenizer)

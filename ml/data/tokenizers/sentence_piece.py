@@ -1,4 +1,4 @@
-"""Tokenizers of SentencePiece."""
+"""SentencePiece tokenizers."""
 
 import functools
 from pathlib import Path
@@ -21,10 +21,10 @@ _SPACE = "▁"
 
 @configurable
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model; its end-of-sentence symbol, if it has one, ends a document.
+    """SentencePiece model; its end-of-sentence symbol, if any, ends a document.
 
-    Most models normalize text and put a space first: what comes back is the normalized text, and its bytes are what
-    `num_bytes` counts. What a model without byte fallback does not know counts as none.
+    Most models normalize text and prepend a space: decoding returns the normalized text, whose bytes `num_bytes`
+    counts. Unknown characters of a model without byte fallback count as zero bytes.
 
     Args:
         path: The .model file.
@@ -35,12 +35,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """All tokens are below this number."""
+        """Exclusive upper bound of the token ids."""
         return self._processor.vocab_size()
 
     @functools.cached_property
     def end_of_document(self) -> int | None:
-        """The end-of-sentence symbol."""
+        """End-of-sentence symbol; None if the model has none."""
         token = self._processor.eos_id()
         return token if token >= 0 else None
 

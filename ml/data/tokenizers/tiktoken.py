@@ -1,4 +1,4 @@
-"""Tokenizers of tiktoken: byte pair encoding by ranks, the fastest there is."""
+"""Tiktoken tokenizers: fast byte pair encoding by ranks."""
 
 import base64
 import functools
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 _RANKS_FILE = "ranks.tiktoken"
 _SAMPLE = (
-    "Some text, it's 12 words:\tétude 漢字 😀!?\r\n\n  end_of_it \u0301 "  # of everything that patterns tell apart
+    "Some text, it's 12 words:\tétude 漢字 😀!?\r\n\n  end_of_it \u0301 "  # one of each kind that patterns distinguish
 )
 
 
 @configurable
 class TiktokenTokenizer(Tokenizer):
-    """Byte pair encoding as tiktoken does it.
+    """Byte pair encoding of the library tiktoken.
 
     Args:
-        encoding: A named one, such as "cl100k_base". Its file is taken from the folder TIKTOKEN_CACHE_DIR, and tiktoken
-            downloads it where it is not there.
-        path: In place of a name, a file of ranks: a line for each token, its bytes in base64 and its rank.
-        pattern: With `path`, the regular expression that cuts text into the pieces that are encoded; what it does not
-            match would be lost.
-        special_tokens: With `path`, tokens that stand in no text, by how they are written.
-        end_of_document: The special token behind each document; None for none.
+        encoding: Name of an encoding, such as "cl100k_base". Its file is read from the folder TIKTOKEN_CACHE_DIR, or
+            downloaded by tiktoken. None uses `path`.
+        path: File of ranks, as an alternative to `encoding`: one token a line, its bytes in base64 and its rank. None
+            uses `encoding`.
+        pattern: Regular expression that splits text into words, required with `path`; it must match all text.
+        special_tokens: Token id of each special token, with `path`. None is no special tokens.
+        end_of_document: Special token after each document; None for none.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class TiktokenTokenizer(Tokenizer):
         require(
             (encoding is None) != (path is None),
             "encoding",
-            "or `path` must be given: `encoding` is a name, `path` a file, not both",
+            "or `path` must be set, but not both: `encoding` is a name, `path` a file",
         )
-        require((path is None) == (pattern is None), "pattern", "goes with `path`, and `path` with it")
+        require((path is None) == (pattern is None), "pattern", "and `path` must be set together")
         require(
-            path is not None or special_tokens is None, "special_tokens", "goes with `path`: an encoding has its own"
+            path is not None or special_tokens is None,
+            "special_tokens",
+            "must be None without `path`: an encoding defines its special tokens",
         )
         self.encoding = encoding
         self.path = path
@@ -63,23 +65,23 @@ class TiktokenTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """All tokens are below this number."""
+        """Exclusive upper bound of the token ids."""
         return self._encoding.max_token_value + 1
 
     @functools.cached_property
     def end_of_document(self) -> int | None:
-        """The token behind each document."""
+        """Token after each document."""
         special = self._encoding._special_tokens
         if self._end_of_document is not None and self._end_of_document not in special:
             raise DataError(
-                f"TiktokenTokenizer.end_of_document: {self._end_of_document!r} is no special token, "
-                f"{', '.join(special) or 'of which there are none'} (TiktokenTokenizer.special_tokens)"
+                f"TiktokenTokenizer.end_of_document: {self._end_of_document!r} is not a special token; "
+                f"there are {', '.join(special) or 'none'} (TiktokenTokenizer.special_tokens)"
             )
         return None if self._end_of_document is None else special[self._end_of_document]
 
     @functools.cached_property
-    def may_cut_behind(self) -> re.Pattern[bytes] | None:
-        """Behind letters that end a line, where its pattern is known to cut in any text."""
+    def safe_cut(self) -> re.Pattern[bytes] | None:
+        """Letters that end a line, if the pattern is known to split there in any text."""
         return LETTER_BEFORE_LINE_END if is_cut_at_line_ends(self._encoding._pat_str) else None
 
     def encode(self, text: str) -> np.ndarray:
@@ -96,7 +98,7 @@ class TiktokenTokenizer(Tokenizer):
         return self._encoding._special_tokens.get(text)
 
     def save(self, folder: Path) -> SavedArguments:
-        """The ranks, also those of a named encoding, whose file may not be there another time."""
+        """Writes the ranks, also for a named encoding, whose file may be missing later."""
         encoding = self._encoding
         (folder / _RANKS_FILE).write_bytes(self._lines)
         arguments = {
@@ -113,19 +115,19 @@ class TiktokenTokenizer(Tokenizer):
             return _named(tiktoken, self.encoding)
         ranks = _read_ranks(Path(self.path))
         if shared := set(self.special_tokens.values()) & set(ranks.values()):
-            raise DataError(f"TiktokenTokenizer.special_tokens: {min(shared)} is a token of {self.path} already")
+            raise DataError(f"TiktokenTokenizer.special_tokens: {min(shared)} is already a token of {self.path}")
         try:
             encoding = tiktoken.Encoding(
                 self.path, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
             )
         except ValueError as error:
-            raise DataError(f"TiktokenTokenizer.pattern: tiktoken does not take {self.pattern!r}: {error}") from None
+            raise DataError(f"TiktokenTokenizer.pattern: tiktoken rejects {self.pattern!r}: {error}") from None
         _check_pattern(encoding, self.pattern)
         return encoding
 
     @functools.cached_property
     def _lines(self) -> bytes:
-        """The ranks, a line each."""
+        """Ranks in the format of the file."""
         ranks = sorted((rank, piece) for piece, rank in self._encoding._mergeable_ranks.items())
         return b"".join(b"%s %d\n" % (base64.b64encode(piece), rank) for rank, piece in ranks)
 
@@ -144,37 +146,37 @@ class TiktokenTokenizer(Tokenizer):
 def _named(tiktoken, name: str) -> "tiktoken.Encoding":
     known = tiktoken.list_encoding_names()
     if name not in known:
-        raise DataError(f"TiktokenTokenizer.encoding: tiktoken has no {name!r}; there are {', '.join(known)}")
+        raise DataError(f"TiktokenTokenizer.encoding: tiktoken has no {name!r}; available are {', '.join(known)}")
     try:
         return tiktoken.get_encoding(name)
-    except Exception as error:  # whatever its downloads and its cache may raise
+    except Exception as error:  # downloads and the cache raise many types
         raise DataError(
-            f"tiktoken cannot load {name!r} ({type(error).__name__}: {error}). Put its file into a folder "
-            "TIKTOKEN_CACHE_DIR, or give a file of ranks: TiktokenTokenizer.path and .pattern"
+            f"tiktoken cannot load {name!r} ({type(error).__name__}: {error}). Put its file into the folder "
+            "TIKTOKEN_CACHE_DIR, or use a file of ranks: TiktokenTokenizer.path and .pattern"
         ) from None
 
 
 def _check_pattern(encoding: "tiktoken.Encoding", pattern: str) -> None:
-    """Encodes a sample: what a pattern does not match is left out without a word.
+    """Encodes a sample, because tiktoken silently drops text that the pattern does not match.
 
     Raises:
-        DataError: Something is left out, or the pattern matches nothing at all somewhere.
+        DataError: Text is dropped, or the pattern has an empty match.
     """
     try:
-        left = encoding.decode(encoding.encode_ordinary(_SAMPLE))
-    except BaseException as error:  # a panic of Rust derives from no nearer class, and can only be told by its name
+        decoded = encoding.decode(encoding.encode_ordinary(_SAMPLE))
+    except BaseException as error:  # a panic of Rust has no public class, only a name
         if type(error).__name__ != "PanicException":
             raise
         raise DataError(f"TiktokenTokenizer.pattern: tiktoken fails with {pattern!r}: {error}") from None
-    if left != _SAMPLE:
-        raise DataError(f"TiktokenTokenizer.pattern does not match all text: of {_SAMPLE!r} it leaves {left!r}")
+    if decoded != _SAMPLE:
+        raise DataError(f"TiktokenTokenizer.pattern does not match all text: it reduces {_SAMPLE!r} to {decoded!r}")
 
 
 def _read_ranks(file: Path) -> dict[bytes, int]:
-    """The rank of each token of a file, by its bytes.
+    """Reads the rank of each token, by its bytes.
 
     Raises:
-        DataError: The file cannot be read, or is no file of ranks.
+        DataError: The file cannot be read, or is not a file of ranks.
     """
     try:
         lines = file.read_bytes().splitlines()
@@ -188,7 +190,7 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
         except ValueError:
             raise DataError(f"{file}:{number} is not a token in base64 and its rank") from None
     if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise DataError(f"{file} lacks some of the 256 single bytes: there is text that it cannot encode")
+        raise DataError(f"{file} lacks some of the 256 single bytes, so it cannot encode all text")
     if len(set(ranks.values())) < len(ranks):
-        raise DataError(f"{file} gives one rank to several tokens")
+        raise DataError(f"{file} assigns a rank to several tokens")
     return ranks

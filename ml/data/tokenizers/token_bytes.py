@@ -1,4 +1,4 @@
-"""What each token of a vocabulary stands for."""
+"""Bytes represented by each token of a vocabulary."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,18 +6,23 @@ import numpy as np
 
 
 class TokenBytes:
-    """The bytes behind each token: they put text together again, and tell how many bytes of UTF-8 tokens stand for."""
+    """Bytes of each token, for decoding and for counting the UTF-8 bytes that tokens represent."""
 
     def __init__(self, pieces: Sequence[bytes], special: Mapping[int, str]):
-        """`pieces`: the bytes of each token, b"" where there are none. `special`: tokens that stand for no text."""
+        """Stores the bytes.
+
+        Args:
+            pieces: Bytes of each token, by id; b"" for unused ids.
+            special: Text of special tokens, which represent no bytes of a document.
+        """
         self._pieces = [special[token].encode() if token in special else piece for token, piece in enumerate(pieces)]
         self._lengths = np.array([0 if token in special else len(piece) for token, piece in enumerate(pieces)])
 
     def decode(self, tokens: np.ndarray) -> str:
-        """The text; bytes that are no UTF-8, such as half a character at the end, become U+FFFD."""
+        """Returns the text of `tokens`; invalid UTF-8, such as half a character at the end, becomes U+FFFD."""
         pieces = self._pieces
         return b"".join([pieces[token] for token in np.asarray(tokens).tolist()]).decode("utf-8", errors="replace")
 
     def num_bytes(self, tokens: np.ndarray) -> int:
-        """How many bytes the tokens stand for; special ones for none."""
+        """Returns the number of bytes that the tokens represent; special tokens count as zero."""
         return int(self._lengths[np.asarray(tokens)].sum())

@@ -1,4 +1,4 @@
-"""Trains a byte pair encoding on text of one's own."""
+"""Training of byte pair encodings."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,17 +13,20 @@ NUM_BYTES = 256
 def train_byte_pairs(
     texts: Iterable[str], output: Path, vocab_size: int, special_tokens: Sequence[str], show_progress: bool
 ) -> int:
-    """Writes a tokenizer.json of a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019); returns its real size.
+    """Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) and writes it as tokenizer.json.
 
-    Text is cut into words as GPT-2 does. The special tokens come first, then the 256 bytes, then what was learned,
-    which is less than asked for where the text has no more pairs that come twice. The same texts give the same file.
+    Text is split into words by GPT-2's pattern. Ids are assigned to the special tokens, then the 256 bytes, then the
+    learned merges, of which there are fewer than requested if no other pair occurs twice. Equal texts give equal files.
 
     Args:
-        texts: Taken one after another; only their different words are kept in memory.
-        output: The file.
-        vocab_size: How many tokens there may be, special ones and bytes included.
-        special_tokens: Written so in the file; what stands in text is never taken for one.
-        show_progress: Whether the library shows how far it is on standard error.
+        texts: Texts, read once; only distinct words are kept in memory.
+        output: File to write.
+        vocab_size: Largest number of tokens, special tokens and bytes included.
+        special_tokens: Special tokens, as written in the file; text is never encoded as one of them.
+        show_progress: True shows the library's progress bar on standard error.
+
+    Returns:
+        Number of tokens.
 
     Raises:
         DataError: The library is not installed.

@@ -113,9 +113,9 @@ def edit(folder, **changes):
 
 DAMAGES = {
     "no folder": (lambda folder: folder.rename(folder.with_name("away")), "no such folder"),
-    "cut": (lambda folder: os.truncate(folder / "00000.tokens", 100), "has 100 bytes, and the manifest says"),
+    "cut": (lambda folder: os.truncate(folder / "00000.tokens", 100), "has 100 bytes, expected"),
     "edited": (lambda folder: edit(folder, vocab_size=300), "damaged or was edited"),
-    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "holds no token files"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "has no token files"),
 }
 
 

@@ -132,7 +132,7 @@ def test_a_file_of_another_size_is_refused_with_both_sizes(tmp_path, documents, 
     write(tmp_path, documents)
     size = (tmp_path / file).stat().st_size
     os.truncate(tmp_path / file, size + change)
-    with pytest.raises(DataError, match=f"{file} has {size + change:,} bytes, and the manifest says {size:,}"):
+    with pytest.raises(DataError, match=f"{file} has {size + change:,} bytes, expected {size:,}"):
         TokenFolder(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_a_file_truncated_while_being_read_is_an_error_and_not_a_crash(tmp_path,
     folder = TokenFolder(tmp_path)
     assert np.array_equal(folder.read(520, 600), stream[520:600])
     os.truncate(tmp_path / "00001.tokens", 50)
-    with pytest.raises(DataError, match=r"00001.tokens has 50 bytes, and the manifest says 500: it was cut"):
+    with pytest.raises(DataError, match=r"00001.tokens has 50 bytes, expected 500: it was truncated"):
         folder.read(520, 600)
     assert np.array_equal(folder.read(0, 100), stream[:100])
 
@@ -176,7 +176,7 @@ def test_tokens_out_of_range_are_found_on_reading_and_on_verifying(tmp_path, doc
     message = r"00002.tokens: token 34 is 600, but the vocabulary of .*manifest.json has 600"
     with pytest.raises(DataError, match=message):
         folder.gather(np.array([3, 190]), 50)
-    with pytest.raises(DataError, match=r"00002.tokens has changed: its SHA-256 is .*\n.*holds token 600"):
+    with pytest.raises(DataError, match=r"00002.tokens has changed: its SHA-256 is .*\n.*has token 600"):
         folder.verify()
 
 
@@ -204,7 +204,7 @@ def test_unsorted_ends_are_refused(tmp_path, documents):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "is of the format 'other', and this reads 'juniper tokens 1'"),
+        ({"format": "other"}, "has the format 'other', expected 'juniper tokens 1'"),
         ({"vocab_size": 300}, "is damaged or was edited"),
         ({"num_tokens": 3}, "is damaged or was edited"),
         ({"shards": None}, "is damaged: TypeError"),
@@ -263,10 +263,10 @@ def test_folders_are_found(tmp_path, documents):
     assert find_token_folders(tmp_path / "both") == (tmp_path / "both/train", tmp_path / "both/validation")
     with pytest.raises(DataError, match="no such folder of token files"):
         find_token_folders(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no token files"):
+    with pytest.raises(DataError, match="has no token files"):
         find_token_folders(tmp_path)
     (tmp_path / "preparation.json").touch()
-    with pytest.raises(DataError, match=r"is not complete.*Run it again"):
+    with pytest.raises(DataError, match=r"is not complete.*run it again"):
         find_token_folders(tmp_path)
 
 
