@@ -157,9 +157,9 @@ def test_a_binary_file_is_refused(prepared, tmp_path):
         prepared()
     for name, content, message in (
         ("b.parquet", b"no parquet at all", r"b\.parquet is not a Parquet file"),
-        ("c.jsonl.gz", gzip.compress(as_lines(TEXTS))[:-20], r"c\.jsonl\.gz is cut or damaged"),
-        ("d.txt.xz", b"no xz", r"d\.txt\.xz is cut or damaged"),
-        ("e.txt.gz", b"no gzip", r"e\.txt\.gz is cut or damaged"),
+        ("c.jsonl.gz", gzip.compress(as_lines(TEXTS))[:-20], r"c\.jsonl\.gz is truncated or damaged"),
+        ("d.txt.xz", b"no xz", r"d\.txt\.xz is truncated or damaged"),
+        ("e.txt.gz", b"no gzip", r"e\.txt\.gz is truncated or damaged"),
     ):
         (tmp_path / "in" / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
