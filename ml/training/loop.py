@@ -141,7 +141,7 @@ class TrainLoop:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step was taken and validated."""
+        """True once the last step is taken and validated."""
         return self.state.step >= self.trainer.num_steps and self.state.unvalidated is None
 
     def resume(self, initial: InitialWeights | None = None) -> None:

@@ -281,7 +281,7 @@ class Trainer:
         return self.optimizer.learning_rate * self.schedule(step)
 
     def is_logged(self, step: int) -> bool:
-        """Whether a step is written to `metrics.jsonl`; the first and the last always are."""
+        """Returns True if a step is written to `metrics.jsonl`; the first and the last always are."""
         return step in (1, self.num_steps) or step % self.log_every == 0
 
 

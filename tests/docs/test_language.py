@@ -23,6 +23,7 @@ COVERED = [
     "benchmarks",
     "configs",
     "docs",
+    "ml/training",
     "tests",
 ]
 GENERATED = {ROOT / "docs" / "layers.md", *(ROOT / "tests" / "golden").glob("*.gin")}

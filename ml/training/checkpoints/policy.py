@@ -19,7 +19,7 @@ class Checkpoints:
         every: Steps between two checkpoints. The end or a stop of the run always writes one; None writes no other.
         keep: Number of newest checkpoints that are kept; None keeps all.
         keep_every: Also keeps every checkpoint whose step is a multiple of this number; None keeps only the newest.
-        asynchronous: Whether training continues while a checkpoint is written; needs host memory for a copy of it.
+        asynchronous: Whether training continues during the write; needs host memory for a copy of the state.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Checkpoints:
         self.asynchronous = asynchronous
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Whether a run of `num_steps` steps saves after `step`."""
+        """Returns True if a run of `num_steps` steps saves after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
     def open(self, folder: Path, before_commit: Callable[[], None]) -> Saver:

@@ -64,7 +64,7 @@ class Samples:
         self.seed = seed
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Whether a run of `num_steps` steps samples after `step`."""
+        """Returns True if a run of `num_steps` steps samples after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
     def check(self, data: Data, model: LanguageModel) -> None:

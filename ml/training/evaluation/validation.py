@@ -51,7 +51,7 @@ class Validation:
         self.own_data = None if data is None else child("own_data", data, **_whole(data))
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Whether a run of `num_steps` steps validates after `step`."""
+        """Returns True if a run of `num_steps` steps validates after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class ExponentialMovingAverage:
         return max(0, step - self.start_step) // self.every
 
     def is_due(self, step: int) -> bool:
-        """Whether the average is updated after `step`."""
+        """Returns True if the average is updated after `step`."""
         return step > self.start_step and (step - self.start_step) % self.every == 0
 
     def decay_after(self, num_updates: int) -> float:
