@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ml.config.construction import Build
 from ml.config.errors import Problem
@@ -86,6 +87,11 @@ def _excused(unused: list[Binding], places: Places) -> dict[Binding, Binding]:
     return excused
 
 
+def _ends_of_sources(bindings: list[Binding]) -> set[int]:
+    """The order of each binding after which another file or flag begins: a part may be chosen below its options."""
+    return {one.order for one, after in pairwise(bindings) if one.location.source != after.location.source}
+
+
 def _swapped_out(
     bindings: list[Binding],
     waiting: set[Binding],
@@ -94,6 +100,7 @@ def _swapped_out(
     unset: Sequence[Unset],
 ) -> dict[Binding, Binding]:
     """The bindings that a swap of a part, set later, made useless, with the swap: without it they take effect."""
-    rewound = RewoundBuild(bindings, {binding.order for binding in waiting}, unset)
+    moments = {binding.order for binding in waiting} | _ends_of_sources(bindings)
+    rewound = RewoundBuild(bindings, moments, unset)
     run(rewound)
     return rewound.revived(waiting, {(call.path, call.info.selector) for call in build.calls})

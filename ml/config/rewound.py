@@ -24,7 +24,7 @@ class RewoundBuild(Build):
 
     Args:
         bindings: all of them, in order.
-        moments: the orders of the statements.
+        moments: the orders of the statements, and of the last ones of files and flags.
         unset: statements that removed others, which are not among the bindings.
     """
 
@@ -115,7 +115,7 @@ class RewoundBuild(Build):
         """The bindings that take effect where something was swapped out, with the binding that swapped it.
 
         Args:
-            unused: those that are asked about, each of one of the moments.
+            unused: those that are asked about; each may have taken effect at any moment since it was read.
             built: the place and the configurable of everything that is built when nothing is taken back.
         """
         found: dict[Binding, Binding] = {}
@@ -124,10 +124,10 @@ class RewoundBuild(Build):
                 if (call.path, call.info.selector) in built:
                     continue
                 for binding in self._in_effect(call):
-                    if binding in unused and binding not in found and binding.order in moments:
+                    if binding in unused and binding not in found and binding.order <= moments[-1]:
                         found[binding] = self._swap(_holders(call), call.info, binding)
         for binding, moments, call in self._singletons_at:
-            if binding in unused and binding not in found and binding.order in moments:
+            if binding in unused and binding not in found and binding.order <= moments[-1]:
                 found[binding] = self._swap([*_holders(call), call], binding.configurable, binding)
         return found
 

@@ -291,7 +291,7 @@ class Run:
 
     def imported_values(self) -> list[ImportedValue]:
         """The configuration of the model, as the imported layer of a run that starts from this one."""
-        return self.config.as_imported(_is_part_of_a_model, str(self._operative))
+        return self.config.as_imported(is_part_of_a_model, str(self._operative))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, oldest first."""
@@ -320,7 +320,8 @@ class Run:
         return {} if newest is None else read_counts(newest)
 
 
-def _is_part_of_a_model(info: Configurable) -> bool:
+def is_part_of_a_model(info: Configurable) -> bool:
+    """Whether a configurable makes a module, or something that only a model is made of."""
     from torch import nn
 
     is_module = isinstance(info.target, type) and issubclass(info.target, nn.Module)
