@@ -8,7 +8,7 @@ from ml.config.construction import Build
 from ml.config.errors import did_you_mean
 from ml.config.plans import Call, Cause
 from ml.config.scopes import compress, parse_range, split_index
-from ml.config.statements import UNSET, Binding, Layer
+from ml.config.statements import UNSET, Binding
 from ml.config.types import takes_constructor
 from ml.config.values import Reference, to_text, walk
 
@@ -25,23 +25,17 @@ class Obstacle(NamedTuple):
     def excuse(self, binding: Binding) -> Binding | None:
         """The binding of a later source, which its author did not know of, that is the obstacle; else None."""
         if self.shadow is not None:
-            is_later = self.shadow.order > binding.order and _list_of(self.shadow) != _list_of(binding)
+            is_later = self.shadow.order > binding.order and self.shadow.location.source != binding.location.source
             return self.shadow if is_later else None
         causes = [cause.binding for cause in self.causes if cause.binding is not None]
         last = max(causes, key=lambda cause: cause.settled, default=None)
-        is_later = last is not None and last.settled > binding.order and _decided_in(last) != _list_of(binding)
+        is_later = last is not None and last.settled > binding.order and _decided_in(last) != binding.location.source
         return last if is_later else None
 
 
-def _list_of(binding: Binding) -> str | Layer:
-    """The file that a binding stands in; all flags are one list."""
-    return binding.layer if binding.layer is Layer.FLAG else binding.location.source
-
-
-def _decided_in(binding: Binding) -> str | Layer:
-    """Likewise, of the statement that decided its value."""
-    location = binding.location.via or binding.location
-    return binding.source if binding.source is Layer.FLAG else location.source
+def _decided_in(binding: Binding) -> str:
+    """The file or flag whose statement decided the value of a binding."""
+    return (binding.location.via or binding.location).source
 
 
 class Places:

@@ -7,7 +7,7 @@ import torch
 
 import ml
 from ml.api import build_trainer
-from ml.config import ImportedValue
+from ml.config import ConfigError, ImportedValue
 
 LEFT_OUT = "the saved run left out its value"
 TRAINING = ("data/standard_library.gin", "training/default.gin")
@@ -62,39 +62,39 @@ def meaning(config: ml.Config) -> Meaning:
     )
 
 
-def loaded(recipe: str, bindings: Iterable[str], imported: Iterable[ImportedValue] = ()) -> ml.Config | Exception:
+def loaded(recipe: str, bindings: Iterable[str], imported: Iterable[ImportedValue] = ()) -> ml.Config | ConfigError:
     """A recipe with bindings, or why it is refused."""
     try:
         return ml.load(RECIPES[recipe], [*TOLD.get(recipe, REPEATED), *bindings], imported=imported)
-    except Exception as error:
+    except ConfigError as error:
         return error
 
 
-def bound(config: ml.Config, binding: str) -> ml.Config | Exception:
+def bound(config: ml.Config, binding: str) -> ml.Config | ConfigError:
     """A binding on top of a saved configuration, or why it is refused."""
     try:
         return ml.load(bindings=[config.operative, binding])
-    except Exception as error:
+    except ConfigError as error:
         return error
 
 
-def assert_promise(recipe: str, bindings: list[str], imported: Iterable[ImportedValue] = ()) -> ml.Config | Exception:
+def assert_promise(recipe: str, bindings: list[str], imported: Iterable[ImportedValue] = ()) -> ml.Config | ConfigError:
     """Saves the recipe before each binding and compares with the recipe and all bindings so far; returns the last."""
     config = loaded(recipe, (), imported)
     for count, binding in enumerate(bindings, start=1):
         direct, config = loaded(recipe, bindings[:count], imported), bound(config, binding)
         assert_same(direct, config)
-        if isinstance(config, Exception):
+        if isinstance(config, ConfigError):
             break
     return config
 
 
-def assert_same(direct: ml.Config | Exception, saved: ml.Config | Exception) -> None:
+def assert_same(direct: ml.Config | ConfigError, saved: ml.Config | ConfigError) -> None:
     """Both are refused, or both mean the same, unless the saved one misses an option that it had left out."""
-    if isinstance(saved, Exception):
-        assert isinstance(direct, Exception) or LEFT_OUT in str(saved), str(saved)
+    if isinstance(saved, ConfigError):
+        assert isinstance(direct, ConfigError) or LEFT_OUT in str(saved), str(saved)
         return
-    assert not isinstance(direct, Exception), str(direct)
+    assert not isinstance(direct, ConfigError), str(direct)
     ours, theirs = meaning(direct), meaning(saved)
     assert theirs.values == ours.values
     assert theirs.weights == ours.weights

@@ -53,7 +53,7 @@ def test_a_line_of_a_saved_operative_config_is_skipped(tmp_path):
 
 NOT_EXCUSED = {
     "one shadow in the same file": ({"a.gin": BASE + NORMS[0]}, NORMS[1:]),
-    "all in one list of flags": ({"a.gin": ""}, [BASE, *NORMS]),
+    "all in one flag": ({"a.gin": ""}, ["\n".join([BASE, *NORMS])]),
     "one shadow before": ({"a.gin": NORMS[0] + "\n", "b.gin": BASE}, NORMS[1:]),
     "the includer before its include": ({"b.gin": BASE, "a.gin": NORMS[0] + "\ninclude 'b.gin'"}, NORMS[1:]),
 }
