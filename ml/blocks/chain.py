@@ -6,7 +6,6 @@ from torch import nn
 
 from ml.blocks.sequence import BlockSequence
 from ml.config import REQUIRED, child, configurable, require
-from ml.layers.parameter import checked_lr_scale
 
 
 @configurable
@@ -28,9 +27,8 @@ class Chain(BlockSequence):
         sequences: dict[str, Callable[..., nn.Module]] = REQUIRED,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         require(len(sequences) > 0, "sequences", "must name one sequence or more")
-        self.lr_scale = checked_lr_scale(lr_scale)
         for name, sequence in sequences.items():
             require(self.can_hold(name), "sequences", f"cannot have the name {name!r}")
             setattr(self, name, child(name, sequence, hidden_size))

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ml.config import child, configurable, unused
 from ml.layers.checks import finite, probability
+from ml.layers.children import optional_child
 from ml.layers.context import Context
 from ml.layers.mixers.attention import Attention
 from ml.layers.mlp import GatedMLP
 from ml.layers.normalization import RMSNorm
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import NoProducts
 
 
@@ -58,14 +58,11 @@ class DecoderBlock(NoProducts):
         activation_checkpointing: Callable[..., Callable[..., Tensor]] | None = None,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.norm_position = norm_position
         self.residual_scale = finite("residual_scale", residual_scale)
         self.dropout = probability("dropout", dropout)
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.activation_checkpointing = None
-        if activation_checkpointing is not None:
-            self.activation_checkpointing = child("activation_checkpointing", activation_checkpointing)
+        self.activation_checkpointing = optional_child("activation_checkpointing", activation_checkpointing)
         unused(mlp is None, "mlp_norm", "mlp")
         unused(mlp is None, "mlp_output_norm", "mlp")
         if mixer_norm is not None:
@@ -73,14 +70,12 @@ class DecoderBlock(NoProducts):
             unused(mlp is not None and mlp_norm is not None, "normalization", "mixer_norm", "mlp_norm")
         self.mixer_norm = child("mixer_norm", mixer_norm or normalization, hidden_size)
         self.mixer = child("mixer", mixer, hidden_size)
-        self.mixer_output_norm = self.mlp_norm = self.mlp = self.mlp_output_norm = None
-        if mixer_output_norm is not None:
-            self.mixer_output_norm = child("mixer_output_norm", mixer_output_norm, hidden_size)
+        self.mixer_output_norm = optional_child("mixer_output_norm", mixer_output_norm, hidden_size)
+        self.mlp_norm = self.mlp = self.mlp_output_norm = None
         if mlp is not None:
             self.mlp_norm = child("mlp_norm", mlp_norm or normalization, hidden_size)
             self.mlp = child("mlp", mlp, hidden_size)
-            if mlp_output_norm is not None:
-                self.mlp_output_norm = child("mlp_output_norm", mlp_output_norm, hidden_size)
+            self.mlp_output_norm = optional_child("mlp_output_norm", mlp_output_norm, hidden_size)
 
     def mixing_children(self) -> Mapping[str, nn.Module]:
         """The mixer; an MLP and a normalization treat every position by itself."""

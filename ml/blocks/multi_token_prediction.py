@@ -12,7 +12,6 @@ from ml.layers.checks import MAX_COUNT, non_negative, positive
 from ml.layers.context import Context
 from ml.layers.linear import Linear
 from ml.layers.normalization import RMSNorm
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import NoProducts, Stack
 from ml.targets import IGNORED
 
@@ -38,8 +37,7 @@ class PredictionDepth(NoProducts):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
-        self.lr_scale = checked_lr_scale(lr_scale)
+        super().__init__(lr_scale)
         self.hidden_norm = child("hidden_norm", normalization, hidden_size)
         self.embedding_norm = child("embedding_norm", normalization, hidden_size)
         self.projection = child("projection", linear, 2 * hidden_size, hidden_size)
@@ -82,11 +80,10 @@ class MultiTokenPrediction(NoProducts, Stack):
         loss_weight: float = 0.3,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_depths = positive("num_depths", num_depths, at_most=MAX_COUNT)
         self._num_layers_before = num_layers
         self.loss_weight = non_negative("loss_weight", loss_weight)
-        self.lr_scale = checked_lr_scale(lr_scale)
         for index in range(self.num_depths):
             name = f"depth_{index}"
             setattr(self, name, child(name, depth, hidden_size))

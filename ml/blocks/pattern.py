@@ -9,7 +9,6 @@ from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
 from ml.config import REQUIRED, UNORDERED, child, configurable, require
 from ml.layers.checks import MAX_COUNT, positive
-from ml.layers.parameter import checked_lr_scale
 
 
 @configurable
@@ -38,8 +37,7 @@ class Pattern(BlockSequence):
         shared: Sequence[str] = (),
         lr_scale: float = 1.0,
     ):
-        super().__init__()
-        self.lr_scale = checked_lr_scale(lr_scale)
+        super().__init__(lr_scale)
         self.kinds = _kinds(blocks, pattern, num_blocks)
         unknown = [kind for kind in shared if kind not in blocks]
         require(not unknown, "shared", f"must name blocks ({', '.join(blocks)}), not {', '.join(unknown)}")

@@ -9,7 +9,6 @@ from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
 from ml.config import REQUIRED, child, configurable
 from ml.layers.checks import MAX_COUNT, positive
-from ml.layers.parameter import checked_lr_scale
 
 
 @configurable
@@ -36,8 +35,7 @@ class Repeat(BlockSequence):
         shared: bool = False,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
-        self.lr_scale = checked_lr_scale(lr_scale)
+        super().__init__(lr_scale)
         for index in range(positive("num_blocks", num_blocks, at_most=MAX_COUNT)):
             name = f"block_{index}"
             setattr(self, name, child(name, block, hidden_size))

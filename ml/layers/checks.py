@@ -51,3 +51,9 @@ def non_negative(parameter: str, value: float) -> float:
     """Requires `value >= 0` and finite."""
     require(0.0 <= value < math.inf, parameter, f"must be at least 0 and finite, not {value}")
     return value
+
+
+def checked_lr_scale(lr_scale: float) -> float:
+    """Requires a learning rate scale that is finite and not negative, and returns it."""
+    require(0.0 <= lr_scale < math.inf, "lr_scale", f"must be at least 0 (0 freezes) and finite, not {lr_scale}")
+    return lr_scale

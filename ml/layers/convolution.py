@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml.config import child, configurable, unused
+from ml.config import configurable
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive
+from ml.layers.children import bias_child, optional_child, weight_child
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, fan_in_uniform, zeros
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Mixer
 
 
@@ -45,27 +45,12 @@ class CausalConvolution(Mixer):
         bias_initialization: Initialization = zeros,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.channels = channels
         self.kernel_size = positive("kernel_size", kernel_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.weight = child(
-            "weight",
-            Parameter,
-            (channels, 1, self.kernel_size),
-            derived={"initialization": weight_initialization},
-        )
-        self.bias = None
-        unused(not bias, "bias_initialization", "bias")
-        if bias:
-            self.bias = child(
-                "bias",
-                Parameter,
-                (channels,),
-                defaults={"weight_decay": 0.0},
-                derived={"initialization": bias_initialization},
-            )
-        self.activation = child("activation", activation) if activation is not None else None
+        self.weight = weight_child((channels, 1, self.kernel_size), weight_initialization)
+        self.bias = bias_child(bias, channels, bias_initialization)
+        self.activation = optional_child("activation", activation)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         reach = self.kernel_size - 1

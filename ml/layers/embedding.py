@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ml.config import child, configurable
 from ml.layers.checks import finite, positive, probability
+from ml.layers.children import optional_child, weight_child
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Layer, NoProducts
 
 
@@ -32,11 +32,8 @@ class TokenEmbedding(NoProducts):
         weight_initialization: Initialization = normal,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.weight = child(
-            "weight", Parameter, (vocab_size, hidden_size), derived={"initialization": weight_initialization}
-        )
+        super().__init__(lr_scale)
+        self.weight = weight_child((vocab_size, hidden_size), weight_initialization)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.weight)  # (B, T) -> (B, T, H)
@@ -61,12 +58,9 @@ class PositionEmbedding(NoProducts):
         weight_initialization: Initialization = normal,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_positions = positive("num_positions", num_positions)
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.weight = child(
-            "weight", Parameter, (self.num_positions, hidden_size), derived={"initialization": weight_initialization}
-        )
+        self.weight = weight_child((self.num_positions, hidden_size), weight_initialization)
 
     @property
     def max_sequence_length(self) -> int:
@@ -109,12 +103,11 @@ class Embeddings(NoProducts):
         dropout: float = 0.0,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.scale = finite("scale", scale)
         self.dropout = probability("dropout", dropout)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.token = child("token", token, vocab_size, hidden_size)
-        self.position = child("position", position, hidden_size) if position is not None else None
+        self.position = optional_child("position", position, hidden_size)
 
     @property
     def max_sequence_length(self) -> int | None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ml.config import child, configurable
 from ml.layers.context import Context
 from ml.layers.grouped_experts import GROUPINGS, grouped_experts, obstacle_to_grouping
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import NoProducts
 from ml.layers.tracing import has_values
 
@@ -44,9 +43,8 @@ class Experts(NoProducts):
         *,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.grouped = grouped
-        self.lr_scale = checked_lr_scale(lr_scale)
         self._fraction = experts_per_token / num_experts
         for index in range(num_experts):
             name = f"expert_{index}"

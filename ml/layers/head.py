@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ml.config import child, configurable, unused
 from ml.layers.checks import non_negative, positive, positive_float
+from ml.layers.children import weight_child
 from ml.layers.chunked_loss import chunked_sums
 from ml.layers.initialization import Initialization, normal
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Layer
 
 
@@ -46,20 +46,17 @@ class LanguageModelHead(Layer):
         loss_chunk_size: int | None = None,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.z_loss = non_negative("z_loss", z_loss)
         self.logit_soft_cap = None if logit_soft_cap is None else positive_float("logit_soft_cap", logit_soft_cap)
         self.loss_chunk_size = None if loss_chunk_size is None else positive("loss_chunk_size", loss_chunk_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.norm = child("norm", normalization, hidden_size)
         self.weight = None
         unused(tied, "weight_initialization", "tie_word_embeddings")
         if not tied:
-            self.weight = child(
-                "weight", Parameter, (vocab_size, hidden_size), derived={"initialization": weight_initialization}
-            )
+            self.weight = weight_child((vocab_size, hidden_size), weight_initialization)
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
         return self.logits(self.norm(x), self.weight if tied_weight is None else tied_weight)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable, require, unused
+from ml.config import configurable, require
+from ml.layers.children import bias_child, optional_child, weight_child
 from ml.layers.initialization import Initialization, normal, zeros
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Adapter, Layer, NoProducts
 
 
@@ -37,24 +37,12 @@ class Linear(Layer):
         apply_peft: Callable[..., Adapter] | None = None,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.in_features = in_features
         self.out_features = out_features
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.weight = child(
-            "weight", Parameter, (out_features, in_features), derived={"initialization": weight_initialization}
-        )
-        self.bias = None
-        unused(not bias, "bias_initialization", "bias")
-        if bias:
-            self.bias = child(
-                "bias",
-                Parameter,
-                (out_features,),
-                defaults={"weight_decay": 0.0},
-                derived={"initialization": bias_initialization},
-            )
-        self.adapter = None if apply_peft is None else child("adapter", apply_peft, in_features, out_features)
+        self.weight = weight_child((out_features, in_features), weight_initialization)
+        self.bias = bias_child(bias, out_features, bias_initialization)
+        self.adapter = optional_child("adapter", apply_peft, in_features, out_features)
         self.is_merged = False
 
     def forward(self, x: Tensor) -> Tensor:

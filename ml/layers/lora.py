@@ -5,10 +5,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml.config import child, configurable
+from ml.config import configurable
 from ml.layers.checks import positive, positive_float, probability
+from ml.layers.children import weight_child
 from ml.layers.initialization import Initialization, normal, zeros
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Adapter
 
 
@@ -45,13 +45,12 @@ class LoRA(Adapter):
         B_initialization: Initialization = zeros,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         rank = positive("rank", rank)
         self.scale = positive_float("alpha", alpha) / (math.sqrt(rank) if rank_stabilized else rank)
         self.dropout = probability("dropout", dropout)
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.A = child("A", Parameter, (rank, in_features), derived={"initialization": A_initialization})
-        self.B = child("B", Parameter, (out_features, rank), derived={"initialization": B_initialization})
+        self.A = weight_child((rank, in_features), A_initialization, name="A")
+        self.B = weight_child((out_features, rank), B_initialization, name="B")
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added to the output: (..., in) -> (..., out)."""

@@ -9,7 +9,6 @@ from ml.layers.activations import Activation, gelu, silu
 from ml.layers.checks import positive
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import NoProducts
 
 
@@ -34,11 +33,10 @@ class MLP(NoProducts):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         if intermediate_size is None:
             intermediate_size = 4 * hidden_size
         intermediate_size = positive("intermediate_size", intermediate_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.activation = child("activation", activation)
         self.up = child("up", linear, hidden_size, intermediate_size)
         self.down = child("down", linear, intermediate_size, hidden_size)
@@ -69,11 +67,10 @@ class GatedMLP(NoProducts):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         if intermediate_size is None:
             intermediate_size = -(-8 * hidden_size // (3 * 64)) * 64
         intermediate_size = positive("intermediate_size", intermediate_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.activation = child("activation", activation)
         self.gate = child("gate", linear, hidden_size, intermediate_size)
         self.up = child("up", linear, hidden_size, intermediate_size)

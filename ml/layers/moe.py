@@ -11,7 +11,6 @@ from ml.layers.context import Context
 from ml.layers.experts import Experts
 from ml.layers.linear import Linear
 from ml.layers.mlp import GatedMLP
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import NoProducts
 from ml.layers.routing import SoftmaxRouter
 
@@ -50,13 +49,12 @@ class MixtureOfExperts(NoProducts):
         grouped: bool | None = None,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_experts = positive("num_experts", num_experts, at_most=MAX_COUNT)
         chosen = positive("experts_per_token", experts_per_token)
         fits = chosen <= self.num_experts
         require(fits, "experts_per_token", f"must be at most num_experts ({num_experts}), not {experts_per_token}")
         self.experts_per_token = min(chosen, self.num_experts)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.router = child("router", router, hidden_size, self.num_experts, self.experts_per_token)
         self.experts = child("experts", Experts, hidden_size, self.num_experts, self.experts_per_token, expert, grouped)
         obstacle = self.experts.obstacle_to_grouping

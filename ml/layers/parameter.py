@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ml.config import child, configurable, require
-from ml.layers.checks import ADDRESSABLE
+from ml.layers.checks import ADDRESSABLE, checked_lr_scale
 from ml.layers.initialization import Fill, Initialization, normal
 
 
@@ -55,12 +55,6 @@ def Parameter(
     fill = child("initialization", initialization)
     parameter.settings = ParameterSettings(fill, checked_lr_scale(lr_scale), weight_decay)
     return parameter
-
-
-def checked_lr_scale(lr_scale: float) -> float:
-    """Requires a learning rate scale that is finite and not negative, and returns it."""
-    require(0.0 <= lr_scale < math.inf, "lr_scale", f"must be at least 0 (0 freezes) and finite, not {lr_scale}")
-    return lr_scale
 
 
 def settings_of(module: nn.Module, name: str) -> ParameterSettings | None:

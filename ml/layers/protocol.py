@@ -28,6 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ml.layers.checks import checked_lr_scale
+
 
 class Workload(NamedTuple):
     """The sequence that a layer works on, seen from the sequence of the model.
@@ -51,6 +53,10 @@ class Layer(nn.Module):
     """
 
     lr_scale: float = 1.0
+
+    def __init__(self, lr_scale: float = 1.0):
+        super().__init__()
+        self.lr_scale = checked_lr_scale(lr_scale)
 
     @property
     def max_sequence_length(self) -> int | None:

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml.config import child, configurable, require
+from ml.config import configurable, require
 from ml.layers.checks import non_negative, positive, positive_float
+from ml.layers.children import weight_child
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Balanced, Buffered, Layer
 
 
@@ -27,12 +27,9 @@ class Router(Layer):
         weight_initialization: Initialization,
         lr_scale: float,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.experts_per_token = experts_per_token
-        self.lr_scale = checked_lr_scale(lr_scale)
-        self.weight = child(
-            "weight", Parameter, (num_experts, hidden_size), derived={"initialization": weight_initialization}
-        )
+        self.weight = weight_child((num_experts, hidden_size), weight_initialization)
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, H) -> (N, E), at least float32 under autocast too: a rounded score would send tokens elsewhere."""

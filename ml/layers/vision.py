@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from ml.config import child, configurable, require
 from ml.layers.activations import Activation, gelu
 from ml.layers.checks import positive
+from ml.layers.children import optional_child
 from ml.layers.embedding import PositionEmbedding
 from ml.layers.linear import Linear
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Layer, NoProducts
 
 
@@ -45,7 +45,7 @@ class PatchEmbedding(NoProducts):
         normalization: Callable[..., nn.Module] | None = None,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_channels = positive("num_channels", num_channels)
         self.patch_size = positive("patch_size", patch_size)
         height, width = (positive("image_size", size) for size in image_size)
@@ -53,12 +53,9 @@ class PatchEmbedding(NoProducts):
         require(divides, "patch_size", f"must divide the image_size {height} x {width}, not be {patch_size}")
         self.image_size = height, width
         self.grid = max(height // self.patch_size, 1), max(width // self.patch_size, 1)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.projection = child("projection", linear, self.num_channels * self.patch_size**2, hidden_size)
-        self.position = None
-        if position is not None:
-            self.position = child("position", position, hidden_size, num_positions=self.num_patches)
-        self.norm = None if normalization is None else child("norm", normalization, hidden_size)
+        self.position = optional_child("position", position, hidden_size, num_positions=self.num_patches)
+        self.norm = optional_child("norm", normalization, hidden_size)
 
     @property
     def num_patches(self) -> int:
@@ -122,10 +119,9 @@ class Projector(NoProducts):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         intermediate_size = out_features if intermediate_size is None else intermediate_size
         intermediate_size = positive("intermediate_size", intermediate_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.activation = child("activation", activation)
         self.first = child("first", linear, in_features, intermediate_size)
         self.second = child("second", linear, intermediate_size, out_features)

@@ -12,7 +12,6 @@ from ml.layers.context import Auxiliary, Cache, Context, places_in_documents
 from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Mixer, NoProducts
 from ml.layers.rotary import RotaryEmbedding
 from ml.models.declarations import (
@@ -63,11 +62,10 @@ class LanguageModel(NoProducts):
         tie_word_embeddings: bool = False,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.vocab_size = positive("vocab_size", vocab_size)
         self.hidden_size = positive("hidden_size", hidden_size)
         self.tie_word_embeddings = tie_word_embeddings
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.embeddings = child("embeddings", embeddings, self.vocab_size, self.hidden_size)
         self.decoder = child("decoder", decoder, self.hidden_size)
         self.head = child("head", head, self.hidden_size, self.vocab_size, tie_word_embeddings)

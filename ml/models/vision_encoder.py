@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from ml.blocks.repeat import Repeat
 from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive
+from ml.layers.children import optional_child
 from ml.layers.context import Auxiliary, Context
 from ml.layers.normalization import RMSNorm
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Mixer, NoProducts, Workload
 from ml.layers.rotary import RotaryEmbedding
 from ml.layers.vision import PatchEmbedding, Projector
@@ -46,12 +46,11 @@ class VisionEncoder(NoProducts):
         adapter: Callable[..., nn.Module] = Projector,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.hidden_size = positive("hidden_size", hidden_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.patches = child("patches", patches, self.hidden_size)
         self.encoder = child("encoder", encoder, self.hidden_size)
-        self.norm = None if normalization is None else child("norm", normalization, self.hidden_size)
+        self.norm = optional_child("norm", normalization, self.hidden_size)
         self.adapter = child("adapter", adapter, self.hidden_size, language_hidden_size)
         for problem in _misfits(self.encoder):
             require(False, "encoder", problem)

@@ -14,6 +14,7 @@ from ml.layers import Cache, Context, Linear
 from ml.layers.activations import tanh
 from ml.layers.convolution import CausalConvolution
 from ml.layers.mixers.short_convolution import ShortConvolutionMixer
+from ml.layers.parameter import settings_of
 from ml.models import materialize
 
 B, T, C = 2, 11, 6
@@ -125,7 +126,7 @@ def test_initial_weights_are_those_of_the_librarys_convolution(kernel_size):
 
 def test_the_bias_does_not_decay():
     layer = CausalConvolution(C)
-    assert (layer.weight.weight_decay, layer.bias.weight_decay) == (None, 0.0)
+    assert [settings_of(layer, name).weight_decay for name in ("weight", "bias")] == [None, 0.0]
 
 
 def test_flops_count_every_tap_three_times():

@@ -13,6 +13,7 @@ from ml.layers import Context, Linear
 from ml.layers.convolution import CausalConvolution
 from ml.layers.mixers.kimi_delta_attention import KimiDeltaAttention
 from ml.layers.normalization import GatedRMSNorm
+from ml.layers.parameter import settings_of
 from ml.models import materialize
 
 # Both sides compute in float32 with different summation orders, and the norm amplifies errors of small outputs.
@@ -121,7 +122,7 @@ def test_initial_decays_span_the_timescales_of_the_paper():
 
 def test_weight_decay_leaves_the_decays_alone():
     layer = KimiDeltaAttention(24, num_heads=2)
-    assert (layer.A_log.weight_decay, layer.dt_bias.weight_decay) == (0.0, 0.0)
+    assert [settings_of(layer, name).weight_decay for name in ("A_log", "dt_bias")] == [0.0, 0.0]
 
 
 def test_sizes_that_are_left_open_follow_from_the_others():

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive, positive_float, probability
+from ml.layers.children import optional_child
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
 from ml.layers.mixers.growing import Growing
-from ml.layers.parameter import Parameter, checked_lr_scale
+from ml.layers.parameter import Parameter
 from ml.layers.protocol import Mixer
 from ml.layers.rotary import Rotary, RotaryEmbedding
 
@@ -66,7 +67,7 @@ class Attention(Mixer):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_heads = positive("num_heads", num_heads)
         self.num_kv_heads = self.num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
         divides = self.num_heads % self.num_kv_heads == 0
@@ -78,7 +79,6 @@ class Attention(Mixer):
         self.causal = causal
         self.decodes = causal  # otherwise a new token would change those before it
         self.dropout = probability("dropout", dropout)
-        self.lr_scale = checked_lr_scale(lr_scale)
 
         size, kv_size = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         self.query = child("query", linear, hidden_size, size)
@@ -88,9 +88,9 @@ class Attention(Mixer):
         self.output = child("output", linear, size, hidden_size)
         projected = [self.query, self.key, self.value, *([self.gate] if gated else [])]
         self.projections = child("projections", Projections, projected)
-        self.query_norm = child("query_norm", query_norm, self.head_size) if query_norm is not None else None
-        self.key_norm = child("key_norm", key_norm, self.head_size) if key_norm is not None else None
-        self.rotary = child("rotary", rotary, self.head_size) if rotary is not None else None
+        self.query_norm = optional_child("query_norm", query_norm, self.head_size)
+        self.key_norm = optional_child("key_norm", key_norm, self.head_size)
+        self.rotary = optional_child("rotary", rotary, self.head_size)
         self.sinks = None
         if attention_sinks:
             self.sinks = child("sinks", Parameter, (self.num_heads,), defaults={"weight_decay": 0.0})

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ml.config import child, configurable, require
 from ml.layers.checks import heads_or_default, positive
+from ml.layers.children import undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
@@ -19,7 +20,6 @@ from ml.layers.mixers.delta_rule import (
 )
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Mixer
 
 
@@ -63,7 +63,7 @@ class GatedDeltaNet(Mixer):
         norm: Callable[..., nn.Module] = GatedRMSNorm,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_heads = heads_or_default(hidden_size, num_heads)
         self.num_value_heads = self.num_heads
         if num_value_heads is not None:
@@ -77,7 +77,6 @@ class GatedDeltaNet(Mixer):
         if value_head_size is not None:
             self.value_head_size = positive("value_head_size", value_head_size)
         self.chunk_size = checked_chunk_size(chunk_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
 
         size, value_size = self.num_heads * self.key_head_size, self.num_value_heads * self.value_head_size
         self.query = child("query", linear, hidden_size, size)
@@ -90,10 +89,8 @@ class GatedDeltaNet(Mixer):
         projected = (self.query, self.key, self.value, self.gate, self.beta, self.decay)
         self.projections = child("projections", Projections, projected)
         self.convolution = child("convolution", convolution, 2 * size + value_size, defaults={"bias": False})
-        A_log_defaults = {"initialization": log_of_uniform, "weight_decay": 0.0}
-        dt_bias_defaults = {"initialization": time_step_bias, "weight_decay": 0.0}
-        self.A_log = child("A_log", Parameter, (self.num_value_heads,), defaults=A_log_defaults)
-        self.dt_bias = child("dt_bias", Parameter, (self.num_value_heads,), defaults=dt_bias_defaults)
+        self.A_log = undecayed_child("A_log", (self.num_value_heads,), log_of_uniform)
+        self.dt_bias = undecayed_child("dt_bias", (self.num_value_heads,), time_step_bias)
         self.norm = child("norm", norm, self.value_head_size, defaults={"gate_position": "after"})
         self.output = child("output", linear, value_size, hidden_size)
 

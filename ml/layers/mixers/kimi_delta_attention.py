@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ml.config import child, configurable
 from ml.layers.activations import sigmoid
 from ml.layers.checks import heads_or_default, positive
+from ml.layers.children import undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
@@ -20,7 +21,6 @@ from ml.layers.mixers.delta_rule import (
 )
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Mixer
 
 
@@ -66,7 +66,7 @@ class KimiDeltaAttention(Mixer):
         norm: Callable[..., nn.Module] = GatedRMSNorm,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_heads = heads_or_default(hidden_size, num_heads)
         self.key_head_size = checked_head_size(hidden_size, self.num_heads, "key_head_size", key_head_size)
         self.value_head_size = self.key_head_size
@@ -75,7 +75,6 @@ class KimiDeltaAttention(Mixer):
         decay_rank = self.value_head_size if decay_rank is None else positive("decay_rank", decay_rank)
         gate_rank = self.value_head_size if gate_rank is None else positive("gate_rank", gate_rank)
         self.chunk_size = checked_chunk_size(chunk_size)
-        self.lr_scale = checked_lr_scale(lr_scale)
 
         size, value_size = self.num_heads * self.key_head_size, self.num_heads * self.value_head_size
         self.query = child("query", linear, hidden_size, size)
@@ -90,10 +89,8 @@ class KimiDeltaAttention(Mixer):
         projected = (self.query, self.key, self.value, self.beta, self.decay_down, self.gate_down)
         self.projections = child("projections", Projections, projected)
         self.convolution = child("convolution", convolution, 2 * size + value_size, defaults={"bias": False})
-        A_log_defaults = {"initialization": log_of_uniform, "weight_decay": 0.0}
-        dt_bias_defaults = {"initialization": time_step_bias, "weight_decay": 0.0}
-        self.A_log = child("A_log", Parameter, (self.num_heads,), defaults=A_log_defaults)
-        self.dt_bias = child("dt_bias", Parameter, (size,), defaults=dt_bias_defaults)
+        self.A_log = undecayed_child("A_log", (self.num_heads,), log_of_uniform)
+        self.dt_bias = undecayed_child("dt_bias", (size,), time_step_bias)
         norm_defaults = {"gate_position": "after", "activation": sigmoid}
         self.norm = child("norm", norm, self.value_head_size, defaults=norm_defaults)
         self.output = child("output", linear, value_size, hidden_size)

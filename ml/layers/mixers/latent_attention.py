@@ -12,7 +12,6 @@ from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
 from ml.layers.mixers.growing import Growing
 from ml.layers.normalization import RMSNorm
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Mixer
 from ml.layers.rotary import Rotary, RotaryEmbedding
 
@@ -65,7 +64,7 @@ class LatentAttention(Mixer):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.num_heads = heads = heads_or_default(hidden_size, num_heads)
         self.head_size = positive("head_size", head_size)
         self.rotary_size = positive("rotary_size", rotary_size)
@@ -75,7 +74,6 @@ class LatentAttention(Mixer):
         if softmax_scale is not None:
             self.softmax_scale = positive_float("softmax_scale", softmax_scale)
         self.dropout = probability("dropout", dropout)
-        self.lr_scale = checked_lr_scale(lr_scale)
         rank = positive("key_value_rank", key_value_rank)
 
         query_size = heads * (self.head_size + self.rotary_size)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from ml.config import child, configurable
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive
+from ml.layers.children import optional_child, undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.initialization import fan_in_uniform, ones
 from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.selective_scan import selective_scan
 from ml.layers.mixers.state_space_initialization import log_index, time_step_bias
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Mixer
 
 
@@ -63,12 +63,11 @@ class Mamba(Mixer):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         size = 2 * hidden_size if intermediate_size is None else positive("intermediate_size", intermediate_size)
         self.intermediate_size = size
         self.state_size = positive("state_size", state_size)
         self.dt_rank = -(-hidden_size // 16) if dt_rank is None else positive("dt_rank", dt_rank)
-        self.lr_scale = checked_lr_scale(lr_scale)
 
         self.x = child("x", linear, hidden_size, size)
         self.gate = child("gate", linear, hidden_size, size)
@@ -78,16 +77,16 @@ class Mamba(Mixer):
         self.B = child("B", linear, size, self.state_size, defaults={"bias": False})
         self.C = child("C", linear, size, self.state_size, defaults={"bias": False})
         self.selection = child("selection", Projections, (self.dt_down, self.B, self.C))
-        self.dt_norm = child("dt_norm", dt_norm, self.dt_rank) if dt_norm is not None else None
-        self.B_norm = child("B_norm", B_norm, self.state_size) if B_norm is not None else None
-        self.C_norm = child("C_norm", C_norm, self.state_size) if C_norm is not None else None
+        self.dt_norm = optional_child("dt_norm", dt_norm, self.dt_rank)
+        self.B_norm = optional_child("B_norm", B_norm, self.state_size)
+        self.C_norm = optional_child("C_norm", C_norm, self.state_size)
         dt_defaults = {"bias": False, "weight_initialization": fan_in_uniform}
         self.dt = child("dt", linear, self.dt_rank, size, defaults=dt_defaults)
         self.activation = child("activation", activation)
         self.output = child("output", linear, size, hidden_size)
-        self.dt_bias = _parameter("dt_bias", (size,), time_step_bias)
-        self.A_log = _parameter("A_log", (size, self.state_size), log_index)
-        self.D = _parameter("D", (size,), ones)
+        self.dt_bias = undecayed_child("dt_bias", (size,), time_step_bias)
+        self.A_log = undecayed_child("A_log", (size, self.state_size), log_index)
+        self.D = undecayed_child("D", (size,), ones)
 
     def mixing_children(self) -> Mapping[str, nn.Module]:
         """The convolution."""
@@ -127,7 +126,3 @@ class Mamba(Mixer):
     def extra_repr(self) -> str:
         sizes = f"intermediate_size={self.intermediate_size}, state_size={self.state_size}"
         return f"{sizes}, dt_rank={self.dt_rank}"
-
-
-def _parameter(name: str, shape: tuple[int, ...], initialization: Callable) -> nn.Parameter:
-    return child(name, Parameter, shape, defaults={"initialization": initialization, "weight_decay": 0.0})

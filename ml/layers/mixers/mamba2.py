@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ml.config import child, configurable, require
 from ml.layers.checks import positive
+from ml.layers.children import optional_child, undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.initialization import ones
@@ -16,7 +17,6 @@ from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
-from ml.layers.parameter import Parameter, checked_lr_scale
 from ml.layers.protocol import Mixer
 
 
@@ -65,7 +65,7 @@ class Mamba2(Mixer):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         self.head_size = positive("head_size", head_size)
         self.num_heads = self._checked_num_heads(hidden_size, num_heads, intermediate_size)
         self.state_size = positive("state_size", state_size)
@@ -75,7 +75,6 @@ class Mamba2(Mixer):
         self.chunk_size = positive("chunk_size", chunk_size)
         self.dt_limit = dt_limit
         require(0.0 <= dt_limit[0] < dt_limit[1], "dt_limit", f"must be a range of numbers from 0, not {dt_limit}")
-        self.lr_scale = checked_lr_scale(lr_scale)
 
         size, group_size = self.num_heads * self.head_size, self.num_groups * self.state_size
         self.gate = child("gate", linear, hidden_size, size)
@@ -85,17 +84,11 @@ class Mamba2(Mixer):
         self.dt = child("dt", linear, hidden_size, self.num_heads, defaults={"bias": False})
         self.projections = child("projections", Projections, (self.gate, self.x, self.B, self.C, self.dt))
         self.convolution = child("convolution", convolution, size + 2 * group_size)
-        self.norm = None
-        if norm is not None:
-            self.norm = child("norm", norm, size, derived={"num_groups": self.num_groups})
+        self.norm = optional_child("norm", norm, size, derived={"num_groups": self.num_groups})
         self.output = child("output", linear, size, hidden_size)
-        self.dt_bias = self._parameter("dt_bias", time_step_bias)
-        self.A_log = self._parameter("A_log", log_of_uniform)
-        self.D = self._parameter("D", ones)
-
-    def _parameter(self, name: str, initialization: Callable) -> nn.Parameter:
-        defaults = {"initialization": initialization, "weight_decay": 0.0}
-        return child(name, Parameter, (self.num_heads,), defaults=defaults)
+        self.dt_bias = undecayed_child("dt_bias", (self.num_heads,), time_step_bias)
+        self.A_log = undecayed_child("A_log", (self.num_heads,), log_of_uniform)
+        self.D = undecayed_child("D", (self.num_heads,), ones)
 
     def _checked_num_heads(self, hidden_size: int, num_heads: int | None, intermediate_size: int | None) -> int:
         if intermediate_size is not None:

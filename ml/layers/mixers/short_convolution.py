@@ -8,7 +8,6 @@ from ml.config import child, configurable
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Mixer
 
 
@@ -35,8 +34,7 @@ class ShortConvolutionMixer(Mixer):
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
-        self.lr_scale = checked_lr_scale(lr_scale)
+        super().__init__(lr_scale)
         self.B = child("B", linear, hidden_size, hidden_size)
         self.C = child("C", linear, hidden_size, hidden_size)
         self.x = child("x", linear, hidden_size, hidden_size)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ml.config import REQUIRED, UNORDERED, child, configurable, require
 from ml.layers.context import Context
-from ml.layers.parameter import checked_lr_scale
 from ml.layers.protocol import Drawn, Mixer
 
 
@@ -40,9 +39,8 @@ class StochasticMixer(Mixer, Drawn):
         main: str | None = None,
         lr_scale: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(lr_scale)
         require(len(mixers) > 0, "mixers", "must name one mixer or more")
-        self.lr_scale = checked_lr_scale(lr_scale)
         self.names = list(mixers)
         wrong = [name for name in mixers if not name.isidentifier() or hasattr(self, name)]
         require(not wrong, "mixers", f"must have names that can be attributes, not {', '.join(wrong)}")
