@@ -313,10 +313,10 @@ class Run:
 
     def _counts(self) -> dict[str, Any]:
         """What the newest whole checkpoint says beside its tensors; nothing where there is none."""
-        from ml.training.checkpoints.policy import whole_checkpoints
+        from ml.training.checkpoints.policy import valid_checkpoints
         from ml.training.checkpoints.state_files import read_counts
 
-        newest = next(whole_checkpoints(self.path / "checkpoints"), None)
+        newest = next(valid_checkpoints(self.path / "checkpoints"), None)
         return {} if newest is None else read_counts(newest)
 
 

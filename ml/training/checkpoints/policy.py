@@ -92,7 +92,7 @@ def open_checkpoint(folder: Path, step: int | None = None) -> Path:
     """
     steps = dict(_found(folder))
     if step is None:
-        newest = next(whole_checkpoints(folder), None)
+        newest = next(valid_checkpoints(folder), None)
         if newest is None:
             raise RunError(f"there is no valid checkpoint in {folder}")
         return newest
@@ -104,8 +104,8 @@ def open_checkpoint(folder: Path, step: int | None = None) -> Path:
     return steps[step]
 
 
-def whole_checkpoints(folder: Path) -> Iterator[Path]:
-    """Yields the checkpoints below `folder` that are whole, newest first."""
+def valid_checkpoints(folder: Path) -> Iterator[Path]:
+    """Yields the valid checkpoints in `folder`, newest first."""
     return (path for _, path in reversed(_found(folder)) if damage(path) is None)
 
 
