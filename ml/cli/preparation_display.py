@@ -1,4 +1,4 @@
-"""What a person sees of a preparation."""
+"""Progress display of `prepare`."""
 
 import math
 import time
@@ -13,32 +13,32 @@ _BAR = 24
 
 
 def display_on(stream: TextIO) -> "TerminalDisplay | PlainDisplay":
-    """One line that changes on a terminal, a line now and then elsewhere."""
+    """Returns a display that redraws one line on a terminal, or prints a line every ten seconds elsewhere."""
     return TerminalDisplay(stream) if stream.isatty() else PlainDisplay(stream)
 
 
 class PlainDisplay:
-    """A line every ten seconds: for log files and pipes."""
+    """Prints a line every ten seconds, for log files and pipes."""
 
     _every = _SECONDS_BETWEEN_LINES
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
         self._stream = stream
         self._clock = clock
-        self._total = self._begun_with = 0
-        self._begun_at = self._shown_at = -math.inf
+        self._total = self._start_bytes = 0
+        self._start_time = self._last_shown = -math.inf
 
     def start(self, num_bytes: int, total_bytes: int) -> None:
-        self._begun_with, self._total = num_bytes, total_bytes
-        self._begun_at = self._shown_at = self._clock()
+        self._start_bytes, self._total = num_bytes, total_bytes
+        self._start_time = self._last_shown = self._clock()
         if num_bytes:
-            self.say(f"going on at {num_bytes / max(1, total_bytes):.0%} of {total_bytes:,} bytes")
+            self.say(f"resuming at {num_bytes / max(1, total_bytes):.0%} of {total_bytes:,} bytes")
 
     def advance(self, num_bytes: int, num_tokens: int) -> None:
         now = self._clock()
-        if now - self._shown_at >= self._every:
-            self._shown_at = now
-            self._show(num_bytes, num_tokens, (num_bytes - self._begun_with) / max(now - self._begun_at, 1e-9))
+        if now - self._last_shown >= self._every:
+            self._last_shown = now
+            self._show(num_bytes, num_tokens, (num_bytes - self._start_bytes) / max(now - self._start_time, 1e-9))
 
     def say(self, message: str) -> None:
         print(message, file=self._stream, flush=True)
@@ -56,7 +56,7 @@ class PlainDisplay:
 
 
 class TerminalDisplay(PlainDisplay):
-    """One line with a bar, drawn again and again; messages stay above it."""
+    """Redraws one line with a bar; messages stay above it."""
 
     _every = _SECONDS_BETWEEN_DRAWINGS
 

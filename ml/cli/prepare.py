@@ -14,15 +14,17 @@ from ml.machine import num_usable_cores
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add_tokenizer_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
-    parser.add_argument("--validation_fraction", type=float, default=0.0, help="of the documents held out (default 0)")
-    parser.add_argument("--num_workers", type=int, help="processes that encode (default: one for each core)")
-    parser.add_argument("--shard_tokens", type=int, default=2**30, help="in each file of tokens (default 2^30)")
-    parser.add_argument("--verify", action="store_true", help="only read --output again and compare it with its hashes")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--validation_fraction", type=float, default=0.0, help="fraction of documents held out (default 0)"
+    )
+    parser.add_argument("--num_workers", type=int, help="worker processes (default: number of cores)")
+    parser.add_argument("--shard_tokens", type=int, default=2**30, help="tokens per shard (default 2^30)")
+    parser.add_argument("--verify", action="store_true", help="only check the hashes of --output")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares, or goes on where it was stopped; ends with what there is now."""
+    """Prepares or resumes, then prints a summary; with --verify, checks the output."""
     if arguments.verify:
         _verify(arguments)
     else:
@@ -45,18 +47,18 @@ def _prepare(arguments: argparse.Namespace) -> None:
         summary = prepare(sources, tokenizer, settings, display)
     finally:
         display.close()
-    print("\n".join(_told(summary)))
+    print("\n".join(_summary_lines(summary)))
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from ml.data.token_files.reading import TokenFolder, find_token_folders
 
     if arguments.sources:
-        raise UserError("--verify reads --output alone: leave the sources out")
+        raise UserError("--verify reads only --output; omit the sources")
     for path in find_token_folders(arguments.output):
         if path is not None:
             TokenFolder(path).verify()
-            print(f"{path} is as it was written")
+            print(f"{path} is intact")
 
 
 def _positive(name: str, number: int) -> int:
@@ -65,8 +67,8 @@ def _positive(name: str, number: int) -> int:
     return number
 
 
-def _told(summary) -> list[str]:
-    """The summary in words, a line for each thing."""
+def _summary_lines(summary) -> list[str]:
+    """Returns the summary, one line for each fact."""
     from ml.data.preparation import COUNTS
 
     lines = [f"{count:,} {COUNTS[kind]}" for kind, count in summary.counts.items()]
@@ -77,5 +79,5 @@ def _told(summary) -> list[str]:
             f"{folder.num_bytes:,} bytes{rate}"
         )
         if not folder.num_documents:
-            lines.append(f"{folder.path} is empty: there are too few documents for this --validation_fraction")
-    return [*lines, "it was complete already" if summary.seconds is None else f"done in {summary.seconds:.1f} s"]
+            lines.append(f"{folder.path} is empty: too few documents for this --validation_fraction")
+    return [*lines, "already complete" if summary.seconds is None else f"done in {summary.seconds:.1f} s"]

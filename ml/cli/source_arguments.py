@@ -1,4 +1,4 @@
-"""The flags of verbs that read text, JSON lines and Parquet."""
+"""Command line flags of sources: text, JSON lines and Parquet."""
 
 import argparse
 
@@ -6,25 +6,30 @@ from ml.errors import UserError
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sources and how they are read."""
+    """Adds flags for the sources and the options of reading."""
     parser.add_argument(
         "sources",
         nargs="*",
-        help="files and folders: .jsonl, .parquet, all others as text; .gz, .bz2, .xz are read too",
+        help="files and folders: .jsonl, .parquet, all others as text; also compressed as .gz, .bz2, .xz",
     )
-    parser.add_argument("--pattern", default="*", help='which files of a folder are read, such as "*.jsonl"')
-    parser.add_argument("--text_key", default="text", help="the key of JSON lines, or Parquet column (default text)")
-    parser.add_argument("--on_error", choices=("stop", "skip"), default="stop", help="at a broken row (default stop)")
+    parser.add_argument("--pattern", default="*", help='glob for files in folders, such as "*.jsonl"')
+    parser.add_argument("--text_key", default="text", help="key in JSON lines, or Parquet column (default text)")
     parser.add_argument(
-        "--invalid_utf8", choices=("replace", "error"), default="replace", help="what is no UTF-8 (default replace)"
+        "--on_error", choices=("stop", "skip"), default="stop", help="for an invalid row (default stop)"
+    )
+    parser.add_argument(
+        "--invalid_utf8",
+        choices=("replace", "error"),
+        default="replace",
+        help="for invalid UTF-8 (default replace)",
     )
 
 
 def reading_of(arguments: argparse.Namespace, validation_fraction: float = 0.0):
-    """How the sources are read.
+    """Returns the options of reading.
 
     Raises:
-        UserError: There are none, or a number is out of range.
+        UserError: There are no sources, or a number is out of range.
     """
     from ml.data.preparation import Reading
 

@@ -1,4 +1,4 @@
-"""The flags of verbs that take a tokenizer: it is configured, typed and checked as everything is."""
+"""Command line flags that configure a tokenizer."""
 
 import argparse
 
@@ -6,13 +6,13 @@ from ml.errors import UserError
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the name of the tokenizer, and gin files and bindings for it."""
+    """Adds flags for the tokenizer, and for gin files and bindings that configure it."""
     parser.add_argument(
         "--tokenizer",
         default="ByteTokenizer",
-        help="ByteTokenizer (default), TiktokenTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, or your own",
+        help="ByteTokenizer (default), TiktokenTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, or custom",
     )
-    parser.add_argument("--gin_file", action="append", default=[], help="with bindings for the tokenizer; repeatable")
+    parser.add_argument("--gin_file", action="append", default=[], help="gin file for the tokenizer; repeatable")
     parser.add_argument(
         "--gin_bindings",
         action="append",
@@ -23,10 +23,10 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_tokenizer(arguments: argparse.Namespace):
-    """The tokenizer that the flags name.
+    """Builds the tokenizer that the flags select.
 
     Raises:
-        UserError: There is none of that name, or its configuration is wrong.
+        UserError: The tokenizer is unknown, or its configuration is invalid.
     """
     import ml
     from ml.config import load

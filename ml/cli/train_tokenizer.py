@@ -10,15 +10,15 @@ from ml.errors import RunFailure, UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="the tokenizer.json that is written")
-    parser.add_argument("--vocab_size", type=int, required=True, help="how many tokens, such as 8192")
+    parser.add_argument("--output", type=Path, required=True, help="tokenizer.json to write")
+    parser.add_argument("--vocab_size", type=int, required=True, help="number of tokens, such as 8192")
     parser.add_argument(
         "--special_token", action="append", help='repeatable (default "<|endoftext|>", which ends a document)'
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a tokenizer.json, which `prepare` takes as HuggingFaceTokenizer.path."""
+    """Writes a tokenizer.json, for `HuggingFaceTokenizer.path`."""
     from ml.data.preparation import COUNTS, Findings, find_sources, texts_of
     from ml.data.tokenizers.training import NUM_BYTES, train_byte_pairs
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.vocab_size}"
         )
     if arguments.output.exists():
-        raise UserError(f"{arguments.output} (--output) is there already: name another file")
+        raise UserError(f"{arguments.output} (--output) already exists; choose another file")
     sources = find_sources(arguments.sources, arguments.pattern)
     findings = Findings()
     texts = texts_of(sources, reading_of(arguments), findings)
@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
         size = train_byte_pairs(texts, arguments.output, arguments.vocab_size, special, sys.stderr.isatty())
     except OSError as error:
         raise RunFailure(f"cannot write {arguments.output}: {error.strerror or error}") from error
-    print(f"{arguments.output}: {size:,} tokens, learned from {len(sources):,} files")
+    print(f"{arguments.output}: {size:,} tokens, trained on {len(sources):,} files")
     for kind, count in findings.counts.items():
-        print(f"{count:,} {COUNTS[kind]}, first {findings.notes[kind][0]}")
+        print(f"{count:,} {COUNTS[kind]}, the first: {findings.notes[kind][0]}")
     if size < arguments.vocab_size:
-        print(f"that is less than {arguments.vocab_size:,}: the text has no more pairs that come twice")
+        print(f"fewer than {arguments.vocab_size:,}: no other pair occurs twice in the text")

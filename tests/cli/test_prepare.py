@@ -36,7 +36,7 @@ def test_a_tokenizer_is_trained_and_used_by_prepare(call, tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken"]))
     reading = ("--text_key=body", "--on_error=skip")
     told = call("train_tokenizer", "a.jsonl", *reading, "--vocab_size=300", "--output=t/tokenizer.json")
-    assert "t/tokenizer.json: 300 tokens, learned from 1 files\n1 broken rows left out, first a.jsonl:201: " in told
+    assert "t/tokenizer.json: 300 tokens, trained on 1 files\n1 invalid rows skipped, the first: a.jsonl:201: " in told
     binding = "--gin.HuggingFaceTokenizer.path='t/tokenizer.json'"
     choice = ("--tokenizer=HuggingFaceTokenizer", binding, "--validation_fraction=0.2", "--num_workers=2")
     told = call("prepare", "a.jsonl", "--output=out", *reading, *choice)
@@ -46,15 +46,12 @@ def test_a_tokenizer_is_trained_and_used_by_prepare(call, tmp_path):
         size = f"{folder.num_documents:,} documents, {folder.num_tokens:,} tokens, {folder.num_bytes:,} bytes"
         rate = f"({folder.num_bytes / folder.num_tokens:.2f} a token)"
         assert f"{folder.path.relative_to(tmp_path)}: {size} {rate}" in told
-    assert re.search(r"1 broken rows left out\n.*\ndone in \d+\.\d s$", told.strip(), re.DOTALL)
+    assert re.search(r"1 invalid rows skipped\n.*\ndone in \d+\.\d s$", told.strip(), re.DOTALL)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "t/tokenizer.json"))
     first = folders[0].read(0, int(folders[0].document_ends[0]))
     assert library.decode(first[:-1].tolist()) in [json.loads(line)["body"] for line in lines]
     assert library.id_to_token(int(first[-1])) == "<|endoftext|>"
-    assert (
-        call("prepare", "--output=out", "--verify")
-        == "out/train is as it was written\nout/validation is as it was written\n"
-    )
+    assert call("prepare", "--output=out", "--verify") == "out/train is intact\nout/validation is intact\n"
     os.truncate(tmp_path / "out/train/00000.tokens", 7)
     assert "00000.tokens has 7 bytes, expected" in call("prepare", "--output=out", "--verify", check=2)
 
@@ -85,10 +82,10 @@ SENTENCE_PIECE_OF_3 = ["--gin_bindings=SentencePieceTokenizer.path = 3"]
             "SentencePieceTokenizer.path must be str, not 3 (int)",
         ),
         (["prepare", "b.jsonl", "--output=out"], "b.jsonl:2: not JSON"),
-        (["prepare", "a.txt", "--output=out", "--verify"], "--verify reads --output alone"),
+        (["prepare", "a.txt", "--output=out", "--verify"], "--verify reads only --output"),
         (["prepare", "--output=out", "--verify"], "no such folder of token files: out"),
         (["train_tokenizer", "a.txt", "--output=t.json", "--vocab_size=257"], "--vocab_size must be above 257"),
-        (["train_tokenizer", "a.txt", "--output=a.txt", "--vocab_size=300"], "a.txt (--output) is there already"),
+        (["train_tokenizer", "a.txt", "--output=a.txt", "--vocab_size=300"], "a.txt (--output) already exists"),
     ],
 )  # fmt: skip
 def test_an_error_is_one_message_and_exit_code_2(arguments, message, call, tmp_path):
@@ -115,7 +112,7 @@ def test_training_does_not_depend_on_hash_seeds_and_threads(call, tmp_path):
 def test_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_a_warning(call, tmp_path):
     (tmp_path / "a.txt").write_text("aaaa aaaa")
     told = call("train_tokenizer", "a.txt", "--output=t.json", "--vocab_size=5000")
-    assert "that is less than 5,000" in told
+    assert "fewer than 5,000" in told
 
 
 @pytest.mark.slow
@@ -137,8 +134,8 @@ def test_ctrl_c_on_the_command_line_leaves_a_resumable_state(call, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
-    assert said == "interrupted. What is there stays, and the same command goes on from it\n"
-    assert "going on at" in call(*command, "--output=out")
+    assert said == "interrupted. Run the same command again to resume\n"
+    assert "resuming at" in call(*command, "--output=out")
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
@@ -191,7 +188,7 @@ def test_a_pipe_gets_occasional_lines():
         now[0] = seconds
         display.advance(1_000_000 + seconds * 100_000, seconds)
     assert stream.getvalue().splitlines() == [
-        "going on at 20% of 5,000,000 bytes",
+        "resuming at 20% of 5,000,000 bytes",
         " 40%  10 tokens  0.1 MB/s  30s left",
         " 60%  20 tokens  0.1 MB/s  20s left",
     ]

@@ -1,4 +1,4 @@
-"""From text to token files: sources, the pieces they are cut in, the processes that encode them, and going on."""
+"""Preparation: converts sources of text to token files, in parallel and resumable."""
 
 from ml.data.preparation.pieces import COUNTS, Findings, Reading
 from ml.data.preparation.preparing import Settings, Summary, prepare

@@ -1,4 +1,4 @@
-"""Cuts sources into tasks, in order and always alike: what is encoded never depends on who encodes it."""
+"""Splits sources into tasks, in a fixed order that does not depend on the number of workers."""
 
 import collections
 import re
@@ -20,7 +20,13 @@ FindCut = Callable[[bytearray, int], int]
 
 
 class Position(NamedTuple):
-    """How far the sources are cut: the next one, and its bytes or row groups, and lines or rows, that are behind."""
+    """Position in the sources.
+
+    Attributes:
+        source: Index of the current source.
+        offset: Bytes or row groups of it that are done.
+        row: Lines or rows of it that are done.
+    """
 
     source: int = 0
     offset: int = 0
@@ -29,7 +35,13 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Pieces that are encoded at once, where to go on behind them, and how many bytes of files they take."""
+    """Pieces that are encoded together.
+
+    Attributes:
+        pieces: The pieces.
+        end: Position after them, from which to resume.
+        num_bytes: Bytes of the source files that they take.
+    """
 
     pieces: list[Piece] = field(repr=False)
     end: Position
@@ -43,23 +55,23 @@ class _Cut(NamedTuple):
 
 
 def tasks(
-    sources: Sequence[Source], held_out: HeldOut, text_key: str, cut_behind: re.Pattern[bytes] | None, start: Position
+    sources: Sequence[Source], held_out: HeldOut, text_key: str, safe_cut: re.Pattern[bytes] | None, start: Position
 ) -> Iterator[Task]:
-    """What is left to encode from `start` on, in tasks of about a quarter of a megabyte.
+    """Yields the remaining work from `start` on, in tasks of about 64 KiB or more.
 
     Args:
-        sources: All of them, read or not.
-        held_out: The parts of the text files.
-        text_key: The column of Parquet files with the text.
-        cut_behind: Long documents may be cut behind what this matches; None: they are encoded whole.
-        start: Where to go on, the `end` of a task.
+        sources: All sources, including those that are done.
+        held_out: Held-out split of the text files.
+        text_key: Column of Parquet files with the text.
+        safe_cut: Pattern after whose matches long documents may be cut; None encodes them whole.
+        start: Position to resume from, the `end` of a task.
 
     Raises:
         DataError: A source cannot be read.
     """
     pieces: list[Piece] = []
     num_bytes = 0
-    for cut in _cuts(sources, held_out, text_key, cut_behind, start):
+    for cut in _cuts(sources, held_out, text_key, safe_cut, start):
         pieces.append(cut.piece)
         num_bytes += cut.num_bytes
         if num_bytes >= _BYTES_AT_ONCE // 2:
@@ -70,7 +82,7 @@ def tasks(
 
 
 def _cuts(
-    sources: Sequence[Source], held_out: HeldOut, text_key: str, cut_behind: re.Pattern[bytes] | None, start: Position
+    sources: Sequence[Source], held_out: HeldOut, text_key: str, safe_cut: re.Pattern[bytes] | None, start: Position
 ) -> Iterator[_Cut]:
     for index in range(start.source, len(sources)):
         source = sources[index]
@@ -79,16 +91,16 @@ def _cuts(
             yield from _row_groups(source, text_key, begin)
             continue
         with opened_source(source) as content:
-            content.stream.seek(begin.offset)  # a compressed stream is read up to there again
+            content.stream.seek(begin.offset)  # decompresses a compressed stream from its start
             if source.kind == "lines":
                 yield from _lines(source, content, begin)
             else:
                 stretches = _stretches(held_out.parts[index], held_out.cuts.get(index))
-                yield from _text(source, content, begin, stretches, _finder_of_last(cut_behind))
+                yield from _text(source, content, begin, stretches, _finder_of_last(safe_cut))
 
 
 class _Stretch(NamedTuple):
-    """A document in a file of text, up to byte `stop`; the last one goes to the end of the file, wherever that is."""
+    """Document in a text file, up to byte `stop`; None is the end of the file."""
 
     stop: int | None
     part: int
@@ -115,7 +127,7 @@ def _text(
 
 def _lines(source: Source, content: Content, begin: Position) -> Iterator[_Cut]:
     offset, line, read = begin.offset, begin.row, content.position()
-    for block, is_last in _blocks(content.stream, None, _behind_last_line):
+    for block, is_last in _blocks(content.stream, None, _after_last_line):
         piece = LinesPiece(source.path, line + 1, block)
         offset += len(block)
         line += block.count(b"\n")
@@ -136,10 +148,10 @@ def _row_groups(source: Source, text_key: str, begin: Position) -> Iterator[_Cut
 
 
 def _parquet_facts(source: Source, text_key: str) -> Any:
-    """The metadata of a Parquet file with a column of text.
+    """Reads the metadata of a Parquet file with a column of text.
 
     Raises:
-        DataError: It is not such a file.
+        DataError: The file is not Parquet, or lacks the column.
     """
     pyarrow = optional_import("pyarrow", "parquet", str(source.path), DataError)
     parquet = optional_import("pyarrow.parquet", "parquet", str(source.path), DataError)
@@ -150,31 +162,32 @@ def _parquet_facts(source: Source, text_key: str) -> Any:
         raise DataError(f"{source.path} is not a Parquet file: {error}") from error
     if text_key not in schema.names:
         raise DataError(
-            f"{source.path} has no column {text_key!r} (--text_key) but {', '.join(map(repr, schema.names)) or 'none'}"
+            f"{source.path} has no column {text_key!r} (--text_key); it has "
+            f"{', '.join(map(repr, schema.names)) or 'none'}"
         )
     kind = schema.field(text_key).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary())
     if kind not in texts:
-        raise DataError(f"{source.path}: the column {text_key!r} (--text_key) is {kind} and not text")
+        raise DataError(f"{source.path}: the column {text_key!r} (--text_key) is {kind}, not text")
     return facts
 
 
 def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> Iterator[tuple[bytes, bool]]:
-    """The stream, or `limit` bytes of it, in blocks of 256 KiB or more, at least one, and whether each is the last.
+    """Yields the stream, or `limit` bytes of it, in blocks of about 128 KiB or more, with True for the last one.
 
-    They end where `find_cut(block, from)` says, which returns 0 where there is no such place behind `from`; if it is
-    None there is one block.
+    Blocks end where `find_cut(block, start)` finds a cut; it returns 0 if there is none after `start`. None yields a
+    single block. There is always at least one.
     """
     if find_cut is None:
         yield stream.read(-1 if limit is None else limit), True
         return
-    left = float("inf") if limit is None else limit
+    remaining = float("inf") if limit is None else limit
 
     def following() -> bytes:
-        nonlocal left
-        block = stream.read(int(min(left, _BYTES_AT_ONCE)))
-        left -= len(block)
+        nonlocal remaining
+        block = stream.read(int(min(remaining, _BYTES_AT_ONCE)))
+        remaining -= len(block)
         return block
 
     held, searched = bytearray(following()), 0
@@ -187,16 +200,16 @@ def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> It
     yield bytes(held), True
 
 
-def _behind_last_line(block: bytearray, start: int) -> int:
+def _after_last_line(block: bytearray, start: int) -> int:
     return block.rfind(b"\n", start) + 1
 
 
 def _finder_of_last(pattern: re.Pattern[bytes] | None) -> FindCut | None:
-    """Finds the last match of the pattern, which is sought in the end of the block first."""
+    """Returns a function that finds the last match of the pattern, searching the end of the block first."""
     if pattern is None:
         return None
 
-    def behind_last(block: bytearray, start: int) -> int:
+    def after_last(block: bytearray, start: int) -> int:
         size = _FIRST_SEARCHED
         while True:
             first = max(start, len(block) - size)
@@ -205,4 +218,4 @@ def _finder_of_last(pattern: re.Pattern[bytes] | None) -> FindCut | None:
                 return last[0].end() if last else 0
             size *= 8
 
-    return behind_last
+    return after_last

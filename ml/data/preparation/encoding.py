@@ -1,4 +1,4 @@
-"""Encodes tasks, in this process or in several, and gives the results in the order of the tasks."""
+"""Encodes tasks, in this process or in workers, and yields the results in order."""
 
 import collections
 import contextlib
@@ -19,15 +19,18 @@ from ml.data.preparation.pieces import Findings, Reading, Text
 from ml.data.tokenizers import Tokenizer
 from ml.errors import RunFailure
 
-_AHEAD = 2  # tasks that wait for each process
-_SECONDS_BETWEEN_LOOKS = 0.5
+_AHEAD = 2  # pending tasks for each worker
+_SECONDS_BETWEEN_CHECKS = 0.5
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Tokens of one part, (tokens,), behind which of them documents end, (documents,), and the bytes of their text.
+    """Tokens of one split.
 
-    Tokens behind the last end are of a document that goes on in the next task.
+    Attributes:
+        tokens: (tokens,). Tokens after the last end belong to a document that continues in the next task.
+        ends: Position after the last token of each document, (documents,).
+        num_bytes: UTF-8 bytes of the text.
     """
 
     tokens: np.ndarray = field(repr=False)
@@ -37,7 +40,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a task: the tokens of each part of the output, and what was left out or replaced."""
+    """Result of a task.
+
+    Attributes:
+        streams: Tokens of each split.
+        findings: Text that was skipped or replaced.
+    """
 
     streams: dict[int, Stream]
     findings: Findings
@@ -45,16 +53,21 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes tokens of tasks."""
+    """Encodes tasks.
+
+    Attributes:
+        tokenizer: Tokenizer of the text.
+        reading: Options of reading.
+    """
 
     tokenizer: Tokenizer
     reading: Reading
 
     def __call__(self, task: Task) -> Encoded:
-        """The tokens of a task.
+        """Encodes a task.
 
         Raises:
-            DataError: Its text cannot be read as asked.
+            DataError: Its text cannot be read with these options.
         """
         findings = Findings()
         texts: dict[int, list[Text]] = {}
@@ -79,11 +92,16 @@ class Encoder:
 
 
 def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterator[tuple[Task, Encoded]]:
-    """Each task with what became of it, in order, made by `num_workers` processes; one is this process itself.
+    """Yields each task with its result, in order.
+
+    Args:
+        tasks: The tasks, read lazily.
+        encoder: Encodes a task.
+        num_workers: Number of worker processes; 1 encodes in this process.
 
     Raises:
-        DataError: A task cannot be encoded; raised where its result would have been.
-        RunFailure: One of the processes was killed.
+        DataError: A task cannot be encoded; raised in the position of its result.
+        RunFailure: A worker was killed.
     """
     if num_workers == 1:
         yield from ((task, encoder(task)) for task in tasks)
@@ -101,19 +119,19 @@ def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterat
                 yield task, future.result()
         except BrokenProcessPool:
             raise RunFailure(
-                "a process that encodes was killed; where memory is short, fewer --num_workers need less of it. The "
-                "same command goes on from what is there"
+                "a worker process was killed; if memory is short, lower --num_workers. Run the same command again to "
+                "resume"
             ) from None
 
 
 @contextlib.contextmanager
 def _processes(encoder: Encoder, num_workers: int) -> Iterator[Callable[[Task], Future[Encoded]]]:
-    """What hands tasks to processes, which have the encoder with all that it has read.
+    """Yields a function that submits tasks to worker processes, which share the loaded encoder.
 
-    They are forked, which takes milliseconds, where a new interpreter would take seconds to import what it needs.
+    Workers are forked: that takes milliseconds, whereas a new interpreter takes seconds for its imports.
     """
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    # One thread each; the library also takes a fork after threads for a mistake unless this is set.
+    # One thread for each worker; unless this is set, the library also warns about a fork after using threads.
     with _environment("TOKENIZERS_PARALLELISM", "false"):
         pool = ProcessPoolExecutor(
             num_workers, multiprocessing.get_context(method), _begin_process, (encoder, os.getpid())
@@ -137,20 +155,20 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-_encoder: Encoder | None = None  # of a process that encodes
+_encoder: Encoder | None = None  # set in worker processes
 
 
 def _begin_process(encoder: Encoder, parent: int) -> None:
     global _encoder
     _encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, were it killed: nobody else would."""
+    """Ends this process once its parent is gone, even if that was killed."""
     while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_CHECKS)
     os._exit(1)
 
 

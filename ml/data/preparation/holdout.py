@@ -1,4 +1,4 @@
-"""Which text files are held out, and where long ones are cut in two."""
+"""Held-out split of text files, which are held out whole or cut in two."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,12 @@ _SEARCHED_AT_ONCE = 2**16
 
 
 class HeldOut(NamedTuple):
-    """parts: the part of each text file, by the number of the source. cuts: where it goes over to the held-out part."""
+    """Held-out split.
+
+    Attributes:
+        parts: Split of each text file, by the index of the source.
+        cuts: Byte from which the file belongs to the held-out split, for files that are cut.
+    """
 
     parts: dict[int, int]
     cuts: dict[int, int]
@@ -20,9 +25,13 @@ class HeldOut(NamedTuple):
 def hold_out_files(sources: Sequence[Source], fraction: float) -> HeldOut:
     """Holds out about `fraction` of the text files, whole ones by the hash of their names.
 
-    Where this takes less than a quarter or more than four times of what was asked (few files, or one that is most of
-    the text), the end of every file is held out instead, from the start of a line on. That takes plain files; when
-    there are compressed ones or rows too, whole files are held out in any case.
+    If that selects less than a quarter or more than four times the requested amount (few files, or one that is most of
+    the text), the end of every file is held out instead, from the start of a line on. Cutting requires plain files:
+    with compressed files or rows among the sources, whole files are held out.
+
+    Args:
+        sources: All sources.
+        fraction: Requested fraction of the bytes, in [0, 1).
 
     Raises:
         DataError: A file cannot be read.
@@ -40,12 +49,12 @@ def hold_out_files(sources: Sequence[Source], fraction: float) -> HeldOut:
 
 
 def _line_start(source: Source, offset: int) -> int:
-    """The first start of a line at or behind `offset`; the end of the file where there is none."""
+    """Returns the first start of a line at or after `offset`; the end of the file if there is none."""
     with opened_source(source) as (stream, _):
         stream.seek(max(offset - 1, 0))
-        place = stream.tell()
+        position = stream.tell()
         while block := stream.read(_SEARCHED_AT_ONCE):
             if (found := block.find(b"\n")) >= 0:
-                return place + found + 1
-            place += len(block)
+                return position + found + 1
+            position += len(block)
     return source.size

@@ -1,4 +1,4 @@
-"""Pieces of sources, small enough to be handed to a process, and the texts in them."""
+"""Pieces of sources, small enough for a worker, and the texts in them."""
 
 import abc
 import collections
@@ -14,27 +14,29 @@ from ml.data.reading.hold_out import hash_fraction
 from ml.data.reading.json_lines import BrokenLine, OnError, parse_json
 from ml.optional import optional_import
 
-TRAIN, VALIDATION = 0, 1  # the parts of the output
+TRAIN, VALIDATION = 0, 1  # splits of the output
 
-# What is left out or replaced, and how it is told.
+# Kinds of findings, with their description in messages.
 COUNTS = {
-    "empty_documents": "empty documents left out",
-    "skipped_rows": "broken rows left out",
-    "invalid_utf8": "places that are not UTF-8 replaced by U+FFFD",
+    "empty_documents": "empty documents skipped",
+    "skipped_rows": "invalid rows skipped",
+    "invalid_utf8": "invalid UTF-8 sequences replaced by U+FFFD",
     "zero_characters": "zero characters replaced by U+FFFD",
 }
 
-_MOST_NOTES = 3  # of one kind and piece that are told; all are counted
+_MAX_NOTES = 3  # messages of a kind and piece; all occurrences are counted
 _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How text is read.
+    """Options of reading.
 
-    text_key: the key of the text in JSON lines, the column in Parquet. on_error: whether a row that is broken ends the
-    preparation or is left out. invalid_utf8: whether what is no UTF-8 ends it or becomes U+FFFD. validation_fraction:
-    of rows held out, by the hash of their text.
+    Attributes:
+        text_key: Key of the text in JSON lines, column in Parquet.
+        on_error: Handling of an invalid row: "stop" ends the preparation, "skip" omits the row.
+        invalid_utf8: Handling of bytes that are not UTF-8: "error" ends the preparation, "replace" substitutes U+FFFD.
+        validation_fraction: Fraction of the rows that is held out, by the hash of their text.
     """
 
     text_key: str = "text"
@@ -45,41 +47,56 @@ class Reading:
 
 @dataclass
 class Findings:
-    """What was left out or replaced: how often, and the first places of each kind in words."""
+    """Text that was skipped or replaced.
+
+    Attributes:
+        counts: Number of occurrences of each kind.
+        notes: Messages of the first occurrences of each kind.
+    """
 
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, note: str, count: int = 1) -> None:
         self.counts[kind] += count
-        told = self.notes.setdefault(kind, [])
-        if len(told) < _MOST_NOTES:
-            told.append(note)
+        notes = self.notes.setdefault(kind, [])
+        if len(notes) < _MAX_NOTES:
+            notes.append(note)
 
 
 class Text(NamedTuple):
-    """A document or a part of one."""
+    """Document or part of one.
+
+    Attributes:
+        content: The text.
+        part: Split that it belongs to, `TRAIN` or `VALIDATION`.
+        ends_document: True if the document ends here.
+    """
 
     content: str
-    part: int  # of the output
+    part: int
     ends_document: bool
 
 
 class Piece(abc.ABC):
-    """A stretch of a source."""
+    """Part of a source."""
 
     @abc.abstractmethod
     def texts(self, reading: Reading, findings: Findings) -> Iterator[Text]:
-        """The texts in it.
+        """Yields the texts in the piece.
+
+        Args:
+            reading: Options of reading.
+            findings: Collects what is skipped or replaced.
 
         Raises:
-            DataError: Something is broken and is not to be left out.
+            DataError: The piece is invalid, and the options do not skip or replace it.
         """
 
 
 @dataclass(frozen=True)
 class TextPiece(Piece):
-    """A document, or a part of one that begins at byte `offset` of a file."""
+    """Document, or the part of one that begins at byte `offset` of a file."""
 
     path: Path
     offset: int
@@ -89,7 +106,7 @@ class TextPiece(Piece):
 
     def texts(self, reading: Reading, findings: Findings) -> Iterator[Text]:
         if self.offset == 0 and (place := self.content.find(0)) >= 0:
-            raise DataError(f"{self.path} is not text: byte {place} is zero. Name the text files, or narrow --pattern")
+            raise DataError(f"{self.path} is not text: byte {place} is zero. List only text files, or narrow --pattern")
         if not self.content:
             findings.add("empty_documents", f"{self.path} is empty")
             return
@@ -99,7 +116,7 @@ class TextPiece(Piece):
 
 @dataclass(frozen=True)
 class LinesPiece(Piece):
-    """Whole lines of JSON, a document each."""
+    """Whole JSON lines, one document each."""
 
     path: Path
     first_line: int
@@ -113,7 +130,7 @@ class LinesPiece(Piece):
                     text = _text_of(_decoded(line, place, 0, reading, findings), reading.text_key)
                 except BrokenLine as error:
                     if reading.on_error == "stop":
-                        raise DataError(f"{place}: {error}. --on_error=skip would leave it out and go on") from None
+                        raise DataError(f"{place}: {error}. --on_error=skip skips such lines") from None
                     findings.add("skipped_rows", f"{place}: {error}")
                     continue
                 yield from _row(text, place, reading, findings)
@@ -121,7 +138,7 @@ class LinesPiece(Piece):
 
 @dataclass(frozen=True)
 class RowsPiece(Piece):
-    """A row group of a Parquet file, a document each row; it is read only where it is encoded."""
+    """Row group of a Parquet file, one document per row; read by the worker."""
 
     path: Path
     row_group: int
@@ -136,7 +153,7 @@ class RowsPiece(Piece):
             for batch in file.iter_batches(_ROWS_AT_ONCE, [self.row_group], [reading.text_key], use_threads=False):
                 column = batch.column(0)
                 column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
-                for content in column.cast(pyarrow.large_binary()).to_pylist():  # which may be no UTF-8
+                for content in column.cast(pyarrow.large_binary()).to_pylist():  # it may not be UTF-8
                     place = f"{self.path}, row {number}"
                     yield from _row(_decoded(content or b"", place, 0, reading, findings), place, reading, findings)
                     number += 1
@@ -149,9 +166,9 @@ def _text_of(line: str, key: str) -> str:
     if not isinstance(record, dict):
         raise BrokenLine("not a JSON object")
     if key not in record:
-        raise BrokenLine(f"no {key!r} (--text_key) but {', '.join(map(repr, record)) or 'nothing'}")
+        raise BrokenLine(f"no key {key!r} (--text_key), only {', '.join(map(repr, record)) or 'none'}")
     if not isinstance(record[key], str):
-        raise BrokenLine(f"{key!r} is {json.dumps(record[key])[:40]} and not a string")
+        raise BrokenLine(f"{key!r} is {json.dumps(record[key])[:40]}, not a string")
     return record[key]
 
 
@@ -160,11 +177,11 @@ def _row(text: str, place: str, reading: Reading, findings: Findings) -> Iterato
         findings.add("empty_documents", f"{place} is empty")
         return
     text = _without_zeros(text, place, findings)
-    if not text.isascii() and SURROGATE.search(text):  # half a character in JSON, which no UTF-8 can write
+    if not text.isascii() and SURROGATE.search(text):  # a lone surrogate in JSON, which UTF-8 cannot encode
         text, count = SURROGATE.subn("\ufffd", text)
         if reading.invalid_utf8 == "error":
-            raise DataError(f"{place} holds half a character; --invalid_utf8=replace would read on")
-        findings.add("invalid_utf8", f"{place}: {count} halves of characters become U+FFFD", count)
+            raise DataError(f"{place} has a lone surrogate; --invalid_utf8=replace replaces it")
+        findings.add("invalid_utf8", f"{place}: {count} lone surrogates replaced by U+FFFD", count)
     held_out = reading.validation_fraction > 0.0 and hash_fraction(text.encode()) < reading.validation_fraction
     yield Text(text, VALIDATION if held_out else TRAIN, ends_document=True)
 
@@ -172,16 +189,16 @@ def _row(text: str, place: str, reading: Reading, findings: Findings) -> Iterato
 def _decoded(content: bytes, place: str, offset: int, reading: Reading, findings: Findings) -> str:
     text, problem, count = decode(content, place, offset)
     if problem is not None and reading.invalid_utf8 == "error":
-        raise DataError(f"{problem}; --invalid_utf8=replace would read on")
+        raise DataError(f"{problem}; --invalid_utf8=replace replaces such bytes")
     if problem is not None:
-        findings.add("invalid_utf8", f"{problem}; {count} invalid places here become U+FFFD", count)
+        findings.add("invalid_utf8", f"{problem}; {count} invalid sequences here replaced by U+FFFD", count)
     return text
 
 
 def _without_zeros(text: str, place: str, findings: Findings) -> str:
-    """Zero characters become U+FFFD: bytes as tokens end a document with one, so that none may stand in it."""
-    if "\0" in text:  # sooner known than counted
+    """Replaces zero characters by U+FFFD, because the byte tokenizer ends documents with a zero byte."""
+    if "\0" in text:  # a test is faster than counting
         count = text.count("\0")
-        findings.add("zero_characters", f"{place}: {count} zero characters become U+FFFD", count)
+        findings.add("zero_characters", f"{place}: {count} zero characters replaced by U+FFFD", count)
         return text.replace("\0", "\ufffd")
     return text

@@ -1,4 +1,4 @@
-"""Text to token files, in constant memory, from where it was stopped."""
+"""Preparation of token files, in constant memory and resumable."""
 
 import contextlib
 import tempfile
@@ -21,29 +21,33 @@ from ml.data.tokenizers import Tokenizer
 from ml.data.tokenizers.saved import save_tokenizer
 from ml.errors import RunFailure
 
-_MOST_NOTES = 3  # of one kind that are told
+_MAX_NOTES = 3  # messages of a kind
 _SECONDS_BETWEEN_COMMITS = 1.0
-_PARTS = ("train", "validation")
+_SPLITS = ("train", "validation")
 
 
 class Display(Protocol):
-    """Shows how far a preparation is."""
+    """Progress display of a preparation."""
 
     def start(self, num_bytes: int, total_bytes: int) -> None:
-        """Of the files, `num_bytes` are behind already."""
+        """Starts the display; `num_bytes` of `total_bytes` are already done."""
 
     def advance(self, num_bytes: int, num_tokens: int) -> None:
-        """So many bytes of the files are behind, and gave so many tokens."""
+        """Updates the totals: bytes of the source files that are done, and tokens written."""
 
     def say(self, message: str) -> None:
-        """Shows a line that stays."""
+        """Prints a message that stays visible."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is written and how.
+    """Options of a preparation.
 
-    shard_tokens: of each file of tokens. num_workers: processes that encode; what is written does not depend on it.
+    Attributes:
+        output: Folder to write.
+        reading: Options of reading.
+        shard_tokens: Tokens per shard.
+        num_workers: Worker processes; the output does not depend on it.
     """
 
     output: Path
@@ -54,7 +58,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was prepared: the folders, what was left out or replaced, and how long this took, if it was done now."""
+    """Result of a preparation.
+
+    Attributes:
+        folders: Prepared folders.
+        counts: Number of findings of each kind.
+        seconds: Duration; None if the output was already complete.
+    """
 
     folders: list[TokenFolder]
     counts: dict[str, int]
@@ -62,17 +72,24 @@ class Summary:
 
 
 def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings, display: Display) -> Summary:
-    """Writes the token files of `sources`, or the rest of them; see `token_files` for what is written.
+    """Writes the token files of `sources`, or the rest of them after an interruption.
 
-    With a held-out part, that is `train/` and `validation/` in the output folder; else it is the folder itself.
+    With a held-out split, the folders are `train/` and `validation/` in the output folder, otherwise the output folder
+    itself. `ml.data.token_files.reading` documents the format.
+
+    Args:
+        sources: Files to read.
+        tokenizer: Tokenizer of the text.
+        settings: Options.
+        display: Progress display.
 
     Raises:
-        DataError: The sources cannot be read, hold no document, or the folder is of something else.
-        RunFailure: The disk is full or cannot be written to, or a process was killed: the same command goes on.
+        DataError: The sources cannot be read or have no document, or the folder contains something else.
+        RunFailure: The disk is full or cannot be written to, or a worker was killed; the same command resumes.
     """
     start = time.monotonic()
     fraction = settings.reading.validation_fraction
-    paths = [settings.output / part for part in _PARTS] if fraction else [settings.output]
+    paths = [settings.output / part for part in _SPLITS] if fraction else [settings.output]
     folder = OutputFolder(settings.output)
     with (
         _failures_as_messages(settings.output),
@@ -84,9 +101,9 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
         display.start(progress.num_bytes, sum(source.size for source in sources))
         with _writers(paths, tokenizer, settings.shard_tokens, progress) as writers:
             run = _Run(folder, writers, progress, display)
-            text_key, cut_behind = settings.reading.text_key, tokenizer.safe_cut
-            remaining = tasks(sources, held_out, text_key, cut_behind, progress.position)
-            run.take(encoded(remaining, Encoder(tokenizer, settings.reading), settings.num_workers))
+            text_key, safe_cut = settings.reading.text_key, tokenizer.safe_cut
+            remaining = tasks(sources, held_out, text_key, safe_cut, progress.position)
+            run.write_all(encoded(remaining, Encoder(tokenizer, settings.reading), settings.num_workers))
             for source in sources:
                 source.check_unchanged()
             _finish(run, sources)
@@ -95,7 +112,7 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
 
 
 class _Run:
-    """What is written, and what is known of it on disk."""
+    """State of a running preparation, and its commits."""
 
     def __init__(self, folder: OutputFolder, writers: list[TokenWriter], progress: Progress, display: Display):
         self.folder = folder
@@ -105,8 +122,8 @@ class _Run:
         self._notes: dict[str, int] = {}
         self._committed_at = time.monotonic()
 
-    def take(self, results: Iterator[tuple[Any, Encoded]]) -> None:
-        """Writes results; whatever ends this, what was written before is where the next run goes on."""
+    def write_all(self, results: Iterator[tuple[Any, Encoded]]) -> None:
+        """Writes results, and commits before any error so that the next run resumes from here."""
         try:
             for task, result in results:
                 self._write(result)
@@ -120,7 +137,7 @@ class _Run:
             raise
 
     def commit(self) -> None:
-        """Puts all that was written on disk, and then says so."""
+        """Flushes the tokens to disk, then records the progress."""
         self.progress.writers = [writer.commit() for writer in self.writers]
         self.folder.write(self.progress)
         self._committed_at = time.monotonic()
@@ -131,15 +148,15 @@ class _Run:
         for kind, count in result.findings.counts.items():
             self.progress.counts[kind] = self.progress.counts.get(kind, 0) + count
         for kind, notes in result.findings.notes.items():
-            for note in notes[: max(0, _MOST_NOTES - self._notes.get(kind, 0))]:
+            for note in notes[: max(0, _MAX_NOTES - self._notes.get(kind, 0))]:
                 self.display.say(note)
             self._notes[kind] = self._notes.get(kind, 0) + len(notes)
 
 
 def _finish(run: _Run, sources: Sequence[Source]) -> None:
     if not any(writer.num_documents for writer in run.writers):
-        left_out = ", ".join(f"{count:,} {COUNTS[kind]}" for kind, count in run.progress.counts.items())
-        raise DataError(f"there is no document in {len(sources):,} files{f': {left_out}' if left_out else ''}")
+        skipped = ", ".join(f"{count:,} {COUNTS[kind]}" for kind, count in run.progress.counts.items())
+        raise DataError(f"there is no document in {len(sources):,} files{f': {skipped}' if skipped else ''}")
     text = {"sources": len(sources), "source_bytes": sum(source.size for source in sources)}
     text |= {kind: run.progress.counts.get(kind, 0) for kind in COUNTS}
     for writer in run.writers:
@@ -147,7 +164,7 @@ def _finish(run: _Run, sources: Sequence[Source]) -> None:
 
 
 def _plan(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that decides what is written, besides the sources; how to take what is broken is free to be changed."""
+    """Returns everything besides the sources that determines the output; handling of invalid text may change."""
     with tempfile.TemporaryDirectory() as folder:
         saved = save_tokenizer(tokenizer, Path(folder))
     reading = asdict(settings.reading)
@@ -169,13 +186,13 @@ def _writers(
 
 @contextlib.contextmanager
 def _failures_as_messages(output: Path) -> Iterator[None]:
-    goes_on = "What is there stays, and the same command goes on from it"
+    resume = "Run the same command again to resume"
     try:
         yield
     except OSError as error:
-        raise RunFailure(f"cannot write to {output}: {error.strerror or error}. {goes_on}") from error
+        raise RunFailure(f"cannot write to {output}: {error.strerror or error}. {resume}") from error
     except KeyboardInterrupt:
-        raise RunFailure(f"interrupted. {goes_on}") from None
+        raise RunFailure(f"interrupted. {resume}") from None
 
 
 def _summary(paths: list[Path], sources: Sequence[Source], seconds: float | None) -> Summary:

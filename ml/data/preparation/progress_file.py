@@ -1,4 +1,4 @@
-"""What a preparation keeps on disk to go on from when it is stopped."""
+"""Progress of a preparation on disk, from which it resumes."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,13 @@ _FORMAT = "juniper preparation 1"
 
 @dataclass
 class Progress:
-    """How far a preparation is.
+    """Progress of a preparation.
 
-    position: in the sources. writers: of each part, the position of its writer. counts: what was left out or replaced.
-    num_bytes: of the source files that are behind.
+    Attributes:
+        position: Position in the sources.
+        writers: Position of the writer of each split; None before its first commit.
+        counts: Number of findings of each kind.
+        num_bytes: Bytes of the source files that are done.
     """
 
     position: Position
@@ -33,10 +36,10 @@ class Progress:
 
 
 class OutputFolder:
-    """The folder that a preparation writes to.
+    """Output folder of a preparation.
 
-    preparation.json says what is prepared and how, and stays. progress.json is there from the first commit until the
-    preparation is done.
+    preparation.json records the sources and options, and is kept. progress.json exists from the first commit until the
+    preparation is complete.
     """
 
     def __init__(self, path: Path):
@@ -46,17 +49,17 @@ class OutputFolder:
     def begun(
         self, settings: dict[str, Any], sources: Sequence[Source], parts: Sequence[Path]
     ) -> Iterator[Progress | None]:
-        """Makes the folder or takes up the one that is there, and keeps others out of it; None where all is done.
+        """Creates or reopens the folder, locks it, and yields the progress; None if all is done.
 
         Args:
-            settings: What else decides the output.
-            sources: What is prepared.
-            parts: The folders of token files that are to be written.
+            settings: Options that determine the output.
+            sources: Files to read.
+            parts: Folders of token files to write.
 
         Raises:
-            DataError: It holds something else, another preparation, one of sources that have changed since, or one that
-                is running.
-            OSError: It cannot be written to.
+            DataError: The folder contains something else, another preparation, one of sources that have changed, or one
+                that is running.
+            OSError: The folder cannot be written to.
         """
         plan = {
             "format": _FORMAT,
@@ -81,7 +84,7 @@ class OutputFolder:
                 finally:
                     (self.path / _LOCK).unlink()
         except LockedError:
-            raise DataError(f"another process prepares {self.path} at this moment") from None
+            raise DataError(f"another process is preparing {self.path}") from None
 
     def _progress(self, parts: Sequence[Path]) -> Progress | None:
         if (self.path / _PROGRESS).exists():
@@ -92,39 +95,41 @@ class OutputFolder:
         return Progress(Position(), [None] * len(parts), {}, 0)
 
     def write(self, progress: Progress) -> None:
-        """Replaces what was known of the progress; what the writers say must be on disk already."""
+        """Replaces the recorded progress; the writers must have flushed their tokens."""
         write_atomically(self.path / _PROGRESS, json.dumps(asdict(progress)) + "\n")
 
     def end(self) -> None:
-        """Everything is done."""
+        """Marks the preparation as complete."""
         (self.path / _PROGRESS).unlink(missing_ok=True)
 
     def _refuse_something_else(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} (--output) is not a folder")
-        ours = {_LOCK, f".{UNFINISHED}.tmp"}  # where it was killed as it began
+        ours = {_LOCK, f".{UNFINISHED}.tmp"}  # left by a process that was killed at its start
         if not self.path.is_dir() or (self.path / UNFINISHED).exists():
             return
         others = sorted(file.name for file in self.path.iterdir() if file.name not in ours)
         if others:
-            raise DataError(f"{self.path} (--output) holds something else, such as {others[0]}: name another folder")
+            raise DataError(f"{self.path} (--output) contains other files, such as {others[0]}; choose another folder")
 
     def _compare(self, plan: dict[str, Any]) -> None:
-        """Compares what is prepared, and how, with what was begun."""
+        """Compares sources and options with the recorded ones."""
         begun = _read_json(self.path / UNFINISHED)
-        anew = f"Remove {self.path} to begin anew, or name another --output"
+        advice = f"Remove {self.path} to start over, or choose another --output"
         if begun.get("format") != plan["format"]:
-            raise DataError(f"{self.path} was begun by another version. {anew}")
+            raise DataError(f"{self.path} was started by another version. {advice}")
         for name, value in plan["settings"].items():
             if (before := begun["settings"].get(name)) != value:
-                raise DataError(f"{self.path} was begun with {name} = {_short(before)}, not {_short(value)}. {anew}")
+                raise DataError(
+                    f"{self.path} was started with {name} = {_short(before)}, not {_short(value)}. {advice}"
+                )
         before, now = ({name: facts for name, *facts in sources} for sources in (begun["sources"], plan["sources"]))
         for name in [*before, *now]:
             if before.get(name) != now.get(name):
-                what = "has changed since" if name in now and name in before else "is new" if name in now else "is gone"
-                raise DataError(f"{self.path} was begun with other sources: {name} {what}. {anew}")
+                change = "has changed" if name in now and name in before else "is new" if name in now else "is gone"
+                raise DataError(f"{self.path} was started with other sources: {name} {change}. {advice}")
         if begun["sources"] != json.loads(json.dumps(plan["sources"])):
-            raise DataError(f"{self.path} was begun with the same sources in another order. {anew}")
+            raise DataError(f"{self.path} was started with the same sources in another order. {advice}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

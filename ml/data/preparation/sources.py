@@ -1,4 +1,4 @@
-"""The files that a preparation reads."""
+"""Source files of a preparation."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,38 +14,46 @@ _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".parquet": "r
 
 
 class Source(NamedTuple):
-    """A file, and what tells whether it is still the same.
+    """Source file, with its size and modification time to detect changes.
 
-    name: relative to the folder that was named, the same on every machine. kind: how documents lie in it: the whole
-    file is one, or each of its JSON lines, or each of its Parquet rows.
+    Attributes:
+        path: Path of the file.
+        name: Path relative to the folder that was searched; equal on every machine.
+        kind: Documents in the file: "text" is a single one, "lines" one per JSON line, "rows" one per Parquet row.
+        size: Size in bytes.
+        modified: Modification time in nanoseconds.
     """
 
     path: Path
     name: str
     kind: Kind
     size: int
-    modified: int  # nanoseconds
+    modified: int
 
     @property
     def is_compressed(self) -> bool:
         return is_compressed(self.path)
 
     def check_unchanged(self) -> None:
-        """Compares size and time of modification with the file.
+        """Compares size and modification time with the file.
 
         Raises:
-            DataError: It is another one, or gone.
+            DataError: The file has changed, or is missing.
         """
         size, modified = _facts(self.path)
         if (size, modified) != (self.size, self.modified):
             raise DataError(
-                f"{self.path} has changed while it was prepared ({self.size:,} bytes then, {size:,} now): remove the "
-                "output folder and begin anew"
+                f"{self.path} has changed during the preparation ({self.size:,} bytes then, {size:,} now): remove the "
+                "output folder and start over"
             )
 
 
 def find_sources(paths: Sequence[str | Path], pattern: str = "*") -> list[Source]:
-    """The files at `paths`, and those that match in and below folders, sorted by name within each path.
+    """Returns the files at `paths`; folders are searched recursively and sorted by name.
+
+    Args:
+        paths: Files and folders.
+        pattern: Glob that file names in folders must match.
 
     Raises:
         DataError: A path does not exist, or no file in a folder matches.
@@ -68,10 +76,10 @@ def _facts(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def opened_source(source: Source) -> Iterator[Content]:
-    """The content of a source of text or lines, decompressed.
+    """Opens a source of text or JSON lines, decompressed.
 
     Raises:
-        DataError: It cannot be read, has changed since it was found, or is compressed and broken.
+        DataError: The source cannot be read, has changed since it was found, or its compressed content is damaged.
     """
     source.check_unchanged()
     with opened(source.path) as content:

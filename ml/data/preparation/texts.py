@@ -1,4 +1,4 @@
-"""The texts of sources one after another, for what reads them without encoding them."""
+"""Texts of sources, for consumers that do not encode them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,12 @@ from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END
 
 
 def texts_of(sources: Sequence[Source], reading: Reading, findings: Findings) -> Iterator[str]:
-    """Documents, and pieces of long ones, which end between words; what is left out or replaced goes to `findings`.
+    """Yields documents, and pieces of long ones that end at line ends.
+
+    Args:
+        sources: Files to read.
+        reading: Options of reading.
+        findings: Collects what is skipped or replaced.
 
     Raises:
         DataError: A source cannot be read.

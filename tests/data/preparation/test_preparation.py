@@ -69,9 +69,9 @@ def test_a_malformed_line_stops_with_its_place_and_skip_resumes_there(prepared, 
     broken = {
         17: (b'{"text": "cut', "not JSON"),
         18: (b"[1]", "not a JSON object"),
-        40: (b'{"body": "x", "id": 1}', r"no 'text' \(--text_key\) but 'body', 'id'"),
-        41: (b'{"text": 3}', "'text' is 3 and not a string"),
-        42: (b'{"text": null}', "'text' is null and not a string"),
+        40: (b'{"body": "x", "id": 1}', r"no key 'text' \(--text_key\), only 'body', 'id'"),
+        41: (b'{"text": 3}', "'text' is 3, not a string"),
+        42: (b'{"text": null}', "'text' is null, not a string"),
         43: (b"[" * 100_000, "not JSON"),
     }
     for number, (line, _) in broken.items():
@@ -110,12 +110,12 @@ def test_invalid_utf8_is_replaced_and_counted_or_stops(prepared, tmp_path):
         "b\ufffdd",
     ]
     assert summary.counts == {"invalid_utf8": 6}
-    assert "a.txt: byte 3 (0xff) is not UTF-8; 3 invalid places here become U+FFFD" in display.said[0]
+    assert "a.txt: byte 3 (0xff) is not UTF-8; 3 invalid sequences here replaced by U+FFFD" in display.said[0]
     for name, place in (("a", "a.txt: byte 3"), ("b", r"b.jsonl:1: byte 13"), ("c", "c.parquet, row 1: byte 1")):
-        with pytest.raises(DataError, match=f"{place} .*is not UTF-8; --invalid_utf8=replace would read on"):
+        with pytest.raises(DataError, match=f"{place} .*is not UTF-8; --invalid_utf8=replace replaces such bytes"):
             prepared(f"strict {name}", pattern=f"{name}.*", invalid_utf8="error")
     (tmp_path / "in" / "d.jsonl").write_bytes(b'{"text": "half \\ud83d of it"}\n')
-    with pytest.raises(DataError, match=r"d.jsonl:1 holds half a character"):
+    with pytest.raises(DataError, match=r"d.jsonl:1 has a lone surrogate"):
         prepared("strict d", pattern="d.*", invalid_utf8="error")
 
 
@@ -135,7 +135,7 @@ def test_empty_documents_are_skipped_and_counted(prepared, tmp_path):
 def test_sources_without_documents_are_an_error(prepared, tmp_path):
     (tmp_path / "in" / "b.jsonl").write_bytes(as_lines(["", ""]))
     write_rows(tmp_path / "in" / "e.parquet", [])
-    with pytest.raises(DataError, match="there is no document in 2 files: 2 empty documents left out"):
+    with pytest.raises(DataError, match="there is no document in 2 files: 2 empty documents skipped"):
         prepared()
     with pytest.raises(DataError, match=r"no file in .* matches 'nothing'"):
         prepared(pattern="nothing")
@@ -168,10 +168,10 @@ def test_a_binary_file_is_refused(prepared, tmp_path):
 
 def test_a_missing_column_is_named(prepared, tmp_path):
     write_rows(tmp_path / "in" / "a.parquet", ["some"], key="body")
-    with pytest.raises(DataError, match=r"a\.parquet has no column 'text' \(--text_key\) but 'id', 'body'"):
+    with pytest.raises(DataError, match=r"a\.parquet has no column 'text' \(--text_key\); it has 'id', 'body'"):
         prepared()
     assert documents_of(prepared("other", text_key="body")[0].folders[0]) == ["some"]
-    with pytest.raises(DataError, match=r"a\.parquet: the column 'id' \(--text_key\) is int64 and not text"):
+    with pytest.raises(DataError, match=r"a\.parquet: the column 'id' \(--text_key\) is int64, not text"):
         prepared("another", text_key="id")
 
 

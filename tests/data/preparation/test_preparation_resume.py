@@ -83,7 +83,7 @@ def test_a_killed_worker_is_reported_and_finished_work_is_kept(prepared, small_t
     (tmp_path / "in" / "b.txt").write_text("boom")
     (tmp_path / "in" / "c.txt").write_text(text)
     monkeypatch.setattr(preparing, "save_tokenizer", lambda *_: {})
-    with pytest.raises(RunFailure, match=r"a process that encodes was killed.*goes on from what is there"):
+    with pytest.raises(RunFailure, match=r"a worker process was killed.*Run the same command again"):
         prepared(tokenizer=Deadly(), num_workers=2)
     assert (tmp_path / "out" / "progress.json").exists()
     (folder,) = prepared()[0].folders
@@ -104,7 +104,7 @@ def test_ctrl_c_commits_and_can_be_resumed(prepared, small_tasks, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(preparing._Run, "_write", interrupted)
         patch.setattr(preparing, "_SECONDS_BETWEEN_COMMITS", 1000.0)
-        with pytest.raises(RunFailure, match=r"interrupted.*the same command goes on"):
+        with pytest.raises(RunFailure, match=r"interrupted.*Run the same command again"):
             prepared(num_workers=2)
     _, display = prepared()
     assert display.begun_at > 0
@@ -125,7 +125,7 @@ def test_a_full_disk_is_reported_and_the_preparation_can_be_resumed(prepared, sm
             said.write_text(str(failure))
 
     os.waitpid(run_in_a_process(fill), 0)
-    assert "out: File too large. What is there stays, and the same command goes on from it" in said.read_text()
+    assert "out: File too large. Run the same command again to resume" in said.read_text()
     _, display = prepared()
     assert display.begun_at > 3000
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
@@ -137,10 +137,10 @@ def test_a_source_that_changed_since_the_last_commit_is_refused(prepared, small_
     with pytest.raises(DataError, match="not JSON"):
         prepared()
     file.write_bytes(as_lines(TEXTS))
-    with pytest.raises(DataError, match=r"was begun with other sources: a\.jsonl has changed since\. Remove .*out"):
+    with pytest.raises(DataError, match=r"was started with other sources: a\.jsonl has changed\. Remove .*out"):
         prepared()
     (tmp_path / "in" / "b.txt").write_text("new")
-    with pytest.raises(DataError, match=r"changed since|is new"):
+    with pytest.raises(DataError, match=r"changed|is new"):
         prepared()
     file.unlink()
     with pytest.raises(DataError, match=r"is gone|is new"):
@@ -148,7 +148,7 @@ def test_a_source_that_changed_since_the_last_commit_is_refused(prepared, small_
     shutil.rmtree(tmp_path / "out")
     sources = find_sources([tmp_path / "in"])
     (tmp_path / "in" / "b.txt").write_text("another")
-    with pytest.raises(DataError, match=r"b\.txt has changed while it was prepared \(3 bytes then, 7 now\)"):
+    with pytest.raises(DataError, match=r"b\.txt has changed during the preparation \(3 bytes then, 7 now\)"):
         preparing.prepare(sources, ByteTokenizer(), Settings(tmp_path / "out", Reading()), Silent())
 
 
@@ -161,7 +161,7 @@ def test_a_source_that_changes_while_being_read_is_refused(prepared, small_tasks
             with (tmp_path / "in" / "a.txt").open("a") as file:
                 file.write("more")
 
-    with pytest.raises(DataError, match=r"a\.txt has changed while it was prepared"):
+    with pytest.raises(DataError, match=r"a\.txt has changed during the preparation"):
         preparing.prepare(sources, ByteTokenizer(), Settings(tmp_path / "out", Reading()), Changing())
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -177,12 +177,12 @@ def test_complete_output_is_kept_and_other_output_is_refused(prepared, tmp_path)
         ({"text_key": "body"}, 'text_key = "text", not "body"'),
         ({"tokenizer": small_tokenizers.hugging_face(tmp_path / "t")}, "tokenizer = .*ByteTokenizer.*not.*HuggingFace"),
     ):
-        with pytest.raises(DataError, match=f"out was begun with {name}"):
+        with pytest.raises(DataError, match=f"out was started with {name}"):
             prepared(**options)
     assert contents(tmp_path / "out") == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(DataError, match=r"full \(--output\) holds something else, such as thesis\.tex"):
+    with pytest.raises(DataError, match=r"full \(--output\) contains other files, such as thesis\.tex"):
         prepared("full")
     with pytest.raises(DataError, match=r"thesis\.tex \(--output\) is not a folder"):
         prepared("full/thesis.tex")
@@ -204,7 +204,7 @@ def test_two_preparations_cannot_write_to_one_folder(prepared, small_tasks, tmp_
     deadline = time.monotonic() + 20
     while not (tmp_path / "out" / "00000.tokens").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    with pytest.raises(DataError, match=r"another process prepares .*out at this moment"):
+    with pytest.raises(DataError, match=r"another process is preparing .*out"):
         prepared()
     os.write(release, b"x" * 100)
     assert os.waitpid(child, 0)[1] == 0
