@@ -89,7 +89,9 @@ class DecoderBlock(NoProducts):
     def compute(self, x: Tensor, context: Context) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
         x = self.around(x, context, self.mixer_norm, self.mixer, self.mixer_output_norm)
-        return x if self.mlp is None else self.around(x, context, self.mlp_norm, self.mlp, self.mlp_output_norm)
+        if self.mlp is None or self.mlp_norm is None:
+            return x
+        return self.around(x, context, self.mlp_norm, self.mlp, self.mlp_output_norm)
 
     def around(
         self, x: Tensor, context: Context, norm: nn.Module, layer: nn.Module, output_norm: nn.Module | None

@@ -102,7 +102,7 @@ class MultiTokenPrediction(NoProducts, Stack):
 
         `x` is the residual stream behind the last block of the model, `embedded` that before the first.
         """
-        predictions = []
+        predictions: list[tuple[Tensor, Tensor]] = []
         for depth in self.children():
             embedded = F.pad(embedded[:, 1:], (0, 0, 0, 1))  # one place later
             targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)

@@ -44,5 +44,6 @@ def _described(module: nn.Module) -> dict[str, object]:
 
 def _comparable(setting: object) -> object:
     """A setting; of an initialization, which is a partial function, the function and its arguments."""
-    is_partial = isinstance(setting, functools.partial)
-    return (setting.func, setting.args, setting.keywords) if is_partial else setting
+    if not isinstance(setting, functools.partial):
+        return setting
+    return setting.func, setting.args, setting.keywords

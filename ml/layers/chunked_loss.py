@@ -1,5 +1,7 @@
 """The loss of a head whose logits never exist all at once."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,12 +30,16 @@ def chunked_sums(loss: Loss, x: Tensor, weight: Tensor, others: Sequence[Tensor]
 def added(sums: list[LossSums]) -> LossSums:
     """The sums over several sets of tokens."""
     return LossSums(
-        total=sum(s.total for s in sums),
-        cross_entropy=sum(s.cross_entropy for s in sums),
-        num_tokens=sum(s.num_tokens for s in sums),
-        parts={name: sum(s.parts[name] for s in sums) for name in sums[0].parts},
+        total=_sum([s.total for s in sums]),
+        cross_entropy=_sum([s.cross_entropy for s in sums]),
+        num_tokens=_sum([s.num_tokens for s in sums]),
+        parts={name: _sum([s.parts[name] for s in sums]) for name in sums[0].parts},
         loads=[load for s in sums for load in s.loads],
     )
+
+
+def _sum(scalars: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, scalars)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -57,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
             kept.append(sums._replace(total=sums.total.detach()))
             start += len(piece)
         ctx.save_for_backward(x_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
-        return sum(sums.total for sums in kept)
+        return _sum([sums.total for sums in kept])
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

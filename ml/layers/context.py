@@ -82,7 +82,7 @@ class Context:
     def previous_documents(self, reach: int = 1) -> Tensor | None:
         """The documents of `reach` tokens before each token, (B, T + reach) in one stretch; -1 before the first."""
         documents = self.all_documents()
-        if documents is None:
+        if documents is None or self.documents is None:
             return None
         documents = torch.nn.functional.pad(documents, (reach, 0), value=-1)
         return documents[:, documents.shape[1] - self.documents.shape[1] - reach :]

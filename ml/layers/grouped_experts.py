@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,21 +92,25 @@ def grouped_linear(x: Tensor, layers: Sequence[Linear], order: Order) -> Tensor:
 
 def grouped_mlp(experts: Sequence[MLP], x: Tensor, order: Order) -> Tensor:
     """As `MLP`."""
-    up = grouped_linear(x, [expert.up for expert in experts], order)
-    return grouped_linear(experts[0].activation(up), [expert.down for expert in experts], order)
+    up = grouped_linear(x, _layers(experts, "up"), order)
+    return grouped_linear(experts[0].activation(up), _layers(experts, "down"), order)
 
 
 def grouped_gated_mlp(experts: Sequence[GatedMLP], x: Tensor, order: Order) -> Tensor:
     """As `GatedMLP`."""
-    gate = grouped_linear(x, [expert.gate for expert in experts], order)
-    up = grouped_linear(x, [expert.up for expert in experts], order)
-    return grouped_linear(experts[0].activation(gate) * up, [expert.down for expert in experts], order)
+    gate = grouped_linear(x, _layers(experts, "gate"), order)
+    up = grouped_linear(x, _layers(experts, "up"), order)
+    return grouped_linear(experts[0].activation(gate) * up, _layers(experts, "down"), order)
+
+
+def _layers(experts: Sequence[nn.Module], name: str) -> list[Linear]:
+    return [getattr(expert, name) for expert in experts]
 
 
 class Grouping(NamedTuple):
     """How experts of a type are computed at once, and which of their attributes are the layers."""
 
-    compute: Callable[[Sequence[nn.Module], Tensor, Order], Tensor]
+    compute: Callable[[Sequence[Any], Tensor, Order], Tensor]  # of experts of the type that has this grouping
     layers: tuple[str, ...]
 
 
@@ -122,7 +126,8 @@ def obstacle_to_grouping(experts: Sequence[nn.Module]) -> str | None:
     if len(types) > 1 or not types <= GROUPINGS.keys():
         names = ", ".join(sorted(kind.__name__ for kind in types))
         return f"takes experts that are all GatedMLP or all MLP, not {names}"
-    if len({comparable(expert.activation) for expert in experts}) > 1:
+    alike: Sequence[Any] = experts  # of a type that has an activation
+    if len({comparable(expert.activation) for expert in alike}) > 1:
         return "takes experts with one activation"
     for name in GROUPINGS[type(experts[0])].layers:
         layers = [getattr(expert, name) for expert in experts]
@@ -131,8 +136,9 @@ def obstacle_to_grouping(experts: Sequence[nn.Module]) -> str | None:
     return None
 
 
-def _obstacle_in(layers: Sequence[nn.Module]) -> str | None:
-    others = sorted({type(layer).__name__ for layer in layers if type(layer) is not Linear})
+def _obstacle_in(modules: Sequence[nn.Module]) -> str | None:
+    layers = [module for module in modules if isinstance(module, Linear)]
+    others = sorted({type(module).__name__ for module in modules if type(module) is not Linear})
     if others:
         return f"takes Linear layers, not {', '.join(others)}"
     if len({layer.weight.shape for layer in layers}) > 1:

@@ -59,7 +59,12 @@ class LanguageModelHead(Layer):
             self.weight = weight_child((vocab_size, hidden_size), weight_initialization)
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        return self.logits(self.norm(x), self.weight if tied_weight is None else tied_weight)
+        return self.logits(self.norm(x), self._weight(tied_weight))
+
+    def _weight(self, tied_weight: Tensor | None) -> Tensor:
+        weight = self.weight if tied_weight is None else tied_weight
+        assert weight is not None, "a tied head is called with the weight of the embeddings"
+        return weight
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """(..., H) -> (..., V), of what is normalized."""
@@ -72,21 +77,22 @@ class LanguageModelHead(Layer):
         self, x: Tensor, targets: Tensor, tied_weight: Tensor | None = None, teacher: Teacher | None = None
     ) -> LossSums:
         """The loss of predicting `targets` (B, T) from the residual stream `x` (B, T, H)."""
-        x, weight = self.norm(x).flatten(0, 1), self.weight if tied_weight is None else tied_weight
-        options = None if teacher is None else teacher._replace(logits=None)
-        loss = partial(self._loss, options)
+        x, weight = self.norm(x).flatten(0, 1), self._weight(tied_weight)
+        loss = partial(self._loss, None if teacher is None else (teacher.weight, teacher.temperature))
         others = [targets.flatten(), *([] if teacher is None else [teacher.logits.flatten(0, 1)])]
         if self.loss_chunk_size is None:
             return loss(x, weight, others)
         return chunked_sums(loss, x, weight, others, self.loss_chunk_size)
 
-    def _loss(self, teacher: Teacher | None, x: Tensor, weight: Tensor, others: Sequence[Tensor]) -> LossSums:
+    def _loss(
+        self, distillation: tuple[float, float] | None, x: Tensor, weight: Tensor, others: Sequence[Tensor]
+    ) -> LossSums:
         """Of tokens x (n, H), where `others` are their targets and the logits of the teacher, if there is one."""
         targets, *teacher_logits = others
         logits = self.logits(x, weight)
-        if teacher is None:
+        if distillation is None:
             return cross_entropy_sums(logits, targets, self.z_loss)
-        return distilled_sums(logits, targets, teacher._replace(logits=teacher_logits[0]), self.z_loss)
+        return distilled_sums(logits, targets, Teacher(teacher_logits[0], *distillation), self.z_loss)
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""

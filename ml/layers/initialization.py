@@ -15,7 +15,7 @@ from torch import Tensor
 from ml.config import configurable, require
 from ml.layers.checks import finite, non_negative, positive, positive_float
 
-Fill = Callable[..., None]
+Fill = Callable[..., object]  # what is returned is of no use
 Initialization = Callable[..., Fill]
 
 

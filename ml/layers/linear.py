@@ -60,14 +60,14 @@ class Linear(Layer):
     def merge(self) -> None:
         """Moves what the adapter does into the weight."""
         if self.adapter is not None and not self.is_merged:
-            self.weight += self.adapter.weight()
+            self.weight.add_(self.adapter.weight())
             self.is_merged = True
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Takes what the adapter does out of the weight again, within rounding."""
-        if self.is_merged:
-            self.weight -= self.adapter.weight()
+        if self.adapter is not None and self.is_merged:
+            self.weight.sub_(self.adapter.weight())
             self.is_merged = False
 
     def training_flops_per_token(self, sequence_length: int) -> float:
@@ -102,16 +102,18 @@ class Projections(NoProducts):
 
     def as_one_product(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs by a single product."""
-        y = F.linear(x, torch.cat([layer.weight for layer in self.layers]), self._biases())
-        parts = y.split([layer.out_features for layer in self.layers], dim=-1)
-        return tuple(layer.adapted(x, part) for layer, part in zip(self.layers, parts, strict=True))
-
-    def _biases(self) -> Tensor | None:
-        if all(layer.bias is None for layer in self.layers):
-            return None
-        return torch.cat(
-            [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in self.layers]
-        )
+        layers = [layer for layer in self.layers if isinstance(layer, Linear)]  # all of them, see `__init__`
+        y = F.linear(x, torch.cat([layer.weight for layer in layers]), _biases(layers))
+        parts = y.split([layer.out_features for layer in layers], dim=-1)
+        return tuple(layer.adapted(x, part) for layer, part in zip(layers, parts, strict=True))
 
     def extra_repr(self) -> str:
         return f"fused={self.fused}"
+
+
+def _biases(layers: Sequence[Linear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    )

@@ -62,7 +62,7 @@ class MixtureOfExperts(NoProducts):
         self.shared_expert = self.shared_expert_gate = None
         has_shared = shared_expert is not None
         require(has_shared or not shared_expert_gate, "shared_expert_gate", "needs a shared_expert")
-        if has_shared:
+        if shared_expert is not None:
             self.shared_expert = child("shared_expert", shared_expert, hidden_size)
         if has_shared and shared_expert_gate:
             self.shared_expert_gate = child("shared_expert_gate", Linear, hidden_size, 1)

@@ -53,7 +53,7 @@ def Parameter(
     require(fits, "shape", f"is {tuple(shape)}, and a tensor of that size takes more than 128 TiB")
     parameter = nn.Parameter(torch.empty(shape if fits else (1,) * len(shape)), requires_grad=lr_scale != 0.0)
     fill = child("initialization", initialization)
-    parameter.settings = ParameterSettings(fill, checked_lr_scale(lr_scale), weight_decay)
+    vars(parameter)["settings"] = ParameterSettings(fill, checked_lr_scale(lr_scale), weight_decay)
     return parameter
 
 
@@ -72,7 +72,7 @@ def adopt_settings(model: nn.Module) -> None:
         own = [name for name, parameter in module._parameters.items() if parameter is not None]
         found = {name: settings for name in own if (settings := settings_of(module, name)) is not None}
         if found:
-            module.parameter_settings = found
+            vars(module)["parameter_settings"] = found
     for parameter in model.parameters():
         vars(parameter).pop("settings", None)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ml.config import configurable, require
 from ml.layers.checks import non_negative, positive, positive_float
 from ml.layers.children import weight_child
-from ml.layers.context import Context
+from ml.layers.context import Auxiliary, Context
 from ml.layers.initialization import Initialization, normal
 from ml.layers.protocol import Balanced, Buffered, Layer
 
@@ -37,9 +37,9 @@ class Router(Layer):
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(dtype), self.weight.to(dtype))
 
-    def is_watched(self, context: Context | None) -> bool:
-        """Whether someone takes the load and the losses of this pass."""
-        return self.training and context is not None and context.auxiliary is not None
+    def auxiliary_of(self, context: Context | None) -> Auxiliary | None:
+        """What collects the load and the losses of this pass; None where nothing does."""
+        return context.auxiliary if self.training and context is not None else None
 
     def load(self, experts: Tensor) -> Tensor:
         """How many tokens chose each expert: (N, k) -> (E), float32."""
@@ -96,9 +96,9 @@ class SoftmaxRouter(Router):
         logits = self.logits(x)  # (N, E)
         probabilities = logits.softmax(-1)
         weights, experts = probabilities.topk(self.experts_per_token, dim=-1)  # (N, k)
-        if self.is_watched(context):
+        if (auxiliary := self.auxiliary_of(context)) is not None:
             load = self.load(experts)
-            context.auxiliary.add(self, load, self.losses(logits, probabilities, load))
+            auxiliary.add(self, load, self.losses(logits, probabilities, load))
         if self.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights, experts
@@ -183,8 +183,8 @@ class SigmoidRouter(Router, Balanced, Buffered):
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         scores = self.logits(x).sigmoid()  # (N, E)
         experts = self.choose(scores.detach() + self.balance_bias)  # (N, k)
-        if self.is_watched(context):
-            context.auxiliary.add(self, self.load(experts), [])
+        if (auxiliary := self.auxiliary_of(context)) is not None:
+            auxiliary.add(self, self.load(experts), [])
         weights = scores.gather(-1, experts)
         if self.normalize:
             # All scores of a token may underflow; then its weights are 0 and not NaN.

@@ -1,6 +1,7 @@
 """Layers between an image and a sequence of vectors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class PatchEmbedding(NoProducts):
         normalization: Constructor of the output normalization; None applies none.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
+
+    projection: Any  # a layer with a weight
 
     def __init__(
         self,

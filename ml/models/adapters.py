@@ -45,7 +45,8 @@ def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Linear]]:
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters of the adapters, by their names in the model; of shared ones, the first name."""
-    adapters = {id(p) for _, linear in adapted_linears(model) for p in linear.adapter.parameters()}
+    found = [linear.adapter for _, linear in adapted_linears(model) if linear.adapter is not None]
+    adapters = {id(parameter) for adapter in found for parameter in adapter.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in adapters}
 
 

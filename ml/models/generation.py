@@ -98,7 +98,8 @@ class _Texts:
         new, documents = token[:, None], None if self._documents is None else torch.ones_like(token)[:, None]
         if self._cache is None:
             new = torch.cat((self._tokens, new), dim=1)
-            documents = None if documents is None else torch.cat((self._documents, documents), dim=1)
+            if self._documents is not None and documents is not None:
+                documents = torch.cat((self._documents, documents), dim=1)
         self._tokens, self._documents = new, documents
 
 

@@ -1,6 +1,7 @@
 """The causal language model."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +43,12 @@ class LanguageModel(NoProducts):
 
     Attributes:
         image_token_id: The token in the positions of an image; None for a model that takes no images.
-        tokens_per_image: The number of positions of an image.
-        image_shape: Channels, height and width of an image; None for a model that takes no images.
     """
 
     image_token_id: int | None = None
-    tokens_per_image: int = 0
-    image_shape: tuple[int, int, int] | None = None
+    embeddings: Any  # `Embeddings`, a `LanguageModelHead` and a `MultiTokenPrediction`, or layers with their methods
+    head: Any
+    multi_token: Any
 
     def __init__(
         self,
@@ -77,6 +77,16 @@ class LanguageModel(NoProducts):
         for problem in _misfits([self.decoder, self.multi_token]):
             require(False, "decoder", problem)
         settle_parameters(self)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """The number of positions of an image, 0 for a model that takes no images."""
+        return 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of an image; None for a model that takes no images."""
+        return None
 
     @property
     def tied_weight(self) -> Tensor | None:
@@ -163,15 +173,16 @@ class LanguageModel(NoProducts):
         **inputs: Tensor,
     ) -> LossSums:
         """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss."""
-        context = self.context(tokens, positions, documents, auxiliary=Auxiliary())
+        auxiliary = Auxiliary()
+        context = self.context(tokens, positions, documents, auxiliary=auxiliary)
         embedded = self.embed(tokens, context, **inputs)
         x = self.decoder(embedded, context)
         sums = self.head.loss(x, targets, self.tied_weight, teacher)
         if self.multi_token is not None and self.training:
             sums = sums.with_part("multi_token_loss", self._multi_token_loss(x, embedded, targets, context))
-        if context.auxiliary.losses:
-            sums = sums.with_part("router_loss", sum(context.auxiliary.losses) * sums.num_tokens)
-        return sums._replace(loads=list(context.auxiliary.loads))  # the list grows when a layer is computed again
+        if auxiliary.losses:
+            sums = sums.with_part("router_loss", sum(auxiliary.losses) * sums.num_tokens)
+        return sums._replace(loads=list(auxiliary.loads))  # the list grows when a layer is computed again
 
     def _multi_token_loss(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> Tensor:
         """The weighted mean over the depths of their sums over tokens (DeepSeek-V3, equations 24 and 25)."""

@@ -1,6 +1,7 @@
 """The vision encoder: from images to vectors that stand in for tokens."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class VisionEncoder(NoProducts):
         adapter: Constructor of the projection to the width of the language model.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
+
+    patches: Any  # a `PatchEmbedding`, or a layer with its attributes
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The language model that sees images."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ class VisionLanguageModel(LanguageModel):
             apply here too.
         vision: Constructor of the vision encoder.
     """
+
+    image_token_id: int
+    vision: Any  # a `VisionEncoder`, or a module with its attributes
 
     def __init__(
         self,

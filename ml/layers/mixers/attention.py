@@ -46,6 +46,7 @@ class Attention(Mixer):
     """
 
     separates_documents = True
+    causal: bool
 
     def __init__(
         self,

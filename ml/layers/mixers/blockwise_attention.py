@@ -93,7 +93,7 @@ def _attend_backward(
             scores_gradient = (weights * (weight_gradient - mean)).to(weights.dtype)
             sunk = (1 - weights.sum(-1, keepdim=True, dtype=wide)) * -mean
             sink_gradient += sunk.unflatten(1, (rows.shape[1], -1)).sum((2, 3))
-        if capped is not None:
+        if capped is not None and soft_cap is not None:
             scores_gradient = scores_gradient * (1 - (capped / soft_cap).square())
         block_gradient = torch.bmm(scores_gradient, keys[:, block.keys]).mul_(scale)
         row_gradient[:, :, block.queries] = block_gradient.unflatten(1, (rows.shape[1], -1))

@@ -1,5 +1,7 @@
 """Attention by the fastest path that there is for a device, a dtype and the options."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, bfloat16
 
@@ -27,7 +29,7 @@ def dot_product_attention(
     """
     num_queries, num_keys = query.shape[2], key.shape[2]
     has_more = soft_cap is not None or sinks is not None
-    options = {"causal": causal, "window_size": window_size, "scale": scale, "documents": documents}
+    options: dict[str, Any] = {"causal": causal, "window_size": window_size, "scale": scale, "documents": documents}
     if has_more and dropout:
         return attention_reference(query, key, value, **options, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
     is_narrow = window_size is not None and is_mostly_hidden(window_size, num_keys, causal)

@@ -99,7 +99,7 @@ class LatentAttention(Mixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         latent, key_rotary, query = self.projections(x)
-        if self.query_up is not None:
+        if self.query_norm is not None and self.query_up is not None:
             query = self.query_up(self.query_norm(query))
         latent = self.key_value_norm(latent)  # (B, T, R)
         query = query.unflatten(-1, (self.num_heads, -1))  # (B, T, N, D + Dr)
@@ -120,6 +120,8 @@ class LatentAttention(Mixer):
         self, plain: Tensor, turned: Tensor, latent: Tensor, key_rotary: Tensor, context: Context
     ) -> Tensor:
         """Attention in the latent space, whose vectors are all that is kept."""
+        assert isinstance(self.key_up, Linear)  # see `decodes`
+        assert isinstance(self.value_up, Linear)
         kept = context.state(self)
         if kept is None:
             kept = Growing(dim=2, kept=None if self.window_size is None else self.window_size - 1)

@@ -150,9 +150,8 @@ def _scan_backward(
 
             C_part = (of_outputs[..., None, :] @ states).squeeze(-2)
             before = torch.cat((entering[index, None], states[:-1]))
-            *parts, A_part = _of_discretized(
-                *(tensor[:, times].transpose(0, 1) for tensor in (x, dt, B)), A, decay.mul_(before), of_states
-            )
+            x_s, dt_s, B_s = (tensor[:, times].transpose(0, 1) for tensor in (x, dt, B))
+            *parts, A_part = _of_discretized(x_s, dt_s, B_s, A, decay.mul_(before), of_states)
             A_gradient += A_part
             for gradient, part in zip(gradients, (*parts, C_part), strict=True):
                 gradient[:, times] = part.transpose(0, 1)

@@ -58,7 +58,8 @@ def ssd_chunked(
     heads = (B.shape[2], x.shape[2] // B.shape[2])  # groups, and heads in each
     with torch.autocast(x.device.type, enabled=False):
         dt = dt.to(torch.promote_types(x.dtype, torch.float32))
-        decays = _decays(_chunks(dt * A, chunk_size).unflatten(-1, heads), _chunks(starts, chunk_size))
+        chunked_starts = None if starts is None else _chunks(starts, chunk_size)
+        decays = _decays(_chunks(dt * A, chunk_size).unflatten(-1, heads), chunked_starts)
         x, B, C = (_chunks(tensor.to(x.dtype), chunk_size) for tensor in (x * dt[..., None], B, C))
         x = x.unflatten(3, heads)  # dt x: (B, Z, L, G, K, P)
         B, C = B.transpose(2, 3), C.transpose(2, 3)  # (B, Z, G, L, S)
@@ -67,10 +68,8 @@ def ssd_chunked(
     return y.flatten(1, 2)[:, :length].flatten(2, 3), state
 
 
-def _chunks(tensor: Tensor | None, size: int) -> Tensor | None:
+def _chunks(tensor: Tensor, size: int) -> Tensor:
     """(B, T, ...) -> (B, Z, size, ...), with zeros at the end: a step of dt = 0 leaves the state as it is."""
-    if tensor is None:
-        return None
     padding = -tensor.shape[1] % size
     if padding:
         tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
