@@ -11,8 +11,8 @@ from ml.config import Bindings, Config, ImportedValue
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from ml.models import LanguageModel
     from ml.training import Trainer
 
 _PACKAGE = Path(__file__).parent
@@ -63,7 +63,7 @@ def load(
     )
 
 
-def build(config: Config, device: str | torch.device = "cpu") -> nn.Module:
+def build(config: Config, device: str | torch.device = "cpu") -> LanguageModel:
     """Builds the model of a configuration with its initial weights: `model(tokens)` gives logits (B, T, V).
 
     The weights depend on the seed of the configuration and on the name of each parameter, on nothing else.

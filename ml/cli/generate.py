@@ -1,6 +1,7 @@
 """Generate text from a run."""
 
 import argparse
+import io
 import json
 import sys
 from dataclasses import fields
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ml.api import open_run
 
     prompts = [prompt for prompt in given for _ in range(settings.num_samples)]  # of each text
-    sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     show = _Stream(prompts[0]) if len(prompts) == 1 and not arguments.json else None
     texts, seconds = open_run(arguments.run, trust_code=arguments.trust_run_code).generate_with(
         settings, given, step=arguments.step, average=arguments.average, show=show

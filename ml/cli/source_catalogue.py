@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml.cli.catalogue import CONSTRUCTOR, DECIDED, REQUIRED, Entry, Parameter
 from ml.config.values import to_text
@@ -106,6 +106,7 @@ def _find(module: str, node: ast.AST) -> Found:
         return Found(module, None, next(a.name for a in found.names if (a.asname or a.name) == node.id))
     if isinstance(found, ast.ImportFrom):
         name = next(alias.name for alias in found.names if (alias.asname or alias.name) == node.id)
+        assert found.module is not None  # imports are absolute
         if found.module.split(".")[0] != _PACKAGE:
             return Found(module, None, f"{found.module}.{name}")
         return _find(found.module, ast.Name(name))
@@ -231,7 +232,9 @@ def _text(module: str, node: ast.AST) -> str:
 
 def _text_of_container(module: str, node: ast.Tuple | ast.List | ast.Dict) -> str:
     if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
+        if None in node.keys:
+            raise UnclearError(ast.unparse(node))  # `**other`
+        pairs = [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
         return "{" + ", ".join(f"{_text(module, key)}: {_text(module, value)}" for key, value in pairs) + "}"
     items = [_text(module, item) for item in node.elts]
     if isinstance(node, ast.List):
@@ -248,7 +251,7 @@ def _text_of_constant(name: str) -> str:
     raise UnclearError(name)
 
 
-def _number(module: str, node: ast.AST) -> object:
+def _number(module: str, node: ast.AST) -> Any:
     """A literal, or what arithmetic and functions of `math` make of literals."""
     try:
         return ast.literal_eval(node)

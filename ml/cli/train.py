@@ -43,13 +43,13 @@ def _train(flags) -> int:
         allow_unused_bindings=flags.allow_unused_bindings,
         trust_code=flags.trust_run_code,
     )
-    start = {"init_from": source, "init_may_differ": tuple(flags.init_may_differ)}
+    may_differ = tuple(flags.init_may_differ)
     if flags.dry_run:
         from ml.cli import dry_run
 
-        dry_run.show(config, flags.run_dir, flags.explain, **start)
+        dry_run.show(config, flags.run_dir, flags.explain, init_from=source, init_may_differ=may_differ)
     else:
-        api.train(config, flags.run_dir, **start)
+        api.train(config, flags.run_dir, init_from=source, init_may_differ=may_differ)
     return 0
 
 

@@ -80,6 +80,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("train", help=train.__doc__)
     for name, module in VERBS.items():
-        summary = module.__doc__.splitlines()[0]
+        summary = (module.__doc__ or "").partition("\n")[0]
         module.add_arguments(verbs.add_parser(name, help=summary, description=summary))
     return parser

@@ -4,9 +4,9 @@ import collections
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -16,7 +16,7 @@ _CLOSE_TIMEOUT = 5.0  # seconds that closing waits for running calls
 
 def prefetched(
     function: Callable[[Argument], Result], arguments: Iterable[Argument], num_workers: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(argument)` for each argument, in order, computed ahead of time by `num_workers` threads.
 
     At most `num_workers + 1` results are pending or ready at a time. Closing the generator stops the threads; a thread
@@ -37,7 +37,9 @@ def prefetched(
     remaining = iter(arguments)
     workers = _Workers(function, num_workers)
     try:
-        waiting = collections.deque(map(workers.submit, itertools.islice(remaining, num_workers + 1)))
+        waiting: collections.deque[Future[Result]] = collections.deque(
+            map(workers.submit, itertools.islice(remaining, num_workers + 1))
+        )
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(map(workers.submit, itertools.islice(remaining, 1)))
@@ -46,7 +48,7 @@ def prefetched(
         workers.close()
 
 
-class _Workers:
+class _Workers(Generic[Argument, Result]):
     """Pool of daemon threads; those of `concurrent.futures` keep a process alive until they finish."""
 
     def __init__(self, function: Callable[[Argument], Result], num_workers: int):

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from ml.layers.protocol import Buffered, Stack
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.parameters import ancestors
 
+_Model = TypeVar("_Model", bound=nn.Module)
 
-def materialize(model: nn.Module, device: torch.device | str = "cpu", seed: int = 0) -> nn.Module:
+
+def materialize(model: _Model, device: torch.device | str = "cpu", seed: int = 0) -> _Model:
     """Allocates every parameter of `model` on `device` and fills it by its initialization; returns `model`.
 
     The values depend on the seed and the parameter's name alone: each has a CPU generator of its own and is drawn in

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
     from matplotlib.transforms import Bbox
+    from matplotlib.typing import LegendLocType
 
 USUAL_METRICS = ("loss", "learning_rate", "tokens_per_second")
 MARKERS = "os^DvP*Xhp"  # of the validation of a run, so that runs differ in grey too
@@ -82,7 +83,8 @@ def draw(curves: Sequence[Curve], style: Style) -> Figure:
     metrics = [name for name in _panels(style) if any(name in curve.metrics.names for curve in curves)]
     num_rows = 2 + -(-max(len(metrics) - 3, 0) // _COLUMNS)
     figure = figure_class(figsize=(_WIDTH, num_rows * _ROW_HEIGHT), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    layout: Any = figure.get_layout_engine()  # the constrained one
+    layout.set(w_pad=0.1, h_pad=0.08)
     unit = _unit(style.x, curves)
     for name, axes in zip(metrics, _axes(figure, num_rows, len(metrics)), strict=True):
         _draw_panel(axes, name, curves, style, unit)
@@ -152,7 +154,13 @@ def _draw_panel(axes: Axes, name: str, curves: Sequence[Curve], style: Style, un
         _draw_measured(axes, points.x / unit.size, points.y, window, colour, name, marker)
         for other, dashes in zip(held_out, _dashes(len(held_out)), strict=True):
             points = series(curve.metrics, other, style.x)
-            look = {"marker": marker, "markersize": 5, "linewidth": 1.1, "dashes": dashes, "markeredgecolor": "white"}
+            look: dict[str, Any] = {
+                "marker": marker,
+                "markersize": 5,
+                "linewidth": 1.1,
+                "dashes": dashes,
+                "markeredgecolor": "white",
+            }
             axes.plot(points.x / unit.size, points.y, color=colour, zorder=4, markeredgewidth=0.6, gid=other, **look)
     title = _TITLES.get(name, shorten(name.replace("_", " "), _LONGEST_TITLE))
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
@@ -167,7 +175,7 @@ def _draw_measured(
 ) -> None:
     """What was measured: faint below its mean where it is smoothed."""
     is_sparse = name.startswith("validation_")
-    look = {"marker": marker, "markersize": 4} if is_sparse or len(x) == 1 else {}
+    look: dict[str, Any] = {"marker": marker, "markersize": 4} if is_sparse or len(x) == 1 else {}
     if window < 3:
         axes.plot(x, y, color=colour, linewidth=1.4, gid=name, **look)
         return
@@ -193,7 +201,7 @@ def _finish(axes: Axes, name: str, style: Style) -> None:
     if name == "learning_rate" and name not in style.logarithmic:
         axes.yaxis.set_major_formatter("{x:.4g}")
     if name == "tokens_per_second" and name not in style.logarithmic:
-        axes.set_ylim(0.0, 1.08 * max(line.get_ydata().max(initial=0.0) for line in axes.lines) or 1.0)
+        axes.set_ylim(0.0, 1.08 * max(np.asarray(line.get_ydata()).max(initial=0.0) for line in axes.lines) or 1.0)
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
@@ -237,7 +245,7 @@ def _add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
     ]
     renderer = FigureCanvasAgg(figure).get_renderer()
 
-    def legend(num_columns: int, loc: str) -> tuple[Legend, Bbox]:
+    def legend(num_columns: int, loc: LegendLocType) -> tuple[Legend, Bbox]:
         made = figure.legend(handles=handles, ncols=num_columns, loc=loc, fontsize=9, frameon=False, columnspacing=1.6)
         for text in made.get_texts():
             text.set_parse_math(False)  # a dollar in a name is a dollar

@@ -142,6 +142,7 @@ def _validation_sets(subject: Subject) -> dict[str, Any]:
     for one in validation_sets:
         size = subject.batch_size
         result = one.validation.measure(subject.model, one.dataset, size, trainer.precision, subject.device)
+        assert result is not None  # nothing asked it to stop
         rows.append({"name": one.name or "validation", **result._asdict()})
     return {"validation_sets": rows}
 

@@ -17,7 +17,6 @@ from ml.runs.generation import Generated, Generation, generate_texts
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ml.data.tokenizers import Tokenizer
     from ml.models import LanguageModel
@@ -82,7 +81,9 @@ class Run:
         counts = self._counts()
         return counts.get("step", 0) >= self._trainer.num_steps and counts["unvalidated"] is None
 
-    def build(self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False) -> nn.Module:
+    def build(
+        self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False
+    ) -> LanguageModel:
         """Builds the model with the weights of a checkpoint.
 
         Args:

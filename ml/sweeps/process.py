@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -85,7 +86,7 @@ def run_members(
                     watcher.skipped(number, before)
                 continue
             watcher.started(number, run)
-            exit_code = _train(sweep, run, lock, stop, lambda line, n=number, r=run: watcher.looked(n, r, line))
+            exit_code = _train(sweep, run, lock, stop, partial(watcher.looked, number, run))
             states.append(state_of(run, None if stop.is_asked else exit_code))
             watcher.ended(number, states[-1])
     return states, stop.is_asked and any(state.status is not Status.FINISHED for state in states)

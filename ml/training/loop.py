@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -183,7 +183,7 @@ class TrainLoop:
                 else:
                     self.begin(batches)
 
-    def batches(self) -> Iterator[list[Batch]]:
+    def batches(self) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each remaining step, loaded in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
         return self.throughput.waiting(prefetched(self._load, steps, self.trainer.num_loader_workers))
@@ -336,6 +336,7 @@ class TrainLoop:
     def _sample(self) -> None:
         self._require_finite()
         trainer = self.trainer
+        assert trainer.samples is not None  # otherwise they are never due
         for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device):
             self._samples.append({"step": self.state.step, **record})
             self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")

@@ -18,6 +18,7 @@ from ml.config.scopes import compress
 from ml.layers.experts import Experts
 from ml.layers.loss import Teacher
 from ml.layers.mixers import StochasticMixer
+from ml.models import LanguageModel
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
 
@@ -198,7 +199,7 @@ class _Watched(nn.Module):
 class _Loss(nn.Module):
     """The loss of a model as a callable module."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: LanguageModel):
         super().__init__()
         self.model = model
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ml.models import LanguageModel
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
 from ml.training.optimizers.weight_average import WeightAverage
@@ -34,7 +35,7 @@ class TrainState:
         unvalidated: The record of a step whose validation was interrupted, or None.
     """
 
-    model: nn.Module
+    model: LanguageModel
     optimizer: torch.optim.Optimizer
     groups: list[ParameterGroup]
     first_nonfinite_step: Tensor

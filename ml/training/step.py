@@ -1,7 +1,7 @@
 """One optimizer step."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def train_step(
     for batch in batches:
         batch = batch.to(device)
         with precision.autocast(device):
-            taught = {} if teacher is None else {"teacher": teacher(batch)}
+            taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher(batch)}
             losses = state.model.loss(**batch.inputs, **taught)
         (losses.total / num_targets).backward()
         loss += losses.cross_entropy / num_targets
@@ -69,7 +69,7 @@ def train_step(
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
     skipped = None if state.skip_step is None else state.skip_step.judge(loss, grad_norm)
-    state.optimizer.found_inf = None if skipped is None else skipped.float()
+    vars(state.optimizer)["found_inf"] = None if skipped is None else skipped.float()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     for router, load in loads.items():

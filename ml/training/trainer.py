@@ -197,9 +197,10 @@ class Trainer:
     @property
     def image_format(self) -> ImageFormat | None:
         """Format of the images that the model takes; None for a text model."""
-        if self.model.image_token_id is None:
+        shape = self.model.image_shape
+        if self.model.image_token_id is None or shape is None:
             return None
-        return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, self.model.image_shape)
+        return ImageFormat(self.model.image_token_id, self.model.tokens_per_image, shape)
 
     @property
     def windows(self) -> list[StepWindow]:
@@ -212,8 +213,10 @@ class Trainer:
         Raises:
             RunError: A library is not installed, or there is no CUDA device.
         """
-        for part in (*self.trackers, *self.windows):
-            part.check()
+        for tracker in self.trackers:
+            tracker.check()
+        for window in self.windows:
+            window.check()
 
     def peak_flops(self, device: torch.device) -> PeakFlops:
         """Returns the peak FLOPs of a device for the matrix products of the run."""

@@ -57,6 +57,9 @@ class ChatData(Data):
             tokens. 1 leaves nothing to train on, for data that is only evaluated.
     """
 
+    tokenizer: Tokenizer
+    validation_fraction: float
+
     def __init__(
         self,
         corpus: Callable[..., ChatCorpus] = ChatFiles,
@@ -108,7 +111,8 @@ class ChatData(Data):
         held_out = held_out_names((example.name for example in examples), self.validation_fraction)
         train = _stream([example for example in examples if example.name not in held_out])
         validation = _stream([example for example in examples if example.name in held_out])
-        arrays = [array for part in (train, validation) for array in (part.tokens, part.ends, part.predicted)]
+        found = [array for part in (train, validation) for array in (part.tokens, part.ends, part.predicted)]
+        arrays = [array for array in found if array is not None]
         sha256 = sha256_of(*arrays)
         trained = train if self.validation_fraction < 1.0 else None
         return TokenDataset(trained, validation, self.tokenizer, self.packing, sequence_length, seed, sha256)

@@ -54,7 +54,8 @@ class CombinedData(Data):
     def num_train_tokens(self) -> int | None:
         """Total number of training tokens; None if unknown for one part."""
         counts = [part.num_train_tokens for part in self.datasets.values()]
-        return None if None in counts else sum(counts)
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         problems = {name: part.misfit(images) for name, part in self.datasets.items()}

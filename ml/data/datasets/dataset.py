@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -105,9 +105,15 @@ class Data(abc.ABC):
             elsewhere.
     """
 
-    vocab_size: int | None
-    tokenizer: Tokenizer
-    separator: Separator
+    if TYPE_CHECKING:  # each an attribute or a property
+
+        @property
+        def vocab_size(self) -> int | None: ...
+        @property
+        def tokenizer(self) -> Tokenizer: ...
+        @property
+        def separator(self) -> Separator: ...
+
     validation_fraction: float | None = None
 
     @property

@@ -162,6 +162,9 @@ class ImageTextData(Data):
             nothing to train on, for data that is only evaluated.
     """
 
+    tokenizer: Tokenizer
+    validation_fraction: float
+
     def __init__(
         self,
         corpus: Callable[..., ImageCorpus] = Shapes,
@@ -214,7 +217,8 @@ class ImageTextData(Data):
         Raises:
             DataError: There is nothing to train on, or an image or a caption cannot be used.
         """
-        if problem := self.misfit(images):
+        problem = self.misfit(images)
+        if images is None or problem is not None:
             raise DataError(f"the data does not fit the model: {problem}")
         captioned = self.corpus.captioned_images(images.shape[1:])
         if images.shape[0] == 1:

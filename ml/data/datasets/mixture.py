@@ -81,7 +81,7 @@ def _epochs_of_parts(
     parts: Mapping[str, Data] | Mapping[str, Dataset], weights: Mapping[str, float], amount: float
 ) -> dict[str, float]:
     """Returns the epochs of each part in a run of `amount` sequences or tokens; nested names are `outer/inner`."""
-    epochs = {}
+    epochs: dict[str, float] = {}
     for name, part in parts.items():
         share = amount * weights[name] / sum(weights.values())
         epochs |= {f"{name}/{inner}".rstrip("/"): times for inner, times in part.epochs(share).items()}

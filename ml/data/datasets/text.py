@@ -13,7 +13,7 @@ from ml.data.reading.hold_out import hold_out
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs
-from ml.data.sequences.streams import ArrayStream, sha256_of
+from ml.data.sequences.streams import ArrayStream, TokenStream, sha256_of
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
 
 
@@ -34,6 +34,9 @@ class TextData(Data):
         fill_in_the_middle: Rearranges training documents so that the model learns to fill gaps; None leaves them
             unchanged.
     """
+
+    tokenizer: Tokenizer
+    validation_fraction: float
 
     def __init__(
         self,
@@ -87,9 +90,10 @@ class TextData(Data):
         parts = hold_out(list(self.corpus.documents()), self.validation_fraction)
         train, validation = (self._stream(part) for part in parts)
         sha256 = sha256_of(train.tokens, train.ends, validation.tokens, validation.ends)
+        rearranged: TokenStream = train
         if self.fill_in_the_middle is not None:
-            train = self.fill_in_the_middle.apply(train, self.tokenizer, seed)
-        trained = train if self.validation_fraction < 1.0 else None
+            rearranged = self.fill_in_the_middle.apply(train, self.tokenizer, seed)
+        trained = rearranged if self.validation_fraction < 1.0 else None
         return TokenDataset(
             trained, validation, self.tokenizer, self.sampling, sequence_length, seed, sha256, self.separate_documents
         )

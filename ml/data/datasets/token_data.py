@@ -148,7 +148,7 @@ class FolderStream(TokenStream):
         self.num_end_tokens = 0 if folder.end_of_document is None else 1
 
     @property
-    def ends(self) -> np.ndarray:
+    def ends(self) -> np.ndarray:  # type: ignore[override]  # read-only: it is read from the disk at first use
         return self._folder.document_ends
 
     def read(self, start: int, stop: int) -> np.ndarray:

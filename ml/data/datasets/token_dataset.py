@@ -57,6 +57,7 @@ class TokenDataset(Dataset):
         self._num_bytes: dict[int | None, int] = {}
 
     def sequences(self, indices: np.ndarray) -> Batch:
+        assert self._sequences is not None  # without sequences to train on there are no indices of them
         return self._sequences.batch(indices)
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """Batches: the inputs of one call of the model."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
         order = torch.from_numpy(np.argsort(rows))
         documents = None
         if batches[0].documents is not None:
-            documents = torch.cat([batch.documents for batch in batches])[order]
+            documents = torch.cat([batch.documents for batch in batches if batch.documents is not None])[order]
         images, counts = _interleaved_images(batches, order)
         return cls(
             torch.cat([batch.tokens for batch in batches])[order],
@@ -102,7 +102,7 @@ class Batch(NamedTuple):
         return self
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """Keyword arguments of the model's loss; absent inputs are omitted."""
         optional = {"images": self.images, "documents": self.documents}
         given = {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -114,7 +114,9 @@ class Batch(NamedTuple):
         documents = [None] * len(rows) if self.documents is None else self.documents.split(size)
         counts = [int((piece != IGNORED).sum()) for piece in targets]
         pieces = zip(rows, targets, counts, self._split_images(size), documents, strict=True)
-        return [type(self)(*start, *images, last) for *start, images, last in pieces]
+        return [
+            type(self)(tokens, wanted, count, *images, document) for tokens, wanted, count, images, document in pieces
+        ]
 
     def _split_images(self, size: int) -> list[tuple[Tensor | None, tuple[int, ...]]]:
         counts = [self.images_per_sequence[first : first + size] for first in range(0, len(self.tokens), size)]

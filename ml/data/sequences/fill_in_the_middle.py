@@ -123,9 +123,11 @@ class _RearrangedStream(TokenStream):
                 size = 1 if isinstance(piece, int) else piece[1] - piece[0]
                 low, high = max(start - position, 0), min(stop - position, size)
                 position += size
-                if low < high and isinstance(piece, int):
+                if low >= high:
+                    continue
+                if isinstance(piece, int):
                     parts.append(np.array([piece], dtype=np.uint32))
-                elif low < high:
+                else:
                     parts.append(self._stream.read(piece[0] + low, piece[0] + high))
         return np.concatenate(parts)
 

@@ -47,8 +47,8 @@ MANIFEST = "manifest.json"
 FORMAT = "juniper tokens 1"
 TOKENIZER_FOLDER = "tokenizer"
 UNFINISHED = "preparation.json"  # kept by `prepare` in the output folder
-DTYPES = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-END_DTYPE = np.dtype("<i8")
+DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+END_DTYPE: np.dtype[Any] = np.dtype("<i8")
 
 _HASHED_AT_ONCE = 2**22
 
@@ -205,7 +205,7 @@ class TokenFolder:
         while filled < len(row):
             first = start + filled - int(self._starts[shard])
             part = row[filled : filled + int(self._starts[shard + 1] - self._starts[shard]) - first]
-            self._read_shard(shard, first * self.dtype.itemsize, memoryview(part).cast("B") if len(part) else b"")
+            self._read_shard(shard, first * self.dtype.itemsize, part.view(np.uint8).data)
             filled += len(part)
             shard += 1
 

@@ -164,7 +164,7 @@ class _Appended:
         self._stream.seek(size)
 
     def write(self, array: np.ndarray) -> None:
-        content = memoryview(np.ascontiguousarray(array)).cast("B") if len(array) else b""
+        content = np.ascontiguousarray(array).view(np.uint8).data
         self._stream.write(content)
         self._digest.update(content)
 

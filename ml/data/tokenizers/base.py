@@ -3,7 +3,7 @@
 import abc
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,9 +33,17 @@ class Tokenizer(abc.ABC):
             the whole. None if no such positions are known.
     """
 
-    vocab_size: int
-    end_of_document: int | None
-    safe_cut: re.Pattern[bytes] | None = None
+    if TYPE_CHECKING:  # each an attribute or a property
+
+        @property
+        def vocab_size(self) -> int: ...
+        @property
+        def end_of_document(self) -> int | None: ...
+        @property
+        def safe_cut(self) -> re.Pattern[bytes] | None: ...
+
+    else:
+        safe_cut = None
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:

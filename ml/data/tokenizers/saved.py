@@ -22,8 +22,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments, files = tokenizer.save(folder)
+    info = find(type(tokenizer))
+    assert info is not None, f"{type(tokenizer).__name__} is not configurable"
     return {
-        "name": find(type(tokenizer)).name,
+        "name": info.name,
         "arguments": arguments,
         "files": {
             argument: {"file": file, "sha256": sha256_of_file(folder / file)} for argument, file in files.items()

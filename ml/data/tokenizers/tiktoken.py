@@ -111,8 +111,10 @@ class TiktokenTokenizer(Tokenizer):
     @functools.cached_property
     def _encoding(self) -> "tiktoken.Encoding":
         tiktoken = optional_import("tiktoken", "tokenizers", "TiktokenTokenizer", DataError)
-        if self.path is None:
+        if self.encoding is not None:
             return _named(tiktoken, self.encoding)
+        assert self.path is not None  # one of the two is given, and with the path a pattern
+        assert self.pattern is not None
         ranks = _read_ranks(Path(self.path))
         if shared := set(self.special_tokens.values()) & set(ranks.values()):
             raise DataError(f"TiktokenTokenizer.special_tokens: {min(shared)} is already a token of {self.path}")

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.models.generation import generate
@@ -55,7 +57,7 @@ class StreamedText:
         self.num_tokens += 1
         if token == self._end:
             self.finish()
-            self.stopped_by = self._tokenizer.decode([token])
+            self.stopped_by = self._decoded([token])
             return
         self._tokens.append(token)
         self._extend(is_last=False)
@@ -75,9 +77,12 @@ class StreamedText:
                     return self.text[:-length]
         return self.text
 
+    def _decoded(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(np.array(tokens, dtype=np.int64))
+
     def _extend(self, is_last: bool) -> None:
-        known = self._tokenizer.decode(self._tokens[self._anchor : self._read])
-        decoded = self._tokenizer.decode(self._tokens[self._anchor :])
+        known = self._decoded(self._tokens[self._anchor : self._read])
+        decoded = self._decoded(self._tokens[self._anchor :])
         if decoded.endswith(_NOT_WHOLE) and not is_last:
             return
         searched = max(len(self.text) - self._longest + 1, 0)

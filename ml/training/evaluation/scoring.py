@@ -69,7 +69,7 @@ def score(
     Returns:
         The score of each piece, in order.
     """
-    scores: list[Score | None] = [None] * len(pieces)
+    scores: dict[int, Score] = {}
     order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index].tokens))
     for first in range(0, len(order), batch_size):
         indices = order[first : first + batch_size]
@@ -77,16 +77,16 @@ def score(
             batch = _score_batch(model, [pieces[index] for index in indices], device)
         for index, likelihood, is_greedy in zip(indices, *batch, strict=True):
             scores[index] = Score(likelihood, is_greedy)
-    return scores
+    return [scores[index] for index in range(len(pieces))]
 
 
 def _score_batch(model: LanguageModel, pieces: Sequence[Piece], device: torch.device) -> tuple[list[float], list[bool]]:
     longest = max(len(piece.tokens) for piece in pieces)
     rows = np.zeros((len(pieces), longest), dtype=np.int64)
     is_scored = np.zeros((len(pieces), longest - 1), dtype=bool)  # by the position it is predicted from
-    for row, (tokens, num_scored) in enumerate(pieces):
-        rows[row, : len(tokens)] = tokens
-        is_scored[row, len(tokens) - 1 - num_scored : len(tokens) - 1] = True
+    for row, (piece, num_scored) in enumerate(pieces):
+        rows[row, : len(piece)] = piece
+        is_scored[row, len(piece) - 1 - num_scored : len(piece) - 1] = True
     tokens = torch.from_numpy(rows).to(device)
     of_rows, positions = (torch.from_numpy(indices).to(device) for indices in is_scored.nonzero())
     read = tokens[:, :-1]

@@ -3,14 +3,14 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from ml.config import child, configurable, require
 from ml.config.configurable import reference_to
 from ml.data import Data, Dataset
+from ml.models import LanguageModel
 from ml.training.precision import Precision
 
 
@@ -57,7 +57,7 @@ class Validation:
     @torch.no_grad()
     def measure(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         dataset: Dataset,
         batch_size: int,
         precision: Precision,
@@ -95,7 +95,7 @@ class Validation:
         return ValidationResult(total / num_targets, total / math.log(2) / num_bytes)
 
 
-def _whole(data: Callable[..., Data]) -> dict[str, float]:
+def _whole(data: Callable[..., Data]) -> dict[str, Any]:
     """Returns the argument with which `data` holds out everything, if it takes one."""
     reference = reference_to(data)
     parameters = reference.configurable.parameters if reference else inspect.signature(data).parameters

@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.config import configurable
 from ml.training.state import TrainState
@@ -45,10 +45,10 @@ class Norms:
 
 
 @torch.no_grad()
-def weight_norms(parameters: list[nn.Parameter]) -> Tensor:
+def weight_norms(parameters: Sequence[Tensor]) -> Tensor:
     """Returns the Euclidean norm of each parameter, (P), at least in float32."""
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(parameters, 2, dtype=dtype))
+    return torch.stack(torch._foreach_norm(list(parameters), 2, dtype=dtype))
 
 
 def module_of(parameter: str) -> str:

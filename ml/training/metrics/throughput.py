@@ -4,7 +4,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Throughput:
         self._targets = 0
         self._tokens = 0
 
-    def waiting(self, batches: Iterator[Sequence[Batch]]) -> Iterator[Sequence[Batch]]:
+    def waiting(self, batches: Generator[list[Batch], None, None]) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each step and measures the time spent waiting for them."""
         with contextlib.closing(batches):
             while True:

@@ -18,10 +18,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
             self.state.update(part.state)
         self._share()
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step of parts has no one loss
         """Takes a step of each part."""
         for part in self.parts:
-            part.found_inf = self.found_inf
+            vars(part)["found_inf"] = self.found_inf
             part.step()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -11,14 +11,15 @@ from ml.training.optimizers.groups import ParameterGroup
 
 
 class Optimizer(abc.ABC):
-    """Settings of an optimizer.
+    """Settings of an optimizer."""
 
-    Attributes:
-        can_skip: Whether a step changes nothing if `found_inf` of the created optimizer, a () float32 tensor on the
-            device, is 1. `Trainer.skip_step` requires it.
-    """
+    @property
+    def can_skip(self) -> bool:
+        """Whether a step changes nothing if `found_inf` of the created optimizer, a () float32 tensor, is 1.
 
-    can_skip = False
+        `Trainer.skip_step` requires it.
+        """
+        return False
 
     def __init__(self, learning_rate: float, weight_decay: float):
         self.learning_rate = positive_float("learning_rate", learning_rate)

@@ -22,7 +22,7 @@ class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
         super().__init__(settings, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # gradients are there: none is called
         """Takes a step; skips parameters without a gradient."""
         undo = None if self.found_inf is None else self.found_inf.bool()
         for group in self.param_groups:

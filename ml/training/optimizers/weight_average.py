@@ -100,8 +100,8 @@ class WeightAverage:
                 weight.data = self._averages[weight].to(weight.dtype)
             yield
         finally:
-            for parameter, weight in zip(self._weights, weights, strict=True):
-                parameter.data = weight
+            for parameter, own in zip(self._weights, weights, strict=True):
+                parameter.data = own
 
 
 def _widened(weight: Tensor) -> Tensor:
