@@ -26,7 +26,7 @@ def metadata(tmp_path):
         "setuptools.setup = lambda **arguments: seen.update(arguments)\n"
         f"runpy.run_path({str(ROOT / 'setup.py')!r})\n"
         "import json\n"
-        "names = ('version', 'license', 'license_files', 'author', 'entry_points')\n"
+        "names = ('version', 'license', 'license_files', 'author', 'entry_points', 'package_data')\n"
         "print(json.dumps({name: seen[name] for name in names}))"
     )
     done = subprocess.run(
@@ -65,6 +65,12 @@ def test_hooks_use_the_versions_of_the_constraints(repository, package):
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     (revision,) = [hook["rev"] for hook in hooks if hook["repo"].endswith(f"/{repository}")]
     assert f"{package}=={revision.removeprefix('v')}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_package_ships_its_types(tmp_path):
+    """Without `py.typed` a type checker takes everything in an installed package for untyped (PEP 561)."""
+    assert "py.typed" in metadata(tmp_path)["package_data"]["ml"]
+    assert (ROOT / "ml" / "py.typed").is_file()
 
 
 def test_the_workflow_runs_the_ci_script():
