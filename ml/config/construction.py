@@ -254,7 +254,7 @@ class Build:
         """What an error in a constructor tells: a part that lacks what its place needs of it, or faulty code."""
         missing = missing_attribute(error)
         part = self._made.get(id(missing.owner)) if missing else None
-        if part is None:
+        if missing is None or part is None:
             message = f"{call.info.name} cannot be built{_at(call.path)}: {describe_error(error)}"
             return Problem(self._selected_by(), message)
         asks = call.info.name if missing.wanted_by is None else type(missing.wanted_by).__name__

@@ -18,7 +18,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             self.state.update(part.state)
         self._share()
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step of parts has no one loss
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # the parts have no common loss
         """Takes a step of each part."""
         for part in self.parts:
             vars(part)["found_inf"] = self.found_inf

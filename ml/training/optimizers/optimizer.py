@@ -15,7 +15,7 @@ class Optimizer(abc.ABC):
 
     @property
     def can_skip(self) -> bool:
-        """Whether a step changes nothing if `found_inf` of the created optimizer, a () float32 tensor, is 1.
+        """True if a step changes nothing where `found_inf` of the created optimizer, a () float32 tensor, is 1.
 
         `Trainer.skip_step` requires it.
         """
