@@ -134,5 +134,5 @@ def test_a_mistake_is_one_message_with_its_place(text, message):
 
 
 def test_a_true_division_for_an_integer_has_a_hint():
-    with pytest.raises(ConfigError, match=r"Figure.whole must be int, not 4.0 \(float\); // divides into a whole"):
+    with pytest.raises(ConfigError, match=r"Figure.whole must be int, not 4.0 \(float\); use // for integer"):
         load((), ["W = 8", "Figure.whole = %W / 2"], root=Figure)

@@ -23,7 +23,7 @@ TYPOS = {
         "WIDTH = 64\nGatedMLP.intermediate_size = %WIDHT",
         "there is no macro or constant %WIDHT; did you mean 'WIDTH'?",
     ),
-    "dot": ("Linear_bias = False", "nobody reads the macro 'Linear_bias'; did you mean 'Linear.bias'?"),
+    "dot": ("Linear_bias = False", "macro 'Linear_bias' is never used; did you mean 'Linear.bias'?"),
     "literal": (
         "DecoderBlock.norm_position = 'prae'",
         "DecoderBlock.norm_position must be one of 'pre', 'post', not 'prae'",
@@ -34,7 +34,7 @@ TYPOS = {
     "open bracket": ("LanguageModel.lr_scale = [1.0", "cannot be read"),
     "no value": ("Linear.bias", "cannot be read: Couldn't parse statement"),
     "import": ("import no_such_module", "there is no module 'no_such_module'"),
-    "unread macro": ("SIZE = 3", "nobody reads the macro 'SIZE'"),
+    "unread macro": ("SIZE = 3", "macro 'SIZE' is never used"),
     "layer": ("juniper.layer = 'defaults'", "juniper.layer must be one of"),
 }
 
@@ -142,7 +142,7 @@ def test_a_macro_may_be_read_before_it_is_defined_and_the_last_definition_counts
 
 def test_macros_that_define_each_other_are_an_error(problems):
     found = problems("A = %B\nB = %A\nGatedMLP.intermediate_size = %A")
-    assert any("macros define each other in a circle: %A -> %B -> %A" in problem for problem in found)
+    assert any("macros are defined in a cycle: %A -> %B -> %A" in problem for problem in found)
 
 
 def test_a_macro_with_the_name_of_a_constant_is_an_error(problems):

@@ -190,7 +190,7 @@ def test_an_ambiguous_name_needs_its_module():
             def __init__(self, size: int, *, tone: int = 0):
                 self.tone = tone
 
-    with pytest.raises(ValueError, match=r"'Twin' may mean any of blue.Twin, red.Twin"):
+    with pytest.raises(ValueError, match=r"'Twin' is ambiguous: blue.Twin, red.Twin"):
         load_twig("Twig.left = @Twin")
     assert build_twig("Twig.left = @red.Twin\nred.Twin.tone = 4").left.tone == 4
 
