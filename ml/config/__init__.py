@@ -1,4 +1,4 @@
-"""Gin made strict: loading, scopes, types, provenance, the operative config. Imports no torch."""
+"""Strict gin configurations: loading, scopes, types, provenance, the operative config. Imports no torch."""
 
 from typing import Any
 

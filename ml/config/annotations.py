@@ -1,4 +1,4 @@
-"""Annotations of constructors, each resolved alone: one that names something unknown does not hide the others."""
+"""Annotations of constructors, each resolved separately, so that an unresolvable one does not hide the others."""
 
 import inspect
 import typing
@@ -11,10 +11,9 @@ class Annotation(NamedTuple):
     """A resolved annotation.
 
     Attributes:
-        type: The annotation, in which a type variable stands for each unknown name; the text itself where nothing of it
-            can be evaluated.
+        type: The annotation, with a type variable for each unknown name; its text if it cannot be evaluated.
         unknown: The names in it that do not exist at run time.
-        text: The annotation as its author wrote it, where some of it is unknown.
+        text: The annotation as written, if some of it is unknown; else empty.
     """
 
     type: Any = inspect.Parameter.empty
@@ -23,7 +22,7 @@ class Annotation(NamedTuple):
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Annotation]:
-    """The annotations of a function, `return` included; of a class, those of its constructor."""
+    """Returns the annotations of a function, `return` included; for a class, those of its constructor."""
     if isinstance(function, type):
         function = function.__init__  # type: ignore[misc]  # of this very class, whatever those derived from it take
     known = _globals(function)

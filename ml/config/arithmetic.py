@@ -8,7 +8,7 @@ from typing import Any
 from ml.config.types import describe
 from ml.config.values import Constant, Expression
 
-_MOST_BITS = 1024  # as many as the greatest float; `10**10**10` would run out of memory
+_MOST_BITS = 1024  # as in the largest float; `10**10**10` would run out of memory
 _UNARY: dict[str, Callable[..., Any]] = {"-": operator.neg, "+": operator.pos}
 _BINARY: dict[str, Callable[..., Any]] = {
     "+": operator.add,
@@ -22,14 +22,14 @@ _BINARY: dict[str, Callable[..., Any]] = {
 
 
 class ArithmeticProblem(ValueError):
-    """An expression without a value; the message follows its text."""
+    """An expression that has no value. The message follows the text of the expression."""
 
 
 def calculate(expression: Expression) -> int | float:
-    """The value of an expression whose operands are numbers, or constants that stand for numbers.
+    """Returns the value of an expression of numbers and numeric constants.
 
     Raises:
-        ArithmeticProblem: an operand that is no number, a division by zero, a result that is too large or not real.
+        ArithmeticProblem: An operand is not a number, a division is by zero, or the result is too large or not real.
     """
     operands = [o.value if isinstance(o, Constant) else o for o in expression.operands]
     for operand, written in zip(operands, expression.operands, strict=True):
@@ -56,6 +56,6 @@ def calculate(expression: Expression) -> int | float:
 
 
 def _check_power(base: int | float, exponent: int | float) -> None:
-    """Refuses a power whose result is too large before Python starts to work it out."""
+    """Rejects a power whose result is too large before Python computes it."""
     if isinstance(base, int) and isinstance(exponent, int) and (base.bit_length() - 1) * exponent > _MOST_BITS:
         raise ArithmeticProblem("is too large")

@@ -1,4 +1,4 @@
-"""What a finished build tells about the places in it: which are alike, and which binding chose what stands there."""
+"""Queries on a finished build: which places are alike, and which binding selected the component at a place."""
 
 from collections.abc import Hashable, Iterable, Iterator
 
@@ -12,7 +12,11 @@ Path = tuple[str, ...]
 
 
 class Built:
-    """The constructions of one build, by place."""
+    """The constructions of one build, by place.
+
+    Args:
+        calls: The constructions.
+    """
 
     def __init__(self, calls: list[Call]):
         self._calls = calls
@@ -21,7 +25,7 @@ class Built:
             self._by_path.setdefault(call.path, []).append(call)
 
     def kinds(self, paths: Iterable[Path]) -> dict[Path, Hashable]:
-        """For each of `paths` a value that is equal for places where the same was built in the same way."""
+        """Returns a value for each of `paths`, equal for places with the same component built in the same way."""
         kinds: dict[Path, list] = {path: [] for path in paths}
         depths = sorted({len(path) for path in kinds})
         for call in self._calls:
@@ -31,7 +35,10 @@ class Built:
         return {path: tuple(found) for path, found in kinds.items()}
 
     def problem(self, path: Path, message: str) -> Problem:
-        """A problem with what stands at `path`, located at the binding that chose it or, if none did, what holds it."""
+        """Returns a problem with the component at `path`.
+
+        It is located at the binding that selected the component, else at the one that selected an enclosing component.
+        """
         binding = next((found for end in range(len(path), 0, -1) for found in self._chosen(path[:end])), None)
         if binding is None:
             return Problem(None, message)
@@ -43,7 +50,7 @@ class Built:
             calls = self._by_path.get(path[:end], ())
             found = [c[-1].binding for call in calls for c in call.plan.candidates.values()]
             found = [binding for binding in found if _refers(binding, infos)]
-            # A parameter named like a child is about that child: `mixer` did not choose what `mixer_norm` holds.
+            # A parameter with the name of a child selects that child only: `mixer` does not select `mixer_norm`.
             others = {binding for binding in found if (*path[:end], binding.parameter) in self._by_path}
             own = {binding for binding in found if binding.parameter == path[end]}
             yield from sorted(found, key=lambda binding: (binding not in own, binding in others))

@@ -1,4 +1,4 @@
-"""One spelling for each value, so that equal runs have equal operative configs and fingerprints (rule 9)."""
+"""Canonical spelling of values, so that equal runs have equal operative configs and fingerprints (rule 9)."""
 
 import collections.abc
 import sys
@@ -10,10 +10,10 @@ from ml.config.types import mismatch
 
 
 class Unordered:
-    """Marks a dict parameter whose order changes nothing: `weights: Annotated[dict[str, float], UNORDERED]`.
+    """Marks a dict parameter whose order has no effect: `weights: Annotated[dict[str, float], UNORDERED]`.
 
-    Such a dict is sorted by its keys before the constructor gets it. Any other dict keeps the order in which it was
-    written, since that may mean something: which block comes first, which part is the main one.
+    Such a dict is sorted by key before it is passed to the constructor. Any other dict keeps the order in which it was
+    written, which may be significant, such as the order of blocks.
     """
 
     def __repr__(self) -> str:
@@ -26,10 +26,10 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def canonical(value: Any, annotation: Any) -> Any:
-    """The one spelling of a value that fits an annotation; any other value as it is.
+    """Returns the canonical spelling of a value that fits an annotation, and any other value unchanged.
 
-    An int for a float is that float. A tuple is a list where the annotation takes either. A dict that is marked
-    `UNORDERED` is sorted. Everything else is already spelled in one way.
+    An int becomes a float if the annotation is float. A tuple becomes a list if the annotation allows both. A dict
+    marked `UNORDERED` is sorted. All other values have one spelling.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
@@ -57,7 +57,7 @@ def _items(value: list, arguments: tuple) -> list:
 
 
 def _by_option(value: Any, options: tuple) -> Any:
-    """By the option of a union that the value fits as it is, else by the first that it fits."""
+    """The spelling by the option of a union that leaves the value unchanged, else by the first option that it fits."""
     fitting = [canonical(value, option) for option in options if mismatch(value, option) is None]
     as_it_is = [found for found in fitting if repr(found) == repr(value)]
     return (as_it_is or fitting or [value])[0]

@@ -1,6 +1,6 @@
-"""Code that configurations import: where it is looked for, and whether it is what a run was made with.
+"""Search places for the code that configurations import, and the check that it is the code of the saved run.
 
-A run keeps a copy of its own code in the folder `code`, and the SHA-256 of each file in its operative config.
+A run keeps a copy of its custom code in the folder `code`, and the SHA-256 of each file in its operative config.
 Nothing in the folder of a run is executed unless it is trusted.
 """
 
@@ -19,12 +19,12 @@ _TRUST = "--trust_run_code (in Python trust_code=True)"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a module that one statement names is looked for before Python's own path.
+    """Folders that are searched for the module of an import statement before Python's own path.
 
     Attributes:
-        folders: in order.
-        forbidden: the folder of the run that the statement comes from, where nothing may be executed.
-        copy: the copy of its code that the run keeps, where there is one and it is not trusted.
+        folders: The folders, in order.
+        forbidden: The folder of the run that contains the statement, where nothing may be executed; None outside runs.
+        copy: The copy of the code in the folder of the run; None if there is none or it is trusted.
     """
 
     folders: list[Path]
@@ -32,20 +32,22 @@ class Places:
     copy: Path | None = None
 
     def not_found(self, name: str) -> str:
-        """The message for a module that is in none of them."""
+        """Returns the error message for a module that is in none of the folders."""
         modules = {p.stem if p.is_file() else p.name for folder in self.folders for p in _modules(folder)}
         looked = "".join(f"{folder.as_posix()}, " for folder in self.folders)
         hint = did_you_mean(name.partition(".")[0], modules) if name.partition(".")[0] not in modules else ""
-        message = f"there is no module {name!r}{hint} (looked for in {looked}and where Python looks)"
-        return f"{message}. The run keeps a copy in {self.copy}, which {_TRUST} executes" if self.copy else message
+        message = f"there is no module {name!r}{hint} (searched {looked}and the path of Python)"
+        if self.copy:
+            return f"{message}. The run keeps a copy in {self.copy}; {_TRUST} executes it"
+        return message
 
 
 class Code:
     """The code of one configuration.
 
     Args:
-        search_path: where files are looked for.
-        trusted: whether the copies in the folders of runs are executed.
+        search_path: The folders in which files are searched.
+        trusted: Whether the copies in the folders of runs are executed.
     """
 
     def __init__(self, search_path: SearchPath, trusted: bool):
@@ -54,7 +56,11 @@ class Code:
         self._expected: list[tuple[Mapping[str, str], Location, Path | None]] = []
 
     def places(self, including: tuple[Path, ...]) -> Places:
-        """The places for an import statement in the last of the files that are being read, outermost first."""
+        """Returns the places to search for an import statement.
+
+        Args:
+            including: The files being read, outermost first; the last one contains the statement.
+        """
         run = next((found for path in including if (found := _run_of(path)) is not None), None)
         usual = [Path(), *self._search_path.folders]
         if run is None:
@@ -67,11 +73,17 @@ class Code:
         return Places(outside, run, copy)
 
     def expect(self, hashes: Mapping[str, str], location: Location, including: tuple[Path, ...]) -> None:
-        """Notes the files that a run was made with."""
+        """Records the files that a run was created with.
+
+        Args:
+            hashes: The SHA-256 of each file.
+            location: The place of the statement.
+            including: The files being read, outermost first; the last one contains the statement.
+        """
         self._expected.append((hashes, location, self.places(including).copy))
 
     def misfits(self, components: Iterable[Component]) -> list[Problem]:
-        """The files that are not what a run was made with."""
+        """Returns a problem for each file that differs from the one that a run was created with."""
         here = {component.file: component.sha256 for component in components}
         return [
             Problem(location, self._misfit(file, sha256, here[file], copy))
@@ -82,16 +94,16 @@ class Code:
 
     def _misfit(self, file: str, expected: str, found: str, copy: Path | None) -> str:
         if self._trusted:
-            return f"{file} in the copy of the run's code is not what the run was made with: its SHA-256 is {found}"
-        remedy = f"; {_TRUST} takes the copy in {copy}" if copy else ""
+            return f"{file} in the run's copy of the code has changed since the run was created: its SHA-256 is {found}"
+        remedy = f"; {_TRUST} uses the copy in {copy}" if copy else ""
         return (
-            f"{file} is not the file that this run was made with (SHA-256 {expected[:12]}... there, {found[:12]}... "
-            f"here){remedy}"
+            f"{file} differs from the file that this run was created with (SHA-256 {found[:12]}... instead of "
+            f"{expected[:12]}...){remedy}"
         )
 
 
 def _run_of(path: Path) -> Path | None:
-    """The folder of the run that a file lies in, directly or in one of its checkpoints."""
+    """The folder of the run that contains a file, directly or in a checkpoint."""
     folder = path.parent
     if not (folder / _OPERATIVE).is_file():
         return None

@@ -1,7 +1,7 @@
-"""Modules that configurations import: found, executed and remembered for each configuration apart from all others.
+"""Modules that configurations import, found and executed separately for each configuration.
 
-Python has one module of a name and one search path a process. Two configurations may each have a `my_layers` of their
-own, so while one imports, what others imported is out of sight, and `sys.path` is never changed.
+Python has one module per name and one search path per process. Two configurations may each have a different
+`my_layers`, so while one imports, the modules of the others are hidden, and `sys.path` is never changed.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ _INSTALLED = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "p
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """The source of a module that a configuration needs, and that is not installed.
+    """The source of a module that a configuration needs and that is not installed.
 
     Attributes:
-        file: the path below the folder in which Python looks, `my_layers.py` or `package/__init__.py`.
-        source: the bytes that were executed.
+        file: The path below the search folder, such as `my_layers.py` or `package/__init__.py`.
+        source: The bytes that were executed.
     """
 
     file: str
@@ -40,13 +40,13 @@ class Component:
 
     @property
     def sha256(self) -> str:
-        """Of the source."""
+        """The SHA-256 of the source, in hexadecimal digits."""
         return hashlib.sha256(self.source).hexdigest()
 
 
 @dataclass(slots=True)
 class _Facts:
-    """A module that was executed for a configuration: its source, what it registered, and what it imported."""
+    """The source, the registered configurables and the imports of a module that was executed for a configuration."""
 
     component: Component
     registered: dict[str, Configurable] = field(default_factory=dict)
@@ -54,10 +54,10 @@ class _Facts:
 
 
 class Importer:
-    """Imports modules for one configuration, and remembers what they bring.
+    """Imports modules for one configuration, and records what they import and register.
 
     Attributes:
-        modules: those that the configuration names.
+        modules: The modules that the configuration names.
     """
 
     def __init__(self):
@@ -68,18 +68,19 @@ class Importer:
         return self._loaded
 
     def __setstate__(self, loaded):
-        """In another process: imports the same modules there."""
+        """Imports the same modules again, as in another process."""
         self.modules, self._loaded = [], []
         for arguments in loaded:
             self.load(*arguments)
 
     def load(self, name: str, folders: Iterable[Path], forbidden: Path | None = None) -> ModuleType:
-        """Imports a module from the first folder that has it, else as Python finds it.
+        """Imports a module from the first folder that contains it, else from Python's path.
 
         Args:
-            name: with its package.
-            folders: where it, and what it imports, is looked for first.
-            forbidden: a folder from which nothing may be executed but for those of `folders` that lie in it.
+            name: The full name of the module.
+            folders: The folders that are searched first, for this module and for its imports.
+            forbidden: A folder from which nothing is executed, except from those of `folders` inside it; None allows
+                all folders.
         """
         folders = [folder.resolve() for folder in folders]
         with _lock, _importing(_Finder(folders, forbidden)) as finder:
@@ -89,12 +90,12 @@ class Importer:
         return module
 
     def components(self) -> list[Component]:
-        """The sources of what was imported, directly or not, in the order of their files."""
+        """Returns the sources of all modules that were imported, directly or indirectly, ordered by file."""
         found = {c.file: c for module in self._closure() if (c := _component(module)) is not None}
         return [found[file] for file in sorted(found)]
 
     def registered(self) -> dict[str, Configurable]:
-        """The configurables that what was imported, directly or not, brings, by full name."""
+        """Returns the configurables of all modules that were imported, directly or indirectly, by full name."""
         closure = self._closure()
         packages = {_top(module.__name__) for module in closure if not isinstance(_facts(module), _Facts)} - _NEVER_OWN
         found = {}
@@ -120,7 +121,7 @@ class Importer:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules in the folders of a configuration before anywhere else."""
+    """Finds modules in the folders of a configuration before any other place."""
 
     def __init__(self, folders: list[Path], forbidden: Path | None):
         self.folders = [str(folder.resolve()) for folder in folders]
@@ -145,7 +146,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
     def find_beside(self, name: str) -> importlib.machinery.ModuleSpec | None:
-        """A module or package with code in one of the folders."""
+        """Returns the spec of a module or package with code in one of the folders, or None."""
         spec = importlib.machinery.PathFinder.find_spec(name, self.folders)
         return spec if spec is not None and spec.origin is not None else None
 
@@ -156,7 +157,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return not any(origin.resolve().is_relative_to(folder) for folder in trusted)
 
     def executed_before(self, name: str, component: Component, origin: str) -> ModuleType | None:
-        """The module, where it was executed from the same file with the same content."""
+        """Returns the hidden module if it was executed from the same file with the same content, else None."""
         module = self.hidden.get(name)
         facts = None if module is None else _facts(module)
         if module is None or facts is None or facts.component != component or module.__file__ != origin:
@@ -164,7 +165,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return module if all(map(self._is_current, facts.needs)) else None
 
     def _is_current(self, module: ModuleType) -> bool:
-        """Whether a module that another needs is what would be imported now."""
+        """Whether importing a needed module now would give the same module."""
         facts, name = _facts(module), module.__name__
         if facts is None:
             return True
@@ -175,12 +176,12 @@ class _Finder(importlib.abc.MetaPathFinder):
         return unchanged and all(self._is_current(other) for other in facts.needs if other is not module)
 
     def note(self, module: ModuleType) -> None:
-        """The module that is being executed, if any, needs this one."""
+        """Records that the module being executed, or else the configuration, needs this module."""
         (self._running[-1].needs if self._running else self.needs).append(module)
 
     @contextmanager
     def running(self, facts: _Facts) -> Iterator[None]:
-        """Records what is registered and imported inside."""
+        """Records what is registered and imported inside the context."""
         before = dict(gin_internals.registry().items())
         self._running.append(facts)
         try:
@@ -193,7 +194,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Executes the source that it read, so that what is hashed and copied is what ran."""
+    """Executes the source that it read, so that the hashed and copied source is the executed one."""
 
     def __init__(self, name: str, path: str, finder: _Finder):
         super().__init__(name, path)
@@ -218,7 +219,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 @contextmanager
 def _importing(finder: _Finder) -> Iterator[_Finder]:
-    """Installs the finder, with the modules that are not this configuration's out of sight until the end."""
+    """Installs the finder, and hides the modules of other configurations until the end."""
     finder.hidden = {name: module for name, module in sys.modules.items() if _facts(module) is not None}
     others = _modules_of_other_files(finder)
     for name in (*finder.hidden, *others):
@@ -237,7 +238,7 @@ def _importing(finder: _Finder) -> Iterator[_Finder]:
 
 
 def _modules_of_other_files(finder: _Finder) -> dict[str, ModuleType]:
-    """Modules that Python itself imported, in whose place the folders of the configuration hold others."""
+    """Modules that Python imported from other files than those in the folders of the configuration."""
     names = set()
     for name, module in list(sys.modules.items()):
         origin = getattr(module, "__file__", None)
@@ -253,7 +254,7 @@ def _facts(module: ModuleType) -> _Facts | None:
 
 
 def _component(module: ModuleType) -> Component | None:
-    """The source of a module that is not installed; None for any other."""
+    """The source of a module that is not installed; None for an installed one."""
     if (facts := _facts(module)) is not None:
         return facts.component
     origin = getattr(module, "__file__", None)
@@ -263,7 +264,7 @@ def _component(module: ModuleType) -> Component | None:
 
 
 def _mentioned(module: ModuleType) -> list[ModuleType]:
-    """The modules that the names in a module come from."""
+    """The modules in which the objects in a module are defined."""
     names = {
         value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         for value in list(vars(module).values())

@@ -1,4 +1,4 @@
-"""A configuration as a value: loaded, checked, frozen, and able to say where everything in it came from."""
+"""A configuration as a value: loaded, checked and frozen, with the provenance of every parameter."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ Bindings = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
 
 class Source(NamedTuple):
-    """All that a configuration is made from, without what it is checked against: it can be pickled."""
+    """The inputs of a configuration, without the code that it is checked against. Can be pickled."""
 
     name: str
     reader: Reader
@@ -38,13 +38,13 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration; nothing changes it any more.
+    """A checked, immutable configuration.
 
     Attributes:
-        name: of the first file, without its ending.
-        operative: the text of operative_config.gin.
-        warnings: bindings that cannot be fully checked, and those without effect, where these are allowed.
-        components: the sources of the modules that it imports and that are not installed.
+        name: The name of the first file, without its suffix.
+        operative: The text of operative_config.gin.
+        warnings: Bindings that cannot be fully checked, and with `allow_unused_bindings` those without effect.
+        components: The sources of the imported modules that are not installed.
     """
 
     name: str
@@ -59,50 +59,50 @@ class Config:
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of the operative config: equal for equal runs."""
+        """The SHA-256 of the operative config, equal for equal runs."""
         return fingerprint(self.operative)
 
     def build(self, root: Callable[[], Any]) -> Any:
-        """Calls `root` with this configuration in force in this thread, and with no other.
+        """Calls `root` with this configuration, and no other, active in this thread, and returns the result.
 
         Raises:
-            ConfigError: where something that it builds was defined again since it was checked.
+            ConfigError: A configurable that it builds has been redefined since the configuration was checked.
         """
         outdated = sorted({call.info.name for call in self._checked.calls if is_outdated(call.info)})
         if outdated:
-            message = f"{', '.join(outdated)} was defined again since this configuration was loaded: load it again"
+            message = f"{', '.join(outdated)} was redefined since this configuration was loaded: load it again"
             raise ConfigError([message])
         with Build(self._analysis.bindings):
             return root()
 
     def value(self, path: str, name: str) -> Record:
-        """Who set one parameter at one place: `value("decoder/block_3/mixer/query", "Linear.bias")`.
+        """Returns the value and source of a parameter: `value("decoder/block_3/mixer/query", "Linear.bias")`.
 
         Args:
-            path: the place, written as a scope.
-            name: the configurable that is built there, and its parameter.
+            path: The place, written as a scope.
+            name: The configurable that is built there, and its parameter.
 
         Raises:
-            UserError: where nothing of that name is built there.
+            UserError: No such configurable or parameter exists there.
         """
         return value_at(list(self.records()), path, name)
 
     def records(self) -> Iterator[Record]:
-        """Who set what: a record for every parameter of everything that is built."""
+        """Returns the value and source of every parameter of every component."""
         return records(self._checked.calls, self._analysis.unset, self._names.spell)
 
     def provenance(self) -> dict[str, Any]:
-        """What provenance.json holds."""
+        """Returns the content of provenance.json."""
         return {"fingerprint": self.fingerprint, "records": [record.as_json() for record in self.records()]}
 
     def as_imported(self, belongs: Callable[[Configurable], bool], source: str) -> list[ImportedValue]:
-        """This configuration as the imported layer of another, as far as it concerns certain parts.
+        """Returns the values of certain components as the imported layer of another configuration.
 
-        What was set here is imported; what was a default, of the code or of a parent, stays one.
+        Values that were set are imported as set. Defaults, of the code or of a parent, are imported as defaults.
 
         Args:
-            belongs: whether a configurable is one of the parts; what is built inside a part belongs to it.
-            source: what locations call this configuration.
+            belongs: Returns whether a configurable is one of the components. Everything built inside one is included.
+            source: The name of this configuration in locations.
         """
         parts = parts_of(self._checked.calls, belongs)
         kept = self._effects.effective & {c.binding for call in parts for c in call.plan.strong.values()}
@@ -111,7 +111,7 @@ class Config:
 
     @property
     def text(self) -> str:
-        """What was set and nothing else, by layer, with the place of each statement: the text of config.gin."""
+        """The text of config.gin: the values that were set, by layer, with the place of each statement."""
         return _config_text(self._analysis, self._effects, self._names)
 
     def __eq__(self, other: object) -> bool:
@@ -124,7 +124,7 @@ class Config:
         return self
 
     def __deepcopy__(self, memo: dict) -> "Config":
-        return self  # nothing changes it
+        return self  # immutable
 
     def __reduce__(self):
         built = {call.info for call in self._checked.calls}
@@ -145,23 +145,23 @@ def load(
     flag: str = "--gin_bindings",
     trust_code: bool = False,
 ) -> Config:
-    """Loads files and bindings, checks all of them, and builds once to see that each takes effect.
+    """Loads files and bindings, checks all of them, and builds once to verify that each takes effect.
 
     Args:
-        files: names of gin files; later ones are stronger.
-        bindings: gin statements that come after the files; or Python values by their keys, `{"Linear.bias": False}`.
-        root: builds everything that a run builds, from nothing but the configuration; it must touch no file and
-            allocate nothing.
-        check: finds what is wrong with what `root` built, which it may change; called where nothing else is wrong.
-        search_path: folders in which files are looked for after the working folder.
-        shipped: the folder of the configurations that come with the program, looked in last.
-        imported: values of a pretrained checkpoint; weaker than any file.
-        allow_unused_bindings: makes bindings that have no effect warnings instead of errors.
-        flag: what locations call an element of `bindings`.
-        trust_code: whether modules that a run imported are taken from the copy in its folder.
+        files: The gin files; later ones override earlier ones.
+        bindings: Gin statements that are read after the files, or Python values by key, `{"Linear.bias": False}`.
+        root: Builds the whole run from the configuration alone, without reading files or allocating memory.
+        check: Returns the problems of the result of `root`, which it may change; called if there are no other problems.
+            None checks nothing.
+        search_path: The folders that are searched for files after the working folder.
+        shipped: The folder of the configurations that come with the program, searched last; None if there are none.
+        imported: The values of a pretrained checkpoint; any file overrides them.
+        allow_unused_bindings: Whether bindings without effect are warnings instead of errors.
+        flag: The name of `bindings` in locations.
+        trust_code: Whether modules that a run imported are executed from the copy in its folder.
 
     Raises:
-        ConfigError: with everything that is wrong.
+        ConfigError: The configuration has errors; it lists all of them.
     """
     files = [files] if isinstance(files, str | Path) else list(files)
     bindings = [bindings] if isinstance(bindings, str | Mapping) else list(bindings)
@@ -182,10 +182,10 @@ def load(
 
 
 def _checked(source: Source) -> Config:
-    """Checks statements, and builds once to see that each takes effect.
+    """Checks statements, and builds once to verify that each takes effect.
 
     Raises:
-        ConfigError: with everything that is wrong.
+        ConfigError: The configuration has errors; it lists all of them.
     """
     name, reader, root, check, allow_unused_bindings, components = source
     names = Names(reader.importer.registered())
@@ -220,26 +220,26 @@ def _checked(source: Source) -> Config:
 
 
 def _restored(source: Source, modules: list[str], operative: str) -> Config:
-    """A configuration in another process: checked again there, against the code that it finds.
+    """Restores a configuration in another process, where it is checked again against the code of that process.
 
     Raises:
-        ConfigError: where that code makes another run of it.
+        ConfigError: The operative config differs with that code.
     """
     for module in modules:
         importlib.import_module(module)
     config = _checked(source)
     if config.fingerprint != fingerprint(operative):
         changed = "\n".join(difference(operative, config.operative))
-        raise ConfigError([f"the code of this process makes another run of the configuration:\n{changed}"])
+        raise ConfigError([f"the operative config differs with the code of this process:\n{changed}"])
     return config
 
 
 def _run(root: Callable[[], Any], build: Build) -> Exception | None:
-    """Builds everything; returns what stopped it, if anything did. Problems with parameters that it collects do not."""
+    """Builds everything. Returns the exception that stopped the build, or None; collected problems do not stop it."""
     try:
         with build:
             root()
-    except Exception as error:  # after a problem any error may follow from it; without one it is what it is
+    except Exception as error:  # any error can follow from an earlier problem; the caller decides
         return error
     return None
 
@@ -249,7 +249,7 @@ def _full_name(configurable: Configurable) -> str:
 
 
 def _in_order(problems: list[Problem], files: list[str]) -> list[Problem]:
-    """Problems by file, in the order in which files were named, then by line; those without a place last."""
+    """The problems by file, in the order in which files were read, then by line; those without a place last."""
 
     def key(problem: Problem) -> tuple:
         location = problem.location or Location("")
@@ -270,7 +270,7 @@ def _verb(binding: Binding, by: Binding) -> str:
 
 
 def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
-    lines = ["# What was set, in the order in which it was read. The operative config beside this holds every value."]
+    lines = ["# The values that were set, in the order in which they were read. operative_config.gin has all values."]
     lines += [statement.text for statement in analysis.imports]
     layer = source = None
     unset = [binding for unset in analysis.unset for binding in (*unset.removed, unset.binding)]
@@ -284,7 +284,7 @@ def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
             lines.append(f"juniper.layer = '{layer.name.lower()}'")
         text = statement.text(written=True, spell=names.spell)
         if isinstance(statement, Binding) and (swap := effects.left_out.get(statement)) is not None:
-            lines.append(f"# left out: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
+            lines.append(f"# omitted: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
             lines.append(f"# {text:<58}  # {statement.location}")
         else:
             lines.append(f"{text:<60}  # {statement.location}")

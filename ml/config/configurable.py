@@ -1,4 +1,4 @@
-"""The `configurable` decorator: gin's own, with a constructor that asks the active configuration first."""
+"""The `configurable` decorator: gin's decorator, with values from the configuration being built."""
 
 import functools
 import inspect
@@ -42,12 +42,12 @@ class ActiveBuild(Protocol):
 
 class _Active(threading.local):
     build: ActiveBuild | None = None
-    importing = False  # a module that a configuration names
+    importing = False  # whether a configuration is importing a module
 
 
 active = _Active()
 _by_selector: dict[str, Configurable] = {}
-_by_object: dict[int, tuple[Any, Configurable]] = {}  # with the object, so that its id stays its own
+_by_object: dict[int, tuple[Any, Configurable]] = {}  # by id, with the object itself so that the id is not reused
 
 
 # A class stays the class and a function keeps its signature, for type checkers and editors as well as at run time.
@@ -70,10 +70,10 @@ def configurable(
     denylist: Sequence[str] | None = ...,
 ) -> _Decorator: ...
 def configurable(name_or_target: Any = None, /, **options: Any) -> Any:
-    """Makes a class or a function configurable; takes what `gin.configurable` takes.
+    """Makes a class or a function configurable. Takes the arguments of `gin.configurable`.
 
-    While a configuration is being built, what it binds fills the parameters that the caller leaves open, and the
-    constructor runs without gin in between. At any other time the object behaves as `gin.configurable` makes it.
+    While a configuration is being built, its bindings fill the parameters that the caller does not pass. At any other
+    time the object behaves as under `gin.configurable`.
     """
     if name_or_target is None or isinstance(name_or_target, str):
         return lambda target: _register(target, name_or_target, options)
@@ -82,7 +82,7 @@ def configurable(name_or_target: Any = None, /, **options: Any) -> Any:
 
 def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Callable[..., Any]:
     if isinstance(target, type) and "__init__" not in target.__dict__:
-        # Gin would wrap an inherited __init__ that is already managed: the bindings of the parent would then apply too.
+        # Gin would wrap the inherited __init__, which is already wrapped: the parent's bindings would then apply too.
         cls: Any = target
         cls.__init__ = _own_copy(cls.__init__)
     with gin.config.interactive_mode() if _is_defined_again(target, name, options) else nullcontext():
@@ -91,7 +91,7 @@ def _register(target: Callable[..., Any], name: str | None, options: dict[str, A
 
 
 def _is_defined_again(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> bool:
-    """Whether the same piece of code runs again, as when a cell is run twice or a module reloaded."""
+    """Returns whether the same definition runs again, as when a notebook cell is rerun or a module is reloaded."""
     name = name or target.__name__
     module = options.get("module", None if "." in name else target.__module__)
     known = gin_internals.registered(f"{module}.{name}" if module else name)
@@ -114,14 +114,14 @@ def _own_copy(inherited: Any) -> Callable[..., None]:
 
 
 def adopt(entry: Any) -> Configurable:
-    """Puts a configurable of gin's registry under Juniper's rules, however it was registered."""
+    """Wraps an entry of gin's registry so that it follows Juniper's rules, however it was registered."""
     known = _by_selector.get(entry.selector)
     held = _by_object.get(id(entry.wrapped))
     if held is not None and held[1].imported and held[1].selector == entry.selector:
         return held[1]
     if known is not None and find(entry.wrapped) is known and not is_outdated(entry.wrapped):
         return known
-    # gin.register and gin.external_configurable leave a class as it is: it is then called like a function.
+    # gin.register and gin.external_configurable do not change a class: it is called like a function.
     in_place = isinstance(entry.wrapped, type) and entry.wrapper is entry.wrapped
     info = _adopt_class(entry) if in_place else _adopt_function(entry)
     if not info.imported or _by_selector.get(entry.selector, info).imported:
@@ -171,7 +171,7 @@ def _adopt_function(entry: Any) -> Configurable:
 def _signature(plain: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(plain)
-    except ValueError:  # some builtins do not tell: they may take anything
+    except ValueError:  # some builtins have no signature: they accept any argument
         kinds = inspect.Parameter
         return inspect.Signature([kinds("args", kinds.VAR_POSITIONAL), kinds("kwargs", kinds.VAR_KEYWORD)])
 
@@ -210,9 +210,9 @@ def _allowed(name: str, allowlist: Any, denylist: Any) -> bool:
 
 
 def candidates(name: str) -> list[Configurable]:
-    """Every configurable that `name`, with or without module components, may mean; gin's own only by its full name.
+    """Returns every configurable that `name`, with or without a module, can refer to; gin's own only by full name.
 
-    What only a configuration imported gives way to what the program has by that name.
+    Configurables that only a configuration imported are returned only if the program has none of that name.
     """
     registry = gin_internals.registry()
     selectors = registry.matching_selectors(name)
@@ -223,18 +223,18 @@ def candidates(name: str) -> list[Configurable]:
 
 
 def known_names() -> list[str]:
-    """The short names of everything registered, gin's own left out."""
+    """Returns the short names of all registered configurables, without gin's own."""
     return sorted({s.rpartition(".")[2] for s in gin_internals.selectors() if not s.startswith("gin.")})
 
 
 def find(value: Any) -> Configurable | None:
-    """The configurable behind a class or function, or None; the newest, where it was defined again."""
+    """Returns the configurable of a class or function, the newest if it was redefined; None if there is none."""
     held = _by_object.get(id(value))
     return held and (held[1] if held[1].imported else _by_selector[held[1].selector])
 
 
 def is_outdated(value: Any) -> bool:
-    """Whether a configurable, or its class or function, was defined again since."""
+    """Returns whether a configurable, or its class or function, has been redefined."""
     if isinstance(value, Configurable):
         return not value.imported and _by_selector[value.selector] is not value
     held = _by_object.get(id(value))
@@ -242,27 +242,33 @@ def is_outdated(value: Any) -> bool:
 
 
 def newest(constructor: Callable[..., Any]) -> Callable[..., Any]:
-    """The class or function that stands in place of one that was defined again; any other as it is."""
+    """Returns the newest definition of a class or function that was redefined, and any other unchanged."""
     info = find(constructor) if is_outdated(constructor) else None
     return constructor if info is None else info.target
 
 
 def _by_name(selector: str) -> Configurable:
-    """The configurable of a full name, also where nothing looked it up before in this process."""
+    """The configurable of a full name, adopted from gin's registry if necessary."""
     return _by_selector.get(selector) or adopt(gin_internals.registered(selector))
 
 
 class ScopedConstructor:
-    """What `@wide/MLP` becomes: a constructor that adds the scope `wide` wherever it is called; it can be pickled."""
+    """Constructor for a reference such as `@wide/MLP`: adds the scope `wide` wherever it is called. Can be pickled.
+
+    Args:
+        scopes: The scopes to add, outermost first.
+        selector: The full name of the configurable.
+        configurable: The configurable, if two configurations import modules of the same name; None looks it up.
+    """
 
     def __init__(self, scopes: tuple[str, ...], selector: str, configurable: Configurable | None = None):
         self.scopes = scopes
         self.selector = selector
-        self._configurable = configurable  # of two configurations that import modules of one name
+        self._configurable = configurable
 
     @property
     def configurable(self) -> Configurable:
-        """The configurable that is built, the newest where it was defined again."""
+        """The configurable that is built, the newest if it was redefined."""
         return self._configurable or _by_name(self.selector)
 
     def __reduce__(self):
@@ -287,12 +293,12 @@ class ScopedConstructor:
 
 
 def constructed_by(constructor: Callable[..., Any]) -> Configurable | None:
-    """The configurable that a constructor builds, with or without scopes; None for what is not configurable."""
+    """Returns the configurable that a constructor builds, with or without scopes; None if it is not configurable."""
     return constructor.configurable if isinstance(constructor, ScopedConstructor) else find(constructor)
 
 
 def reference_to(value: Any) -> Reference | None:
-    """The reference that stands for a class, a function or a scoped constructor in text; None for anything else."""
+    """Returns the reference that represents a class, function or scoped constructor in text; None for other values."""
     if isinstance(value, ScopedConstructor):
         return Reference(value.scopes, value.configurable)
     info = find(value) if callable(value) else None

@@ -1,7 +1,7 @@
-"""Building from a configuration: how constructors get their values, and how modules build their children.
+"""Building from a configuration: the values of constructors, and the children of modules.
 
-`child` is what a module calls. `Build` is one build of one configuration: while it is active in a thread, every
-configurable that is called there asks it for values.
+A module calls `child`. `Build` is one build of one configuration: while it is active in a thread, every configurable
+that is called in the thread gets its values from it.
 """
 
 import inspect
@@ -25,13 +25,13 @@ from ml.config.values import Reference, substitute
 
 _Product = TypeVar("_Product")
 _NOTHING: Mapping[str, Any] = {}
-_DEEPEST = 100  # constructors inside one another; a deep model has twenty
+_DEEPEST = 100  # nested constructors; a deep model has twenty
 _Here = tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]  # a scope as gin holds it, as a path, and reduced
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
 
 
 class ParameterError(ValueError):
-    """A parameter of a configurable has a value that does not fit."""
+    """A parameter of a configurable has an invalid value."""
 
     def __init__(self, parameter: str, message: str):
         super().__init__(f"{parameter} {message}")
@@ -50,15 +50,18 @@ def child(
     derived: Mapping[str, Any] = _NOTHING,
     **kwargs: Any,
 ) -> _Product:
-    """Builds a child inside the scope `name`, which is the attribute that will hold it.
+    """Builds a child inside the scope `name`, the attribute to which it is assigned.
 
     Args:
-        name: the scope.
-        constructor: what builds the child.
-        args: with `kwargs`, what the parent decides (shapes). Binding one of these is an error.
-        defaults: what the parent suggests where the child's own default does not fit. A binding beats it.
-        derived: likewise, for values that only pass on a parameter of the parent itself. They are not saved, because
-            they follow from the parent's.
+        name: The scope.
+        constructor: The constructor of the child.
+        args: With `kwargs`, the values that the parent determines (shapes). Binding one of these is an error.
+        defaults: Values that replace the child's own defaults. A binding overrides them.
+        derived: Like `defaults`, for values that follow from the parent's own parameters, and so are not saved.
+        kwargs: See `args`.
+
+    Returns:
+        The child.
     """
     build = active.build
     if build is not None:
@@ -69,21 +72,26 @@ def child(
 
 
 def _suggested(constructor: Any, defaults: Mapping, derived: Mapping, bound: Mapping = _NOTHING) -> dict[str, Any]:
-    """What a parent suggests and nobody set: neither gin, nor who made a `functools.partial` of the constructor."""
+    """The suggestions of a parent that neither gin nor a `functools.partial` of the constructor overrides."""
     said = {**getattr(constructor, "keywords", _NOTHING), **bound}
     return {key: value for key, value in {**defaults, **derived}.items() if key not in said}
 
 
 def require(condition: bool, parameter: str, message: str) -> None:
-    """Checks a parameter inside its constructor; the error names the binding that set it.
+    """Checks a parameter in its constructor. The error names the binding that set it.
 
-    While a configuration is being checked the error is kept, and construction goes on to find the others.
+    While a configuration is being checked, errors are collected and construction continues.
 
     Example: `require(num_heads > 0, "num_heads", f"must be positive, not {num_heads}")`.
 
+    Args:
+        condition: Whether the value is valid.
+        parameter: The name of the parameter.
+        message: The message, as text that follows the parameter's name.
+
     Raises:
-        ParameterError: outside a build.
-        ConfigError: inside one.
+        ParameterError: The condition is false, outside a build.
+        ConfigError: The condition is false, inside a build.
     """
     if condition:
         return
@@ -93,16 +101,16 @@ def require(condition: bool, parameter: str, message: str) -> None:
 
 
 def unused(condition: bool, parameter: str, *because: str) -> None:
-    """Declares that a parameter of the running constructor has no effect where the condition holds.
+    """Declares that a parameter of the running constructor has no effect if a condition holds.
 
-    Where it never has one, a binding of it is an error, or left out if a later source set what makes it useless.
+    If it has no effect anywhere, binding it is an error, unless a later source set the parameter that disables it.
 
     Example: `unused(mlp is None, "mlp_norm", "mlp")`.
 
     Args:
-        condition: whether it has no effect.
-        parameter: its name.
-        because: the parameters, of this constructor or of one that holds it, whose values make it useless.
+        condition: Whether the parameter has no effect.
+        parameter: The name of the parameter.
+        because: The parameters, of this constructor or of an enclosing one, whose values disable it.
     """
     if condition and active.build is not None:
         active.build.unused(parameter, because)
@@ -112,9 +120,9 @@ class Build:
     """One build from a set of bindings.
 
     Args:
-        bindings: all of them, in order.
-        keep_calls: whether to keep a `Call` for each construction.
-        collect: whether a problem with a parameter is kept in `problems` instead of raised.
+        bindings: All bindings, in order.
+        keep_calls: Whether to record a `Call` for each construction.
+        collect: Whether problems with parameters are collected in `problems` instead of raised.
     """
 
     def __init__(self, bindings: list[Binding], keep_calls: bool = False, collect: bool = False):
@@ -138,7 +146,7 @@ class Build:
 
     def __enter__(self) -> "Build":
         if active.build is not None:
-            raise RuntimeError("a configuration is being built already in this thread")
+            raise RuntimeError("this thread is already building a configuration")
         self._scopes = gin_internals.scope_stack()
         self._scopes.append([])
         self._here: _Here = (self._scopes[-1], (), ())
@@ -167,7 +175,7 @@ class Build:
             self._here = outer
 
     def _suggestions(self, path, built: Configurable, defaults: Mapping, derived: Mapping) -> Suggestions:
-        """The suggestions of the constructor that is running to a child at `path`."""
+        """The suggestions of the running constructor to a child at `path`."""
         if not self._calling:
             return Suggestions(path, defaults, derived=derived)
         parent = self._calling[-1]
@@ -175,7 +183,7 @@ class Build:
         return Suggestions(place, defaults, self._saved.of(parent.info, place, built), derived)
 
     def _where(self) -> _Here:
-        """The active scope, as gin holds it, as a path, and reduced; scopes that others opened count."""
+        """The active scope as gin's list, as a path and as a reduced path, including scopes opened by other code."""
         scope = self._scopes[-1]
         if scope is self._here[0]:
             return self._here
@@ -183,7 +191,15 @@ class Build:
         return scope, path, self._index.reduce(path)
 
     def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
-        """Calls a constructor with the values that the configuration has for what the caller leaves open."""
+        """Calls a constructor with configured values for the parameters that the caller does not pass.
+
+        Args:
+            info: The configurable.
+            plain: The original constructor.
+            args: The positional arguments of the caller.
+            kwargs: The keyword arguments of the caller.
+            skip: The number of leading arguments that are not parameters: 1 for `self`.
+        """
         suggestions, self._suggested = self._suggested, NO_SUGGESTIONS
         _, path, reduced = self._where()
         plan = self._plans.get((info.selector, reduced)) or self._plan(info, reduced)
@@ -207,11 +223,11 @@ class Build:
         return made
 
     def _values(self, call: Call) -> dict[str, Any]:
-        """The values for what the caller leaves open.
+        """The values of the parameters that the caller does not pass.
 
-        From the weakest to the strongest: a saved default of the code, what the parent suggests, what a saved run
-        remembers of that, what the parent derives, what was imported, files and flags. The code's own default is
-        weaker than all of these, and stays out of the call.
+        Precedence, from lowest to highest: saved defaults of the code, suggestions of the parent, saved suggestions,
+        derived values, the imported layer, files and flags. The default in the code is below all of these and is not
+        passed to the call.
         """
         plan, suggestions, decided = call.plan, call.suggestions, call.arguments
         values = {name: self._ready(candidate) for name, candidate in plan.weak.items() if name not in decided}
@@ -232,7 +248,7 @@ class Build:
         return candidate.ready if candidate.is_ready else self._make(candidate.binding)
 
     def _construct(self, call: Call, plain: Callable[..., Any], args: tuple, values: dict[str, Any]) -> Any:
-        """Runs the constructor; what it objects to becomes a problem of the configuration."""
+        """Runs the constructor, and turns its errors into problems of the configuration."""
         try:
             return plain(*args, **values)
         except ParameterError as error:
@@ -277,7 +293,7 @@ class Build:
         return Plan(found, info)
 
     def _make(self, binding: Binding) -> Any:
-        """The Python object for a bound value, made anew: what it refers to is built here and now."""
+        """A new Python object for a bound value; its evaluated references are built here."""
         products: list[Any] = []
 
         def leaf(node: Any) -> Any:
@@ -293,7 +309,7 @@ class Build:
         return made
 
     def _check_products(self, binding: Binding, products: list[Any]) -> None:
-        """Checks a value with what its references have made: a factory need not say beforehand what that will be."""
+        """Checks a value with the results of its references, since the annotation of a factory can be incomplete."""
         remaining = iter(products)
 
         def leaf(node: Any) -> Any:
@@ -308,7 +324,7 @@ class Build:
             raise ConfigError(self.problems)
 
     def _singleton(self, reference: Reference) -> Any:
-        """`@name/gin.singleton()`: what `name/gin.singleton.constructor` makes, once a build."""
+        """The value of `@name/gin.singleton()`: the result of `name/gin.singleton.constructor`, once per build."""
         if reference.scopes not in self._singletons:
             bindings = [b for b in self._by_configurable.get("gin.singleton", ()) if b.scope == reference.scopes]
             if not bindings:
@@ -321,7 +337,7 @@ class Build:
         return self._singletons[reference.scopes]
 
     def parameter_problem(self, parameter: str, message: str) -> None:
-        """Keeps, or raises, a problem with a parameter of the innermost constructor that is running."""
+        """Collects or raises a problem with a parameter of the innermost running constructor."""
         if not self._calling:
             raise ParameterError(parameter, message)
         call = self._calling[-1]
@@ -331,14 +347,14 @@ class Build:
 
     @property
     def problems(self) -> list[Problem]:
-        """What is wrong with parameters, each problem once, with all the places that have it."""
+        """The problems with parameters, each once, with all places where it occurs."""
         return [
             Problem(problem.location, problem.message + _at(*paths), problem.statement)
-            for problem, paths in (self._unset or self._misfits).items()  # what follows from a stand-in is no news
+            for problem, paths in (self._unset or self._misfits).items()  # a misfit can follow from a stand-in
         ]
 
     def _missing(self, call: Call, values: dict[str, Any]) -> None:
-        """Notes what must be set and is not; a stand-in lets the build go on, to find what else is missing."""
+        """Records required parameters without a value; a stand-in lets the build continue and find the others."""
         for name in call.plan.missing:
             candidates = call.plan.candidates.get(name)
             if name in call.arguments or (not candidates and values.get(name, gin.REQUIRED) is not gin.REQUIRED):
@@ -351,7 +367,7 @@ class Build:
             values[name] = _STAND_INS[spec.annotation]
 
     def _needed(self, call: Call) -> None:
-        """Notes the options that a saved run had left out and that have an effect now."""
+        """Records the options whose values the saved run left out and that have an effect now."""
         for name in call.plan.left_out:
             if name not in call.arguments and name not in call.unused:
                 problem = _missing_problem(call, name, call.plan.candidates[name][-1].binding)
@@ -360,7 +376,7 @@ class Build:
             raise ConfigError(self.problems)
 
     def unused(self, parameter: str, because: tuple[str, ...]) -> None:
-        """Keeps that a parameter of the innermost constructor that is running has no effect, and why."""
+        """Records that a parameter of the innermost running constructor has no effect, with the causes."""
         if self._calling:
             causes = tuple(_cause(self._calling, name) for name in because)
             call = self._calling[-1]
@@ -368,11 +384,11 @@ class Build:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that must be set was set."""
+        """Whether all required parameters are set."""
         return not self._unset
 
     def _wrong_call(self, call: Call, plain, args: tuple, values: dict, error: TypeError) -> None:
-        """Turns a call that does not fit the signature into a problem of the configuration; other errors pass."""
+        """Turns a call that does not fit the signature into a problem of the configuration; ignores other errors."""
         try:
             inspect.signature(plain).bind(*args, **values)
         except TypeError as mismatch:
@@ -380,7 +396,7 @@ class Build:
             raise ConfigError([*self.problems, Problem(self._selected_by(), message)]) from error
 
     def _endless(self) -> None:
-        """Reports a constructor that is built inside itself again and again."""
+        """Reports infinite recursion of a constructor."""
         counts = Counter(call.info for call in self._calling)
         info = counts.most_common(1)[0][0]
         binding = next(
@@ -393,12 +409,12 @@ class Build:
             ),
             None,
         )
-        message = f"{info.name} is built inside itself without end"
+        message = f"{info.name} is built inside itself endlessly"
         where, text = (binding.location, binding.text(written=True)) if binding else (None, "")
         raise ConfigError([*self.problems, Problem(where, message, text)])
 
     def _selected_by(self) -> Location | None:
-        """The place of the binding that chose the constructor that is being called, if one did."""
+        """The place of the binding that selected the constructor being called, if one did."""
         call, parents = self._calling[-1], self._calling[-2::-1]
         for parent in parents[:1]:
             for candidate in parent.plan.strong.values():
@@ -409,7 +425,7 @@ class Build:
 
 
 def _cause(calling: list[Call], parameter: str) -> Cause:
-    """The value of a parameter of the innermost of these calls that has it and does not leave it to its parent."""
+    """The value of a parameter of the innermost call that has it and whose parent does not pass it."""
     for call in reversed(calling):
         if parameter in call.info.parameters and parameter not in call.arguments:
             candidates = call.plan.candidates.get(parameter)
@@ -431,7 +447,7 @@ def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
     candidates = call.plan.candidates.get(parameter)
     name = f"{call.info.name}.{parameter}"
     if parameter in call.arguments:
-        return Problem(None, f"{name}, which the parent decides, {message}")
+        return Problem(None, f"{name}, which the parent determines, {message}")
     if candidates:
         binding = candidates[-1].binding
         return Problem(binding.location, f"{name} {message}", binding.text(written=True))

@@ -1,4 +1,4 @@
-"""Nothing is silently ignored (rule 7): which bindings took effect, and why the others did not."""
+"""Effect of each binding in a build, so that none is silently ignored (rule 7)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from ml.config.statements import Binding, Layer, Unset
 
 @dataclass
 class Effects:
-    """What became of each binding in a build.
+    """The effect of each binding in a build.
 
     Attributes:
-        effective: it gave at least one parameter its value.
-        left_out: it would have, but for a later binding (the value) that swapped the part it belongs to, or one of a
-            later source that shadows it everywhere or makes it useless.
-        idle: problems of the others.
-        without_effect: all that are not replaced by a later binding of the same key, and not effective.
+        effective: Bindings that set the value of at least one parameter.
+        left_out: Bindings that a later binding (the value of the dict) disabled: it replaced their component, or it is
+            from a later source and overrides them everywhere or disables their parameter.
+        idle: Problems of the other bindings without effect.
+        without_effect: All bindings that are neither effective nor replaced by a later binding of the same key.
     """
 
     effective: set[Binding] = field(default_factory=set)
@@ -30,7 +30,7 @@ class Effects:
 
 
 def effective_bindings(build: Build) -> set[Binding]:
-    """The explicit and imported bindings that gave some parameter its value in a build that kept its calls."""
+    """Returns the explicit and imported bindings that set a value in a build that recorded its calls."""
     effective = set(build.singletons_used)
     for call in kinds_of_call(build.calls):
         winners = call.plan.strong.items()
@@ -41,13 +41,13 @@ def effective_bindings(build: Build) -> set[Binding]:
 def find_effects(
     bindings: list[Binding], build: Build, run: Callable[[Build], object], unset: Sequence[Unset] = ()
 ) -> Effects:
-    """Accounts for every binding of a build.
+    """Returns the effect of every binding of a build.
 
     Args:
-        bindings: all of them, in order.
-        build: the finished build, which kept its calls.
-        run: runs another build to its end, ignoring what goes wrong.
-        unset: statements that removed others; these are not in `bindings`.
+        bindings: All bindings, in order.
+        build: The finished build, which recorded its calls.
+        run: Runs another build to its end and ignores errors.
+        unset: The statements that removed bindings; the removed ones are not in `bindings`.
     """
     effects = Effects(effective_bindings(build))
     places = Places(build)
@@ -72,12 +72,12 @@ def _replaced_by_later(bindings: list[Binding]) -> set[Binding]:
 
 
 def _is_fulfilled(requirement: Binding, places: Places) -> bool:
-    """Whether somebody set what must be set, at a place that does not decide it itself."""
+    """Whether a required parameter is set at a place whose parent does not pass it."""
     return any(not obstacle.decided for obstacle in places.obstacles(requirement))
 
 
 def _excused(unused: list[Binding], places: Places) -> dict[Binding, Binding]:
-    """The bindings that have no effect because of later sources alone, with the last binding of these."""
+    """The bindings that have no effect only because of later sources, with the last binding of these sources."""
     excused = {}
     for binding in unused:
         found = [obstacle.excuse(binding) for obstacle in places.obstacles(binding)]
@@ -99,7 +99,7 @@ def _swapped_out(
     run: Callable[[Build], object],
     unset: Sequence[Unset],
 ) -> dict[Binding, Binding]:
-    """The bindings that a swap of a part, set later, made useless, with the swap: without it they take effect."""
+    """The bindings whose component a later binding replaced, with that binding: without it they take effect."""
     moments = {binding.order for binding in waiting} | _ends_of_sources(bindings)
     rewound = RewoundBuild(bindings, moments, unset)
     run(rewound)

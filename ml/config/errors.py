@@ -1,4 +1,4 @@
-"""Places in configuration files, problems found there, and the one report that carries them all."""
+"""Places in configuration files, problems at these places, and one report of all problems."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,12 +11,13 @@ _MAX_QUOTED = 400  # characters
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a statement stands.
+    """The place of a statement.
 
     Attributes:
-        source: a file, or a flag such as `--gin_bindings[0]`.
-        line: counts from 1; None for a flag of one line.
-        via: the place of the later statement that decided the value: a macro definition, or an operation on it.
+        source: A file, or a flag such as `--gin_bindings[0]`.
+        line: The line number, from 1; None for a flag of one line.
+        via: The place of the later statement that determined the value: a macro definition or an operation. None if
+            there is none.
     """
 
     source: str
@@ -29,17 +30,23 @@ class Location:
 
     @property
     def last(self) -> "Location":
-        """The place of the last statement that decided the value."""
+        """The place of the last statement that determined the value."""
         return self.via.last if self.via else self
 
     def through(self, later: "Location") -> "Location":
-        """This place with the one of a later statement at the end."""
+        """Returns this place, followed by the place of a later statement."""
         return replace(self, via=self.via.through(later) if self.via else later)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, where, and the statement as its author wrote it."""
+    """One error or warning.
+
+    Attributes:
+        location: Its place; None if it has none.
+        message: What is wrong.
+        statement: The statement as written; empty if there is none.
+    """
 
     location: Location | None
     message: str
@@ -52,10 +59,10 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """Everything that is wrong with a configuration, in one report.
+    """All errors of a configuration in one report.
 
     Attributes:
-        problems: each error with its place.
+        problems: Each error with its place.
     """
 
     def __init__(self, problems: Iterable[Problem | str]):
@@ -67,18 +74,23 @@ class ConfigError(UserError):
 
 
 def report(problems: list[Problem], noun: str = "error") -> str:
-    """The report as text: a line that counts, then one entry a problem."""
+    """Returns the report as text: a line with the number of problems, then one entry per problem.
+
+    Args:
+        problems: The problems.
+        noun: The word for one problem.
+    """
     count = f"{len(problems)} {noun}{'s' if len(problems) != 1 else ''} in the configuration:"
     return "\n".join([count, *(f"  {problem}" for problem in problems)])
 
 
 def shortened(text: str) -> str:
-    """A text for a message: one that is too long ends with how long it is."""
+    """Returns a text for a message; a long one is cut and ends with its length."""
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED // 2]}... ({len(text):,} characters)"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, or nothing when none is near."""
+    """Returns `; did you mean 'x'?` for the closest known word, or an empty string if none is close."""
     known = list(dict.fromkeys(known))
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""All private names of gin-config 0.5.0 that Juniper leans on, with a test that they still mean the same."""
+"""All private names of gin-config 0.5.0 that Juniper uses, with a self-test that they behave as expected."""
 
 from importlib import metadata
 
@@ -12,14 +12,14 @@ ParserDelegate = config_parser.ParserDelegate
 
 
 class ConfigParser(config_parser.ConfigParser):
-    """Gin's parser, which does not lose a key that a dict holds twice.
+    """Gin's parser, extended to record repeated keys in dicts.
 
     Attributes:
-        repeated: the line and the key of each such entry read so far.
+        repeated: The line and the key of each repeated entry read so far.
     """
 
     def __init__(self, *args, **kwargs):
-        self._keys: list[set] = []  # of the containers that are being read, the innermost last
+        self._keys: list[set] = []  # of the containers being read, innermost last
         self.repeated: list[tuple[int, object]] = []
         super().__init__(*args, **kwargs)
 
@@ -44,42 +44,42 @@ class ConfigParser(config_parser.ConfigParser):
 
 
 def registry():
-    """Every registered configurable, by full selector (a `SelectorMap` of `gin.config.Configurable`)."""
+    """Returns all registered configurables by full selector (a `SelectorMap` of `gin.config.Configurable`)."""
     return _config._REGISTRY
 
 
 def registered(selector: str):
-    """The registry's entry of a full selector, or None."""
+    """Returns the registry's entry of a full selector, or None."""
     return _config._REGISTRY.get(selector)
 
 
 def selectors() -> list[str]:
-    """The full names of everything registered."""
+    """Returns the full names of all registered configurables."""
     return [selector for selector, _ in _config._REGISTRY.items()]
 
 
 def constant_names() -> list[str]:
-    """The full names of all constants."""
+    """Returns the full names of all constants."""
     return [name for name, _ in _config._CONSTANTS.items()]
 
 
 def entry_of(target):
-    """The registry's entry of a class or function just registered."""
+    """Returns the registry's entry of a class or function that was just registered."""
     return _config._INVERSE_REGISTRY[target]
 
 
 def constants():
-    """Every gin constant, by full name (a `SelectorMap`)."""
+    """Returns all gin constants by full name (a `SelectorMap`)."""
     return _config._CONSTANTS
 
 
 def current_scope() -> list[str]:
-    """The active scope of this thread, outermost first; the list belongs to gin: do not change it."""
+    """Returns the active scope of this thread, outermost first. The list belongs to gin and must not be changed."""
     return _config._SCOPE_MANAGER._active_scopes[-1]
 
 
 def scope_stack() -> list[list[str]]:
-    """The stack of active scopes of this thread, innermost last, to push to and pop from."""
+    """Returns the stack of active scopes of this thread, innermost last, to push to and pop from."""
     ensure_scope_stack()
     return _config._SCOPE_MANAGER._active_scopes
 
@@ -94,7 +94,7 @@ exit_scope = _config._SCOPE_MANAGER.exit_scope
 
 
 def ensure_scope_stack() -> None:
-    """A thread that never used gin has no scope stack yet."""
+    """Creates the scope stack of a thread that has not used gin yet."""
     _config._SCOPE_MANAGER._maybe_init()
 
 
@@ -115,8 +115,8 @@ def _self_test() -> None:
         assert statement.location.line_num == 1
     except (AttributeError, AssertionError, TypeError) as error:
         raise ImportError(
-            f"Juniper needs gin-config {PINNED_VERSION}, and {installed} is installed, which differs in a part that "
-            f"Juniper uses ({error!r}). Run: pip install gin-config=={PINNED_VERSION}"
+            f"Juniper needs gin-config {PINNED_VERSION}, but {installed} is installed, which differs in a private "
+            f"function that Juniper uses ({error!r}). Run: pip install gin-config=={PINNED_VERSION}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""From text to statements: gin's own grammar, which goes on after an error."""
+"""Text to statements: gin's grammar, with recovery after an error."""
 
 import io
 import re
@@ -26,7 +26,7 @@ class RawReference(NamedTuple):
 
 
 class RawMacro(NamedTuple):
-    """`%NAME` before it is known whether a macro or a constant is meant."""
+    """`%NAME`, a macro or a constant, before the name is looked up."""
 
     name: str
 
@@ -41,16 +41,21 @@ class _Delegate(gin_internals.ParserDelegate):
 
 
 class Unreadable(NamedTuple):
-    """Something that cannot be read: why not, and the text of the statement that is lost by it, if one is."""
+    """A statement that cannot be read.
+
+    Attributes:
+        message: The reason.
+        lost: The text of the statement; empty if no statement is lost.
+    """
 
     message: str
     lost: str = ""
 
 
 def statements(text: str) -> Iterator[tuple[int, Any]]:
-    """The statements of a text with their line numbers; one that cannot be read comes as `Unreadable`.
+    """Yields the statements of a text with their line numbers; an invalid one as `Unreadable`.
 
-    After an error reading resumes at the next line that can begin a statement, inside a block at its next line.
+    After an error, reading resumes at the next line that can begin a statement, or at the next line of a block.
     """
     lines = text.splitlines(keepends=True)
     offset = 0
@@ -72,14 +77,14 @@ def statements(text: str) -> Iterator[tuple[int, Any]]:
         if _BLOCK.match(lines[begun - 1]) and (entries := _block_entries(lines, begun, offset)):
             found = [pair for first, last in entries for pair in _block_entry(lines, begun, first, last)]
             yield from found
-            if not any(isinstance(statement, Unreadable) for _, statement in found):  # each is fine, and all are not
+            if not any(isinstance(statement, Unreadable) for _, statement in found):  # only the whole block is invalid
                 yield failed_at, Unreadable(message)
         else:
             yield failed_at, Unreadable(message, "".join(lines[begun - 1 : offset]))
 
 
 def _block_entries(lines: list[str], header: int, end: int) -> list[tuple[int, int]]:
-    """The first and last line of each binding in a block, counted from 1."""
+    """The first and last line number of each binding in a block, from 1."""
     indents = [found[0] for line in lines[header:end] if (found := _INDENTED.match(line))]
     starts = [
         number
@@ -124,14 +129,14 @@ def _first_statement_line(parser: Any) -> int:
 
 
 def _explain(error: Exception, begun: int, offset: int, lines: list[str]) -> tuple[int, str]:
-    """The line and the words for what gin's parser or Python's tokenizer objects to."""
+    """The line and the message for an error of gin's parser or Python's tokenizer."""
     if isinstance(error, RecursionError):
         return begun, f"cannot be read: its brackets are nested more than {MAX_DEPTH} levels deep"
-    if not isinstance(error, SyntaxError):  # an open bracket or string: the tokenizer loses the place
+    if not isinstance(error, SyntaxError):  # an unclosed bracket or string: the tokenizer reports no place
         return begun, "cannot be read: " + str(error.args[0] if error.args else error)
     line, message = _explain_syntax(error, begun, offset, lines)
     if line > begun and _STATEMENT_START.match(lines[line - 1]):
-        return begun, "cannot be read: what it opens is not closed before the next statement"
+        return begun, "cannot be read: a bracket or string is not closed before the next statement"
     return line, message
 
 
@@ -149,7 +154,7 @@ def _explain_syntax(error: SyntaxError, begun: int, offset: int, lines: list[str
 
 def _bare_word(word: str) -> str:
     if word.lstrip("-").isdigit():
-        return f"a number of {len(word):,} digits is larger than any parameter takes"
+        return f"a number of {len(word):,} digits is too large for any parameter"
     word = shortened(word)
     literals = {"true": "True", "false": "False", "none": "None", "null": "None"}
     if word.lower() in literals:
@@ -163,7 +168,7 @@ def _bare_word(word: str) -> str:
 
 
 def _next_statement(lines: list[str], after: int) -> int:
-    """How many lines to leave out so that reading goes on after line number `after`."""
+    """The number of lines to skip so that reading resumes after line number `after`."""
     for index in range(after, len(lines)):
         if _STATEMENT_START.match(lines[index]):
             return index

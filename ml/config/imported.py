@@ -11,9 +11,13 @@ from ml.config.statements import Layer
 
 @dataclass(frozen=True, slots=True)
 class ImportedValue:
-    """A binding of the imported layer: a Python value with its key in gin's syntax and where it came from.
+    """A binding of the imported layer.
 
-    `layer` is weaker where the value was a default of the run that it comes from, and stays one.
+    Attributes:
+        key: The key in gin's syntax, `scope/Name.parameter`.
+        value: A Python value.
+        source: The configuration that it comes from, for locations.
+        layer: Its layer; weaker than `IMPORTED` if the value was a default in that configuration.
     """
 
     key: str
@@ -22,8 +26,8 @@ class ImportedValue:
     layer: Layer = Layer.IMPORTED
 
 
-def imported_statements(values: list[ImportedValue], first_order: int = 0) -> list[RawStatement]:
-    """The imported layer as statements: it goes through the same checks as files do."""
+def imported_statements(values: list[ImportedValue]) -> list[RawStatement]:
+    """Returns the imported layer as statements, which pass the same checks as those of files."""
     statements = []
     for item in values:
         *scope, key = item.key.split("/")

@@ -1,4 +1,4 @@
-"""Limits of what a configuration can hold: numbers that fit their types, values that are not too deep or too long."""
+"""Limits on configured values: the range of numbers, the depth of nesting, the number of macros."""
 
 import math
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from ml.config.errors import shortened
 from ml.config.values import walk
 
-MAX_DEPTH = 64  # containers, or macros, inside one another
-MAX_EXPANSIONS = 10_000  # macros in the value of one binding, those in macros included
+MAX_DEPTH = 64  # levels of nested containers or macros
+MAX_EXPANSIONS = 10_000  # macros in the value of one binding, including macros in macros
 
 
 def unusable(value: Any) -> str | None:
-    """Why a value that was read cannot be used, as words to follow what it is for; None where it can."""
+    """Returns why a value cannot be used, as text that follows the parameter's name; None if it can."""
     if is_too_deep(value):
         return f"is nested more than {MAX_DEPTH} levels deep"
     if any(isinstance(node, float) and math.isinf(node) for node in walk(value)):
-        return "has a number that is larger than any float; write %math.inf for infinity"
+        return "has a number that exceeds the range of float; write %math.inf for infinity"
     return None
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether more than `MAX_DEPTH` containers stand inside one another."""
+    """Returns whether containers are nested more than `MAX_DEPTH` levels deep."""
     level, depth = [value], 0
     while (level := [item for node in level for item in _items(node)]) and depth <= MAX_DEPTH:
         depth += 1
@@ -34,7 +34,12 @@ def _items(node: Any) -> list[Any]:
 
 
 def out_of_range(value: Any, kinds: tuple[Any, ...]) -> str | None:
-    """Why an integer does not fit where one of `kinds` is asked: a 64-bit integer, or a finite float."""
+    """Returns why an integer is out of range, as text that follows the parameter's name; None if it is not.
+
+    Args:
+        value: Any value; only integers can be out of range.
+        kinds: The types that the parameter takes. An int must fit in 64 bits; a float must be finite.
+    """
     if type(value) is not int or -(2**63) <= value < 2**63:
         return None
     if float in kinds:

@@ -1,4 +1,4 @@
-"""Statements that were lost to an error, so that what merely follows from their absence is not reported as well."""
+"""Statements lost to an error, so that problems that only follow from their absence are not reported."""
 
 import difflib
 import re
@@ -11,12 +11,12 @@ _WORD = re.compile(r"\w+")
 
 
 class Lost:
-    """What a configuration would have said but for its errors.
+    """Statements that are missing from a configuration because of errors.
 
     Attributes:
-        everything: a whole file or module is missing: it may have held anything.
-        a_part: a statement that may select a part of the model.
-        unreadable: the texts of statements that cannot be read.
+        everything: Whether a whole file or module is missing, which could contain any statement.
+        a_part: Whether a statement is missing that could select a component of the model.
+        unreadable: The texts of statements that cannot be read.
     """
 
     def __init__(self):
@@ -26,30 +26,35 @@ class Lost:
         self._parameters: set[str] = set()
 
     def add_text(self, text: str) -> None:
-        """A statement that cannot be read."""
+        """Records a statement that cannot be read."""
         self.everything = self.everything or _KEY.match(text) is None
         self.unreadable.append(text)
 
     def add(self, parameter: str, may_select: bool) -> None:
-        """A statement without effect; `may_select` where it may have been one that selects a part."""
+        """Records a statement without effect.
+
+        Args:
+            parameter: The parameter that it sets.
+            may_select: Whether it could select a component.
+        """
         self._parameters.add(parameter)
         self.a_part = self.a_part or may_select
 
     def bindings(self) -> list[tuple[str, str, str]]:
-        """The configurable, the parameter and the text of each unreadable binding; a macro has no parameter."""
+        """Returns the configurable, the parameter and the text of each unreadable binding; a macro has no parameter."""
         keys = [(_KEY.match(text), text) for text in self.unreadable]
         return [(key["name"], key["parameter"] or "", text) for key, text in keys if key]
 
     def defines(self, macro: str) -> bool:
-        """Whether a lost statement may define a macro."""
+        """Returns whether a lost statement could define a macro."""
         return self.everything or any(name == macro and not parameter for name, parameter, _ in self.bindings())
 
     def reads(self, macro: str) -> bool:
-        """Whether a lost statement may read a macro."""
+        """Returns whether a lost statement could use a macro."""
         return self.everything or any(re.search(rf"%{re.escape(macro)}\b", text) for text in self.unreadable)
 
     def without_consequences(self, problems: Iterable[Problem]) -> list[Problem]:
-        """The problems of a build that what is lost does not explain."""
+        """Returns the problems of a build that the lost statements do not explain."""
         return [problem for problem in problems if not self._explains(problem)]
 
     def _explains(self, problem: Problem) -> bool:

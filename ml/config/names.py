@@ -1,4 +1,4 @@
-"""Names of configurables, as one configuration sees them."""
+"""Names of configurables within one configuration."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ _NOTHING: Mapping[str, Configurable] = {}
 
 
 class Names:
-    """The configurables that a configuration can name: those of Juniper, those it imports, and those of the program.
+    """The configurables that a configuration can name: those of Juniper, of its imports, and of the program.
 
-    Those of the program that loads it, such as a notebook, are found where no other has the name; and what only other
-    configurations imported is not found.
+    Those of the program that loads the configuration, such as a notebook, are found only if no other has the name.
+    Those that only other configurations imported are not found.
 
     Args:
-        imported: what the configuration imports, by full name.
+        imported: The configurables that the configuration imports, by full name.
     """
 
     def __init__(self, imported: Mapping[str, Configurable] = _NOTHING):
@@ -26,11 +26,11 @@ class Names:
         self._spelled: dict[Configurable, str] = {}
 
     def find(self, name: str, built_in: bool = False) -> list[Configurable]:
-        """Everything that a name, with or without module components, may mean; gin's own only by its full name.
+        """Returns all configurables that a name, with or without a module, can refer to; gin's own only by full name.
 
         Args:
-            name: as a statement has it.
-            built_in: whether the statement comes with Juniper, and so means what Juniper has by that name.
+            name: The name in a statement.
+            built_in: Whether the statement comes with Juniper, so that the name refers to Juniper's own configurable.
         """
         registry = gin_internals.registry()
         selectors = registry.matching_selectors(name)
@@ -46,7 +46,7 @@ class Names:
         return found
 
     def spell(self, info: Configurable) -> str:
-        """The shortest name that means a configurable, and no other."""
+        """Returns the shortest name that refers to a configurable and to no other."""
         if info not in self._spelled:
             parts = info.selector.split(".")
             names = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
@@ -54,19 +54,19 @@ class Names:
         return self._spelled[info]
 
     def of_scope(self, component: str) -> str:
-        """The name that a component of a scope, which holds no dots, stands for."""
+        """Returns the name that a scope component represents; a scope component contains no dots."""
         short = component.rpartition("__")[2]
         selectors = [*gin_internals.registry().matching_selectors(short), *self._imported]
         spelled = [s for s in selectors if f"__{as_scope(s)}".endswith(f"__{component}")]
         return component if short == component or not spelled else spelled[0]
 
     def not_imported(self, name: str) -> str:
-        """`; ...` where a module has the name that another configuration imported, and this one does not."""
+        """Returns a hint if only a module that another configuration imported has the name, else an empty string."""
         modules = {s.rpartition(".")[0] for s in gin_internals.registry().matching_selectors(name)}
-        return f"; write `import {min(modules)}` to use the one of that module" if modules else ""
+        return f"; add `import {min(modules)}` to use the one in that module" if modules else ""
 
     def known(self) -> list[str]:
-        """The short names of all of them, gin's own omitted."""
+        """Returns the short names of all of them, without gin's own."""
         registry = gin_internals.registry()
         entries = [(s, registry[s]) for s in gin_internals.selectors() if not s.startswith("gin.")]
         visible = [s for s, e in entries if s.startswith(_BUILT_IN) or not adopt(e).imported]

@@ -1,4 +1,4 @@
-"""Operations on the value that a key holds so far: entries are set and removed, lists are extended and shortened."""
+"""Operations on the earlier value of a key: setting and removing entries, extending and shortening lists."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from ml.config.values import REMOVED, UnwritableError, substitute, to_text
 
 
 class OperationProblem(ValueError):
-    """An operation that does not fit what it is applied to."""
+    """An operation that the value does not support."""
 
 
 class Key(NamedTuple):
-    """Exactly one key of configuration text: `scope/Name.parameter`."""
+    """One key of configuration text: `scope/Name.parameter`."""
 
     scope: tuple[str, ...]
     configurable: Configurable
@@ -28,48 +28,48 @@ class Key(NamedTuple):
         return "/".join((*self.scope, f"{self.configurable.name}.{self.parameter}"))
 
     def of(self, bindings: Iterable[Binding]) -> list[Binding]:
-        """The bindings of this key."""
+        """Returns the bindings of exactly this key."""
         return [b for b in bindings if (b.scope, b.configurable, b.parameter) == self and b.parent is None]
 
 
 class Held(NamedTuple):
-    """The value of a key before an operation; `location` is None for a default of the code."""
+    """The value of a key before an operation, and its place, which is None for a default of the code."""
 
     value: Any
     location: Location | None = None
 
 
 def held_by(bindings: list[Binding], key: Key) -> Held:
-    """The value that a key holds: explicit, else imported, else, without a scope, the default.
+    """Returns the value of a key: explicit, else imported, else, without a scope, the default.
 
     Raises:
-        OperationProblem: there is none, or it is not known.
+        OperationProblem: There is no value, or it is unknown.
     """
     own = [binding for binding in key.of(bindings) if not binding.requires]
     if own:
         last = max(own, key=lambda binding: (binding.layer.strength, binding.order))
         if last.is_left_out:
-            raise OperationProblem(f"the saved run had {key} without effect, and no value of it: set it in full")
+            raise OperationProblem(f"{key} has no saved value, since it had no effect in the saved run: set it in full")
         return Held(last.value, last.location)
     spec = key.configurable.spec(key.parameter)
     default = EMPTY if spec is None else spec.default
     if not key.scope and default is not EMPTY and default is not gin.REQUIRED:
         return Held(substitute(default, lambda leaf: reference_to(leaf) or leaf))
-    raise OperationProblem(f"nothing sets {key} before, so it has no entries to change{_near(key, bindings)}")
+    raise OperationProblem(f"{key} has no earlier value to change{_near(key, bindings)}")
 
 
 def unset_of(bindings: list[Binding], key: Key, layer: Layer, location: Location, order: int) -> Unset:
-    """The statement `key = %juniper.unset` with the explicit bindings that it removes.
+    """Returns the statement `key = %juniper.unset` with the explicit bindings that it removes.
 
     Args:
-        bindings: those before it.
-        key: what it unsets.
-        layer: of the statement.
-        location: of the statement.
-        order: of the statement.
+        bindings: The bindings before the statement.
+        key: The key that it unsets.
+        layer: The layer of the statement.
+        location: The place of the statement.
+        order: The order of the statement.
 
     Raises:
-        OperationProblem: there is nothing to remove.
+        OperationProblem: There is no binding to remove.
     """
     removed = [binding for binding in key.of(bindings) if binding.layer.explicit]
     if not removed:
@@ -87,10 +87,17 @@ def _near(key: Key, bindings: list[Binding]) -> str:
 
 
 def operate(held: Any, entries: tuple[Any, ...], operator: str, operand: Any, name: str) -> Any:
-    """The value after `name[entries] operator operand`; `held` is not changed.
+    """Returns the value after `name[entries] operator operand`, without changing `held`.
+
+    Args:
+        held: The value before.
+        entries: The keys or indices in brackets, outermost first.
+        operator: `=`, `+=` or `-=`.
+        operand: The value on the right.
+        name: The parameter, for messages.
 
     Raises:
-        OperationProblem: an entry that is not there, or a value that has no entries.
+        OperationProblem: An entry does not exist, or the value has no entries.
     """
     if not entries:
         return (_extended if operator == "+=" else _shortened)(held, operand, name)
@@ -107,7 +114,7 @@ def operate(held: Any, entries: tuple[Any, ...], operator: str, operand: Any, na
 
 
 def _find(held: Any, key: Any, name: str) -> Any:
-    """The key or index of an entry that is there."""
+    """The key or index of an existing entry."""
     if type(held) is dict:
         for known in held:
             if _same(known, key):
@@ -115,7 +122,7 @@ def _find(held: Any, key: Any, name: str) -> Any:
         hint = did_you_mean(str(key), map(str, held))
         raise OperationProblem(f"{name} has no entry {_text(key)}{hint}")
     if type(held) not in (list, tuple):
-        raise OperationProblem(f"{name} holds {describe(held)}, which has no entries: set it in full")
+        raise OperationProblem(f"{name} is {describe(held)}, which has no entries: set it in full")
     if type(key) is not int or not -len(held) <= key < len(held):
         raise OperationProblem(f"{name} has {len(held)} entries, and no entry [{_text(key)}]")
     return key % len(held)
@@ -151,9 +158,9 @@ def _shortened(held: Any, removed: Any, name: str) -> Any:
 
 def _check_lists(held: Any, operand: Any, name: str) -> None:
     if type(held) is dict:
-        raise OperationProblem(f"{name} holds a dict: write {name}['key'] = value, or %juniper.unset as the value")
+        raise OperationProblem(f"{name} is a dict: write {name}['key'] = value, or %juniper.unset as the value")
     if type(held) not in (list, tuple):
-        raise OperationProblem(f"{name} holds {describe(held)}, which is no list: set it in full")
+        raise OperationProblem(f"{name} is {describe(held)}, not a list: set it in full")
     if type(operand) not in (list, tuple):
         raise OperationProblem(f"{name} is a list: write the entries in brackets, [{_text(operand)}]")
 

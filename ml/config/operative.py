@@ -1,9 +1,10 @@
-"""The operative config: every value that took effect, written so that it loads back to the same (rule 9).
+"""The operative config: every value that took effect, in a form that loads back to an equal configuration (rule 9).
 
-It has a section a layer, weakest first, and one more binding on top of it means what it means on top of the original
-files. What a user set stands as the user scoped it. A default of the code stands unscoped, as weak as in the code.
-A parent's suggestion carries the type of the parent and the place of the child below it, so it holds nowhere else. An
-option that had no effect is kept by name as `%juniper.left_out`: a later binding that needs it is an error.
+It has one section per layer, in order of precedence, lowest first. A binding added to it has the same meaning as one
+added to the original files. A value that a user set keeps its scope. A default of the code has no scope, and the
+precedence of a default. A parent's suggestion has the type of the parent and the place of the child below it, and
+applies nowhere else. An option that had no effect is listed as `%juniper.left_out`; a later binding that makes it
+effective is an error.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ _HEADER = "# The operative config of a run: every value that took effect. Later 
 
 
 def fingerprint(operative: str) -> str:
-    """The SHA-256 of an operative config, without the options that had no effect: equal for equal runs."""
+    """Returns the SHA-256 of an operative config without the options that had no effect, equal for equal runs."""
     text = "\n\n".join(_sections_with_effect(operative)) + "\n"
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -50,12 +51,12 @@ def _sections_with_effect(operative: str) -> Iterator[str]:
 
 
 def is_heading(line: str) -> bool:
-    """Whether a line of an operative config says only what the lines below it are."""
+    """Returns whether a line of an operative config is empty, a comment or the start of a layer."""
     return not line or line.startswith(("#", "juniper.layer = "))
 
 
 def difference(ours: str, theirs: str) -> list[str]:
-    """The lines in which two operative configs differ, `-` for ours and `+` for theirs, as far as they have effect."""
+    """Returns the lines with effect that differ between two operative configs, `-` for ours and `+` for theirs."""
 
     def statements(operative: str) -> dict[str, None]:
         lines = "\n".join(_sections_with_effect(operative)).splitlines()
@@ -70,17 +71,17 @@ def difference(ours: str, theirs: str) -> list[str]:
 def operative_config(
     build: Build, effects: Effects, imports: Iterable[Import], names: Names, components: Iterable[Component] = ()
 ) -> str:
-    """The operative config of a build that kept its calls.
+    """Returns the operative config of a build that recorded its calls.
 
     Args:
-        build: the finished build.
-        effects: what became of its bindings.
-        imports: the import statements.
-        names: how configurables are named.
-        components: the sources of what was imported, which are written by their hashes.
+        build: The finished build.
+        effects: The effects of its bindings.
+        imports: The import statements.
+        names: The names of configurables.
+        components: The sources of imported modules, of which the hashes are written.
 
     Raises:
-        ConfigError: names each value that no text can hold.
+        ConfigError: A value cannot be written as text; it lists all such values.
     """
     writer = _Writer(build.calls, names)
     sections: dict[Layer, list[str]] = {layer: [] for layer in _TITLES}
@@ -116,7 +117,7 @@ class _Writer:
             self.built.setdefault(call.info, []).append(call)
 
     def line(self, key: str, value: object, origin: str) -> str:
-        """`key = value`, or a problem that names the origin."""
+        """Returns `key = value`, or reports that the value of `origin` cannot be written."""
         try:
             return f"{key} = {text_of(value, self._spell)}"
         except UnwritableError as error:
@@ -124,7 +125,7 @@ class _Writer:
             return ""
 
     def default(self, info: Configurable, parameter: str) -> list[str]:
-        """The line for a default of the code, if some module uses it."""
+        """Returns the line for a default of the code if a component uses it."""
         for call in self.built[info]:
             if _source(call, parameter) is Layer.DEFAULT:
                 saved = call.plan.weak.get(parameter)
@@ -134,16 +135,16 @@ class _Writer:
         return []
 
     def _check(self, info: Configurable, parameter: str, value: object) -> None:
-        """A default that its annotation forbids would be written, and then be refused where it is read."""
+        """Reports a default that does not fit its annotation, since reading it back would fail."""
         tree = substitute(value, lambda leaf: reference_to(leaf) or leaf)
         if wrong := mismatch(tree, info.parameters[parameter].annotation):
             name = f"{self._spell(info)}.{parameter}"
             self.problems.append(Problem(None, f"{name}, its default, {wrong}: change the default or its annotation"))
 
     def suggestions(self) -> list[str]:
-        """The lines for what parents suggested to their children, where that was taken.
+        """Returns the lines for the suggestions of parents that took effect.
 
-        A suggestion that differs between two parents of one type follows from parameters of theirs, which are written.
+        A suggestion that differs between two parents of one type follows from their parameters, which are written.
         """
         values: dict[tuple, dict[str, set[tuple[str, ...]]]] = {}
         for call in (call for calls in self.built.values() for call in calls):
@@ -166,7 +167,7 @@ class _Writer:
 
 
 def _source(call: Call, parameter: str) -> Layer | None:
-    """The section that holds a parameter's value: of the code, of a parent, or neither."""
+    """The section with a parameter's value: `DEFAULT`, `PARENT`, or None for any other."""
     if parameter in call.arguments or parameter in call.suggestions.derived or parameter in call.plan.strong:
         return None
     if call.suggestions.value(parameter) is not UNSET:
@@ -178,7 +179,7 @@ def _source(call: Call, parameter: str) -> Layer | None:
 
 
 def _canonical_order(bindings: Iterable[Binding]) -> list[Binding]:
-    """An order that does not depend on that of files, except between ranges, where the later binding wins a tie."""
+    """An order independent of that of the files, except between ranges, where the later of two bindings wins."""
 
     def spelled(pattern: str) -> tuple:
         span = parse_range(pattern)

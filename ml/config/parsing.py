@@ -1,4 +1,4 @@
-"""From files and flags to statements: gin's own grammar, every error kept, includes found beside their includer."""
+"""Files and flags to statements, with gin's grammar. Keeps all errors; finds included files beside their includer."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,23 @@ from ml.config.statements import CODE_KEY, Layer
 from ml.config.syntax import Assignment, Include
 
 CODE_STATEMENT = tuple(CODE_KEY.split("."))
-LAYER_STATEMENT = ("juniper", "layer")  # `juniper.layer = 'default'`: who set what follows in this file
-_WITHOUT_PLACE = ("singleton", "gin.singleton")  # its scope is the name of what is shared
+LAYER_STATEMENT = ("juniper", "layer")  # `juniper.layer = 'default'`: the layer of the rest of the file
+_WITHOUT_PLACE = ("singleton", "gin.singleton")  # the scope is the name of the shared object, not a place
 
 
 class RawStatement(NamedTuple):
-    """A binding or, where `parameter` is empty, the definition of a macro.
+    """A binding, or a macro definition if `parameter` is empty.
 
-    `entries` are the keys in brackets behind the parameter, `operator` is `=`, `+=` or `-=`.
+    Attributes:
+        scope: The scope, outermost first.
+        name: The configurable or the macro.
+        parameter: The parameter; empty for a macro.
+        value: The value, with names not looked up.
+        layer: The layer.
+        location: The place.
+        text: The statement as written.
+        entries: The keys in brackets after the parameter.
+        operator: `=`, `+=` or `-=`.
     """
 
     scope: tuple[str, ...]
@@ -46,7 +55,20 @@ class RawImport(NamedTuple):
 
 
 class Reader:
-    """Reads files and flags in order, each file once under each scope, and keeps every statement and every problem."""
+    """Reads files and flags in order, each file once under each scope, and keeps all statements and problems.
+
+    Args:
+        search_path: The folders in which files are searched.
+        trust_code: Whether modules are imported from the copies in the folders of runs.
+
+    Attributes:
+        importer: Imports the modules.
+        shipped: The files that come with Juniper.
+        statements: The statements, in order.
+        problems: The errors.
+        files: The files, in the order in which they were read.
+        lost: The statements lost to an error.
+    """
 
     def __init__(self, search_path: SearchPath, trust_code: bool = False):
         self.search_path = search_path
@@ -66,13 +88,13 @@ class Reader:
         including: tuple[Path, ...] = (),
         under: tuple[str, ...] = (),
     ) -> None:
-        """Reads a file and what it includes.
+        """Reads a file and the files that it includes.
 
         Args:
-            name: as the user or the include statement gives it.
-            location: of the include statement, or None for a file that the user names.
-            including: the files that are being read, outermost first.
-            under: the scope before the scope of each binding in it; macros, which have no place, keep their names.
+            name: The name given by the user or by the include statement.
+            location: The place of the include statement; None for a file that the user names.
+            including: The files being read, outermost first.
+            under: The scope to put before that of each binding. Macros keep their names.
         """
         path = self.search_path.find(name, including[-1] if including else None)
         if path is None:
@@ -105,15 +127,25 @@ class Reader:
         self.problems.append(Problem(location, message, statement))
 
     def _named_again(self, shown: str, included_at: Location | None) -> None:
-        """A file that a user names is meant to count at that place, and it counts where it was first read."""
-        how = f"is included already ({included_at})" if included_at else "is named twice"
-        message = f"{shown} {how}, and a file is read once, where it comes first: name it before the others, or not"
+        """Reports a file that a user names after it was read, since its values do not apply at the later place."""
+        how = f"is already included ({included_at})" if included_at else "is given twice"
+        message = (
+            f"{shown} {how}, and a file is read once, where it comes first: put it before the others, or remove it"
+        )
         self.problems.append(Problem(None, message))
 
     def read_text(
         self, text: str, source: str, layer: Layer, including: tuple[Path, ...] = (), under: tuple[str, ...] = ()
     ) -> None:
-        """Reads statements from text; `source` is what locations call it, `under` the scope before each binding."""
+        """Reads statements from text.
+
+        Args:
+            text: The text.
+            source: The name of the text in locations.
+            layer: The layer of its statements.
+            including: The files being read, outermost first; empty for a flag.
+            under: The scope to put before that of each binding.
+        """
         lines = text.splitlines()
         numbered = including or len([line for line in lines if line.strip()]) > 1
         for number, statement in statements(text):
@@ -143,7 +175,7 @@ class Reader:
         if name in ("macro", "gin.macro") and parameter == "value" and scope:  # `NAME/macro.value = 1`
             scope, name, parameter = scope[:-1], scope[-1], ""
         if problem := unusable(statement.value):
-            what = f"{name}.{parameter}" if parameter else f"the macro {'/'.join((*scope, name))}"
+            what = f"{name}.{parameter}" if parameter else f"macro {'/'.join((*scope, name))}"
             self.problems.append(Problem(location, f"{what} {problem}", quoted))
             self.lost.add_text(quoted)
             return
@@ -160,7 +192,7 @@ class Reader:
             layer = Layer(names.index(value))
             if not under or layer.explicit:
                 return layer
-            message = f"a saved operative config cannot be read under a scope, here under {'/'.join(under)!r}"
+            message = f"an operative config cannot be included under a scope, here {'/'.join(under)!r}"
             self.problems.append(Problem(location, message, quoted))
             return layer
         message = f"juniper.layer must be one of {', '.join(names)}, not {value!r}{did_you_mean(str(value), names)}"
@@ -170,7 +202,7 @@ class Reader:
     def _import(self, statement: config_parser.ImportStatement, location: Location, including: tuple[Path, ...]):
         name, text = statement.module, statement.format()
         if name.startswith("__gin__"):
-            message = "dynamic registration is not supported: import the module, and make its classes configurable"
+            message = "dynamic registration is not supported: import the module and make its classes configurable"
             self._missing(location, message, text)
             return
         places = self._code.places(including)
@@ -180,7 +212,7 @@ class Reader:
             itself = error.name is not None and f"{name}.".startswith(f"{error.name}.")
             message = places.not_found(name) if itself else f"cannot import {name}: {error}"
             self._missing(location, message, text)
-        except Exception as error:  # the imported module is the user's code: anything can happen in it
+        except Exception as error:  # the imported module is the user's code and can raise anything
             self._missing(location, f"cannot import {name}: {type(error).__name__}: {error}", text)
         else:
             self.statements.append(RawImport(text, name, location))
@@ -197,13 +229,13 @@ class Reader:
 
     def _expect_code(self, value: Any, location: Location, quoted: str, including: tuple[Path, ...]) -> None:
         if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
-            message = f"{CODE_KEY} must hold the SHA-256 of each file, as in {{'my_layers.py': 'ab12...'}}"
+            message = f"{CODE_KEY} must be a dict of SHA-256 hashes by file, such as {{'my_layers.py': 'ab12...'}}"
             self.problems.append(Problem(location, message, quoted))
         else:
             self._code.expect(value, location, including)
 
     def check_code(self) -> list[Component]:
-        """The sources of everything that was imported; those of a run must be the ones that it was made with."""
+        """Returns the sources of all imported modules, and reports those that differ from the saved run's."""
         components = self.importer.components()
         if problems := self._code.misfits(components):
             self.lost.everything = True

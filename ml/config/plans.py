@@ -1,4 +1,4 @@
-"""What a configuration says about one configurable at one kind of place, worked out once for all equal blocks."""
+"""Values of one configurable at one kind of place, computed once for all equal blocks."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from ml.config.values import Constant, Reference, substitute, walk
 
 
 class Candidate:
-    """A binding that reaches a place, how well it matches, and its value ready for use."""
+    """A binding that matches a place, with the match and, if it needs no construction, its Python value."""
 
     __slots__ = ("binding", "is_ready", "match", "ready")
 
@@ -30,19 +30,23 @@ class Candidate:
 
     @property
     def rank(self) -> tuple:
-        """Of two candidates the one with the greater rank wins (rule 3)."""
+        """The precedence: of two candidates, the one with the greater rank wins (rule 3)."""
         return (self.binding.layer.strength, self.match, self.binding.order)
 
 
 class Plan:
-    """What the configuration says about one configurable at one kind of place.
+    """The bindings of one configurable at one kind of place.
+
+    Args:
+        candidates: The bindings that match, by parameter.
+        info: The configurable.
 
     Attributes:
-        candidates: for each parameter the bindings that reach it, the weakest first.
-        strong: for each parameter the binding that wins over whatever a parent suggests.
-        weak: likewise for the saved defaults of the code, which give way to whatever a parent suggests.
-        left_out: parameters that a saved run had set, without effect, to a value that is not known.
-        missing: parameters that must be set and are not.
+        candidates: The bindings that match, by parameter, in order of precedence, lowest first.
+        strong: The winning binding of each parameter that overrides the suggestions of a parent.
+        weak: The winning binding of each parameter that is a saved default, which suggestions override.
+        left_out: Parameters that a saved run set without effect, whose values are unknown.
+        missing: Required parameters that are not set.
     """
 
     __slots__ = ("candidates", "left_out", "missing", "strong", "weak")
@@ -64,12 +68,12 @@ def _has_no_default(info: Configurable, parameter: str) -> bool:
 
 
 class Cause(NamedTuple):
-    """A parameter whose value makes another one useless.
+    """A parameter whose value disables another one.
 
     Attributes:
-        name: with that of its configurable.
-        binding: what set it, None where nothing did.
-        default: its value there; `UNSET` where only the parent decides it.
+        name: Its name, with that of its configurable.
+        binding: The binding that set it; None if none did.
+        default: Its default there; `UNSET` if the parent passes it.
     """
 
     name: str
@@ -81,7 +85,16 @@ _NOTHING: Mapping[str, tuple[Cause, ...]] = {}
 
 
 class Call:
-    """One construction: where, of what, by which plan, for which parent, and what the parent had to say."""
+    """One construction.
+
+    Args:
+        path: The place.
+        info: The configurable.
+        plan: The plan for this kind of place.
+        parent: The construction that it is part of; None for the root.
+        arguments: The values that the parent passes.
+        suggestions: The suggestions of the parent.
+    """
 
     __slots__ = ("arguments", "info", "parent", "path", "plan", "suggestions", "unused")
 
@@ -90,13 +103,13 @@ class Call:
         self.info: Configurable = info
         self.plan: Plan = plan
         self.parent: Call | None = parent
-        self.arguments: Mapping[str, Any] = arguments  # what the parent decides
+        self.arguments: Mapping[str, Any] = arguments
         self.suggestions: Suggestions = suggestions
-        self.unused: Mapping[str, tuple[Cause, ...]] = _NOTHING  # parameters without effect here, and why
+        self.unused: Mapping[str, tuple[Cause, ...]] = _NOTHING  # parameters without effect, with the causes
 
     @property
     def parameters(self) -> list[ParameterSpec]:
-        """What can be bound here, in order of the signature; then what `**kwargs` takes in this call, by name."""
+        """The parameters that can be bound, in order of the signature, then those in `**kwargs` of this call."""
         declared = self.info.parameters
         if self.info.extra is None:
             return list(declared.values())
@@ -108,7 +121,7 @@ class Call:
 
 
 def parts_of(calls: list[Call], belongs: Callable[[Configurable], bool]) -> list[Call]:
-    """The calls, in order, that build a part that `belongs` or are made inside the building of one."""
+    """Returns the calls, in order, that build a component for which `belongs` is true, or anything inside one."""
     kept: set[Call] = set()
     for call in calls:  # a parent is called before its children
         if call.parent in kept or belongs(call.info):
@@ -117,7 +130,7 @@ def parts_of(calls: list[Call], belongs: Callable[[Configurable], bool]) -> list
 
 
 def _ordered(found: list[Candidate]) -> list[Candidate]:
-    """The weakest first; what only requires a value gives way to one that was imported."""
+    """The candidates in order of precedence, lowest first; an imported value overrides `%gin.REQUIRED`."""
     found = sorted(found, key=lambda candidate: candidate.rank)
     imported = [candidate for candidate in found if candidate.binding.layer is Layer.IMPORTED]
     if imported and found[-1].binding.requires:
@@ -127,7 +140,7 @@ def _ordered(found: list[Candidate]) -> list[Candidate]:
 
 
 def to_object(node: Any) -> Any:
-    """The Python object that a leaf of a value stands for, references without brackets included."""
+    """Returns the Python object for a leaf of a value; a reference gives the constructor."""
     if isinstance(node, Reference):
         info = node.configurable
         return (

@@ -1,4 +1,4 @@
-"""Who set what: for every parameter of every module its value, its source, the place, and what it overrode (rule 8)."""
+"""Provenance: value, source and place of every parameter of every component, and the values it overrode (rule 8)."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from ml.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A value as gin text, who gave it, and where; `location` is empty for what stands in code."""
+    """A value as gin text, its source and its place, which is empty for a value in code."""
 
     value: str
     source: str
@@ -29,17 +29,17 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One parameter of one module.
+    """One parameter of one component.
 
     Attributes:
-        path: the place of the module, `decoder/block_3/mixer/query`.
-        configurable: what was built there.
-        parameter: its parameter.
-        value: gin text.
+        path: The place of the component, `decoder/block_3/mixer/query`.
+        configurable: The configurable that is built there.
+        parameter: The parameter.
+        value: The value as gin text.
         source: `default`, `parent`, `imported`, `file` or `flag`.
-        location: `configs/base.gin:12`, `--gin_bindings[0]`, or empty for what stands in code.
-        explicit: whether a user set it.
-        overrode: what it won against, the weakest first.
+        location: `configs/base.gin:12`, `--gin_bindings[0]`, or empty for a value in code.
+        explicit: Whether a user set it.
+        overrode: The values that it overrode, in order of precedence, lowest first.
     """
 
     path: str
@@ -52,26 +52,26 @@ class Record:
     overrode: tuple[Origin, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The record as provenance.json holds it."""
+        """Returns the record in the format of provenance.json."""
         overrode = [{"value": o.value, "source": o.source, "location": o.location} for o in self.overrode]
         names = ("path", "configurable", "parameter", "value", "source", "location", "explicit")
         return {**{name: getattr(self, name) for name in names}, "overrode": overrode}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Record":
-        """The record that `as_json` wrote."""
+        """Returns the record that `as_json` wrote."""
         return cls(**{**record, "overrode": tuple(Origin(**origin) for origin in record["overrode"])})
 
 
 def records(
     calls: list[Call], unset: Sequence[Unset] = (), spell: Callable[[Configurable], str] = short_name
 ) -> Iterator[Record]:
-    """The records of every construction, in the order in which things were built.
+    """Yields the records of all constructions, in the order of the build.
 
     Args:
-        calls: the constructions.
-        unset: statements that removed others: what these set counts as overridden.
-        spell: names configurables.
+        calls: The constructions.
+        unset: The statements that removed bindings; the removed values count as overridden.
+        spell: Returns the name of a configurable.
     """
     for call in calls:
         for spec in call.parameters:
@@ -86,7 +86,7 @@ def records(
 
 
 def _origins(call: Call, spec: ParameterSpec, spell: Callable[[Configurable], str]) -> list[Origin]:
-    """Every value that was offered for a parameter, the one in force last; empty when none can be written."""
+    """All values of a parameter in order of precedence, the one in force last; empty if none can be written."""
     parameter = spec.name
     if parameter in call.arguments:
         text = readable(call.arguments[parameter], spell)
@@ -109,12 +109,12 @@ def _origins(call: Call, spec: ParameterSpec, spell: Callable[[Configurable], st
 
 
 def _default_text(value: Any, spell: Callable[[Configurable], str]) -> str:
-    """A default of the code as gin text; one that text cannot hold, which something must override, by its type."""
+    """A default of the code as gin text, or its type if it cannot be written."""
     return readable(value, spell) or f"<{type(value).__qualname__}>"
 
 
 def _unset(call: Call, parameter: str, unset: Sequence[Unset], spell: Callable[[Configurable], str]) -> list[Origin]:
-    """The values that would have reached a parameter, had a later statement not removed them."""
+    """The values for a parameter that a later statement removed."""
     return [
         Origin(text_of(b.value, spell), b.source.name.lower(), f"{b.location}, unset by {statement.binding.location}")
         for statement in unset
@@ -124,16 +124,16 @@ def _unset(call: Call, parameter: str, unset: Sequence[Unset], spell: Callable[[
 
 
 def text_of(value: Any, spell: Callable[[Configurable], str] = short_name) -> str:
-    """The value as gin text.
+    """Returns a value as gin text.
 
     Raises:
-        UnwritableError: where there is none.
+        UnwritableError: The value cannot be written.
     """
     return to_text(value, reference_to, spell)
 
 
 def readable(value: Any, spell: Callable[[Configurable], str] = short_name) -> str | None:
-    """The value as gin text, or None for what a parent passes and text cannot hold (tensors, modules)."""
+    """Returns a value as gin text, or None for a value that cannot be written, such as a tensor or module."""
     if inspect.isroutine(value) and reference_to(value) is None:
         return None
     try:
@@ -143,10 +143,10 @@ def readable(value: Any, spell: Callable[[Configurable], str] = short_name) -> s
 
 
 def select(found: Iterator[Record], pattern: str) -> list[Record]:
-    """The records that a pattern names.
+    """Returns the records that a pattern matches.
 
-    The pattern is written like a binding, `query/Linear.bias`, with any part left out and `*` and `?` as wildcards: a
-    scope alone selects all below it, a bare word any scope, configurable or parameter of that name.
+    The pattern has the form of a binding, `query/Linear.bias`. Every part is optional, and `*` and `?` are wildcards. A
+    scope alone matches everything below it, a single word any scope, configurable or parameter of that name.
     """
     *scope, last = pattern.split("/")
     named, dot, parameter = last.rpartition(".")
@@ -169,10 +169,15 @@ def _occurs(scope: list[str], path: list[str]) -> bool:
 
 
 def value_at(found: list[Record], path: str, name: str) -> Record:
-    """The record of one parameter at one place.
+    """Returns the record of one parameter at one place.
+
+    Args:
+        found: The records.
+        path: The place.
+        name: The configurable and the parameter, `Linear.bias`.
 
     Raises:
-        UserError: where there is none, or several things of that name with different values are built there.
+        UserError: There is no such record, or several with different values.
     """
     named, _, parameter = name.rpartition(".")
     here = [record for record in found if record.path == path]
@@ -191,7 +196,7 @@ def value_at(found: list[Record], path: str, name: str) -> Record:
 
 
 def explain(found: list[Record]) -> str:
-    """Records for a person: equal ones stand once, with the places that share them."""
+    """Returns records as text, equal ones once with all their places."""
     groups: dict[tuple, list[tuple[str, ...]]] = {}
     for r in found:
         key = (r.configurable, r.parameter, r.value, r.source, r.location, r.overrode)

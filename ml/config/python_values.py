@@ -15,12 +15,15 @@ _KEY = re.compile(r"([^\s/=]+/)*[A-Za-z_][\w.]*")
 
 
 def python_statements(bindings: Mapping[str, Any], flag: str) -> tuple[list[RawStatement], list[Problem]]:
-    """The statements that bindings stand for, and what is wrong with the others.
+    """Converts bindings with Python values to statements.
 
     Args:
-        bindings: values by keys as they are written in gin, `scope/Name.parameter`, or `NAME` for a macro. A class or
-            function that is configurable stands for a reference to it.
-        flag: what locations call the bindings.
+        bindings: Values by keys in gin's syntax, `scope/Name.parameter`, or `NAME` for a macro. A configurable class or
+            function represents a reference to it.
+        flag: The name of the bindings in locations.
+
+    Returns:
+        The statements, and a problem for each binding that has none.
     """
     statements, problems = [], []
     for key, value in bindings.items():
@@ -40,7 +43,7 @@ def python_statements(bindings: Mapping[str, Any], flag: str) -> tuple[list[RawS
 
 
 def raw_value(value: Any) -> Any:
-    """A value as it would be read from a file: by names, without the objects that they stand for."""
+    """Returns a value as the parser would read it from a file, with names in place of objects."""
 
     def leaf(node: Any) -> Any:
         reference = node if isinstance(node, Reference) else reference_to(node)

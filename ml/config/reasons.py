@@ -1,4 +1,4 @@
-"""Why a binding took no effect, in words, and whether that is anything its author could mend (rule 7)."""
+"""Reasons why a binding has no effect, for messages, and whether its author could have avoided it (rule 7)."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,14 +16,20 @@ _FAR = 3
 
 
 class Obstacle(NamedTuple):
-    """What kept a binding from taking effect at one kind of place: one of the three."""
+    """The reason why a binding has no effect at one kind of place. Exactly one attribute is set.
+
+    Attributes:
+        decided: The parent passes the parameter.
+        shadow: The binding that takes precedence.
+        causes: The parameters that disable this one.
+    """
 
     decided: bool = False
     shadow: Binding | None = None
     causes: tuple[Cause, ...] = ()
 
     def excuse(self, binding: Binding) -> Binding | None:
-        """The binding of a later source, which its author did not know of, that is the obstacle; else None."""
+        """Returns the binding of a later source that is the obstacle, unknown to the author of `binding`, or None."""
         if self.shadow is not None:
             is_later = self.shadow.order > binding.order and self.shadow.location.source != binding.location.source
             return self.shadow if is_later else None
@@ -39,7 +45,11 @@ def _decided_in(binding: Binding) -> str:
 
 
 class Places:
-    """What was built where, to say why a binding reached nothing."""
+    """The components of a build by place, to explain why a binding has no effect.
+
+    Args:
+        build: The finished build, which recorded its calls.
+    """
 
     def __init__(self, build: Build):
         self._calls = build.calls
@@ -52,7 +62,7 @@ class Places:
             self._kinds.setdefault(call.info.selector, []).append(call)
 
     def obstacles(self, binding: Binding) -> list[Obstacle]:
-        """What stood in its way at each kind of place that a binding reached; empty if it reached none."""
+        """Returns the obstacle at each kind of place that a binding matches; empty if it matches none."""
         found = []
         for call in self._kinds.get(binding.configurable.selector, ()):
             candidates = call.plan.candidates.get(binding.parameter, [])
@@ -67,13 +77,13 @@ class Places:
         return found
 
     def why_idle(self, binding: Binding) -> str:
-        """Why a binding took no effect, in words."""
+        """Returns the message that explains why a binding has no effect."""
         if obstacles := self.obstacles(binding):
             return _why_beaten(binding, obstacles)
         for pattern in binding.scope:
             if not self._entered(pattern):
                 known = sorted({_generalized(c) for c in self._components} | self._components, key=len)
-                return f"no module ever enters the scope {pattern!r}{did_you_mean(pattern, known)}"
+                return f"there is no scope {pattern!r} in the model{did_you_mean(pattern, known)}"
         name = binding.configurable.name
         if binding.configurable.selector not in self._paths:
             return f"{name} is not built{self._built_instead(binding)}"
@@ -89,7 +99,7 @@ class Places:
         return any(i and i[0] == span.stem and span.first <= i[1] <= span.last for i in indexed)
 
     def _built_instead(self, binding: Binding) -> str:
-        """Names what stands in the place that looks made for it: by the name of the place, else by the module."""
+        """The binding that selects another component in the most likely place, by parameter name, else by module."""
         wanted = binding.configurable
         nearest: list[tuple[tuple[bool, int], str]] = []
         for call in self._calls:
@@ -104,19 +114,19 @@ class Places:
 
 
 def kinds_of_call(calls: list[Call]) -> list[Call]:
-    """Calls that cannot differ in which bindings they use, once each."""
+    """Returns one call for each group of calls that use the same bindings."""
     return list({(id(c.plan), frozenset(c.arguments), frozenset(c.unused)): c for c in calls}.values())
 
 
 def _why_beaten(binding: Binding, obstacles: list[Obstacle]) -> str:
     name = f"{binding.configurable.name}.{binding.parameter}"
     if all(obstacle.decided for obstacle in obstacles):
-        return f"{name} is decided by the parent, which always passes it: it cannot be bound"
+        return f"{name} cannot be bound: the parent always passes it"
     shadows = dict.fromkeys(obstacle.shadow for obstacle in obstacles if obstacle.shadow is not None)
     causes = dict.fromkeys(_set_so(cause) for obstacle in obstacles for cause in obstacle.causes)
     reasons = []
     if shadows:
-        reasons.append("it is shadowed everywhere, by " + ", ".join(f"{b.key} ({b.location})" for b in shadows))
+        reasons.append("it is overridden everywhere by " + ", ".join(f"{b.key} ({b.location})" for b in shadows))
     if causes:
         reasons.append(f"{name} has no effect where {' and '.join(causes)}")
     return "; ".join(reasons)
@@ -126,12 +136,12 @@ def _set_so(cause: Cause) -> str:
     if cause.binding is not None:
         return f"{cause.binding.text()} ({cause.binding.location})"
     if cause.default is UNSET:
-        return f"the parent decides {cause.name}"
+        return f"the parent determines {cause.name}"
     return f"{cause.name} = {to_text(cause.default, reference_to)} (its default)"
 
 
 def _distance(found: Configurable | None, wanted: Configurable) -> int:
-    """0 for two of one module, 1 for two of one package that a parent calls alike, 2 for others of one package."""
+    """0 in the same module, 1 in the same package with the same positional parameters, 2 in the same package."""
     if found is None:
         return _FAR
     if found.selector.rpartition(".")[0] == wanted.selector.rpartition(".")[0]:
@@ -142,7 +152,7 @@ def _distance(found: Configurable | None, wanted: Configurable) -> int:
 
 
 def _constructors(call: Call) -> Iterator[tuple[str, Configurable | None, str]]:
-    """The parameters of a call that take a constructor: name, what they hold, and who says so in words."""
+    """The parameters of a call that take a constructor: name, value, and the source of the value as text."""
     for spec in call.parameters:
         name = spec.name
         if name in call.arguments:

@@ -1,4 +1,4 @@
-"""A build without the parts that later statements swapped: options of these parts take effect in it (rule 7)."""
+"""Build with the components that later statements replaced, so that the options of these take effect (rule 7)."""
 
 import contextlib
 from bisect import bisect_right
@@ -17,10 +17,9 @@ Moments = tuple[int, ...]
 
 
 class RewoundBuild(Build):
-    """A build in which constructors are what they were when certain statements were read.
+    """A build with the constructors that were selected at the time of certain statements.
 
-    One build serves all statements: a part is built again only where the choice of a constructor differs between two
-    of them.
+    One build serves all statements: a component is built again only if its constructor differs between two of them.
 
     Args:
         bindings: all of them, in order.
@@ -43,14 +42,14 @@ class RewoundBuild(Build):
         self._singletons_at: list[tuple[Binding, Moments, Call]] = []
 
     def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
-        """Calls a constructor once for each group of moments that choose the same parts; returns the latest result."""
+        """Calls a constructor once for each group of moments with equal components. Returns the latest result."""
         outer, suggested = (self._moments, self._plans, self.calls), self._suggested
         *earlier, latest = self._groups(info, self._where()[2])
         try:
             for moments in earlier:
                 spare = (object.__new__(type(args[0])), *args[1:]) if skip else args
                 self._enter(moments, suggested)
-                with contextlib.suppress(Exception):  # what an earlier state got wrong is no news
+                with contextlib.suppress(Exception):  # errors of an earlier state do not count
                     super().call(info, plain, spare, kwargs, skip)
             self._enter(latest, suggested)
             return super().call(info, plain, args, kwargs, skip)
@@ -63,7 +62,7 @@ class RewoundBuild(Build):
         self.calls = self._calls_at.setdefault(moments, [])
 
     def _groups(self, info: Configurable, reduced: tuple[frozenset[str], ...]) -> list[Moments]:
-        """The moments, in order, as groups between which no statement chose a constructor for this place."""
+        """The moments, in order, in groups within which no statement selects a constructor for this place."""
         key = (info.selector, reduced)
         if key not in self._swapped_at:
             reaching = [
@@ -89,12 +88,12 @@ class RewoundBuild(Build):
         return binding not in self._ended or (self._is_swap(binding) and moment < self._ended[binding])
 
     def _bindings_now(self, info: Configurable) -> list[Binding]:
-        """The bindings of the whole configuration, those among them that only unset something."""
+        """The bindings of the whole configuration, including the statements that unset something."""
         kept = [binding for binding in super()._bindings_of(info) if binding not in self._ended]
         return [*kept, *(binding for binding in self._removals if binding.configurable is info)]
 
     def _at(self, binding: Binding, moment: int) -> Binding | None:
-        """The binding as it was at a moment, None if it had no value yet."""
+        """The binding as it was at a moment; None if it had no value yet."""
         if binding.settled <= moment:
             return binding
         if (binding, moment) not in self._earlier:
@@ -112,7 +111,7 @@ class RewoundBuild(Build):
         return made
 
     def revived(self, unused: set[Binding], built: set[tuple]) -> dict[Binding, Binding]:
-        """The bindings that take effect where something was swapped out, with the binding that swapped it.
+        """Returns the bindings that take effect in a replaced component, with the binding that replaced it.
 
         Args:
             unused: those that are asked about; each may have taken effect at any moment since it was read.
@@ -139,12 +138,12 @@ class RewoundBuild(Build):
                     yield self._original.get(candidate.binding, candidate.binding)
 
     def _swap(self, holders: list[Call], built: Configurable, binding: Binding) -> Binding:
-        """The outermost later binding that put something else in the place of what holds a part.
+        """The outermost later binding that replaced a component or one that encloses it.
 
         Args:
-            holders: the calls inside of which it is built, the outermost first.
-            built: the part.
-            binding: its option.
+            holders: The calls that enclose the component, outermost first.
+            built: The component.
+            binding: Its option.
         """
         later, related = [], []
         for depth, holder in enumerate(holders):
@@ -166,7 +165,7 @@ class RewoundBuild(Build):
         return sorted(swaps, key=lambda b: b.settled)
 
     def _plan_now(self, call: Call) -> Plan:
-        """What the whole configuration says about the place of a call."""
+        """The plan of the whole configuration for the place of a call."""
         key = (call.info.selector, self._index.reduce(call.path))
         if key not in self._plans_now:
             self._plans_now[key] = self._planned(call.info, key[1], self._bindings_now(call.info))
@@ -174,7 +173,7 @@ class RewoundBuild(Build):
 
 
 def _chooses(binding: Binding) -> bool:
-    """Whether the parameter of a binding takes constructors, or what they make, alone or in a list or dict."""
+    """Whether a binding selects constructors or their results, alone or in a list or dict."""
     return binding.constructs or any(_references(state.value) for state in binding.states)
 
 
@@ -190,7 +189,7 @@ def _references(value: Any) -> set[Configurable]:
 
 
 def _holders(call: Call) -> list[Call]:
-    """The calls inside of which a call is made, the outermost first."""
+    """The calls that enclose a call, outermost first."""
     holders: list[Call] = []
     holder = call.parent
     while holder is not None:

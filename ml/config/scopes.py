@@ -1,4 +1,4 @@
-"""Scopes: which bindings reach a place in the model (rule 2), and which of them wins (rule 3).
+"""Scopes: matching bindings to places in the model (rule 2), and precedence between matches (rule 3).
 
 A *path* is the active scope of a module, `decoder/block_3/mixer/query`. The scope of a binding is a list of *patterns*,
 each a name or a range of them (`block_0_to_3`). It reaches every path on which its patterns occur, in order.
@@ -22,20 +22,20 @@ class Range(NamedTuple):
 
 @functools.cache
 def parse_range(pattern: str) -> Range | None:
-    """The range that a pattern spells, or None when it is a plain name."""
+    """Returns the range that a pattern represents, or None for a plain name."""
     match = _RANGE.fullmatch(pattern)
     return Range(match["stem"], int(match["first"]), int(match["last"])) if match else None
 
 
 @functools.cache
 def split_index(component: str) -> tuple[str, int] | None:
-    """`block_12` is `("block_", 12)`; a component without an index is None."""
+    """Splits `block_12` into `("block_", 12)`; returns None for a component without an index."""
     match = _INDEXED.fullmatch(component)
     return (match["stem"], int(match["index"])) if match else None
 
 
 def matches(pattern: str, component: str) -> bool:
-    """Whether one component of a path is what the pattern names."""
+    """Returns whether a pattern matches one component of a path."""
     if pattern == component:
         return True
     span = parse_range(pattern)
@@ -44,25 +44,25 @@ def matches(pattern: str, component: str) -> bool:
 
 
 def occurs(scope: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """Whether the patterns of a scope occur, in order, on a path (rule 2)."""
+    """Returns whether the patterns of a scope occur on a path, in order (rule 2)."""
     remaining = iter(path)
     return all(any(matches(pattern, component) for component in remaining) for pattern in scope)
 
 
 class Match(NamedTuple):
-    """How a scope fits a path. Of two matches the greater one wins (the first four parts of rule 3)."""
+    """The match of a scope with a path. The greater of two matches wins (the first four parts of rule 3)."""
 
     length: int
-    positions: tuple[int, ...]  # of the matched components, the deepest first
-    exact: tuple[bool, ...]  # likewise; a range is not exact
+    positions: tuple[int, ...]  # of the matched components, deepest first
+    exact: tuple[bool, ...]  # whether each is matched by a name rather than a range, deepest first
 
 
 def match(scope: tuple[str, ...], path: tuple[frozenset[str], ...]) -> Match | None:
-    """The deepest way in which the patterns of `scope` occur, in order, on `path`, or None.
+    """Returns the deepest match of the patterns of `scope`, in order, on `path`, or None.
 
     Args:
-        scope: the patterns of a binding.
-        path: for each component of a path the patterns that it satisfies (see `PathIndex`).
+        scope: The patterns of a binding.
+        path: For each component of a path, the patterns that match it (see `PathIndex`).
     """
     positions, exact = [], []
     end = len(path)
@@ -78,10 +78,13 @@ def match(scope: tuple[str, ...], path: tuple[frozenset[str], ...]) -> Match | N
 
 
 class PathIndex:
-    """Reduces paths to what a set of bindings can tell apart.
+    """Reduces paths so that places with the same bindings share one key.
 
-    A thousand equal blocks have a thousand paths. What no pattern names is dropped from them, the rest is replaced by
-    the patterns that it satisfies, and so they share one key, and what was looked up for one serves all.
+    A thousand equal blocks have a thousand paths. Each component is replaced by the patterns that match it, and dropped
+    if there are none, so that a lookup for one block serves all.
+
+    Args:
+        scopes: The scopes of all bindings.
     """
 
     def __init__(self, scopes: set[tuple[str, ...]]):
@@ -90,7 +93,7 @@ class PathIndex:
         self._paths: dict[tuple[str, ...], tuple[frozenset[str], ...]] = {}
 
     def reduce(self, path: tuple[str, ...]) -> tuple[frozenset[str], ...]:
-        """The patterns that each component satisfies, without the components that satisfy none."""
+        """Returns the patterns that match each component, without the components that match none."""
         reduced = self._paths.get(path)
         if reduced is None:
             reduced = tuple(found for component in path if (found := self._satisfied(component)))
@@ -98,7 +101,7 @@ class PathIndex:
         return reduced
 
     def below(self, reduced: tuple[frozenset[str], ...], component: str) -> tuple[frozenset[str], ...]:
-        """The reduced path of a component below a path that is reduced already."""
+        """Returns the reduced path of a component below a path that is already reduced."""
         found = self._components.get(component)
         if found is None:
             found = self._satisfied(component)
@@ -113,12 +116,12 @@ class PathIndex:
 
 
 def without_indices(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The path without its numbered components: what equal blocks have in common."""
+    """Returns the path without its numbered components, the same for all equal blocks."""
     return tuple(component for component in path if not split_index(component))
 
 
 def compress(paths: list[tuple[str, ...]]) -> list[str]:
-    """Paths as text, with runs of a numbered component written as a range: `decoder/block_0_to_11/mixer`."""
+    """Returns paths as text, with runs of a numbered component as a range: `decoder/block_0_to_11/mixer`."""
     groups: dict[tuple, list[int]] = {}
     for path in paths:
         indexed = next(((i, found) for i, component in enumerate(path) if (found := split_index(component))), None)
@@ -141,7 +144,7 @@ def _spell(path: tuple[str, ...], index: int | None, numbers: list[int]) -> list
 
 
 def runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as runs: [0, 1, 2, 5] is [(0, 2), (5, 5)]."""
+    """Returns sorted numbers as runs: [0, 1, 2, 5] gives [(0, 2), (5, 5)]."""
     result: list[tuple[int, int]] = []
     for number in numbers:
         if result and number == result[-1][1] + 1:

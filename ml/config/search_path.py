@@ -1,4 +1,4 @@
-"""Where configuration files are found, and what they are called in messages and provenance."""
+"""Search path of configuration files, and their names in messages and provenance."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -9,16 +9,24 @@ from ml.config.errors import did_you_mean
 
 @dataclass
 class SearchPath:
-    """Where configuration files are looked for, in order, after the place of the includer."""
+    """Folders that are searched for configuration files, in order, after the folder of the includer.
+
+    Attributes:
+        folders: The folders given by the user; the working folder comes before them.
+        shipped: The folder of the configurations that come with the program, searched last; None if there are none.
+    """
 
     folders: list[Path] = field(default_factory=list)
     shipped: Path | None = None
 
     def find(self, name: str, includer: Path | None = None) -> Path | None:
-        """The first file of that name.
+        """Returns the first file of a name, or None.
 
-        A file that a user names is found as given, in the folders, among the shipped ones; what a user's file includes,
-        beside that first. A shipped file includes shipped ones, whatever lies in the working folder.
+        A shipped file includes shipped files only, regardless of the working folder.
+
+        Args:
+            name: The name.
+            includer: The file that includes it, whose folder is searched first; None for a file that the user names.
         """
         return next((folder / name for folder in self._places(includer) if (folder / name).is_file()), None)
 
@@ -30,11 +38,11 @@ class SearchPath:
         return [*beside, Path(), *self.folders, *shipped]
 
     def is_shipped(self, path: Path) -> bool:
-        """Whether a file comes with the program."""
+        """Returns whether a file comes with the program."""
         return self.shipped is not None and path.resolve().is_relative_to(self.shipped.resolve())
 
     def suggest(self, name: str, includer: Path | None = None) -> str:
-        """`; did you mean ...?` among the .gin files of the same places."""
+        """Returns `; did you mean ...?` with the closest .gin file in the same places, or an empty string."""
         known = [
             found.relative_to(folder).as_posix()
             for folder in self._places(includer)
@@ -47,11 +55,11 @@ class SearchPath:
         return f"; did you mean {nearest[0]!r}?" if nearest else did_you_mean(name, known)
 
     def display(self, path: Path) -> str:
-        """A file's name for messages and provenance: the same on every machine where that is possible."""
+        """Returns a file's name for messages and provenance, the same on every machine if possible."""
         resolved = path.resolve()
         if self.shipped is not None and self.is_shipped(path):
             return f"configs/{resolved.relative_to(self.shipped.resolve()).as_posix()}"
         if not resolved.is_relative_to(Path().resolve()):
             return path.as_posix()
         here = resolved.relative_to(Path().resolve()).as_posix()
-        return f"./{here}" if here.startswith("configs/") else here  # `configs/` alone is what comes with the program
+        return f"./{here}" if here.startswith("configs/") else here  # plain `configs/` denotes the shipped files

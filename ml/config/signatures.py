@@ -10,12 +10,19 @@ EMPTY = inspect.Parameter.empty
 
 @dataclass(frozen=True, slots=True)
 class ParameterSpec:
-    """One parameter of a configurable, as its signature declares it."""
+    """One parameter of a configurable, as declared in its signature.
+
+    Attributes:
+        name: The name.
+        annotation: The resolved annotation.
+        default: The default; `EMPTY` if the caller must pass it, `gin.REQUIRED` if a configuration must set it.
+        unresolved: The annotation as written, if a name in it does not exist at run time; else empty.
+    """
 
     name: str
     annotation: Any
-    default: Any  # EMPTY where the caller must pass it, gin.REQUIRED where a configuration must set it
-    unresolved: str = ""  # the annotation as written, where it names something that does not exist at run time
+    default: Any
+    unresolved: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,15 +30,15 @@ class Configurable:
     """A class or function that configuration files can name.
 
     Attributes:
-        name: what files call it.
-        selector: the name with its module, which is unique.
-        target: the class or function as Python code sees it.
-        constructor: the plain `__init__` or function, which gin does not touch.
-        parameters: what can be bound, by name, in order of the signature.
-        positional: the names of the parameters that can be passed by position (without `self`).
-        extra: the `**kwargs` parameter, which stands for parameters of any other name; None where there is none.
-        closed: names that no configuration can bind.
-        imported: whether a module that a configuration imported registered it, and not the program itself.
+        name: The short name.
+        selector: The unique full name, with the module.
+        target: The class or function that Python code uses.
+        constructor: The original `__init__` or function, not wrapped by gin.
+        parameters: The parameters that can be bound, by name, in order of the signature.
+        positional: The names of the parameters that can be passed by position (without `self`).
+        extra: The `**kwargs` parameter, which accepts parameters of any other name; None if there is none.
+        closed: The names that no configuration can bind.
+        imported: Whether it was registered by a module that a configuration imported, not by the program.
     """
 
     name: str
@@ -45,7 +52,7 @@ class Configurable:
     imported: bool = field(default=False, repr=False)
 
     def spec(self, parameter: str) -> ParameterSpec | None:
-        """The declaration of a parameter that can be bound, by its name or by `**kwargs`; None where there is none."""
+        """Returns the declaration of a parameter that can be bound, by name or by `**kwargs`; None if there is none."""
         found = self.parameters.get(parameter)
         if found is None and self.extra is not None and parameter not in self.closed:
             return replace(self.extra, name=parameter)
@@ -53,5 +60,5 @@ class Configurable:
 
     @property
     def package(self) -> str:
-        """The module that defines it, without the last component."""
+        """The package of the module that defines it."""
         return self.selector.rpartition(".")[0].rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What configuration files say, statement by statement, with the layer and the place of each."""
+"""Statements of configuration files, with the layer and the place of each."""
 
 import enum
 from collections.abc import Callable
@@ -16,15 +16,15 @@ CODE_KEY = "juniper.code"  # the SHA-256 of each file of code that a run importe
 
 
 def as_scope(name: str) -> str:
-    """A name with module components as a scope, which holds no dots."""
+    """Returns a name with a module as a scope component, which contains no dots."""
     return name.replace(".", "__")
 
 
 class Layer(enum.IntEnum):
-    """Who set a value, weakest first (rule 8).
+    """The source of a value, in order of precedence, lowest first (rule 8).
 
-    `DEFAULT` and `PARENT` are the defaults of its time that a saved operative config remembers: the first of the code,
-    the second of parents for their children. `FILE` and `FLAG` are equally strong: between them rule 3 decides.
+    `DEFAULT` and `PARENT` are the defaults in a saved operative config, of the code and of parents for their children.
+    `FILE` and `FLAG` have equal precedence; rule 3 decides between them.
     """
 
     DEFAULT = 0
@@ -35,7 +35,7 @@ class Layer(enum.IntEnum):
 
     @property
     def strength(self) -> int:
-        """Bindings of a greater strength win whatever their scopes."""
+        """The precedence: a binding of greater strength wins regardless of scopes."""
         return min(self, Layer.FILE)
 
     @property
@@ -45,13 +45,13 @@ class Layer(enum.IntEnum):
 
 
 class State(NamedTuple):
-    """The value of a binding from one statement on: its own, or a later one that redefined a macro in it.
+    """The value of a binding from one statement on: its own, or a later one that redefines a macro in it.
 
     Attributes:
-        value: the value with the macros replaced by what they held.
-        order: of the statement.
-        source: the layer that decided the value.
-        location: of the binding, with that of the redefinition.
+        value: The value with its macros expanded.
+        order: The order of the statement.
+        source: The layer that determined the value.
+        location: The place of the binding, with that of the redefinition.
     """
 
     value: Any
@@ -65,15 +65,18 @@ class Binding:
     """`scope/Name.parameter = value`.
 
     Attributes:
-        scope: the patterns of a place (rule 2); with a parent, the place of the child below it.
-        written: the value with its macros, as its author wrote it.
-        value: the value with the macros replaced by what they hold.
-        order: counts statements from 0, over all files and flags.
-        location: of the statement, with that of the macro definition that decided the value, if it came later.
-        constructs: whether the parameter takes a constructor.
-        states: the values that it had, oldest first; the last one is in force.
-        parent: in the layer `PARENT` the configurable that suggests the value to the child in `scope`, else None.
-        operation: what follows the key in the statement, where that builds on an earlier value: ` += [@TensorBoard]`.
+        scope: The patterns of a place (rule 2); with a parent, the place of the child below it.
+        configurable: The configurable.
+        parameter: The parameter.
+        written: The value with its macros.
+        value: The value with its macros expanded.
+        layer: The layer of the statement.
+        location: The place of the statement, with that of a later macro definition that determined the value.
+        order: The number of the statement, from 0, over all files and flags.
+        constructs: Whether the parameter takes a constructor.
+        states: The values over time, earliest first; the last one is in force.
+        parent: In the layer `PARENT`, the configurable that suggests the value to the child in `scope`; else None.
+        operation: The text after the key, if the statement changes an earlier value: ` += [@TensorBoard]`. Else empty.
     """
 
     scope: tuple[str, ...]
@@ -91,46 +94,51 @@ class Binding:
 
     @property
     def key(self) -> str:
-        """`scope/Name.parameter`, with the short name of the configurable, and that of the parent in front."""
+        """`scope/Name.parameter` with short names, after the parent if there is one."""
         return self.key_by(short_name)
 
     def key_by(self, spell: Callable[[Configurable], str]) -> str:
-        """Likewise, with the name that `spell` gives to a configurable; a scope holds no dots."""
+        """Returns the key with the names that `spell` gives to configurables; a scope contains no dots."""
         parent = (as_scope(spell(self.parent)),) if self.parent else ()
         return "/".join((*parent, *self.scope, f"{spell(self.configurable)}.{self.parameter}"))
 
     @property
     def source_name(self) -> str:
-        """The file or flag that holds the statement itself, not the one that it builds on."""
+        """The file or flag of the statement itself, rather than of the value that it changes."""
         return self.states[0].location.last.source if self.operation else self.location.source
 
     @property
     def settled(self) -> int:
-        """The order of the last statement that made the value what it is: a macro may be redefined later."""
+        """The order of the last statement that determined the value, since a macro can be redefined later."""
         return self.states[-1].order
 
     @property
     def source(self) -> Layer:
-        """The layer that decided the value: that of the flag, where a flag redefined a macro in it."""
+        """The layer that determined the value, such as that of a flag that redefined a macro in it."""
         return self.states[-1].source
 
     @property
     def identity(self) -> tuple:
-        """Equal for two bindings of which the later replaces the earlier."""
+        """A key that is equal for two bindings if the later one replaces the earlier one."""
         return (self.parent, self.scope, self.configurable.selector, self.parameter, self.layer.strength)
 
     @property
     def requires(self) -> bool:
-        """Whether it only says that somebody must set the parameter: `%gin.REQUIRED`."""
+        """Whether the value is `%gin.REQUIRED`: the parameter must be set by another binding."""
         return isinstance(self.value, Constant) and self.value.value is gin.REQUIRED
 
     @property
     def is_left_out(self) -> bool:
-        """Whether it only says that a saved run had an option here, without effect: `%juniper.left_out`."""
+        """Whether the value is `%juniper.left_out`: the option was set in a saved run, without effect."""
         return self.value == LEFT_OUT
 
     def text(self, written: bool = False, spell: Callable[[Configurable], str] = short_name) -> str:
-        """The statement as gin text."""
+        """Returns the statement as gin text.
+
+        Args:
+            written: Whether macros and operations are kept as written instead of expanded.
+            spell: Returns the name of a configurable.
+        """
         if written and self.operation:
             return f"{self.key_by(spell)}{self.operation}"
         value = self.written if written else self.value
@@ -142,8 +150,8 @@ class Unset:
     """`scope/Name.parameter = %juniper.unset`.
 
     Attributes:
-        binding: the statement itself, whose state before the last is what it removed.
-        removed: the bindings that it removed, in order.
+        binding: The statement itself; its state before the last has the removed value.
+        removed: The bindings that it removed, in order.
     """
 
     binding: Binding
@@ -152,7 +160,15 @@ class Unset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MacroDefinition:
-    """`NAME = value`."""
+    """`NAME = value`.
+
+    Attributes:
+        name: The macro.
+        written: The value with its macros.
+        layer: The layer of the statement.
+        location: The place of the statement.
+        order: The number of the statement, from 0, over all files and flags.
+    """
 
     name: str
     written: Any
@@ -162,17 +178,23 @@ class MacroDefinition:
 
     @property
     def source_name(self) -> str:
-        """The file or flag that holds the statement."""
+        """The file or flag of the statement."""
         return self.location.source
 
     def text(self, written: bool = False, spell: Callable[[Configurable], str] = short_name) -> str:
-        """The statement as gin text, with its macros either way."""
+        """Returns the statement as gin text, always with its macros as written."""
         return f"{self.name} = {to_text(self.written, reference_to, spell)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """`import module`, which registers configurables."""
+    """`import module`, which registers configurables.
+
+    Attributes:
+        text: The statement as written.
+        module: The full name of the module.
+        location: The place of the statement.
+    """
 
     text: str
     module: str

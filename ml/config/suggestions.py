@@ -1,4 +1,4 @@
-"""Values that parents suggest to their children (rule 5), in code and as a saved run remembers them (rule 9)."""
+"""Defaults that parents suggest to their children (rule 5), from the code and from a saved run (rule 9)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class Suggestions:
-    """Values that one parent suggests to one child for parameters that it does not decide.
+    """Values that one parent suggests to one child for parameters that it does not pass.
 
     Attributes:
-        place: the path of the child below its parent.
-        defaults: suggestions in the code of the parent.
-        saved: the bindings in which a saved run remembers such suggestions, by parameter; they win over `defaults`.
-        derived: values that follow from the parent's own parameters; they win over both.
+        place: The path of the child below its parent.
+        defaults: The suggestions in the parent's code.
+        saved: The saved suggestions of a run as bindings, by parameter; they override `defaults`.
+        derived: The values derived from the parent's own parameters; they override both.
     """
 
     __slots__ = ("defaults", "derived", "place", "saved")
@@ -35,7 +35,7 @@ class Suggestions:
         self.derived = derived
 
     def value(self, parameter: str) -> Any:
-        """The suggested value of a parameter, `UNSET` where there is none; derived values are not looked at."""
+        """Returns the suggested value of a parameter without derived ones, or `UNSET`."""
         saved = self.saved.get(parameter)
         return self.defaults.get(parameter, UNSET) if saved is None else saved.value
 
@@ -44,10 +44,10 @@ NO_SUGGESTIONS = Suggestions()
 
 
 class SavedSuggestions:
-    """The suggestions that a saved run remembers; each holds only where its parent's type holds that child.
+    """The suggestions in a saved run. Each applies only to children of its parent's type at its place.
 
     Args:
-        bindings: those of any layer; the ones of `Layer.PARENT` are kept.
+        bindings: The bindings of all layers; those of `Layer.PARENT` are kept.
     """
 
     def __init__(self, bindings: Iterable[Binding]):
@@ -59,7 +59,7 @@ class SavedSuggestions:
         self._found: dict[tuple, Mapping[str, Binding]] = {}
 
     def of(self, parent: Configurable, place: tuple[str, ...], child: Configurable) -> Mapping[str, Binding]:
-        """The bindings, by parameter, for a child at `place` below a parent."""
+        """Returns the bindings, by parameter, for a child at `place` below a parent."""
         bindings = self._by_types.get((parent.selector, child.selector))
         if not bindings:
             return _NOTHING

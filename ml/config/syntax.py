@@ -1,6 +1,6 @@
-"""Juniper's additions to gin's grammar, on top of gin's own parser: plain gin text reads as it always did.
+"""Juniper's additions to gin's grammar. Plain gin text has the same meaning as in gin.
 
-- `Name.parameter['key'] = value`, `Name.parameter += [value]` and `-=`, alone and inside of blocks;
+- `Name.parameter['key'] = value`, `Name.parameter += [value]` and `-=`, alone and in blocks;
 - arithmetic in values: `%width * 4`, `(%a + 8) // 2`, `-%a`;
 - `include 'file.gin' under 'scope'`.
 """
@@ -19,7 +19,7 @@ from ml.config.values import Expression
 _SUMS = ("+", "-")
 _PRODUCTS = ("*", "/", "//", "%")
 _ASSIGNMENTS = ("=", "+=", "-=")
-_MOST_OPERATORS = 200  # in one statement; expressions are trees, and trees are walked recursively
+_MOST_OPERATORS = 200  # in one statement; expressions are trees that are walked recursively
 _SCOPE = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*")
 
 
@@ -44,15 +44,15 @@ class Include(NamedTuple):
 
 
 class Parser(gin_internals.ConfigParser):
-    """Gin's parser with the forms above; takes what that one takes."""
+    """Gin's parser with the additions above."""
 
-    _operators = 0  # in the statement that is being read
+    _operators = 0  # in the statement being read
 
     def parse_statement(self) -> Any:
-        """The next `Assignment`, `Include`, or import or block of gin's; None at the end of the text.
+        """Returns the next statement: an `Assignment`, an `Include`, or gin's import or block; None at the end.
 
         Raises:
-            SyntaxError: where the text is none of these.
+            SyntaxError: The text is none of these.
         """
         if self._statements_queue:
             return self._statements_queue.popleft()
@@ -80,7 +80,7 @@ class Parser(gin_internals.ConfigParser):
         return statement
 
     def _assignment(self, scope: str, selector: str, parameter: str, location: Any) -> Assignment:
-        """What follows a key: entries in brackets, an operator, a value."""
+        """Parses the text after a key: entries in brackets, an operator, a value."""
         self._operators = 0
         entries = []
         while self._current_token.string == "[":
@@ -131,7 +131,7 @@ class Parser(gin_internals.ConfigParser):
         return config_parser.BlockDeclaration(scope, selector, block_location), bindings
 
     def parse_value(self) -> Any:
-        """A literal, reference or macro as gin reads it, or an `Expression` of numbers."""
+        """Returns a literal, reference or macro as in gin, or an `Expression` of numbers."""
         value = self._product()
         while self._current_token.string in _SUMS:
             value = Expression(self._operator(), (value, self._product()))
@@ -146,7 +146,7 @@ class Parser(gin_internals.ConfigParser):
     def _signed(self) -> Any:
         sign = self._current_token.string
         if sign not in _SUMS or (sign == "-" and self._peek().type in (tokenize.NAME, tokenize.STRING)):
-            return self._power()  # gin knows what is wrong with `-inf`
+            return self._power()  # gin reports the error in `-inf`
         self._operator()
         value = self._signed()
         if type(value) in (int, float, complex):
@@ -155,7 +155,7 @@ class Parser(gin_internals.ConfigParser):
 
     def _power(self) -> Any:
         value = super().parse_value()
-        if self._current_token.string == "**":  # binds tighter than a sign before it, and looser than one after it
+        if self._current_token.string == "**":  # precedence below a sign on its right, above one on its left
             value = Expression(self._operator(), (value, self._signed()))
         return value
 
@@ -168,7 +168,7 @@ class Parser(gin_internals.ConfigParser):
         return operator
 
     def _maybe_parse_macro(self) -> tuple[bool, Any]:
-        """`%scope/name`; a slash that no name follows is a division."""
+        """Parses `%scope/name`; a slash without a name after it is a division."""
         if self._current_token.string != "%":
             return False, None
         self._advance_one_token()

@@ -19,10 +19,13 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def mismatch(value: Any, annotation: Any) -> str | None:
-    """Why `value` does not fit `annotation`, as words to follow the name of the parameter; None when it fits.
+    """Returns why a value does not fit an annotation, as text that follows the parameter's name; None if it fits.
 
-    `value` is a tree of literals, `Reference`s, `Constant`s and Python objects. A `bool` is not an `int`, and an `int`
-    may stand for a `float`.
+    A `bool` is not an `int`, and an `int` is accepted as a `float`.
+
+    Args:
+        value: A tree of literals, `Reference`s, `Constant`s and Python objects.
+        annotation: The resolved annotation.
     """
     if isinstance(value, Constant):
         return mismatch(value.value, annotation)
@@ -77,14 +80,14 @@ def _scalar_fits(value: Any, annotation: Any, origin: Any) -> bool:
 
 
 def _is_what_is_wanted(value: Any, annotation: Any) -> bool:
-    """Whether a value is what the constructor that is asked for should build, and not a constructor of it."""
+    """Whether a value is an instance of what the expected constructor should build, rather than a constructor."""
     arguments = typing.get_args(annotation)
     wanted = arguments[-1] if arguments else Any
     return isinstance(wanted, type) and wanted not in _UNCHECKED and isinstance(value, wanted)
 
 
 def _reference_mismatch(reference: Reference, annotation: Any) -> str | None:
-    """References are checked by what they name: a constructor for a callable, its product for anything else."""
+    """Checks a reference by its target: a constructor for a callable, its product for any other annotation."""
     if _reference_fits(reference, annotation):
         return None
     if reference.evaluate or not _asks_for_constructor(annotation):
@@ -94,7 +97,7 @@ def _reference_mismatch(reference: Reference, annotation: Any) -> str | None:
 
 
 def _reference_fits(reference: Reference, annotation: Any) -> bool:
-    """Whether a reference fits an annotation that is no union."""
+    """Whether a reference fits an annotation that is not a union."""
     made, arguments = _made_by(reference.configurable.target), typing.get_args(annotation)
     if reference.evaluate:
         if _asks_for_constructor(annotation):
@@ -116,7 +119,7 @@ def _are_types(*kinds: Any) -> bool:
 
 
 def _made_by(target: Any) -> Any:
-    """The type of what a class or function makes, as far as it says; Any where that is known only once it is made."""
+    """The type that a class or function returns; Any if its annotation does not determine it."""
     if isinstance(target, type):
         return target
     made = annotations_of(target).get("return", Annotation(Any)).type
@@ -124,7 +127,7 @@ def _made_by(target: Any) -> Any:
 
 
 def _product_is_constructor(made: Any, arguments: tuple) -> bool:
-    """Whether what `@X()` makes may stand where a constructor is asked for, as the product of some factories may."""
+    """Whether the result of `@X()` can be a constructor, as that of a factory can."""
     if made in _UNCHECKED or not isinstance(made, type):
         return True
     wanted = arguments[-1] if arguments else Any
@@ -134,7 +137,7 @@ def _product_is_constructor(made: Any, arguments: tuple) -> bool:
 
 
 def _fits_what_is_wanted(made: Any, wanted: Any) -> bool:
-    """Whether a constructor of the one may stand where a constructor of the other is asked for."""
+    """Whether a constructor of `made` is accepted where a constructor of `wanted` is expected."""
     if _are_types(made, wanted):
         return _may_stand_for(made, wanted)
     is_function = [typing.get_origin(kind) is collections.abc.Callable for kind in (made, wanted)]
@@ -160,7 +163,7 @@ def _product(kind: Any) -> str:
 def _may_stand_for(made: type, wanted: type) -> bool:
     if getattr(wanted, "_is_protocol", False) or issubclass(made, wanted) or (wanted is float and made is int):
         return True
-    # A class that was defined again is another object: what names the old one means the new one too.
+    # A redefined class is another object: annotations with the old one accept the new one too.
     return any((b.__module__, b.__qualname__) == (wanted.__module__, wanted.__qualname__) for b in made.__mro__)
 
 
@@ -210,7 +213,7 @@ def _expected(annotation: Any, value: Any) -> str:
 
 
 def _bracket_hint(annotation: Any, value: Any) -> str:
-    """Says so where a reference would fit with brackets, or without."""
+    """A hint if the reference would fit with parentheses, or without."""
     is_union = typing.get_origin(annotation) in (Union, types.UnionType)
     options = typing.get_args(annotation) if is_union else (annotation,)
     if not isinstance(value, Reference):
@@ -220,19 +223,19 @@ def _bracket_hint(annotation: Any, value: Any) -> str:
         return ""
     name = "/".join((*value.scopes, value.configurable.name))
     if value.evaluate:
-        return f" (without brackets, @{name}, it is the constructor)"
-    return f" (with brackets, @{name}(), it is what the constructor makes)"
+        return f" (without parentheses, @{name} is the constructor)"
+    return f" (with parentheses, @{name}() is the constructor's result)"
 
 
 def takes_constructor(annotation: Any) -> bool:
-    """Whether a reference without brackets fits the annotation, alone, among other values or in a container."""
+    """Returns whether an annotation accepts a constructor, alone, in a union or in a container."""
     if typing.get_origin(annotation) in (Union, types.UnionType, tuple, *_SEQUENCES, *_MAPPINGS):
         return any(takes_constructor(option) for option in typing.get_args(annotation))
     return _asks_for_constructor(annotation)
 
 
 def describe(value: Any) -> str:
-    """A value and its type, for a message."""
+    """Returns a value and its type as text for a message."""
     if isinstance(value, Reference):
         name = "/".join((*value.scopes, value.configurable.name))
         return f"the result of @{name}()" if value.evaluate else f"the reference @{name}"
@@ -247,14 +250,14 @@ def describe(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is written in a configuration where it holds references, else as Python shows it."""
+    """A value that contains references in the syntax of a configuration, any other by its `repr`."""
     if not any(isinstance(node, Reference | Macro | Constant) for node in walk(value)):
         return repr(value)
     return to_text(substitute(value, lambda node: node if isinstance(node, _NODES) else repr(node)), lambda _: None)
 
 
 def spell(annotation: Any) -> str:
-    """An annotation as a person writes it."""
+    """Returns an annotation as text for a message."""
     if annotation is None or annotation is type(None):
         return "None"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

@@ -1,4 +1,4 @@
-"""Values as configuration text holds them: literals, references, macros and constants; to text and back."""
+"""Values in configuration text, and their conversion to text: literals, references, macros, constants, expressions."""
 
 import enum
 import math
@@ -14,9 +14,12 @@ from ml.config.signatures import Configurable
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`@scope/Name`, the constructor, or `@scope/Name()`, what it makes.
+    """`@scope/Name`, the constructor, or `@scope/Name()`, its result.
 
-    Wherever it is built, `scopes` are added to the active scope there (rule 4).
+    Attributes:
+        scopes: The scopes that are added to the active scope at the call (rule 4).
+        configurable: The configurable.
+        evaluate: Whether the constructor is called.
     """
 
     scopes: tuple[str, ...]
@@ -26,14 +29,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Macro:
-    """`%NAME`: whatever the configuration binds to that name."""
+    """`%NAME`: a name that the configuration defines."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """`%NAME` of a registered constant: a dtype, the member of an enum, infinity."""
+    """`%NAME` of a registered constant, such as a dtype, an enum member or infinity."""
 
     name: str
     value: Any
@@ -47,14 +50,14 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """Arithmetic with one operand, `-%a`, or two, `%a * 4`."""
+    """An arithmetic operation with one operand, `-%a`, or two, `%a * 4`."""
 
     operator: str
     operands: tuple[Any, ...]
 
 
 class UnwritableError(ValueError):
-    """A value that no configuration text can hold."""
+    """A value that cannot be written as configuration text."""
 
 
 _Enum = TypeVar("_Enum", bound=type[enum.Enum])
@@ -62,13 +65,18 @@ _constant_names: dict[tuple[type, Any], str] = {}
 
 
 def register_constant(name: str, value: Any) -> None:
-    """Makes `value` writable as `%name`, and readable back; `value` must be hashable and a name is given once."""
+    """Makes a value readable and writable as `%name` in configurations.
+
+    Args:
+        name: The name, which can be registered once.
+        value: The value, which must be hashable.
+    """
     if _constant_names.setdefault((type(value), value), name) == name and name not in gin_internals.constants():
         gin.constant(name, value)
 
 
 def register_enum(cls: _Enum) -> _Enum:
-    """Makes the members of an enum writable as `%ClassName.MEMBER`; usable as a decorator, for `StrEnum` too."""
+    """Makes the members of an enum readable and writable as `%ClassName.MEMBER`. Usable as a decorator."""
     for member in cls:
         register_constant(f"{cls.__module__}.{cls.__qualname__}.{member.name}", member)
     return cls
@@ -76,27 +84,27 @@ def register_enum(cls: _Enum) -> _Enum:
 
 register_constant("math.inf", math.inf)
 register_constant("math.minus_inf", -math.inf)
-gin.constant("math.nan", math.nan)  # equal to nothing, so looked up by hand in `to_text`
+gin.constant("math.nan", math.nan)  # not equal to itself, so `to_text` handles it separately
 
 LEFT_OUT = Constant("juniper.left_out", "juniper.left_out")
-"""The value of an option that had no effect in a saved run: the run knows that it was set, and not to what."""
+"""The value of an option that had no effect in a saved run. The run records that it was set, but not its value."""
 gin.constant(LEFT_OUT.name, LEFT_OUT.value)
 
 
 REMOVED = Constant("juniper.unset", "juniper.unset")
-"""In place of a value: the lines that set the parameter, or the entry, are as if they were not there."""
+"""In place of a value: removes the earlier bindings of the parameter, or the entry."""
 gin.constant(REMOVED.name, REMOVED.value)
 
 
 class DictKeyError(ValueError):
-    """A key that cannot be one, or that a dict has twice."""
+    """A dict key that is not hashable or occurs twice."""
 
 
 def unique_keys(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """The dict of these items.
+    """Returns the dict of these items.
 
     Raises:
-        DictKeyError: where a key occurs twice or is no key.
+        DictKeyError: A key occurs twice or is not hashable.
     """
     made: dict[Any, Any] = {}
     for key, item in items:
@@ -111,7 +119,7 @@ def unique_keys(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def walk(value: Any):
-    """Every node of a value, containers included, in order."""
+    """Yields every node of a value, containers included, in order."""
     yield value
     if isinstance(value, dict):
         for key, item in value.items():
@@ -126,12 +134,12 @@ def walk(value: Any):
 
 
 def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
-    """The value with `replace` applied to each leaf; containers are copied, their order kept.
+    """Returns a copy of a value with `replace` applied to each leaf, in the same order.
 
-    An expression counts as a leaf too, once its operands are replaced.
+    An expression counts as a leaf after its operands are replaced.
 
     Raises:
-        DictKeyError: where two keys of a dict become equal.
+        DictKeyError: Two keys of a dict become equal.
     """
     if type(value) is dict:
         return unique_keys((substitute(key, replace), substitute(item, replace)) for key, item in value.items())
@@ -143,7 +151,7 @@ def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
 
 
 def short_name(configurable: "Configurable") -> str:
-    """The name of a configurable without its module."""
+    """Returns the name of a configurable without its module."""
     return configurable.name
 
 
@@ -152,15 +160,15 @@ def to_text(
     find: Callable[[Any], Reference | None],
     spell: Callable[["Configurable"], str] = short_name,
 ) -> str:
-    """The value as gin text that parses back to it.
+    """Returns the gin text that parses back to a value.
 
     Args:
-        value: a literal, a `Reference`, `Macro` or `Constant`, or a Python object that stands for one.
-        find: gives the reference for a class or function that is configurable, else None.
-        spell: gives the name of a configurable.
+        value: A literal, a `Reference`, `Macro`, `Constant` or `Expression`, or a Python object that represents one.
+        find: Returns the reference to a configurable class or function, and None for any other value.
+        spell: Returns the name of a configurable.
 
     Raises:
-        UnwritableError: where there is no such text.
+        UnwritableError: There is no such text.
     """
     if isinstance(value, Reference):
         name = "/".join((*value.scopes, spell(value.configurable)))
@@ -189,7 +197,7 @@ def to_text(
     except (KeyError, TypeError):
         raise UnwritableError(
             f"{value!r} of type {kind.__module__}.{kind.__qualname__} cannot be written to a configuration; "
-            "make it configurable, or give it a name with ml.config.register_constant"
+            "make it configurable or register it with ml.config.register_constant"
         ) from None
 
 
@@ -197,9 +205,8 @@ def _expression_text(expression: Expression, find: Callable[[Any], Reference | N
     level, operands = _level(expression), expression.operands
     if len(operands) == 1:
         return f"{expression.operator}{_operand_text(operands[0], level, find)}"
-    is_power = (
-        expression.operator == "**"
-    )  # it groups from the right, and takes a sign there; the others group from the left
+    # A power groups from the right and allows a sign on the right; the others group from the left.
+    is_power = expression.operator == "**"
     left = _operand_text(operands[0], level + is_power, find)
     right = _operand_text(operands[1], 2 if is_power else level + 1, find)
     return f"{left} {expression.operator} {right}"
@@ -211,7 +218,7 @@ def _operand_text(operand: Any, level: int, find: Callable[[Any], Reference | No
 
 
 def _level(value: Any) -> int:
-    """The tightness with which a value binds: sums, products, signs, powers, everything else."""
+    """The precedence of a value: sums, products, signs, powers, everything else."""
     if isinstance(value, Expression):
         return 2 if len(value.operands) == 1 else {"+": 0, "-": 0, "**": 3}.get(value.operator, 1)
     return 2 if type(value) in (int, float) and math.copysign(1, value) < 0 else 4

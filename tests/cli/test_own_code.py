@@ -100,7 +100,7 @@ def test_a_changed_module_is_an_error_and_is_not_used(trained, run, tmp_path, mo
     with pytest.raises(ConfigError) as caught:
         ml.open_run(run).config  # noqa: B018
     (problem,) = caught.value.problems
-    assert problem.message.startswith("my_sizes.py is not the file that this run was made with")
+    assert problem.message.startswith("my_sizes.py differs from the file that this run was created with")
     assert "trust_code=True" in problem.message
     trusted = ml.open_run(run, trust_code=True)
     assert trusted.build().decoder.blocks[0].mlp.up.out_features == 48
@@ -110,7 +110,7 @@ def test_a_changed_module_is_an_error_and_is_not_used(trained, run, tmp_path, mo
 
 def test_a_changed_copy_is_an_error(run):
     (run / "code" / "my_sizes.py").write_text("WIDTH = 50\n")
-    with pytest.raises(ConfigError, match="in the copy of the run's code is not what the run was made with"):
+    with pytest.raises(ConfigError, match="in the run's copy of the code has changed since the run was created"):
         ml.open_run(run, trust_code=True).config  # noqa: B018
 
 

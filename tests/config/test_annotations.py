@@ -152,8 +152,8 @@ def test_a_value_that_cannot_be_fully_checked_is_a_warning_with_its_place():
             "Bench.make = @Hammer()",
             f"Bench.make must be {TOOL}, not the result of",
         ),
-        ("Bench.make = @far/Hammer()", "(without brackets, @far/Hammer, it is the constructor)"),
-        ("Bench.kinds = {'a': @Hammer, 'b': @Hammer()}", "(without brackets, @Hammer, it is the constructor)"),
+        ("Bench.make = @far/Hammer()", "(without parentheses, @far/Hammer is the constructor)"),
+        ("Bench.kinds = {'a': @Hammer, 'b': @Hammer()}", "(without parentheses, @Hammer is the constructor)"),
         (
             "Bench.make = @unannotated()",
             f"Bench.make must be {TOOL}, not a test_annotations.Hammer",
@@ -165,7 +165,7 @@ def test_a_value_that_cannot_be_fully_checked_is_a_warning_with_its_place():
         ("Bench.tool = @wrong_product()", "Bench.tool must be Tool | None, not 3 (int)"),
         ("Bench.tools = [@unannotated(), @wrong_product()]", "Bench.tools [1] must be Tool, not 3 (int)"),
         ("Bench.tool = @Callback()", "Bench.tool must be Tool | None, not the result of @Callback()"),
-        ("Bench.tool = @Hammer", "(with brackets, @Hammer(), it is what the constructor makes)"),
+        ("Bench.tool = @Hammer", "(with parentheses, @Hammer() is the constructor's result)"),
     ],
 )
 def test_the_result_of_a_reference_is_checked_at_its_binding(binding, message):

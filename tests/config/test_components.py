@@ -155,7 +155,7 @@ def test_a_missing_module_is_an_error_with_the_searched_folders(tmp_path):
         load_small(main, search_path=[tmp_path / "search"])
     (problem,) = caught.value.problems
     assert "there is no module 'my_layers'; did you mean 'my_layer'?" in problem.message
-    assert f"looked for in {tmp_path}/exp, ., {tmp_path}/search, and where Python looks" in problem.message
+    assert f"searched {tmp_path}/exp, ., {tmp_path}/search, and the path of Python" in problem.message
     assert problem.location.line == SMALL.count("\n") + 1
 
 

@@ -8,13 +8,13 @@ DOUBLED = "\n".join([f"m{i} = [%m{i + 1}, %m{i + 1}]" for i in range(30)])
 NESTED = "[" * 40 + "{}" + "]" * 40
 
 CASES = {
-    "float that overflows": ("Linear.lr_scale = 1e400", "Linear.lr_scale has a number that is larger than any float"),
+    "float that overflows": ("Linear.lr_scale = 1e400", "Linear.lr_scale has a number that exceeds the range of float"),
     "float in a list": ("Mamba2.dt_limit = (0.0, -1e999)", "Mamba2.dt_limit has a number that is larger"),
-    "float in a macro": ("LR = 1e400", "the macro LR has a number that is larger than any float"),
+    "float in a macro": ("LR = 1e400", "macro LR has a number that exceeds the range of float"),
     "integer for an integer": (f"Attention.head_size = {2**70}", "Attention.head_size must fit in 64 bits"),
     "smallest integer": (f"Attention.head_size = {-(2**63) - 1}", "Attention.head_size must fit in 64 bits"),
     "integer for a float": (f"Linear.lr_scale = {10**400}", "Linear.lr_scale must be at most 1.8e308"),
-    "integer of many digits": (f"Linear.lr_scale = {'1' * 5000}", "a number of 5,000 digits is larger than"),
+    "integer of many digits": (f"Linear.lr_scale = {'1' * 5000}", "a number of 5,000 digits is too large"),
     "lists": (f"Linear.bias = {DEEP}", "its brackets are nested more than 64 levels deep"),
     "few lists": (f"Linear.bias = {'[' * 70}{']' * 70}", "Linear.bias is nested more than 64 levels deep"),
     "tuples": (f"Linear.bias = {'(' * 5000}1{')' * 5000}", "its brackets are nested more than 64 levels deep"),

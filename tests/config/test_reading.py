@@ -57,11 +57,11 @@ def test_nested_includes_are_read_once_each(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     {
-        "twice": (["base", "base"], "base.gin is named twice, and a file is read once"),
-        "after another": (["base", "a", "base"], "base.gin is named twice, and a file is read once"),
+        "twice": (["base", "base"], "base.gin is given twice, and a file is read once"),
+        "after another": (["base", "a", "base"], "base.gin is given twice, and a file is read once"),
         "after one that includes it": (
             ["a", "base"],
-            "base.gin is included already (a.gin:1), and a file is read once",
+            "base.gin is already included (a.gin:1), and a file is read once",
         ),
     }.values(),
 )

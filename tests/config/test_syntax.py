@@ -139,7 +139,7 @@ def test_a_singleton_keeps_its_name_under_a_scope(load_model, files):
 def test_a_saved_operative_config_cannot_be_included_under_a_scope(load_model, problems, files):
     (files / "saved.gin").write_text(load_model().operative)
     found = problems("include 'saved.gin' under 'decoder'", search_path=[files])
-    assert any("a saved operative config cannot be read under a scope" in problem for problem in found)
+    assert any("an operative config cannot be included under a scope" in problem for problem in found)
 
 
 MISTAKES = {

@@ -81,7 +81,7 @@ MISFITS = [
     (3, Callable[..., nn.Module], "must be a reference (@Name) to a constructor of Module, not 3 (int)"),
     (LINEAR, int, "must be int, not the reference @Linear"),
     (NORM_MADE, int, "must be int, not the result of @RMSNorm()"),
-    (LINEAR, nn.Module, "with brackets, @Linear()"),
+    (LINEAR, nn.Module, "with parentheses, @Linear()"),
 ]
 
 
