@@ -152,7 +152,7 @@ def test_a_mistake_gives_one_message_exit_code_2_and_no_files(train, work, argum
 
 def test_bindings_without_effect_can_be_allowed(train):
     refused = train(*TINY, "--gin.qeury/Linear.bias=True", "--dry_run", check=2)
-    assert "no module ever enters the scope 'qeury'; did you mean 'query'?" in refused.stderr
+    assert "there is no scope 'qeury' in the model; did you mean 'query'?" in refused.stderr
     allowed = train(*TINY, "--gin.qeury/Linear.bias=True", "--dry_run", "--allow_unused_bindings", check=0)
     assert "1 warning in the configuration" in allowed.stderr
 

@@ -184,7 +184,7 @@ def test_imports_are_not_visible_to_other_configurations(tmp_path):
     )
     load_small(gin(tmp_path / "exp"))
     for name in ("MyMLP", "MyPart"):
-        with pytest.raises(ConfigError, match=f"there is no configurable '{name}'.*write `import my"):
+        with pytest.raises(ConfigError, match=f"there is no configurable '{name}'.*add `import my"):
             load_small(bindings=[SMALL, f"DecoderBlock.mlp = @{name}"])
     text = USE.replace("my_layers", "my_other").replace("MyMLP", "MyPart")
     assert type(mlp_of(load_small(gin(tmp_path / "exp", text)))).__name__ == "MyPart"

@@ -11,9 +11,9 @@ from ml.layers.linear import Linear
 def left_out(config) -> dict[str, str]:
     """Returns each skipped statement with its reason, without places."""
     lines = config.text.splitlines()
-    found = [(lines[i + 1], line) for i, line in enumerate(lines) if line.startswith("# left out: ")]
+    found = [(lines[i + 1], line) for i, line in enumerate(lines) if line.startswith("# omitted: ")]
     return {
-        text.removeprefix("# ").partition("  #")[0].strip(): why.removeprefix("# left out: ").partition(" (")[0]
+        text.removeprefix("# ").partition("  #")[0].strip(): why.removeprefix("# omitted: ").partition(" (")[0]
         for text, why in found
     }
 
@@ -66,7 +66,7 @@ def test_a_line_shadowed_within_its_source_is_an_error(tmp_path, files, flags):
     with pytest.raises(ConfigError) as caught:
         load(named, [SMALL, *flags], root=build_on_meta)
     (problem,) = caught.value.problems
-    assert problem.message.startswith("it is shadowed everywhere, by ")
+    assert problem.message.startswith("it is overridden everywhere by ")
     assert problem.statement == "RMSNorm.epsilon = 0.001"
 
 
@@ -187,9 +187,12 @@ def test_a_required_option_of_a_replaced_part_is_skipped(tmp_path):
 
 
 REQUIRED = {
-    "in a scope that nothing enters": ("qeury/Linear.bias", "no module ever enters the scope 'qeury'"),
+    "in a scope that nothing enters": ("qeury/Linear.bias", "there is no scope 'qeury' in the model"),
     "in a scope that holds no such thing": ("mlp/Attention.num_heads", "no Attention is built in the scope 'mlp'"),
-    "of a shape that the parent decides": ("Linear.in_features", "Linear.in_features is decided by the parent"),
+    "of a shape that the parent decides": (
+        "Linear.in_features",
+        "Linear.in_features cannot be bound: the parent always passes it",
+    ),
     "of a part that is not built": ("Mamba2.state_size", "Mamba2 is not built"),
 }
 

@@ -9,7 +9,7 @@ NESTED = "[" * 40 + "{}" + "]" * 40
 
 CASES = {
     "float that overflows": ("Linear.lr_scale = 1e400", "Linear.lr_scale has a number that exceeds the range of float"),
-    "float in a list": ("Mamba2.dt_limit = (0.0, -1e999)", "Mamba2.dt_limit has a number that is larger"),
+    "float in a list": ("Mamba2.dt_limit = (0.0, -1e999)", "Mamba2.dt_limit has a number that exceeds"),
     "float in a macro": ("LR = 1e400", "macro LR has a number that exceeds the range of float"),
     "integer for an integer": (f"Attention.head_size = {2**70}", "Attention.head_size must fit in 64 bits"),
     "smallest integer": (f"Attention.head_size = {-(2**63) - 1}", "Attention.head_size must fit in 64 bits"),
@@ -22,15 +22,15 @@ CASES = {
     "macros": (f"{CHAIN}\nm2000 = 1\nLinear.bias = %m0", "at most 64 levels deep"),
     "macros that double": (f"{DOUBLED}\nm30 = 1\nLinear.bias = %m0", "10,000 macros in total"),
     "macros that nest": (f"a = {NESTED.format(1)}\nLinear.bias = {NESTED.format('%a')}", "at most 64 levels"),
-    "range": (f"block_0_to_{'9' * 5000}/Linear.bias = True", "no module ever enters the scope"),
-    "index": (f"block_{'9' * 5000}/Linear.bias = True", "no module ever enters the scope"),
-    "scopes": ("a/" * 5000 + "Linear.bias = True", "no module ever enters the scope 'a'"),
+    "range": (f"block_0_to_{'9' * 5000}/Linear.bias = True", "there is no scope"),
+    "index": (f"block_{'9' * 5000}/Linear.bias = True", "there is no scope"),
+    "scopes": ("a/" * 5000 + "Linear.bias = True", "there is no scope 'a' in the model"),
     "hidden size": (f"LanguageModel.hidden_size = {2**40}", "LanguageModel.hidden_size must be at most 2,147,483,647"),
     "vocabulary": (f"LanguageModel.vocab_size = {2**40}", "LanguageModel.vocab_size must be at most 2,147,483,647"),
     "number of blocks": (f"decoder/Repeat.num_blocks = {2**40}", "Repeat.num_blocks must be at most 65,536"),
     "whole tensor": (
         f"LanguageModel.vocab_size = {2**31 - 1}\nLanguageModel.hidden_size = {2**20}",
-        "Parameter.shape, which the parent decides, is (2147483647, 1048576)",
+        "Parameter.shape, which the parent determines, is (2147483647, 1048576)",
     ),
 }
 

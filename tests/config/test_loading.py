@@ -12,9 +12,9 @@ TYPOS = {
         "linear.bias = False",
         "there is no configurable 'linear'; did you mean 'Linear'?",
     ),
-    "scope": ("qeury/Linear.bias = False", "no module ever enters the scope 'qeury'; did you mean 'query'?"),
-    "index of a scope": ("block_7/Linear.bias = False", "no module ever enters the scope 'block_7'"),
-    "range of a scope": ("blok_0_to_2/Linear.bias = False", "no module ever enters the scope 'blok_0_to_2'"),
+    "scope": ("qeury/Linear.bias = False", "there is no scope 'qeury' in the model; did you mean 'query'?"),
+    "index of a scope": ("block_7/Linear.bias = False", "there is no scope 'block_7' in the model"),
+    "range of a scope": ("blok_0_to_2/Linear.bias = False", "there is no scope 'blok_0_to_2' in the model"),
     "reference": (
         "DecoderBlock.mlp = @GatedMPL",
         "there is no configurable 'GatedMPL' in @GatedMPL; did you mean 'GatedMLP'?",
@@ -71,7 +71,7 @@ def test_seven_errors_in_two_files_are_in_one_report_in_order(problems, tmp_path
     expected = [
         "first.gin:1: Linear has no parameter 'biass'",
         "first.gin:2: Linear.bias must be bool, not 1 (int)",
-        "first.gin:3: no module ever enters the scope 'layer'",
+        "first.gin:3: there is no scope 'layer' in the model",
         "first.gin:4: cannot be read",
         "second.gin:2: there is no configurable 'NoSuch'",
         "second.gin:3: Attention.num_kv_heads must divide num_heads (4), not 3",

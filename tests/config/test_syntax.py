@@ -115,7 +115,7 @@ def test_an_unknown_scope_is_an_error_of_each_binding(problems, files):
     found = problems(
         "include 'wide.gin' under 'block_9'\nblock_2/DecoderBlock.mlp = @wide/GatedMLP", search_path=[files]
     )
-    assert any("wide.gin:1: no module ever enters the scope 'block_9'" in problem for problem in found)
+    assert any("wide.gin:1: there is no scope 'block_9' in the model" in problem for problem in found)
 
 
 def test_one_file_can_be_included_under_two_scopes(load_model, files):

@@ -173,7 +173,7 @@ def test_the_latest_definition_of_a_class_is_used(changing):
     assert (after.build(Keeper).kept.count, after.build(Keeper).made) == (5, [2])
     with pytest.raises(ValueError, match="Changing has no parameter 'number'"):
         load_keeper(*bindings, "Changing.number = 5")
-    with pytest.raises(ml.ConfigError, match="Changing, changing_function was defined again since this configuration"):
+    with pytest.raises(ml.ConfigError, match="Changing, changing_function was redefined since this configuration"):
         before.build(Keeper)
 
 
