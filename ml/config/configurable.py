@@ -17,10 +17,10 @@ from ml.config.values import Reference
 
 
 class ActiveBuild(Protocol):
-    """What is asked while a configuration is being built; see `ml.config.construction.Build`."""
+    """Interface of the build in progress; see `ml.config.construction.Build`."""
 
     def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
-        """Calls a constructor with the values that the configuration has for it."""
+        """Calls a constructor with its configured values."""
 
     def child(
         self,
@@ -34,10 +34,10 @@ class ActiveBuild(Protocol):
         """Builds a child in the scope `name`."""
 
     def parameter_problem(self, parameter: str, message: str) -> None:
-        """Takes note that a parameter has a value that does not fit."""
+        """Records that a parameter has an invalid value."""
 
     def unused(self, parameter: str, because: tuple[str, ...]) -> None:
-        """Takes note that a parameter has no effect."""
+        """Records that a parameter has no effect."""
 
 
 class _Active(threading.local):

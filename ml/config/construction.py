@@ -26,7 +26,7 @@ from ml.config.values import Reference, substitute
 _Product = TypeVar("_Product")
 _NOTHING: Mapping[str, Any] = {}
 _DEEPEST = 100  # nested constructors; a deep model has twenty
-_Here = tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]  # a scope as gin holds it, as a path, and reduced
+_Here = tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]  # a scope as gin's list, as a path, and reduced
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
 
 

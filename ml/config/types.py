@@ -57,7 +57,7 @@ def _union_mismatch(value: Any, annotation: Any, arguments: tuple) -> str | None
     problems = [problem for problem in found if problem is not None]
     if len(problems) < len(found):
         return None
-    inside = [problem for problem in problems if not problem.startswith("must")]  # right on the outside, wrong within
+    inside = [problem for problem in problems if not problem.startswith("must")]  # the container fits, an item does not
     return inside[0] if len(inside) == 1 else out_of_range(value, arguments) or _expected(annotation, value)
 
 
