@@ -115,9 +115,9 @@ def test_a_default_that_disables_an_option_is_named():
     with pytest.raises(ml.ConfigError, match=r"no effect where Linear\.bias = False"):
         ml.load(BASE, bindings)
     with pytest.raises(
-        ml.ConfigError, match=r"Shelf\.books has no effect where Shelf\.is_open = False \(its default\)"
+        ml.ConfigError, match=r"Bookcase\.books has no effect where Bookcase\.is_open = False \(its default\)"
     ):
-        config_load((), "Shelf.books = 3", root=Shelf)
+        config_load((), "Bookcase.books = 3", root=Bookcase)
 
 
 @configurable
@@ -134,14 +134,14 @@ def test_an_option_disabled_by_a_parent_is_an_error_too():
 
 
 @configurable
-class Shelf:
+class Bookcase:
     def __init__(self, *, is_open: bool = False, books: int = 1):
         unused(not is_open, "books", "is_open")
 
 
 @pytest.mark.parametrize("recipe", ["recipes/gemma3_1b.gin"])
 def test_one_flag_removes_the_mlp_of_a_shipped_model(recipe, tmp_path):
-    config = ml.load(recipe, "DecoderBlock.mlp = None")
+    config = ml.load(recipe, ["DecoderBlock.mlp = None", "TokenFiles.paths = 'tokens'"])
     assert "# DecoderBlock.mlp_output_norm = @RMSNorm" in config.text
     (tmp_path / "saved.gin").write_text(config.operative)
     assert ml.load(tmp_path / "saved.gin").operative == config.operative

@@ -239,7 +239,7 @@ class Analyzer:
 
 
 def _holds_a_name(raw: Any) -> bool:
-    """Whether a raw value refers to anything."""
+    """True if a raw value refers to anything."""
     return bool(macro_names(raw)) or any(isinstance(node, RawReference) for node in walk(raw))
 
 

@@ -165,7 +165,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return module if all(map(self._is_current, facts.needs)) else None
 
     def _is_current(self, module: ModuleType) -> bool:
-        """Whether importing a needed module now would give the same module."""
+        """True if importing a needed module now gives the same module."""
         facts, name = _facts(module), module.__name__
         if facts is None:
             return True

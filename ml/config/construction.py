@@ -267,7 +267,7 @@ class Build:
             raise ConfigError([self._failure(call, error)]) from error
 
     def _failure(self, call: Call, error: Exception) -> Problem:
-        """What an error in a constructor tells: a part that lacks what its place needs of it, or faulty code."""
+        """Returns the problem for an error in a constructor: an incomplete component, or faulty code."""
         missing = missing_attribute(error)
         part = self._made.get(id(missing.owner)) if missing else None
         if missing is None or part is None:
@@ -367,7 +367,7 @@ class Build:
             values[name] = _STAND_INS[spec.annotation]
 
     def _needed(self, call: Call) -> None:
-        """Records the options whose values the saved run left out and that have an effect now."""
+        """Records the options without a saved value that have an effect now."""
         for name in call.plan.left_out:
             if name not in call.arguments and name not in call.unused:
                 problem = _missing_problem(call, name, call.plan.candidates[name][-1].binding)
@@ -384,7 +384,7 @@ class Build:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all required parameters are set."""
+        """True if all required parameters are set."""
         return not self._unset
 
     def _wrong_call(self, call: Call, plain, args: tuple, values: dict, error: TypeError) -> None:

@@ -72,7 +72,7 @@ def _replaced_by_later(bindings: list[Binding]) -> set[Binding]:
 
 
 def _is_fulfilled(requirement: Binding, places: Places) -> bool:
-    """Whether a required parameter is set at a place whose parent does not pass it."""
+    """True if a required parameter is set at a place whose parent does not pass it."""
     return any(not obstacle.decided for obstacle in places.obstacles(requirement))
 
 

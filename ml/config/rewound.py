@@ -173,7 +173,7 @@ class RewoundBuild(Build):
 
 
 def _chooses(binding: Binding) -> bool:
-    """Whether a binding selects constructors or their results, alone or in a list or dict."""
+    """True if a binding selects constructors or their results, alone or in a list or dict."""
     return binding.constructs or any(_references(state.value) for state in binding.states)
 
 

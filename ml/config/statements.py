@@ -40,7 +40,7 @@ class Layer(enum.IntEnum):
 
     @property
     def explicit(self) -> bool:
-        """Whether a user set it."""
+        """True if a user set it."""
         return self >= Layer.FILE
 
 
@@ -124,12 +124,12 @@ class Binding:
 
     @property
     def requires(self) -> bool:
-        """Whether the value is `%gin.REQUIRED`: the parameter must be set by another binding."""
+        """True if the value is `%gin.REQUIRED`: the parameter must be set by another binding."""
         return isinstance(self.value, Constant) and self.value.value is gin.REQUIRED
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the value is `%juniper.left_out`: the option was set in a saved run, without effect."""
+        """True if the value is `%juniper.left_out`: the option was set in a saved run, without effect."""
         return self.value == LEFT_OUT
 
     def text(self, written: bool = False, spell: Callable[[Configurable], str] = short_name) -> str:

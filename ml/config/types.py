@@ -80,7 +80,7 @@ def _scalar_fits(value: Any, annotation: Any, origin: Any) -> bool:
 
 
 def _is_what_is_wanted(value: Any, annotation: Any) -> bool:
-    """Whether a value is an instance of what the expected constructor should build, rather than a constructor."""
+    """True if a value is an instance of what the expected constructor should build, rather than a constructor."""
     arguments = typing.get_args(annotation)
     wanted = arguments[-1] if arguments else Any
     return isinstance(wanted, type) and wanted not in _UNCHECKED and isinstance(value, wanted)
@@ -97,7 +97,7 @@ def _reference_mismatch(reference: Reference, annotation: Any) -> str | None:
 
 
 def _reference_fits(reference: Reference, annotation: Any) -> bool:
-    """Whether a reference fits an annotation that is not a union."""
+    """True if a reference fits an annotation that is not a union."""
     made, arguments = _made_by(reference.configurable.target), typing.get_args(annotation)
     if reference.evaluate:
         if _asks_for_constructor(annotation):
@@ -127,7 +127,7 @@ def _made_by(target: Any) -> Any:
 
 
 def _product_is_constructor(made: Any, arguments: tuple) -> bool:
-    """Whether the result of `@X()` can be a constructor, as that of a factory can."""
+    """True if the result of `@X()` can be a constructor, as that of a factory can."""
     if made in _UNCHECKED or not isinstance(made, type):
         return True
     wanted = arguments[-1] if arguments else Any
@@ -137,7 +137,7 @@ def _product_is_constructor(made: Any, arguments: tuple) -> bool:
 
 
 def _fits_what_is_wanted(made: Any, wanted: Any) -> bool:
-    """Whether a constructor of `made` is accepted where a constructor of `wanted` is expected."""
+    """True if a constructor of `made` is accepted where a constructor of `wanted` is expected."""
     if _are_types(made, wanted):
         return _may_stand_for(made, wanted)
     is_function = [typing.get_origin(kind) is collections.abc.Callable for kind in (made, wanted)]

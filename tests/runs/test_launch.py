@@ -122,7 +122,7 @@ def test_warnings_of_the_configuration_and_of_the_run_go_to_standard_error(folde
     capsys.readouterr()
     train(config, tmp_path / "run")
     errors = capsys.readouterr().err
-    assert "no module ever enters the scope 'qeury'" in errors
+    assert "there is no scope 'qeury'" in errors
     assert re.search(r"^warning: the run reads its data \d\d times", errors, re.M)
 
 
