@@ -112,7 +112,7 @@ def main() -> None:
     result = compare(plainly, through_gin, arguments.rounds)
     print(f"plain Python {result.first:.3f} s, through gin {result.second:.3f} s, ratio {result.ratio:.2f}")
     build, effects = config._checked, config._effects
-    writing = seconds(lambda: operative_config(build, effects.effective, []))
+    writing = seconds(lambda: operative_config(build, effects, []))
     print(f"operative config of {arguments.num_blocks} blocks: {writing:.3f} s")
 
 

@@ -4,6 +4,7 @@ A module calls `child`. `Build` is one build of one configuration: while it is a
 that is called in the thread gets its values from it.
 """
 
+import gc
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -151,9 +152,14 @@ class Build:
         self._scopes.append([])
         self._here: _Here = (self._scopes[-1], (), ())
         active.build = self
+        # A build allocates much and frees little: collections in between took a third of the time of 1,000 blocks.
+        self._collected_garbage = gc.isenabled()
+        gc.disable()
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if self._collected_garbage:
+            gc.enable()
         active.build = None
         self._scopes.pop()
 

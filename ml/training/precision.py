@@ -67,4 +67,5 @@ class PureBFloat16(Precision):
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts the parameters in place; buffers, such as rotary frequencies, keep their dtype."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
