@@ -19,9 +19,12 @@ class RotaryEmbedding(NoProducts):
 
     Attributes:
         num_axes: The coordinates of a position: 1 in a text, 2 (row and column) in an image.
+        depends_on_length: Whether the rotation of a position depends on the length of the pass. Keys cached in earlier
+            passes are then wrong, and attention with it does not decode from a cache.
     """
 
     num_axes: int = 1
+    depends_on_length: bool = False
 
     attention_factor = 1.0  # multiplies query and key
 
@@ -141,6 +144,8 @@ class DynamicRotary(RotaryEmbedding):
         fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
         interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
     """
+
+    depends_on_length = True
 
     def __init__(
         self,

@@ -7,7 +7,16 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ml.layers import DynamicRotary, LinearRotary, Llama3Rotary, Rotary, TwoDimensionalRotary, YarnRotary
+from ml.layers import (
+    Attention,
+    DynamicRotary,
+    LatentAttention,
+    LinearRotary,
+    Llama3Rotary,
+    Rotary,
+    TwoDimensionalRotary,
+    YarnRotary,
+)
 
 LENGTH = 40
 CASES = {
@@ -124,3 +133,13 @@ def test_two_dimensions_need_rows_and_columns():
     x = torch.zeros(1, 3, 1, 8)
     with pytest.raises(ValueError, match="needs rows and columns"):
         TwoDimensionalRotary(8)(x, x, torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("rotary", "decodes"), [(Rotary, True), (YarnRotary, True), (DynamicRotary, False), (None, True)]
+)
+def test_attention_decodes_where_a_rotation_stays_what_it_was(rotary, decodes):
+    assert Attention(64, num_heads=2, rotary=rotary).decodes is decodes
+    if rotary is not None:
+        sizes = {"head_size": 32, "rotary_size": 32, "value_head_size": 32, "key_value_rank": 16}
+        assert LatentAttention(64, num_heads=2, rotary=rotary, **sizes).decodes is decodes

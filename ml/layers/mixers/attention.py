@@ -78,7 +78,6 @@ class Attention(Mixer):
         self.softmax_scale = None if softmax_scale is None else positive_float("softmax_scale", softmax_scale)
         self.soft_cap = None if soft_cap is None else positive_float("soft_cap", soft_cap)
         self.causal = causal
-        self.decodes = causal  # otherwise a new token would change those before it
         self.dropout = probability("dropout", dropout)
 
         size, kv_size = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
@@ -92,6 +91,8 @@ class Attention(Mixer):
         self.query_norm = optional_child("query_norm", query_norm, self.head_size)
         self.key_norm = optional_child("key_norm", key_norm, self.head_size)
         self.rotary = optional_child("rotary", rotary, self.head_size)
+        # Without `causal` a new token would change those before it, and so would a new length with another rotation.
+        self.decodes = causal and (self.rotary is None or not self.rotary.depends_on_length)
         self.sinks = None
         if attention_sinks:
             self.sinks = child("sinks", Parameter, (self.num_heads,), defaults={"weight_decay": 0.0})

@@ -94,7 +94,8 @@ class LatentAttention(Mixer):
         self.rotary = child("rotary", rotary, self.rotary_size)
         self.projections = child("projections", Projections, (self.key_value_down, self.key_rotary, from_x))
         # A token that is decoded meets the latent vectors through the matrices of these two.
-        self.decodes = isinstance(self.key_up, Linear) and isinstance(self.value_up, Linear)
+        is_absorbed = isinstance(self.key_up, Linear) and isinstance(self.value_up, Linear)
+        self.decodes = is_absorbed and not self.rotary.depends_on_length
         self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
