@@ -11,7 +11,7 @@ from ml.blocks import BlockSequence
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import sequence_indices
-from ml.layers.checks import ADDRESSABLE, positive_float
+from ml.layers.checks import ADDRESSABLE, positive, positive_float
 from ml.layers.parameter import adopt_settings
 from ml.models import LanguageModel, materialize, named_parameters_with_scales
 from ml.models.declarations import obstacle_to_allocation
@@ -107,16 +107,18 @@ class Trainer:
         compile: bool = False,
         num_loader_workers: int = 1,
     ):
-        counts = {"num_steps": num_steps, "batch_size": batch_size, "sequence_length": sequence_length}
+        counts = {"num_steps": num_steps, "batch_size": batch_size}
         for name, count in {**counts, "log_every": log_every}.items():
             require(count > 0, name, f"must be positive, not {count}")
+        positive("sequence_length", sequence_length)
         self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
         fits = self.micro_batch_size > 0 and batch_size % self.micro_batch_size == 0
         require(fits, "micro_batch_size", f"must divide Trainer.batch_size ({batch_size}), not be {micro_batch_size}")
         step_fits = batch_size * (sequence_length + 1) * _TOKEN_BYTES <= ADDRESSABLE
         message = f"times Trainer.sequence_length ({sequence_length}) is more tokens than memory can hold: {batch_size}"
         require(step_fits, "batch_size", message)
-        require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
+        if max_grad_norm is not None:
+            positive_float("max_grad_norm", max_grad_norm)
         require(seed >= 0, "seed", f"must not be negative: {seed}")
         if peak_flops is not None:
             positive_float("peak_flops", peak_flops)

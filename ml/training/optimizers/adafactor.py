@@ -46,7 +46,8 @@ class Adafactor(Optimizer):
         if epsilon is not None:
             positive_float("epsilon", epsilon)
         positive_float("minimum_scale", minimum_scale)
-        require(clipping_threshold >= 1.0, "clipping_threshold", f"must be at least 1, not {clipping_threshold}")
+        in_range = 1.0 <= clipping_threshold < math.inf
+        require(in_range, "clipping_threshold", f"must be at least 1 and finite, not {clipping_threshold}")
         self.options = {
             "beta2_decay": beta2_decay,
             "epsilon": epsilon,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ml.config import configurable, require
+from ml.layers.checks import positive_float
 
 
 @configurable
@@ -33,12 +34,11 @@ class SkipStep:
         max_in_a_row: int = 20,
     ):
         require(window > 1, "window", f"must be at least 2, not {window}")
-        require(threshold > 0.0, "threshold", f"must be positive, not {threshold}")
         require(2 <= min_history <= window, "min_history", f"must be from 2 to window ({window}), not {min_history}")
         require(loss or grad_norm, "loss", "must be True where SkipStep.grad_norm is False: nothing would be compared")
         require(max_in_a_row > 0, "max_in_a_row", f"must be positive, not {max_in_a_row}")
         self.window = window
-        self.threshold = threshold
+        self.threshold = positive_float("threshold", threshold)
         self.min_history = min_history
         self.compared = [name for name, is_compared in (("loss", loss), ("grad_norm", grad_norm)) if is_compared]
         self.max_in_a_row = max_in_a_row
