@@ -1,4 +1,4 @@
-"""What of a block's forward pass is kept for its backward pass, and what is computed again."""
+"""Policies that select the activations of a block to save and to recompute."""
 
 from collections.abc import Callable
 from functools import partial

@@ -90,7 +90,7 @@ class MultiTokenPrediction(NoProducts, Stack):
 
     @property
     def num_layers(self) -> int:
-        """The layers of the model and the depths, which stand one after the other."""
+        """Number of layers of the model and of the depths."""
         return self._num_layers_before + self.num_depths
 
     def mixing_children(self) -> Mapping[str, nn.Module]:
@@ -100,11 +100,11 @@ class MultiTokenPrediction(NoProducts, Stack):
     def forward(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> list[tuple[Tensor, Tensor]]:
         """Returns the residual stream (B, T, H) and the targets (B, T) of each depth.
 
-        `x` is the residual stream behind the last block of the model, `embedded` that before the first.
+        `x` is the residual stream after the last block of the model, `embedded` that before the first.
         """
         predictions: list[tuple[Tensor, Tensor]] = []
         for depth in self.children():
-            embedded = F.pad(embedded[:, 1:], (0, 0, 0, 1))  # one place later
+            embedded = F.pad(embedded[:, 1:], (0, 0, 0, 1))  # one position later
             targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
             x = depth(x, embedded, context)
             predictions.append((x, _within_documents(targets, context.documents, len(predictions) + 1)))
@@ -112,7 +112,7 @@ class MultiTokenPrediction(NoProducts, Stack):
 
 
 def _within_documents(targets: Tensor, documents: Tensor | None, distance: int) -> Tensor:
-    """Ignores the targets whose input, `distance` places later, is in another document."""
+    """Ignores the targets whose input, `distance` positions later, is in another document."""
     if documents is None:
         return targets
     later = F.pad(documents[:, distance:], (0, distance), value=-1)[:, : documents.shape[1]]

@@ -1,4 +1,4 @@
-"""A sequence of several kinds of blocks that follow a pattern."""
+"""Sequence of several kinds of blocks in a repeating pattern."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated

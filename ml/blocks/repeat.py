@@ -1,4 +1,4 @@
-"""A sequence of equal blocks."""
+"""Sequence of equal blocks."""
 
 from collections.abc import Callable
 

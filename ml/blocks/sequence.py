@@ -35,5 +35,5 @@ class BlockSequence(NoProducts, Stack):
         return x
 
     def can_hold(self, name: str) -> bool:
-        """Whether a block may have this name, which becomes an attribute and a scope."""
+        """True where a block may have this name, which becomes an attribute and a scope."""
         return name.isidentifier() and not hasattr(type(self), name) and name not in vars(self)

@@ -10,9 +10,9 @@ from ml.layers.protocol import lr_scale_of
 
 
 def share_weights(blocks: list[nn.Module], name: str) -> None:
-    """Gives every block the parameters of the first; the blocks stay apart, each with its own place and state.
+    """Gives every block the parameters of the first; the blocks remain separate modules, each with its own state.
 
-    Requires of `shared` that they are alike: a shared weight has one shape, one initialization and one scale.
+    Requires equal blocks for `shared`: a shared weight has one shape, one initialization and one scale.
     """
     first = dict(blocks[0].named_modules())
     for block in blocks[1:]:
@@ -35,7 +35,7 @@ def _share(source: nn.Module, target: nn.Module, place: str) -> None:
 
 
 def _described(module: nn.Module) -> dict[str, object]:
-    """What must be the same of two modules that share parameters."""
+    """Properties that two modules with shared parameters must have in common."""
     return {
         name: None if parameter is None else (parameter.shape, *map(_comparable, settings_of(module, name) or ()))
         for name, parameter in module._parameters.items()

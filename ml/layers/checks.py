@@ -1,4 +1,4 @@
-"""Range checks that many layers share. Each names the parameter that is wrong and returns a value to go on with."""
+"""Range checks that many layers share. Each names the invalid parameter and returns a usable value."""
 
 import math
 
@@ -6,12 +6,13 @@ from ml.config import require
 
 MAX_SIZE = 2**31 - 1  # of one dimension of a tensor
 MAX_COUNT = 2**16  # of modules that are built one by one
-_STAND_IN = 1024  # for a size that is too large, to find what else is wrong
+_STAND_IN = 1024  # replaces a size that is too large, so that further errors are found
 ADDRESSABLE = 2**47  # bytes that one process can address
 
 
 def positive(parameter: str, value: int, at_most: int = MAX_SIZE) -> int:
-    """Requires `0 < value <= at_most`. Returns such a value, so that a construction that collects its errors can go on.
+    """Requires `0 < value <= at_most`. Returns a valid value, so that the construction can collect
+    further errors.
 
     Args:
         parameter: Name for the message.
@@ -24,7 +25,7 @@ def positive(parameter: str, value: int, at_most: int = MAX_SIZE) -> int:
 
 
 def heads_or_default(hidden_size: int, num_heads: int | None) -> int:
-    """`num_heads`, or where it is None one head for each 128 of the width, and one at least."""
+    """`num_heads`, or one head per 128 channels and at least one where it is None."""
     return max(hidden_size // 128, 1) if num_heads is None else positive("num_heads", num_heads)
 
 

@@ -1,4 +1,4 @@
-"""The loss of a head whose logits never exist all at once."""
+"""Loss of a language model head in chunks, without all logits in memory."""
 
 import functools
 import operator
@@ -10,14 +10,14 @@ from torch import Tensor
 from ml.layers.loss import LossSums
 
 Loss = Callable[[Tensor, Tensor, Sequence[Tensor]], LossSums]
-"""Of some tokens: (hidden states (n, H), weight (V, H), what else belongs to the tokens, each (n, ...))."""
+"""Loss of n tokens: (hidden states (n, H), weight (V, H), further tensors of the tokens, each (n, ...))."""
 
 
 def chunked_sums(loss: Loss, x: Tensor, weight: Tensor, others: Sequence[Tensor], chunk_size: int) -> LossSums:
     """`loss(x, weight, others)` of x (tokens, H), with `chunk_size` tokens at a time.
 
-    The gradients of x and of the weight are computed together with the loss, so that no chunk is computed twice; the
-    backward pass only multiplies them. Logits take memory for one chunk, whatever the size of the vocabulary.
+    The gradients of x and of the weight are computed together with the loss, so no chunk is computed twice; the
+    backward pass only scales them. Logits of one chunk are in memory at a time.
     """
     pieces = [x.split(chunk_size), *(other.split(chunk_size) for other in others)]
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):

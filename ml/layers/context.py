@@ -1,4 +1,4 @@
-"""What the layers of one forward pass share, and what they keep from one pass to the next while decoding."""
+"""State that the layers of a forward pass share, and the cache of decoding."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Cache:
-    """What decoding goes on from: the state of each mixer, and how far the sequences have come.
+    """Decoding cache: the state of each mixer and the number of tokens so far.
 
     One cache belongs to one batch of sequences. Each forward pass adds its tokens to it.
     """
@@ -19,44 +19,45 @@ class Cache:
         self.documents: Tensor | None = None  # (B, num_tokens)
 
     def advance(self, num_tokens: int, documents: Tensor | None) -> None:
-        """Notes that `num_tokens` more tokens went through the model."""
+        """Records that `num_tokens` more tokens passed through the model."""
         if documents is not None:
             self.documents = self.with_cached(documents)
         self.num_tokens += num_tokens
 
     def with_cached(self, documents: Tensor) -> Tensor:
-        """The documents (B, T) of new tokens behind those of the cached ones: (B, num_tokens + T)."""
+        """Documents of the cached tokens followed by those of the new ones, (B, T): (B, num_tokens + T)."""
         if self.num_tokens and self.documents is None:
-            raise ValueError("documents are told apart after tokens of which none were")
+            raise ValueError("documents cannot be separated after cached tokens without documents")
         return documents if self.documents is None else torch.cat((self.documents, documents), dim=1)
 
 
 @dataclass
 class Auxiliary:
-    """What layers add to the loss, and what they count, in one forward pass in training.
+    """Losses and counts that layers add in one forward pass in training.
 
-    A layer that is run again for its gradient adds again; by then the sums have been taken.
+    A layer that is recomputed in the backward pass adds again, after the sums have been read.
     """
 
     losses: list[Tensor] = field(default_factory=list)  # scalars, each a mean over the tokens, weighted
     loads: list[tuple[nn.Module, Tensor]] = field(default_factory=list)  # of a router: (E) tokens for each expert
 
     def add(self, router: nn.Module, load: Tensor, losses: list[Tensor]) -> None:
-        """Adds what `router` did to one batch."""
+        """Adds the load and the losses of `router` for one batch."""
         self.loads.append((router, load))
         self.losses.extend(losses)
 
 
 @dataclass(frozen=True)
 class Context:
-    """Handed unchanged to every block and mixer of a forward pass.
+    """Inputs of a forward pass that every block and mixer receives unchanged.
 
-    positions: the place of each token in its document, integers of shape (T) or (B, T); None is 0, 1, ..., T-1. Of the
-        patches of images, their rows and columns: (T, 2) or (B, T, 2).
-    documents: a number for each token, (B, T): tokens of a row see each other where it is equal, and a document is
-        never interrupted by another. None: each row is one document.
-    cache: what earlier passes left of the same sequences; None where a pass stands alone.
-    auxiliary: takes what is added to the loss; None where nobody asks.
+    Attributes:
+        positions: Position of each token in its document, integers of shape (T) or (B, T); None is 0, 1, ..., T-1. For
+            patches of images, their rows and columns: (T, 2) or (B, T, 2).
+        documents: Document index of each token, (B, T). Tokens of a row see each other where it is equal; the tokens
+            of a document are contiguous. None: each row is one document.
+        cache: State of earlier passes over the same sequences; None for a single pass.
+        auxiliary: Collects losses and loads; None where they are not needed.
     """
 
     positions: Tensor | None = None
@@ -65,11 +66,11 @@ class Context:
     auxiliary: Auxiliary | None = None
 
     def state(self, mixer: nn.Module) -> Any:
-        """What `mixer` kept in the pass before this one; None at the start and outside of decoding."""
+        """State that `mixer` kept in the previous pass; None at the start and outside of decoding."""
         return None if self.cache is None else self.cache.states.get(mixer)
 
     def keep(self, mixer: nn.Module, state: Any) -> None:
-        """Keeps `state` for the next pass, if there is to be one."""
+        """Keeps `state` for the next pass when decoding."""
         if self.cache is not None:
             self.cache.states[mixer] = state
 
@@ -88,13 +89,13 @@ class Context:
         return documents[:, documents.shape[1] - self.documents.shape[1] - reach :]
 
     def document_starts(self) -> Tensor | None:
-        """(B, T), true where a token is the first of its document; None where documents are not told apart."""
+        """(B, T), true where a token is the first of its document; None where documents are not separated."""
         stretch = self.previous_documents()
         return None if stretch is None else stretch[:, 1:] != stretch[:, :-1]
 
 
 def places_in_documents(documents: Tensor) -> Tensor:
-    """How many tokens of its document stand before each token: (B, T) -> (B, T)."""
+    """Position of each token in its document: (B, T) -> (B, T)."""
     places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]

@@ -56,13 +56,13 @@ class CausalConvolution(Mixer):
         reach = self.kernel_size - 1
         stretch = self._with_previous(x, context)  # (B, K - 1 + T, C)
         if context.cache is not None:
-            # A copy, so that what is kept does not hold on to the whole stretch.
+            # A copy, so that the cache does not keep the whole stretch in memory.
             context.keep(self, stretch[:, stretch.shape[1] - reach :].clone())
         y = causal_convolution(stretch, self.weight, self.bias, context.previous_documents(reach))
         return y if self.activation is None else self.activation(y)  # (B, T, C)
 
     def _with_previous(self, x: Tensor, context: Context) -> Tensor:
-        """`x` behind the K - 1 inputs that came before it, zeros at the start."""
+        """The K - 1 previous inputs, zeros at the start, followed by `x`."""
         kept = context.state(self)
         if kept is None:
             return F.pad(x, (0, 0, self.kernel_size - 1, 0))
@@ -79,8 +79,8 @@ class CausalConvolution(Mixer):
 def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None = None) -> Tensor:
     """Convolves (B, K - 1 + T, C), the first K - 1 of them for their taps only, to (B, T, C).
 
-    weight: (C, 1, K). bias: (C). documents: (B, K - 1 + T); None where all is one document. The taps are added up one
-    after the other: on the CPU the convolutions of the library take two to four times as long forward and backward.
+    weight: (C, 1, K). bias: (C). documents: (B, K - 1 + T); None where all is one document. The taps are added in
+    sequence: on the CPU, torch's convolutions take two to four times as long forward and backward.
     """
     num_taps = weight.shape[-1]
     length = x.shape[1] - num_taps + 1

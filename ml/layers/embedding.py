@@ -111,7 +111,7 @@ class Embeddings(NoProducts):
 
     @property
     def max_sequence_length(self) -> int | None:
-        """How many positions there are, None for any number."""
+        """Number of positions; None is unlimited."""
         return None if self.position is None else self.position.max_sequence_length
 
     def forward(self, tokens: Tensor, context: Context) -> Tensor:

@@ -1,4 +1,4 @@
-"""The experts of a mixture, and two ways to compute them: one after the other, and by grouped matrix products."""
+"""Experts of a mixture, computed one at a time or by grouped matrix products."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from ml.layers.grouped_experts import GROUPINGS, grouped_experts, obstacle_to_gr
 from ml.layers.protocol import NoProducts
 from ml.layers.tracing import has_values
 
-# On the CPU a product in 16 bits is compiled for its shape, which takes longer than a small product itself. Numbers of
-# rows that are rounded up to a multiple of this come again.
+# On the CPU a 16-bit product is compiled for its shape, which takes longer than a small product. Row counts rounded up
+# to a multiple of this repeat.
 _ROWS = 16
 
 
@@ -62,13 +62,13 @@ class Experts(NoProducts):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None = None) -> Tensor:
         """Tokens (N, H), with the weights and numbers (N, k) of their experts, to (N, H)."""
-        x = x.to(computing_dtype(x))  # once, and not for each layer of each expert
+        x = x.to(computing_dtype(x))  # once instead of in each layer of each expert
         if self.is_grouped(x):
             return grouped_experts(self.in_order, x, weights, chosen)
         return self.one_by_one(x, weights, chosen, context)
 
     def is_grouped(self, x: Tensor) -> bool:
-        """Whether grouped products are used for `x`."""
+        """True where grouped products are used for `x`."""
         if self.grouped is not None:
             return self.grouped
         return x.is_cuda and x.dtype == torch.bfloat16 and self.obstacle_to_grouping is None
@@ -76,8 +76,8 @@ class Experts(NoProducts):
     def one_by_one(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None) -> Tensor:
         """Each expert on its own tokens, none of which is dropped.
 
-        The device is waited for, to know how many they are. An expert without tokens computes on none if there is a
-        gradient, which then is zero and not missing.
+        Synchronizes with the device to read the counts. With gradients enabled, an expert without tokens computes on
+        an empty batch, so that its gradient is zero instead of missing.
         """
         shares = shares_of_experts(chosen, len(self.in_order), self.row_multiple(x))
         pairs = zip(self.in_order, shares, strict=True)
@@ -88,13 +88,13 @@ class Experts(NoProducts):
         return _Combine.apply(weights, shares, *outputs)
 
     def row_multiple(self, x: Tensor) -> int:
-        """To a multiple of how many rows the tokens of an expert are filled up, where its rows cannot tell."""
+        """Multiple that the rows of an expert are padded to, where padding cannot affect the other rows."""
         acts_on_rows = all(type(expert) in GROUPINGS for expert in self.in_order)
         return _ROWS if x.device.type == "cpu" and x.element_size() == 2 and acts_on_rows else 1
 
 
 class Share(NamedTuple):
-    """What one expert gets: which of all choices (n), and their tokens (n), behind which others fill up the rows."""
+    """Choices of one expert (n), and their tokens (n), followed by padding."""
 
     choices: Tensor
     tokens: Tensor
@@ -111,7 +111,7 @@ def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> li
 
 
 def _even(count: int, num_parts: int) -> list[int]:
-    """Parts of a count that differ by one at most."""
+    """Splits a count into parts that differ by at most one."""
     return [count // num_parts + (index < count % num_parts) for index in range(num_parts)]
 
 
@@ -161,14 +161,14 @@ class _Combine(torch.autograd.Function):
 
 
 def _taken(x: Tensor, share: Share) -> Tensor:
-    """The rows of a share's tokens, filled up with zeros."""
+    """The rows of a share's tokens, padded with zeros."""
     rows = x.index_select(0, share.tokens)
     rows[len(share.choices) :].zero_()
     return rows
 
 
 def _add(total: Tensor, share: Share, rows: Tensor) -> None:
-    """Adds rows to those of their tokens. No token comes twice in a share, so sums are always in the same order."""
+    """Adds rows to those of their tokens. No token occurs twice in a share, so the sums are deterministic."""
     total.index_add_(0, share.tokens[: len(rows)], rows.to(total.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Experts that are all alike, computed at once: a grouped matrix product for each of their layers."""
+"""Equal experts computed together, by one grouped matrix product per layer."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ _ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so man
 
 
 def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). The device is not waited for."""
+    """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). Does not synchronize."""
     order = Order.by_expert(chosen, len(experts))
     y = GROUPINGS[type(experts[0])].compute(experts, _Gather.apply(x, order), order)  # (N k, H)
     return _WeightedSum.apply(y, weights, order)
@@ -24,8 +24,12 @@ def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, ch
 class Order(NamedTuple):
     """The choices of N tokens, k each, sorted by expert.
 
-    experts, tokens: of each choice (N k), sorted. ends: where each expert's choices end (E). slots: where a sorted
-    choice stood before (N k). places: where the choices of a token went (N, k).
+    Attributes:
+        experts: Expert of each sorted choice (N k).
+        tokens: Token of each sorted choice (N k).
+        ends: End of each expert's choices (E).
+        slots: Index of each sorted choice before sorting (N k).
+        places: Indices of a token's choices after sorting (N, k).
     """
 
     experts: Tensor
@@ -45,7 +49,7 @@ class Order(NamedTuple):
 
 
 class _Gather(torch.autograd.Function):
-    """x[tokens]: (N, H) -> (N k, H). Backward gathers too, where `index_select` adds one row after the other."""
+    """x[tokens]: (N, H) -> (N k, H). The backward pass gathers too, where `index_select` would scatter row by row."""
 
     @staticmethod
     def forward(ctx, x: Tensor, order: Order) -> Tensor:
@@ -108,7 +112,7 @@ def _layers(experts: Sequence[nn.Module], name: str) -> list[Linear]:
 
 
 class Grouping(NamedTuple):
-    """How experts of a type are computed at once, and which of their attributes are the layers."""
+    """Grouped computation of a type of expert, and the attributes that are its linear layers."""
 
     compute: Callable[[Sequence[Any], Tensor, Order], Tensor]  # of experts of the type that has this grouping
     layers: tuple[str, ...]
@@ -121,7 +125,7 @@ GROUPINGS: dict[type[nn.Module], Grouping] = {
 
 
 def obstacle_to_grouping(experts: Sequence[nn.Module]) -> str | None:
-    """Why grouped products cannot compute `experts`; None where they can."""
+    """Reason that grouped products cannot compute `experts`; None where they can."""
     types = {type(expert) for expert in experts}
     if len(types) > 1 or not types <= GROUPINGS.keys():
         names = ", ".join(sorted(kind.__name__ for kind in types))
@@ -151,7 +155,7 @@ def _obstacle_in(modules: Sequence[nn.Module]) -> str | None:
 
 
 def comparable(function: Callable) -> object:
-    """What is equal for equal functions: of a partial one, the function and its arguments."""
+    """Comparison key of a function: for a partial one, the function and its arguments."""
     if not isinstance(function, partial):
         return function
     return function.func, function.args, tuple(sorted(function.keywords.items()))

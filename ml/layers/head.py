@@ -67,7 +67,7 @@ class LanguageModelHead(Layer):
         return weight
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(..., H) -> (..., V), of what is normalized."""
+        """(..., H) -> (..., V), from normalized hidden states."""
         logits = F.linear(x, weight)
         if self.logit_soft_cap is not None:
             logits = self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
@@ -87,7 +87,7 @@ class LanguageModelHead(Layer):
     def _loss(
         self, distillation: tuple[float, float] | None, x: Tensor, weight: Tensor, others: Sequence[Tensor]
     ) -> LossSums:
-        """Of tokens x (n, H), where `others` are their targets and the logits of the teacher, if there is one."""
+        """Loss of tokens x (n, H); `others` are their targets and the logits of the teacher, if there is one."""
         targets, *teacher_logits = others
         logits = self.logits(x, weight)
         if distillation is None:

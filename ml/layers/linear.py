@@ -1,4 +1,4 @@
-"""The linear layer, and several of them over one input."""
+"""Linear layer, and several linear layers over one input."""
 
 from collections.abc import Callable, Sequence
 
@@ -49,23 +49,23 @@ class Linear(Layer):
         return self.adapted(x, F.linear(x, self.weight, self.bias))
 
     def adapted(self, x: Tensor, y: Tensor) -> Tensor:
-        """`y`, what weight and bias make of `x`, with what the adapter adds."""
+        """Adds the output of the adapter to `y`, the output of weight and bias."""
         return y if self.adapter is None or self.is_merged else y + self.adapter(x)
 
     def whole_weight(self) -> Tensor:
-        """The matrix (out, in) that weight and adapter are together."""
+        """Sum of weight and adapter, (out, in)."""
         return self.weight if self.adapter is None or self.is_merged else self.weight + self.adapter.weight()
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Moves what the adapter does into the weight."""
+        """Merges the adapter into the weight."""
         if self.adapter is not None and not self.is_merged:
             self.weight.add_(self.adapter.weight())
             self.is_merged = True
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Takes what the adapter does out of the weight again, within rounding."""
+        """Subtracts the adapter from the weight again, within rounding."""
         if self.adapter is not None and self.is_merged:
             self.weight.sub_(self.adapter.weight())
             self.is_merged = False
@@ -92,7 +92,7 @@ class Projections(NoProducts):
 
     def __init__(self, layers: Sequence[nn.Module], *, fused: bool = False):
         super().__init__()
-        self.layers = tuple(layers)  # not registered: they are the parent's
+        self.layers = tuple(layers)  # not registered: they belong to the parent
         self.fused = fused
         others = {type(layer).__name__ for layer in self.layers if not isinstance(layer, Linear)}
         require(not (fused and others), "fused", f"needs Linear layers, not {', '.join(sorted(others))}")

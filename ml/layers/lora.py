@@ -53,13 +53,13 @@ class LoRA(Adapter):
         self.B = weight_child((out_features, rank), B_initialization, name="B")
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the output: (..., in) -> (..., out)."""
+        """Addition to the output: (..., in) -> (..., out)."""
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         return F.linear(F.linear(x, self.A), self.B) * self.scale
 
     def weight(self) -> Tensor:
-        """The matrix (out, in) that does the same without dropout."""
+        """Equivalent weight (out, in) without dropout."""
         return self.B @ self.A * self.scale
 
     def training_flops_per_token(self, sequence_length: int) -> float:

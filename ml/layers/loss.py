@@ -12,9 +12,14 @@ from ml.targets import IGNORED
 class LossSums(NamedTuple):
     """Sums over the valid tokens of a batch, all of them scalar tensors.
 
-    total: what to minimize, differentiable. cross_entropy: in nats, without the other terms, detached. num_tokens: the
-    number of targets that are not ignored. parts: the other terms by name, as they are in the total, detached. loads:
-    of each router, how many tokens went to each expert. Micro-batches are added up first and divided last.
+    Micro-batches are summed first and divided last.
+
+    Attributes:
+        total: Objective, differentiable.
+        cross_entropy: In nats, without the other terms, detached.
+        num_tokens: Number of targets that are not ignored.
+        parts: Other terms of the total by name, detached.
+        loads: Tokens routed to each expert, for each router.
     """
 
     total: Tensor
@@ -34,7 +39,7 @@ class LossSums(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """What a second model says of the same tokens, and how much of the loss it is."""
+    """Logits of a teacher model for the same tokens, and the weight of distillation in the loss."""
 
     logits: Tensor  # (B, T, V)
     weight: float
@@ -72,7 +77,7 @@ def divergence_sum(logits: Tensor, targets: Tensor, teacher: Teacher) -> Tensor:
 
 
 def plain_sums(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """The total and the cross entropy of (tokens, V), by the library's functions."""
+    """The total and the cross entropy of (tokens, V), by torch's functions."""
     logits = logits.float()
     cross_entropy = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
     if not z_loss:
@@ -82,7 +87,7 @@ def plain_sums(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, 
 
 
 def cpu_sums(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """As `plain_sums`, a few rows at a time, so that what lies between logits and gradient never leaves the cache.
+    """As `plain_sums`, a few rows at a time, so that intermediate results stay in the cache.
 
     With 32,000 words and 2,048 tokens forward and backward, the head's products included, take 0.6 of the time.
     """

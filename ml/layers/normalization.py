@@ -156,7 +156,7 @@ class LayerNorm(NoProducts):
         self.bias = bias_child(bias, size, bias_initialization)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In bfloat16 the library's backward adds up the gradients of w and b in bfloat16: 5 % off after 2,000 tokens.
+        # In bfloat16 torch's backward sums the gradients of w and b in bfloat16: 5 % off after 2,000 tokens.
         wide = torch.promote_types(x.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
         return F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), bias, self.epsilon).to(x.dtype)

@@ -148,14 +148,14 @@ class Stack(Layer, abc.ABC):
 
 
 class Buffered(Layer, abc.ABC):
-    """A layer with buffers, whose values are computed after the model has left the meta device."""
+    """A layer with buffers, whose values are computed after the meta device."""
 
     @abc.abstractmethod
     def reset_buffers(self, device: torch.device | str) -> None:
         """Allocates and fills the layer's own buffers.
 
         Args:
-            device: Where they are to be.
+            device: Device of the buffers.
         """
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embeddings, and the ways in which they are stretched to longer sequences.
+"""Rotary position embeddings, and their extensions to longer sequences.
 
 The angles are computed in float32 whatever the dtype of the model, and from nothing stored, so that no conversion of
 the model can round them.
@@ -15,7 +15,7 @@ from ml.layers.protocol import NoProducts
 
 
 class RotaryEmbedding(NoProducts):
-    """Base class of rotary embeddings: turns pairs of the first `fraction` of a head by angles; the rest stays.
+    """Base class of rotary embeddings: rotates pairs of the first `fraction` of a head by angles.
 
     Attributes:
         num_axes: The coordinates of a position: 1 in a text, 2 (row and column) in an image.
@@ -49,7 +49,7 @@ class RotaryEmbedding(NoProducts):
         return self.turn(query, cos, sin), self.turn(key, cos, sin)
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turns the rotated part of `x` (..., T, N, D) by angles of cosines and sines (..., T, 1, R / 2)."""
+        """Rotates the leading part of `x` (..., T, N, D) by angles of cosines and sines (..., T, 1, R / 2)."""
         if self.rotary_size == self.head_size:
             return rotate(x, cos, sin, self.interleaved)
         turned, rest = x.split((self.rotary_size, self.head_size - self.rotary_size), dim=-1)
@@ -74,7 +74,7 @@ def frequencies_of(theta: float | Tensor, size: int, device: torch.device) -> Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """Turns pairs of `x` (..., T, N, R) by angles of cosines and sines (..., T, 1, R / 2).
+    """Rotates pairs of `x` (..., T, N, R) by angles of cosines and sines (..., T, 1, R / 2).
 
     A pair is (x_i, x_{i + R/2}) as in GPT-NeoX and Llama, or (x_{2i}, x_{2i + 1}) where they are interleaved as in the
     paper.
@@ -274,7 +274,7 @@ class YarnRotary(RotaryEmbedding):
         return frequencies * (1 - slowed + slowed / self.factor)
 
     def pair_that_turns(self, times: float) -> float:
-        """The index of the pair that turns so many times over the original length."""
+        """Index of the pair with this number of rotations over the original length."""
         wave = self.original_length / (2 * math.pi * times)
         return self.rotary_size * math.log(wave) / (2 * math.log(self.theta))
 

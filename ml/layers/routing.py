@@ -1,4 +1,4 @@
-"""Routers: which experts a token goes to, and how much each of them counts."""
+"""Routers: the experts of each token and their weights."""
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from ml.layers.protocol import Balanced, Buffered, Layer
 
 
 class Router(Layer):
-    """What routers share: the logits W x, with W of shape (E, H), and what they tell the training loop.
+    """Base class of routers: the logits W x, with W of shape (E, H), and the load and the losses.
 
-    Called as `router(x, context)` with tokens (N, H), a router returns weights and numbers of the chosen experts, both
-    (N, experts_per_token). In training it adds to `context.auxiliary` how many tokens each expert got, and its losses.
+    Called as `router(x, context)` with tokens (N, H), a router returns weights and indices of the chosen experts, both
+    (N, experts_per_token). In training it adds the number of tokens of each expert, and its losses, to
+    `context.auxiliary`.
     """
 
     def __init__(
@@ -42,10 +43,10 @@ class Router(Layer):
         return context.auxiliary if self.training and context is not None else None
 
     def load(self, experts: Tensor) -> Tensor:
-        """How many tokens chose each expert: (N, k) -> (E), float32."""
+        """Number of tokens that chose each expert: (N, k) -> (E), float32."""
         chosen = experts.detach().flatten()
         counts = torch.zeros(len(self.weight), dtype=torch.int64, device=chosen.device)
-        return counts.scatter_add_(0, chosen, torch.ones_like(chosen)).float()  # `bincount` would wait for the device
+        return counts.scatter_add_(0, chosen, torch.ones_like(chosen)).float()  # `bincount` would synchronize
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""
@@ -104,7 +105,7 @@ class SoftmaxRouter(Router):
         return weights, experts
 
     def losses(self, logits: Tensor, probabilities: Tensor, load: Tensor) -> list[Tensor]:
-        """The losses that have a coefficient, each times it."""
+        """Losses with a coefficient, each multiplied by it."""
         losses = []
         if self.auxiliary_loss:
             choices = load / len(logits)  # (E) per token
@@ -192,7 +193,7 @@ class SigmoidRouter(Router, Balanced, Buffered):
         return weights * self.scale, experts
 
     def choose(self, scores: Tensor) -> Tensor:
-        """The numbers of the best experts in the best groups: (N, E) -> (N, k)."""
+        """Indices of the best experts in the best groups: (N, E) -> (N, k)."""
         if self.groups_per_token < self.num_groups:
             groups = scores.unflatten(-1, (self.num_groups, -1))  # (N, groups, experts of a group)
             best_two = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)  # (N, groups)
@@ -205,7 +206,7 @@ class SigmoidRouter(Router, Balanced, Buffered):
     def balance(self, load: Tensor) -> None:
         """Moves the bias by the tokens (E) that each expert got in a step: b += rate · sign(mean(load) - load).
 
-        That of a frozen router stays.
+        A frozen router is not changed.
         """
         if not self.weight.requires_grad:
             return

@@ -62,7 +62,7 @@ class PatchEmbedding(NoProducts):
 
     @property
     def num_patches(self) -> int:
-        """How many an image has."""
+        """Number of patches of an image."""
         return self.grid[0] * self.grid[1]
 
     @property

@@ -1,4 +1,4 @@
-"""The adapters of a model: merged into its weights, taken out again, saved and loaded alone."""
+"""Adapters of a model: merging, unmerging, and saving and loading without the model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +12,10 @@ from ml.layers.linear import Linear
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Moves what every adapter does into the weight of its layer: as fast as a model without adapters, and equal to it
-    within rounding, where dropout is off."""
+    """Merges every adapter into the weight of its layer, which makes the model as fast as one without adapters.
+
+    The outputs are equal within rounding where dropout is off.
+    """
     for linear in _once_for_each_weight(model):
         linear.merge()
     _mark(model, is_merged=True)
@@ -64,7 +66,7 @@ def save_adapters(model: nn.Module, file: str | Path) -> None:
 
 @torch.no_grad()
 def load_adapters(model: nn.Module, file: str | Path) -> None:
-    """Puts what `save_adapters` wrote into the adapters of `model`.
+    """Loads a file of `save_adapters` into the adapters of `model`.
 
     Raises:
         UserError: They are the adapters of another model.

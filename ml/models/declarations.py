@@ -1,4 +1,4 @@
-"""What the layers of a model declare together, and which of them lacks a declaration."""
+"""Declarations of the layers of a model, and the layer that lacks one."""
 
 from collections.abc import Iterator, Mapping
 
@@ -76,7 +76,7 @@ def obstacle_to_allocation(model: nn.Module) -> str | None:
 
 
 def obstacle_to_depth(path: str, module: nn.Module) -> str | None:
-    """Why the depth of a module is unknown, and what to declare; None where it is known.
+    """Reason that the depth of a module is unknown, and what to declare; None where it is known.
 
     Args:
         path: The module's path in the model.
@@ -101,7 +101,7 @@ def max_sequence_length(*modules: nn.Module) -> int | None:
 
 
 def _mixers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """What moves information between positions, by path: mixers, and modules that do not declare what they are."""
+    """Modules that mix positions, by path: mixers, and modules that do not declare what they are."""
     for path, module in modules.items():
         if isinstance(module, Mixer) or not isinstance(module, Layer):
             yield path, module

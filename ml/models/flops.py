@@ -1,4 +1,4 @@
-"""How much arithmetic a token costs."""
+"""Floating-point operations of a model per token."""
 
 from torch import nn
 
@@ -19,7 +19,7 @@ def flops_per_token(model: nn.Module, sequence_length: int) -> float | None:
         sequence_length: Tokens of a sequence.
 
     Returns:
-        What the layers declare; None where one of them declares nothing, see `obstacle_to_flops`.
+        Sum of the layers' declarations; None where one of them declares nothing, see `obstacle_to_flops`.
     """
     return None if obstacle_to_flops(model) else _declared(model, sequence_length)
 

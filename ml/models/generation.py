@@ -1,4 +1,4 @@
-"""Text from a model: one token after another."""
+"""Generation of text from a model, token by token."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,7 +14,7 @@ _DRAWN_AT_ONCE = 256
 
 
 def reason_for_full_pass(model: LanguageModel) -> str | None:
-    """Why generation passes the whole text through the model for every token; None where it decodes from a cache."""
+    """Reason for a full forward pass for every token; None where it decodes from a cache."""
     obstacle = model.obstacle_to_decoding
     return None if obstacle is None else f"every token takes the full forward pass, which is slow: {obstacle}"
 
@@ -112,5 +112,5 @@ def _uniform_numbers(num_rows: int, seed: int, device: torch.device) -> Iterator
 
 
 def _seed_of_row(seed: int, row: int) -> int:
-    """A seed for each row; neighbouring seeds share none."""
+    """A seed for each row; adjacent seeds share none."""
     return (seed * 1_000_003 + row) % 2**63

@@ -1,4 +1,4 @@
-"""The causal language model."""
+"""Causal language model."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -90,7 +90,7 @@ class LanguageModel(NoProducts):
 
     @property
     def tied_weight(self) -> Tensor | None:
-        """The weight (V, H) that the head borrows, or None where it has its own."""
+        """Weight (V, H) that the head borrows; None where it has its own."""
         return self.embeddings.token.weight if self.tie_word_embeddings else None
 
     @property
@@ -121,7 +121,7 @@ class LanguageModel(NoProducts):
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Context:
-        """What the layers share in a pass over `tokens` (B, T); positions count from the start of each document.
+        """Context of a pass over `tokens` (B, T); positions count from the start of each document.
 
         Raises:
             ValueError: A layer does not declare that it decodes from a cache, or that it separates documents.
@@ -138,7 +138,7 @@ class LanguageModel(NoProducts):
         return Context(positions, documents, cache, auxiliary)
 
     def embed(self, tokens: Tensor, context: Context) -> Tensor:
-        """What enters the first block: (B, T) -> (B, T, H)."""
+        """Input of the first block: (B, T) -> (B, T, H)."""
         return self.embeddings(tokens, context)
 
     def forward(
@@ -152,10 +152,13 @@ class LanguageModel(NoProducts):
     ) -> Tensor:
         """Returns logits (B, T, V) for `tokens` (B, T).
 
-        positions: (T) or (B, T), None for 0, 1, ..., T-1 in each document. documents: (B, T), the number of the
-        document of each token; None where each row is one. cache: of the tokens before these, which it then holds too.
-        num_logits: of the last so many tokens of each row alone, (B, num_logits, V); None for all.
-        inputs: what else `embed` takes.
+        Args:
+            tokens: (B, T).
+            positions: (T) or (B, T); None is 0, 1, ..., T-1 in each document.
+            documents: (B, T), document index of each token; None where each row is one document.
+            cache: State of the previous tokens, extended by these; None for a single pass.
+            num_logits: Number of last tokens of each row with logits, (B, num_logits, V); None is all.
+            inputs: Further arguments of `embed`.
         """
         context = self.context(tokens, positions, documents, cache)
         x = self.decoder(self.embed(tokens, context, **inputs), context)
@@ -192,7 +195,7 @@ class LanguageModel(NoProducts):
 
 
 def _misfits(sequences: list[nn.Module | None]) -> Iterator[str]:
-    """What is wrong with mixers that were made for images."""
+    """Problems with mixers that are made for images."""
     modules = [module for sequence in sequences if sequence is not None for module in sequence.modules()]
     if any(isinstance(module, Mixer) and module.causal is False for module in modules):
         yield "lets a token see those that it is to predict: leave `causal` True, or set it in the scope of an encoder"

@@ -1,4 +1,4 @@
-"""From a model on the meta device to one with memory and initial values."""
+"""Allocation and initialization of a model from the meta device."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def materialize(model: _Model, device: torch.device | str = "cpu", seed: int = 0) -> _Model:
     """Allocates every parameter of `model` on `device` and fills it by its initialization; returns `model`.
 
-    The values depend on the seed and the parameter's name alone: each has a CPU generator of its own and is drawn in
+    The values depend on the seed and the parameter's name alone: each has its own CPU generator and is drawn in
     float32, so the order, the device, the dtype and the other parameters make no difference. A tied parameter is made
     once, under its first name. Buffers are those of `Buffered` layers, which compute them.
 
@@ -79,7 +79,7 @@ def at_depth(initialization: Fill, num_layers: int | None) -> Fill:
 
 
 def has_open_depth(initialization: Fill) -> bool:
-    """Whether an initialization scales with a depth that it was not given."""
+    """True where an initialization scales with a depth that it was not given."""
     return getattr(initialization, "keywords", {}).get("num_layers", 0) is None
 
 

@@ -1,4 +1,4 @@
-"""What the optimizer needs to know about the parameters of a model."""
+"""Learning rate scales and weight decay of the parameters of a model."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ml.layers.protocol import lr_scale_of
 
 
 class ScaledParameter(NamedTuple):
-    """A parameter, what its learning rate is multiplied with, and its weight decay (None: the optimizer's own)."""
+    """Parameter with its learning rate multiplier and weight decay (None is that of the optimizer)."""
 
     name: str
     parameter: nn.Parameter

@@ -1,4 +1,4 @@
-"""Which token comes next, given the logits of all."""
+"""Sampling of the next token from logits."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_NUM_LIKELIEST = 1024  # sorted at first; what top_p keeps of a vocabulary is nearly always among them
+_NUM_SORTED = 1024  # sorted at first; what top_p keeps of a vocabulary is nearly always among them
 
 
 class Sampler(NamedTuple):
-    """How a token is chosen from logits.
+    """Sampler of a token from logits.
 
-    temperature: divides them; 0 takes the likeliest. top_k: only so many of the likeliest stay. top_p: only the
-    likeliest that together have this probability (Holtzman et al. 2019). min_p: only those with at least this part of
-    the probability of the likeliest (Nguyen et al. 2024). They are applied in this order; tokens that are as likely as
-    the last that stays stay too.
+    The filters are applied in this order; tokens as likely as the last one kept are kept too.
+
+    Attributes:
+        temperature: Divisor of the logits; 0 takes the most likely token.
+        top_k: Number of most likely tokens to sample from; None samples from all.
+        top_p: Samples from the most likely tokens with this total probability (Holtzman et al. 2019); None samples from
+            all.
+        min_p: Least probability relative to the most likely token (Nguyen et al. 2024); None samples from all.
     """
 
     temperature: float = 1.0
@@ -24,7 +28,7 @@ class Sampler(NamedTuple):
     min_p: float | None = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, V) -> (B, V): what is drawn from."""
+        """Probabilities after all filters: (B, V) -> (B, V)."""
         if self.temperature == 0.0:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
         logits = self._scaled(logits)
@@ -49,10 +53,10 @@ class Sampler(NamedTuple):
         bounds = []
         top_p = None if self.top_p == 1.0 else self.top_p
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            likeliest = logits.topk(self.top_k, dim=-1).values  # sorted
-            bounds.append(likeliest[:, -1:])
+            top = logits.topk(self.top_k, dim=-1).values  # sorted
+            bounds.append(top[:, -1:])
             if top_p is not None:
-                bounds.append(_nucleus(likeliest, likeliest.logsumexp(-1, keepdim=True), top_p)[0])
+                bounds.append(_nucleus(top, top.logsumexp(-1, keepdim=True), top_p)[0])
         elif top_p is not None:
             bounds.append(_nucleus_of_all(logits, top_p))
         if self.min_p:
@@ -61,19 +65,19 @@ class Sampler(NamedTuple):
 
 
 def _nucleus_of_all(logits: Tensor, top_p: float) -> Tensor:
-    """Where the nucleus of all tokens ends. To sort a large vocabulary would take longer than all the rest."""
-    normalizer, size = logits.logsumexp(-1, keepdim=True), _NUM_LIKELIEST
+    """Smallest logit of the nucleus. Sorting a large vocabulary would dominate the time."""
+    normalizer, size = logits.logsumexp(-1, keepdim=True), _NUM_SORTED
     while True:
-        likeliest = logits.topk(min(size, logits.shape[-1]), dim=-1).values
-        least, is_whole = _nucleus(likeliest, normalizer, top_p)
+        top = logits.topk(min(size, logits.shape[-1]), dim=-1).values
+        least, is_whole = _nucleus(top, normalizer, top_p)
         if size >= logits.shape[-1] or is_whole.all():
             return least
         size *= 16
 
 
-def _nucleus(likeliest: Tensor, normalizer: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+def _nucleus(top: Tensor, normalizer: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The last logit (B, 1) of the fewest that have `top_p` together, and (B) whether these ones, in order, have it."""
-    sums = (likeliest - normalizer).exp().cumsum(-1)
-    before = F.pad(sums[:, :-1], (1, 0))  # of all that are likelier
+    sums = (top - normalizer).exp().cumsum(-1)
+    before = F.pad(sums[:, :-1], (1, 0))  # of all more likely tokens
     num_kept = (before < top_p).sum(-1, keepdim=True)
-    return likeliest.gather(-1, num_kept - 1), sums[:, -1] >= top_p
+    return top.gather(-1, num_kept - 1), sums[:, -1] >= top_p

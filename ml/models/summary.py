@@ -1,4 +1,4 @@
-"""A model for a person to read: its tree with parameter counts, its FLOPs and its memory."""
+"""Summary of a model: its tree with parameter counts, FLOPs and memory."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,7 +10,7 @@ _WIDTH = 96  # of the tree, before the counts
 
 
 def summarize(model: nn.Module, sequence_length: int, kept: Mapping[str, int]) -> str:
-    """The tree of modules, equal neighbours on one line, and below it the totals.
+    """The tree of modules, adjacent equal ones on one line, and below it the totals.
 
     FLOPs are those of training on one token (forward and backward) in a sequence of `sequence_length`. The memory is
     that of the weights, their gradients and the bytes that are `kept` for training; activations come on top.
@@ -40,7 +40,7 @@ def memory_of_model(model: nn.Module) -> dict[str, int]:
 
 
 def size_text(num_bytes: float) -> str:
-    """A number of bytes in the largest unit that leaves one or more of it."""
+    """Number of bytes in the largest unit in which it is at least one."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.1f} {unit}"
@@ -53,12 +53,12 @@ def _tree(label: str, module: nn.Module, indent: str) -> Iterator[str]:
     extra = module.extra_repr()
     text = f"{indent}{label}" + (f" ({extra})" if extra else "")
     yield f"{text:<{_WIDTH}} {count:>15,}" if count else text
-    for names, child in _equal_neighbours(module):
+    for names, child in _equal_runs(module):
         name = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)} times)"
         yield from _tree(f"{name}: {type(child).__name__}", child, indent + "  ")
 
 
-def _equal_neighbours(module: nn.Module) -> Iterator[tuple[list[str], nn.Module]]:
+def _equal_runs(module: nn.Module) -> Iterator[tuple[list[str], nn.Module]]:
     """The children, those that follow an equal one of the same numbered name together with it."""
     groups: list[tuple[list[str], nn.Module, tuple]] = []
     for name, child in module.named_children():

@@ -1,4 +1,4 @@
-"""The vision encoder: from images to vectors that stand in for tokens."""
+"""Vision encoder: from images to vectors in the positions of tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,7 +60,7 @@ class VisionEncoder(NoProducts):
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens an image takes the place of."""
+        """Number of token positions of an image."""
         return self.patches.num_patches
 
     @property
@@ -83,7 +83,7 @@ class VisionEncoder(NoProducts):
 
 
 def _misfits(encoder: nn.Module) -> Iterator[str]:
-    """What is wrong with mixers that were made for text."""
+    """Problems with mixers that are made for text."""
     modules = list(encoder.modules())
     if any(isinstance(module, Mixer) and module.causal for module in modules):
         yield "hides from a patch the patches after it: set `vision/Attention.causal = False`"

@@ -1,4 +1,4 @@
-"""The language model that sees images."""
+"""Language model that reads images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,11 +67,11 @@ class VisionLanguageModel(LanguageModel):
 
     @property
     def tokens_per_image(self) -> int:
-        """How many places an image takes."""
+        """Number of positions of an image."""
         return self.vision.num_tokens
 
     def embed(self, tokens: Tensor, context: Context, images: Tensor | None = None) -> Tensor:
-        """What enters the first block, (B, T) -> (B, T, H), given `images` (I, C, height, width) in their order.
+        """Input of the first block, (B, T) -> (B, T, H), given `images` (I, C, height, width) in their order.
 
         Raises:
             ValueError: There are more or fewer image tokens than the images take. Where the tokens are on a GPU this
@@ -87,7 +87,7 @@ class VisionLanguageModel(LanguageModel):
         if num_images == 0:
             return x
         features = self.vision(images, context.auxiliary).flatten(0, 1).to(x.dtype)  # (I P, H)
-        # Unlike `masked_scatter`, whose gradient waits for the device to count, this is told how many places there are.
+        # Unlike `masked_scatter`, whose gradient synchronizes to count, this is given the number of positions.
         indices = places.nonzero_static(size=len(features)).squeeze(1)
         return x.flatten(0, 1).index_copy(0, indices, features).view_as(x)
 

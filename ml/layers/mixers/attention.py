@@ -122,7 +122,7 @@ class Attention(Mixer):
         return self.output(mixed)  # (B, T, H)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
-        """Attention of (B, N, T, D) over the keys and values (B, K, T, D) and those that the context has kept."""
+        """Attention of (B, N, T, D) over the keys and values (B, K, T, D) and those in the cache."""
         documents = context.all_documents()
         if context.cache is not None:
             key, value = self._with_kept(key, value, context)

@@ -1,4 +1,4 @@
-"""Attention as a person reads it: the plain form of `dot_product_attention`, which the tests compare with."""
+"""Reference implementation of attention in plain torch, which the tests compare `dot_product_attention` with."""
 
 import math
 
@@ -23,17 +23,17 @@ def attention_reference(
     """softmax(q kᵀ · scale) v over the keys that each query may see (Vaswani et al. 2017, equation 1).
 
     Args:
-        query: (B, N, T, D), at the last T of the S places that the keys have.
-        key: (B, K, S, D); N/K neighbouring heads share one key and value (Ainslie et al. 2023).
+        query: (B, N, T, D), at the last T of the S positions of the keys.
+        key: (B, K, S, D); N/K adjacent heads share one key and value (Ainslie et al. 2023).
         value: (B, K, S, Dv).
-        causal: no query sees a key behind its own place.
-        window_size: how many keys a causal query sees, itself included; without causality the reach to both sides,
-            again counting itself. None is all.
-        scale: None is 1/√D.
-        soft_cap: c in c · tanh(score / c) (Gemma 2, section 2.3).
-        sinks: (N), a score for each head that takes part in the softmax and has no value (gpt-oss 2025).
-        documents: (B, S); a query sees the keys of its own document only.
-        dropout: of the weights.
+        causal: Masks keys after the query's own position.
+        window_size: Number of keys visible to a causal query, including its own position; without causality to either
+            side, again including it. None is all.
+        scale: Factor of the scores; None is 1/√D.
+        soft_cap: c in c · tanh(score / c) (Gemma 2, section 2.3); None applies no cap.
+        sinks: (N), a score for each head in the softmax, without a value (gpt-oss 2025).
+        documents: (B, S); a query sees only the keys of its own document.
+        dropout: Dropout probability of the weights.
 
     Returns:
         (B, N, T, Dv).
@@ -63,7 +63,7 @@ def visible_keys(
 ) -> Tensor:
     """Returns (T, S), or (B, 1, T, S) for documents: true where the query of the row may see the key of the column."""
     places = torch.arange(num_keys, device=device)
-    distance = places[num_keys - num_queries :, None] - places  # how far the key lies behind the query
+    distance = places[num_keys - num_queries :, None] - places  # of the key before the query
     visible = torch.ones_like(distance, dtype=torch.bool)
     if causal:
         visible &= distance >= 0

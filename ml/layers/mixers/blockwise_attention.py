@@ -1,10 +1,10 @@
 """Attention over one block of queries at a time.
 
-Each block meets only the keys that it can see, and its scores are computed again in the backward pass, so memory stays
-linear in the sequence length whatever is done to the scores. On the CPU in bfloat16 `scaled_dot_product_attention`
+Each block reads only its visible keys, and its scores are recomputed in the backward pass, so memory stays linear in
+the sequence length whatever is done to the scores. On the CPU in bfloat16 `scaled_dot_product_attention`
 computes in float32, and its backward visits the masked half too; there this is 1.7 times as fast forward and backward
 at 512 tokens and as fast at 2048, with errors of the same size. (In float32 the library's kernel is the faster one.)
-`attention_reference` is what this must equal.
+`attention_reference` is the reference.
 """
 
 import math
@@ -89,7 +89,7 @@ def _attend_backward(
         if sinks is None:
             scores_gradient = torch._softmax_backward_data(weight_gradient, weights, -1, weights.dtype)
         else:
-            mean = (weights * weight_gradient).sum(-1, keepdim=True, dtype=wide)  # what a sink would gain
+            mean = (weights * weight_gradient).sum(-1, keepdim=True, dtype=wide)  # gradient of a sink's weight
             scores_gradient = (weights * (weight_gradient - mean)).to(weights.dtype)
             sunk = (1 - weights.sum(-1, keepdim=True, dtype=wide)) * -mean
             sink_gradient += sunk.unflatten(1, (rows.shape[1], -1)).sum((2, 3))
@@ -118,7 +118,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, gradient):
-    saved = ctx.saved_tensors  # asked for once: an activation that is computed again is handed out once
+    saved = ctx.saved_tensors  # read once: a recomputed activation can be unpacked once
     *gradients, sink_gradient = _attend_backward(gradient, *saved, *ctx.options)
     sinks = saved[3]
     return *gradients, None if sinks is None else sink_gradient.to(sinks.dtype), None, None, None, None, None
@@ -128,7 +128,7 @@ _attend.register_autograd(_backward, setup_context=_save)
 
 
 def _grouped(x: Tensor, num_kv_heads: int) -> Tensor:
-    """(B, N, T, D) -> (B K, N / K, T, D): the query heads beside those that share their key."""
+    """(B, N, T, D) -> (B K, N / K, T, D): query heads grouped with those that share their key."""
     return x.contiguous().view(x.shape[0] * num_kv_heads, -1, *x.shape[2:])
 
 
@@ -150,11 +150,11 @@ class _Block(NamedTuple):
 
     queries: slice
     keys: slice
-    offset: int  # of the first query behind the first key
+    offset: int  # of the first query from the first key
 
 
 class _Scores(NamedTuple):
-    """How queries meet keys."""
+    """Scores of queries and keys."""
 
     keys: Tensor  # (B K, S, D)
     sinks: Tensor | None  # (B K, G)
@@ -169,7 +169,7 @@ class _Scores(NamedTuple):
         """All queries, a block at a time."""
         num_keys = self.keys.shape[1]
         reach = num_keys if self.window_size is None else self.window_size - 1
-        before = num_keys - self.num_queries  # keys that stand before the first query
+        before = num_keys - self.num_queries  # keys before the first query
         blocks = []
         for start in range(0, self.num_queries, BLOCK_SIZE):
             stop = min(start + BLOCK_SIZE, self.num_queries)

@@ -9,7 +9,7 @@ system, linear in S: u = X diag(β) (v - (k e^p) S) with X = (1 + diag(β) a)⁻
 "Parallelizing linear transformers with the delta rule" and "Gated delta networks"; by channels, Kimi Linear,
 arXiv:2510.26692). What does not depend on S is computed for all chunks at once.
 
-A difference of sums loses the digits of a weak decay behind a strong one, and e^{-p} overflows. Here every exponent is
+A difference of sums loses the digits of a weak decay after a strong one, and e^{-p} overflows. Here every exponent is
 a sum of the log-decays between two tokens, all of one sign, so that strong decays come out as exact as weak ones.
 """
 
@@ -25,12 +25,12 @@ from ml.layers.mixers.delta_rule_reference import gated_delta_rule_reference
 
 
 class _Decayed(NamedTuple):
-    """What the decays make of n chunks of C tokens in M = B N rows. None of it depends on the state."""
+    """Decayed products of n chunks of C tokens in M = B N rows, independent of the state."""
 
-    keys: Tensor  # (n, M, C, C): key i times key j, faded from j to i; 0 where j >= i
-    queries: Tensor  # (n, M, C, C): query i times key j, faded from j to i; 0 where j > i
-    since_start: Tensor  # (n, M, C, 1 or D): what is left at i of the state that enters the chunk
-    until_end: Tensor  # (n, M, C, 1 or D): what the chunk leaves of what j adds
+    keys: Tensor  # (n, M, C, C): key i times key j, decayed from j to i; 0 where j >= i
+    queries: Tensor  # (n, M, C, C): query i times key j, decayed from j to i; 0 where j > i
+    since_start: Tensor  # (n, M, C, 1 or D): decay at i of the state that enters the chunk
+    until_end: Tensor  # (n, M, C, 1 or D): decay at the end of the chunk of the update of j
 
 
 def gated_delta_rule(
@@ -44,7 +44,7 @@ def gated_delta_rule(
     document_starts: Tensor | None = None,
     chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """What `gated_delta_rule_reference` computes, with the same arguments; `chunk_size` is a power of two."""
+    """Computes `gated_delta_rule_reference` in chunks; `chunk_size` is a power of two."""
     if key.shape[1] == 1:
         options = {"initial_state": initial_state, "document_starts": document_starts}
         return gated_delta_rule_reference(query, key, value, log_decay, beta, **options)
@@ -65,7 +65,7 @@ def gated_delta_rule(
 
 
 def in_chunks(x: Tensor, chunk_size: int) -> Tensor:
-    """(B, T, N, ...) to (n, B N, C, ...), filled up with zeros: tokens that change nothing."""
+    """(B, T, N, ...) to (n, B N, C, ...), padded with zeros: tokens that change nothing."""
     missing = -x.shape[1] % chunk_size
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
@@ -112,7 +112,7 @@ def _halves(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:
-    """What `_halves` takes apart."""
+    """Inverse of `_halves`."""
     return torch.stack((first, second), dim=-3).flatten(-4, -2)
 
 
@@ -124,7 +124,7 @@ def _grown(blocks: Tensor, across: Tensor) -> Tensor:
 
 def _within_documents(decayed: _Decayed, starts: Tensor) -> _Decayed:
     """`decayed` with 0 between tokens of which a document parts them, given where one starts: (n, M, C)."""
-    document = starts.cumsum(-1)  # in the chunk: 0 is the one that was there before
+    document = starts.cumsum(-1)  # in the chunk: 0 is the document that enters
     same = document.unsqueeze(-1) == document.unsqueeze(-2)
     goes_on, stays = document == 0, document == document[..., -1:]
     return _Decayed(
@@ -144,7 +144,7 @@ def _chunk_after_chunk(
     system = betas.unsqueeze(-1) * decayed.keys
     identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system)
     inverse = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True) * betas.unsqueeze(-2)
-    recalling = inverse @ (keys * decayed.since_start)  # (n, M, C, D): what the state that enters takes off
+    recalling = inverse @ (keys * decayed.since_start)  # (n, M, C, D): subtracted for the state that enters
     corrections = inverse @ values  # (n, M, C, V): of a state of 0
     writing = (keys * decayed.until_end).mT  # (n, M, D, C)
     kept = decayed.since_start[..., -1, :, None]  # (n, M, 1 or D, 1)

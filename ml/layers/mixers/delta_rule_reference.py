@@ -1,4 +1,4 @@
-"""The gated delta rule as a person reads it: the plain form of `gated_delta_rule`, which the tests compare with."""
+"""Reference implementation of the gated delta rule, which the tests compare `gated_delta_rule` with."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def gated_delta_rule_reference(
     initial_state: Tensor | None = None,
     document_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A memory S that each token lets fade, then corrects where its key points, then reads:
+    """Memory S that each token decays, corrects at its key, and reads:
 
     S ← exp(g_t) S,  S ← S + β_t k_t (v_t - Sᵀ k_t)ᵀ,  o_t = Sᵀ q_t
 

@@ -1,4 +1,4 @@
-"""Attention by the fastest path that there is for a device, a dtype and the options."""
+"""Attention by the fastest path for the device, dtype and options."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ def dot_product_attention(
     documents: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What `attention_reference` computes, with the same arguments.
+    """Computes `attention_reference` by the fastest path, with the same arguments.
 
-    The library's kernel knows neither caps nor sinks. On the CPU it is slow in bfloat16, slow where query and value
-    differ in size, and it computes what a window hides too. There, attention takes one block of queries at a time.
+    torch's kernel supports neither caps nor sinks. On the CPU it is slow in bfloat16 and where query and value differ
+    in size, and it computes masked scores outside a window. There, attention takes one block of queries at a time.
     """
     num_queries, num_keys = query.shape[2], key.shape[2]
     has_more = soft_cap is not None or sinks is not None
@@ -56,13 +56,13 @@ def dot_product_attention(
 
 
 def is_mostly_hidden(window_size: int, num_keys: int, causal: bool) -> bool:
-    """Whether a block of queries meets half of the keys at most: the break-even on a CPU, see benchmarks/windows.py."""
+    """True where a block of queries reads at most half of the keys: break-even on a CPU (benchmarks/windows.py)."""
     reach = window_size if causal else 2 * window_size
     return 2 * (BLOCK_SIZE + reach) <= num_keys
 
 
 def mean_visible_keys(sequence_length: int, causal: bool, window_size: int | None) -> float:
-    """How many keys a query sees, averaged over a sequence that is one document."""
+    """Mean number of keys that a query sees in a sequence of one document."""
     reach = min(window_size or sequence_length, sequence_length)
     behind = reach * sequence_length - reach * (reach - 1) / 2  # pairs at a distance of 0 to reach - 1
     pairs = behind if causal else 2 * behind - sequence_length

@@ -18,7 +18,7 @@ class Growing:
         self._memory: tuple[Tensor, ...] = ()
 
     def append(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Adds to each tensor what comes next; returns what was kept with the new behind it."""
+        """Adds to each tensor what comes next; returns the kept entries followed by the new ones."""
         num_new = tensors[0].shape[self.dim]
         if self.kept is not None:
             self._start = max(self._start, self._end - self.kept)

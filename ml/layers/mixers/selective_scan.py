@@ -133,16 +133,16 @@ def _scan_backward(
     segment_length: int,
     num_chunks: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, dt, A, B, C and the initial state."""
+    """Gradients of x, dt, A, B, C and the initial state."""
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, dt, B, C)]
     A_gradient = torch.zeros_like(A)
-    carried = state_gradient  # of the state that a segment leaves behind
+    carried = state_gradient  # of the last state of a segment
     with torch.autocast(x.device.type, enabled=False):
         for index, times in reversed(list(enumerate(_segments(x, segment_length)))):
             decay, states = _discretized(x, dt, A, B, starts, times)
             linear_recurrence_(decay, states, entering[index], num_chunks)
             of_outputs, C_s = (tensor[:, times].transpose(0, 1) for tensor in (y_gradient, C))  # (S, B, ·)
-            # What reaches a state: g_t = y'_t C_t + decay_{t+1} g_{t+1}
+            # Gradient of a state: g_t = y'_t C_t + decay_{t+1} g_{t+1}
             of_states = of_outputs[..., None] * C_s[..., None, :]
             following = torch.cat((decay[1:], torch.ones_like(decay[:1])))
             linear_recurrence_(following, of_states, carried, num_chunks, reverse=True)
@@ -162,7 +162,7 @@ def _scan_backward(
 def _of_discretized(
     x: Tensor, dt: Tensor, B: Tensor, A: Tensor, decayed: Tensor, of_states: Tensor
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, dt, B and A in a segment, from those of its states and the states before, `decayed`."""
+    """Gradients of x, dt, B and A in a segment, from those of its states and the states before, `decayed`."""
     of_inputs = (B[..., None, :] @ of_states.mT).squeeze(-2)  # of dt x, (S, B, F)
     of_B = ((dt * x)[..., None, :] @ of_states).squeeze(-2)
     of_exponents = decayed.mul_(of_states)  # of dt A, the logarithm of the decay
@@ -194,7 +194,7 @@ def _segments(x: Tensor, segment_length: int) -> Iterator[slice]:
 def _discretized(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, starts: Tensor | None, times: slice
 ) -> tuple[Tensor, Tensor]:
-    """What a state is multiplied with at each time of a segment, and what is then added: both (S, B, F, N)."""
+    """Decay and input of the state at each time of a segment, both (S, B, F, N)."""
     x, dt, B = (tensor[:, times].transpose(0, 1) for tensor in (x, dt, B))
     decay = (dt[..., None] * A).exp_()
     if starts is not None:

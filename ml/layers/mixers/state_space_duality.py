@@ -77,7 +77,7 @@ def _chunks(tensor: Tensor, size: int) -> Tensor:
 
 
 class _Decays(NamedTuple):
-    """What is left in each chunk, 0 of another document, by the K heads of G groups."""
+    """Decays in each chunk for the K heads of G groups, 0 across documents."""
 
     within: Tensor  # (B, Z, G, K, L, L): at step i of what step j adds; 0 where j > i
     since_start: Tensor  # (B, Z, L, G, K): at step i of the state that enters
@@ -86,7 +86,7 @@ class _Decays(NamedTuple):
 
 def _decays(exponents: Tensor, starts: Tensor | None) -> _Decays:
     """From dt A, (B, Z, L, G, K), and where documents begin, (B, Z, L)."""
-    # In float64, and so in the backward pass: the difference of two large sums may be the decay between neighbours.
+    # In float64, and so in the backward pass: the difference of two large sums may be the decay between adjacent steps.
     sums = exponents.double().cumsum(2)
     since_start, until_end = (part.exp().to(exponents.dtype) for part in (sums, sums[:, :, -1:] - sums))
     seen = torch.ones(2 * exponents.shape[2:3], dtype=torch.bool, device=exponents.device).tril()
@@ -96,20 +96,20 @@ def _decays(exponents: Tensor, starts: Tensor | None) -> _Decays:
         until_end = until_end.where((document == document[:, :, -1:])[..., None, None], 0)
         seen = (seen & (document[..., :, None] == document[..., None, :]))[:, :, None, None]
     sums = sums.permute(0, 1, 3, 4, 2)
-    # The sum is turned over before it is spread out, since the backward pass would turn over all pairs.
+    # Negated before broadcasting, because the backward pass would negate all pairs.
     between = (sums[..., :, None] + (-sums)[..., None, :]).to(exponents.dtype)
-    # Of what is not seen it may be so far above 0 that its exponential overflows.
+    # Masked before the exponential, which could overflow for invisible pairs.
     return _Decays(between.masked_fill(~seen, -torch.inf).exp(), since_start, until_end)
 
 
 def _from_within(x: Tensor, B: Tensor, C: Tensor, decays: _Decays) -> Tensor:
-    """What each step sees of its own chunk: (B, Z, L, G, K, P)."""
+    """Output of each step from its own chunk: (B, Z, L, G, K, P)."""
     weights = ((C @ B.mT)[:, :, :, None] * decays.within).to(x.dtype)
     return (weights @ x.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
 
 
 def _left_behind(x: Tensor, B: Tensor, decays: _Decays) -> Tensor:
-    """What each chunk alone adds to the state at its end: (B, Z, G, S, K, P)."""
+    """Update of the state by each chunk, at its end: (B, Z, G, S, K, P)."""
     decayed = (x * decays.until_end[..., None]).to(x.dtype)
     return (B.mT @ decayed.flatten(4).transpose(2, 3)).unflatten(-1, x.shape[-2:])
 
@@ -130,6 +130,6 @@ def _passed_on(left: Tensor, decays: _Decays, initial_state: Tensor | None) -> t
 
 
 def _from_before(C: Tensor, entering: Tensor, decays: _Decays) -> Tensor:
-    """What each step sees of the state that enters its chunk: (B, Z, L, G, K, P), in the dtype of the decays."""
+    """Output of each step from the state that enters its chunk: (B, Z, L, G, K, P), in the dtype of the decays."""
     seen = (C @ entering.flatten(4)).transpose(2, 3).unflatten(-1, entering.shape[-2:])
     return seen * decays.since_start[..., None]

@@ -1,4 +1,4 @@
-"""A mixer that is another one in each step."""
+"""Mixer that is drawn in each step."""
 
 import math
 from collections.abc import Callable, Mapping
