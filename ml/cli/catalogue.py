@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     parameters: tuple[Parameter, ...]
 
     def answers_to(self, name: str) -> bool:
-        """Whether `name`, with or without components of its module, means this one."""
+        """True where `name`, with or without components of its module, means this one."""
         return f".{self.selector}".endswith(f".{name}")
 
     @property
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 def table(rows: Sequence[tuple[str, ...]], descriptions: Sequence[str]) -> list[str]:
-    """Rows of three texts in columns, each followed by its description in lines of its own."""
+    """Rows of three texts in columns, each followed by its description on separate lines."""
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     lines = []
     for (name, kind, default), description in zip(rows, descriptions, strict=True):

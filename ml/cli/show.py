@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lookup(entries: Sequence[Entry], name: str) -> str:
-    """What a name means: configurables, or else parameters.
+    """Looks up a name: configurables, or else parameters.
 
     Raises:
         UserError: Nothing has that name.

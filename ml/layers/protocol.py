@@ -112,7 +112,7 @@ def lr_scale_of(module: nn.Module) -> float:
 
 
 class NoProducts(Layer):
-    """A layer without matrix products of its own: its FLOPs are those of its children.
+    """A layer without own matrix products: its FLOPs are those of its children.
 
     Lookups, norms and other operations on single elements count as none (PaLM, appendix B).
     """
@@ -129,7 +129,7 @@ class Mixer(Layer):
         causal: Whether no position sees a later one; None where that is not declared.
         decodes: Whether a pass with a `context.cache` continues the passes before it: the outputs are those of one pass
             over all tokens. See `Context.state` and `Context.keep`.
-        separates_documents: Whether positions see those of their own document only, where `context.documents` tells
+        separates_documents: Whether positions see only those of the same document, where `context.documents` tells
             them. See `Context.previous_documents` and `Context.document_starts`.
     """
 

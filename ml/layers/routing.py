@@ -39,7 +39,7 @@ class Router(Layer):
             return F.linear(x.to(dtype), self.weight.to(dtype))
 
     def auxiliary_of(self, context: Context | None) -> Auxiliary | None:
-        """What collects the load and the losses of this pass; None where nothing does."""
+        """Collector of the load and the losses of this pass; None where they are not needed."""
         return context.auxiliary if self.training and context is not None else None
 
     def load(self, experts: Tensor) -> Tensor:

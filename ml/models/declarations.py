@@ -52,7 +52,7 @@ def obstacle_to_seeing_all(mixing: Mapping[str, nn.Module]) -> str | None:
 def obstacle_to_flops(model: nn.Module) -> str | None:
     """The layer that does not declare its FLOPs, and what to declare; None where all do.
 
-    Layers of torch that hold no parameter, such as containers and dropout, have no matrix products of their own.
+    Layers of torch that hold no parameter, such as containers and dropout, have no own matrix products.
     """
     for path, module in model.named_modules():
         is_declared = isinstance(module, Layer) and module.training_flops_per_token(1) is not None

@@ -32,7 +32,7 @@ def attention_reference(
         scale: Factor of the scores; None is 1/√D.
         soft_cap: c in c · tanh(score / c) (Gemma 2, section 2.3); None applies no cap.
         sinks: (N), a score for each head in the softmax, without a value (gpt-oss 2025).
-        documents: (B, S); a query sees only the keys of its own document.
+        documents: (B, S); a query sees only the keys of its document.
         dropout: Dropout probability of the weights.
 
     Returns:
