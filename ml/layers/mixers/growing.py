@@ -33,7 +33,7 @@ class Growing:
         return tuple(memory.narrow(self.dim, self._start, self._end - self._start) for memory in self._memory)
 
     def _make_room(self, tensors: tuple[Tensor, ...], num_new: int) -> None:
-        """Moves the kept entries to the front of a memory with room for `num_new` more, or as many again, after them."""
+        """Moves the kept entries to the front of a memory with room for `num_new` more, or as many again."""
         used, length = self._used(), self._end - self._start
         size = max(2 * length, length + num_new)
         self._memory = tuple(self._empty(tensor, size) for tensor in tensors)
