@@ -14,7 +14,6 @@ from timing import compare, seconds
 from torch import nn
 
 import ml
-from ml.config.operative import operative_config
 from ml.layers.parameter import ParameterSettings
 from ml.models import LanguageModel
 
@@ -111,9 +110,8 @@ def main() -> None:
     assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in plain.items()}
     result = compare(plainly, through_gin, arguments.rounds)
     print(f"plain Python {result.first:.3f} s, through gin {result.second:.3f} s, ratio {result.ratio:.2f}")
-    build, effects = config._checked, config._effects
-    writing = seconds(lambda: operative_config(build, effects, []))
-    print(f"operative config of {arguments.num_blocks} blocks: {writing:.3f} s")
+    loading = seconds(lambda: load(arguments.num_blocks))
+    print(f"ml.load with all checks: {loading:.3f} s, ratio {loading / result.first:.2f}")
 
 
 if __name__ == "__main__":
