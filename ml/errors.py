@@ -8,7 +8,7 @@ _NAME = re.compile(r"\{(\w+)\}")
 
 
 class UserError(ValueError):
-    """The configuration or the input is wrong and the user can mend it: the message is printed, the exit code is 2."""
+    """An error in the configuration or input that the user can fix: the message is printed, the exit code is 2."""
 
 
 class ArgumentError(UserError):
@@ -25,4 +25,4 @@ class ArgumentError(UserError):
 
 
 class RunFailure(RuntimeError):
-    """A run started well and cannot go on: the message is printed, the exit code is 1."""
+    """A run started and cannot continue: the message is printed, the exit code is 1."""

@@ -1,4 +1,4 @@
-"""What every command does around its work: flags in, messages and exit codes out. Imports no torch."""
+"""Entry point shared by all commands: flags, messages and exit codes. Imports no torch."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ _GIN_FLAG = re.compile(
 
 
 def gin_flags_as_bindings(arguments: list[str]) -> list[str]:
-    """`--gin.Linear.bias=False` as `--gin_bindings=Linear.bias = False`, at the same place among the others."""
+    """Returns the arguments with `--gin.Linear.bias=False` as `--gin_bindings=Linear.bias = False`, in order."""
     result = []
     for argument in arguments:
         match = _GIN_FLAG.fullmatch(argument)
@@ -26,9 +26,9 @@ def gin_flags_as_bindings(arguments: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
-    """Parses the flags, calls `main` with what is left of the arguments, and exits with its code.
+    """Parses the flags, calls `main` with the remaining arguments, and exits with its code.
 
-    What the user can mend ends with a message and exit code 2, a run that cannot go on with a message and 1.
+    An error that the user can fix ends with a message and exit code 2, a run that cannot continue with a message and 1.
     """
     try:
         app.run(main, argv=gin_flags_as_bindings(arguments), flags_parser=_parse)
@@ -45,9 +45,9 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
 def _parse(arguments: list[str]) -> list[str]:
     try:
         left = flags.FLAGS(arguments)
-    except ValueError as error:  # what absl finds wrong with the use of a flag is not always one of its own errors
+    except ValueError as error:  # absl raises more than its own errors for a wrong flag
         raise UserError(str(error)) from error
-    except SystemExit:  # --help and its like end here, with a code that says that something was wrong
+    except SystemExit:  # --help and similar flags exit with an error code
         sys.exit(0)
     if len(left) > 1:
         hint = f"; did you mean --gin_file={left[1]}?" if left[1].endswith(".gin") else ""

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the file and says what is in it."""
+    """Writes the file and reports its content."""
     from ml.api import open_run
 
     if not arguments.file.parent.is_dir():

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the picture and says where it is."""
+    """Writes the figure and reports its path."""
     from ml.plots.figure import USUAL_METRICS, Curve, Style, check_format, draw, save
     from ml.plots.labels import label_runs
     from ml.plots.series import read_metrics, require_metric

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep while it runs."""
+"""Progress display of a sweep."""
 
 from typing import TextIO
 
@@ -9,7 +9,7 @@ from ml.sweeps.state import State
 
 
 def watcher_on(stream: TextIO, count: int) -> Watcher:
-    """A line for each member; on a terminal the newest changes as its run goes on."""
+    """A line for each member; on a terminal the newest is updated during its run."""
     return _Terminal(stream, count) if stream.isatty() else _Plain(stream, count)
 
 

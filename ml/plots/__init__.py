@@ -1,1 +1,1 @@
-"""Runs drawn side by side: what they measured, how they differ, the picture. Imports no torch."""
+"""Plots of runs side by side: metrics, labels, figure. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The picture of runs side by side: a panel a metric, a colour a run. Needs matplotlib, and no display."""
+"""Figure of runs side by side: one panel per metric, one color per run. Needs matplotlib but no display."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import LegendLocType
 
 USUAL_METRICS = ("loss", "learning_rate", "tokens_per_second")
-MARKERS = "os^DvP*Xhp"  # of the validation of a run, so that runs differ in grey too
+MARKERS = "os^DvP*Xhp"  # of the validation of a run, so that runs differ in gray too
 
 _WIDTH = 11.0  # inches
 _ROW_HEIGHT = 2.5
@@ -38,11 +38,11 @@ _NOT_SMOOTHED = re.compile(r"learning_rate|validation_.*")
 _TITLES = {"loss": "loss (nats per token)", "tokens_per_second": "tokens per second"}
 _LARGE_NUMBERS = ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
 _TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-_GREY = "#444444"
+_GRAY = "#444444"
 
 
 class Unit(NamedTuple):
-    """What an axis counts in: `size` of the measured unit, and how the axis is called."""
+    """Unit of an axis, with its size in measured units and the label of the axis."""
 
     size: float
     label: str
@@ -50,7 +50,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """One run to draw: what it measured and what the legend calls it."""
+    """One run to draw: its label in the legend and its metrics."""
 
     label: str
     metrics: Metrics
@@ -58,13 +58,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Style:
-    """How runs are drawn.
+    """Options of a figure.
 
     Attributes:
         x: `tokens`, `step` or `seconds`.
-        extra_metrics: drawn below the usual ones, a panel each.
-        window: logged steps in a mean; None is a twentieth of the longest run's, 1 draws what was measured alone.
-        logarithmic: `x`, and the metrics whose panels have a logarithmic axis.
+        extra_metrics: Metrics to draw below the usual ones, one panel each.
+        window: Logged steps in a running mean; None means a twentieth of the longest run, 1 no smoothing.
+        logarithmic: The axes with a logarithmic scale: `x` and names of metrics.
     """
 
     x: str = "tokens"
@@ -74,10 +74,10 @@ class Style:
 
 
 def draw(curves: Sequence[Curve], style: Style) -> Figure:
-    """The loss large, the other usual metrics beside it, the extra ones below, one legend for all.
+    """Draws the loss in a large panel, the other usual metrics beside it, extra ones below, with one legend.
 
     Raises:
-        UserError: matplotlib is not installed, or nothing can stand on a logarithmic axis.
+        UserError: matplotlib is not installed, or a logarithmic axis has no positive value.
     """
     figure_class = _matplotlib_figure()
     metrics = [name for name in _panels(style) if any(name in curve.metrics.names for curve in curves)]
@@ -93,7 +93,7 @@ def draw(curves: Sequence[Curve], style: Style) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the picture in the format of the file's ending.
+    """Writes the figure in the format of the file's suffix.
 
     Raises:
         UserError: The format is unknown, or the file cannot be written.
@@ -108,7 +108,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def check_format(path: Path) -> None:
-    """Raises UserError where matplotlib is not there, or writes no files with that ending."""
+    """Checks that figures can be written to a file.
+
+    Raises:
+        UserError: matplotlib is not installed, or does not support the file's suffix.
+    """
     _matplotlib_figure()
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -117,8 +121,8 @@ def check_format(path: Path) -> None:
         raise UserError(f"{path} must end in .png, or in another format that can be drawn: {', '.join(sorted(known))}")
 
 
-def colours(count: int) -> list[tuple[float, float, float]]:
-    """A colour a run, from dark to light, so that the order shows in grey too; the lightest still stand on white."""
+def colors(count: int) -> list[tuple[float, float, float]]:
+    """Returns one color per run, from dark to light, distinct in gray too and visible on white."""
     from matplotlib import colormaps
 
     places = np.linspace(0.0, 0.82, count) if count > 1 else [0.25]
@@ -134,7 +138,7 @@ def _panels(style: Style) -> list[str]:
 
 
 def _axes(figure: Figure, num_rows: int, count: int) -> list[Axes]:
-    """The first panel takes two rows and all but one column, two stand beside it, the others below in rows."""
+    """The first panel spans two rows and all but one column, two are beside it, the others below in rows."""
     grid = figure.add_gridspec(num_rows, _COLUMNS)
     first_row = [grid[0:2, 0:2], grid[0, 2], grid[1, 2]] if count > 1 else [grid[0:2, :]]
     below = [grid[2 + n // _COLUMNS, n % _COLUMNS] for n in range(max(count - 3, 0))]
@@ -148,10 +152,8 @@ def _draw_panel(axes: Axes, name: str, curves: Sequence[Curve], style: Style, un
     measured = [series(curve.metrics, name, style.x) for curve in curves]
     window = 1 if _NOT_SMOOTHED.fullmatch(name) else style.window or max(len(each.x) for each in measured) // 20
     held_out = _held_out(curves) if name == "loss" else []
-    for curve, points, colour, marker in zip(
-        curves, measured, colours(len(curves)), _markers(len(curves)), strict=True
-    ):
-        _draw_measured(axes, points.x / unit.size, points.y, window, colour, name, marker)
+    for curve, points, color, marker in zip(curves, measured, colors(len(curves)), _markers(len(curves)), strict=True):
+        _draw_measured(axes, points.x / unit.size, points.y, window, color, name, marker)
         for other, dashes in zip(held_out, _dashes(len(held_out)), strict=True):
             points = series(curve.metrics, other, style.x)
             look: dict[str, Any] = {
@@ -161,7 +163,7 @@ def _draw_panel(axes: Axes, name: str, curves: Sequence[Curve], style: Style, un
                 "dashes": dashes,
                 "markeredgecolor": "white",
             }
-            axes.plot(points.x / unit.size, points.y, color=colour, zorder=4, markeredgewidth=0.6, gid=other, **look)
+            axes.plot(points.x / unit.size, points.y, color=color, zorder=4, markeredgewidth=0.6, gid=other, **look)
     title = _TITLES.get(name, shorten(name.replace("_", " "), _LONGEST_TITLE))
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel(unit.label, fontsize=9)
@@ -170,17 +172,15 @@ def _draw_panel(axes: Axes, name: str, curves: Sequence[Curve], style: Style, un
         _explain_lines(axes, held_out, window)
 
 
-def _draw_measured(
-    axes: Axes, x: np.ndarray, y: np.ndarray, window: int, colour: tuple, name: str, marker: str
-) -> None:
-    """What was measured: faint below its mean where it is smoothed."""
+def _draw_measured(axes: Axes, x: np.ndarray, y: np.ndarray, window: int, color: tuple, name: str, marker: str) -> None:
+    """Draws the measured values, faint and below the running mean if they are smoothed."""
     is_sparse = name.startswith("validation_")
     look: dict[str, Any] = {"marker": marker, "markersize": 4} if is_sparse or len(x) == 1 else {}
     if window < 3:
-        axes.plot(x, y, color=colour, linewidth=1.4, gid=name, **look)
+        axes.plot(x, y, color=color, linewidth=1.4, gid=name, **look)
         return
-    axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.28, gid=name, **look)
-    axes.plot(x, smooth(y, window), color=colour, linewidth=1.7, gid=f"{name} smoothed")
+    axes.plot(x, y, color=color, linewidth=0.7, alpha=0.28, gid=name, **look)
+    axes.plot(x, smooth(y, window), color=color, linewidth=1.7, gid=f"{name} smoothed")
 
 
 def _finish(axes: Axes, name: str, style: Style) -> None:
@@ -206,7 +206,7 @@ def _finish(axes: Axes, name: str, style: Style) -> None:
 
 
 def _write_numbers_plainly(axis: Axis) -> None:
-    """0.1, 1, 10 and not powers of ten; the ticks between are named where matplotlib has found room for them."""
+    """Labels ticks with plain numbers instead of powers of ten; minor ticks where matplotlib has room."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
@@ -218,30 +218,30 @@ def _write_numbers_plainly(axis: Axis) -> None:
 
 
 def _explain_lines(axes: Axes, held_out: Sequence[str], window: int) -> None:
-    """A legend in grey for what the kinds of lines are, whatever the run."""
+    """A legend in gray for the kinds of lines, common to all runs."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=_GREY, linewidth=1.4, label="training")]
+    handles = [Line2D([], [], color=_GRAY, linewidth=1.4, label="training")]
     if window >= 3:
         size = window - 1 + window % 2
         handles = [
-            Line2D([], [], color=_GREY, linewidth=0.7, alpha=0.4, label="training, each logged step"),
-            Line2D([], [], color=_GREY, linewidth=1.7, label=f"training, mean of {size} logged steps"),
+            Line2D([], [], color=_GRAY, linewidth=0.7, alpha=0.4, label="training, each logged step"),
+            Line2D([], [], color=_GRAY, linewidth=1.7, label=f"training, mean of {size} logged steps"),
         ]
     for other, dashes in zip(held_out, _dashes(len(held_out)), strict=True):
         label = other.removesuffix("_loss").replace("validation_", "validation: ")
-        handles.append(Line2D([], [], color=_GREY, linewidth=1.1, dashes=dashes, marker=MARKERS[0], label=label))
+        handles.append(Line2D([], [], color=_GRAY, linewidth=1.1, dashes=dashes, marker=MARKERS[0], label=label))
     axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper right")
 
 
 def _add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
-    """Names the runs below the panels, in as many columns as fit; the figure grows by what that takes."""
+    """Adds a legend of the runs below the panels, in as many columns as fit, and enlarges the figure for it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, linewidth=2.0, marker=marker, markersize=5, label=curve.label)
-        for curve, colour, marker in zip(curves, colours(len(curves)), _markers(len(curves)), strict=True)
+        Line2D([], [], color=color, linewidth=2.0, marker=marker, markersize=5, label=curve.label)
+        for curve, color, marker in zip(curves, colors(len(curves)), _markers(len(curves)), strict=True)
     ]
     renderer = FigureCanvasAgg(figure).get_renderer()
 
@@ -271,7 +271,7 @@ def _markers(count: int) -> list[str]:
 
 
 def _unit(x: str, curves: Sequence[Curve]) -> Unit:
-    """Such that the axis counts in numbers that can be read."""
+    """The unit of the x axis that gives readable numbers."""
     largest = max((record[x] for curve in curves for record in curve.metrics.records if x in record), default=0.0)
     if x == "step":
         return Unit(1.0, "step")

@@ -1,4 +1,4 @@
-"""What runs are called in a legend: by what differs between their configurations."""
+"""Labels of runs in a legend, from the differences between their configurations."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,9 @@ class Setting(NamedTuple):
 
 
 def label_runs(folders: Sequence[Path]) -> list[str]:
-    """A name for each run, different for each: what its configuration has that the others have not.
+    """Returns a distinct label for each run, from the values in which its configuration differs.
 
-    Runs of one configuration are told apart by the names of their folders.
+    Runs with equal configurations are labeled by their folders.
 
     Raises:
         UserError: An operative config cannot be read.
@@ -38,10 +38,11 @@ def label_runs(folders: Sequence[Path]) -> list[str]:
 
 
 def label_configs(operatives: Sequence[str]) -> list[str]:
-    """What tells each operative config from the others, `learning_rate=0.001  mixer=Mamba2`; equal for equal ones.
+    """Returns the differing values of each operative config, such as `learning_rate=0.001  mixer=Mamba2`.
 
-    All that a user set and that every run has is named; what follows from it, such as the options of a part that only
-    some have, is named only where the rest would not tell two runs apart or would be too long.
+    Labels of equal configs are equal. A label has all differing values that a user set and that every run has. Other
+    values, such as options of a component that only some runs have, are added only to distinguish two runs or to
+    shorten the label.
     """
     configs = [settings(text) for text in operatives]
     ranked = _differing(configs)
@@ -54,7 +55,7 @@ def label_configs(operatives: Sequence[str]) -> list[str]:
 
 
 def settings(operative: str) -> dict[str, Setting]:
-    """The values of an operative config by their keys, `scope/Name.parameter`; a stronger layer comes later in it."""
+    """Returns the values of an operative config by key, `scope/Name.parameter`; later layers override earlier ones."""
     found: dict[str, Setting] = {}
     is_explicit = False
     for line in operative.splitlines():
@@ -67,9 +68,9 @@ def settings(operative: str) -> dict[str, Setting]:
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The shortest ending of each key that is no other's: `learning_rate`, or `AdamW.learning_rate`.
+    """Returns the shortest unique suffix of each key: `learning_rate`, or `AdamW.learning_rate`.
 
-    What stands in a scope keeps it, for `bias` alone would not say whose: `query/Linear.bias`.
+    A key with a scope is kept whole, since `bias` alone would be unclear: `query/Linear.bias`.
     """
     endings = {key: [key] if "/" in key else [key.rpartition(".")[2], key] for key in keys}
     counts = Counter(ending for found in endings.values() for ending in dict.fromkeys(found))
@@ -77,7 +78,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def shorten(text: str, longest: int) -> str:
-    """The text with its middle left out where it is too long."""
+    """Returns a text, with its middle omitted if it is too long."""
     if len(text) <= longest:
         return text
     tail = (longest - 1) // 2
@@ -96,7 +97,7 @@ def _differing(configs: Sequence[dict[str, Setting]]) -> list[tuple[int, str]]:
 
 
 def _refining(keys: Iterable[str], configs: Sequence[dict[str, Setting]], chosen: Sequence[str]) -> list[str]:
-    """Those of `keys` that each tell apart runs which `chosen` and those before them do not."""
+    """The `keys` that distinguish runs which `chosen` and the keys before them do not."""
 
     def num_kinds(keys: Sequence[str]) -> int:
         return len({tuple(config[key].value if key in config else None for key in keys) for config in configs})
@@ -111,12 +112,12 @@ def _refining(keys: Iterable[str], configs: Sequence[dict[str, Setting]], chosen
 def _labels(keys: Sequence[str], configs: Sequence[dict[str, Setting]]) -> list[str]:
     short = short_keys(keys)
 
-    def said(key: str, config: dict[str, Setting]) -> str:
+    def text(key: str, config: dict[str, Setting]) -> str:
         if key not in config:
             return f"without {short[key]}"
         return f"{short[key]}={shorten(config[key].value.removeprefix('@'), _LONGEST_VALUE)}"
 
-    return ["  ".join(said(key, config) for key in keys) for config in configs]
+    return ["  ".join(text(key, config) for key in keys) for config in configs]
 
 
 def _read(folder: Path) -> str:

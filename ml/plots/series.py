@@ -1,4 +1,4 @@
-"""What a run measured, as points to draw. Imports neither torch nor matplotlib."""
+"""Metrics of a run as points to draw. Imports neither torch nor matplotlib."""
 
 import json
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ class Metrics:
     """The readable lines of a `metrics.jsonl`.
 
     Attributes:
-        path: of the file.
-        records: one a line, flat: what stood in an inner object is named after both, `routers/NAME/PART`.
-        broken_lines: the numbers of the lines that cannot be read, counted from 1.
-        num_lines: of the file.
+        path: The file.
+        records: One flat record per line; values in nested objects have names such as `routers/NAME/PART`.
+        broken_lines: The numbers of the lines that cannot be read, from 1.
+        num_lines: The number of lines in the file.
     """
 
     path: Path
@@ -32,51 +32,51 @@ class Metrics:
 
     @property
     def names(self) -> list[str]:
-        """Everything that was measured at least once, in the order in which it first was."""
+        """The names of all metrics, in the order of their first measurement."""
         return list(dict.fromkeys(name for record in self.records for name in record))
 
     def last(self, name: str) -> float | None:
-        """The newest value of a metric."""
+        """Returns the newest value of a metric, or None."""
         return next((record[name] for record in reversed(self.records) if name in record), None)
 
     @property
     def warning(self) -> str | None:
-        """What a person should know of the lines that are left out."""
+        """The warning about skipped lines; None if there are none."""
         if not self.broken_lines:
             return None
         if self.broken_lines == (self.num_lines,):
-            return f"{self.path}: the last line is not whole and is left out; the run is writing it, or was cut off"
+            return f"{self.path}: skipped the last line, which is incomplete: the run is writing it, or was interrupted"
         shown = ", ".join(map(str, self.broken_lines[:5])) + (", ..." if len(self.broken_lines) > 5 else "")
-        return f"{self.path}: lines that cannot be read are left out: {shown}"
+        return f"{self.path}: skipped unreadable lines: {shown}"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points in the order in which they were measured; `x` and `y` have one length."""
+    """Points in the order of measurement; `x` and `y` have equal length."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """What the run in a folder measured.
+    """Returns the metrics of the run in a folder.
 
     Raises:
-        UserError: There is no run, or it has measured nothing yet.
+        UserError: There is no run, or it has no metrics yet.
     """
     if not (folder / "operative_config.gin").is_file():
         raise UserError(f"there is no run in {folder}: it has no operative_config.gin")
     metrics = parse_metrics(folder / "metrics.jsonl")
     if not metrics.records:
-        raise UserError(f"{folder} has no metrics yet: nothing can be read in {metrics.path}")
+        raise UserError(f"{folder} has no metrics yet: {metrics.path} has no readable line")
     return metrics
 
 
 def parse_metrics(path: Path) -> Metrics:
-    """The lines of a file; one that is not there has none.
+    """Returns the lines of a file; a missing file has none.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: The file cannot be opened.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -90,17 +90,17 @@ def parse_metrics(path: Path) -> Metrics:
 
 
 def series(metrics: Metrics, name: str, x: str) -> Series:
-    """A metric over `x`, at the steps where both were measured."""
+    """Returns a metric over `x`, at the steps with both values."""
     points = [(record[x], record[name]) for record in metrics.records if x in record and name in record]
     array = np.array(points, dtype=np.float64).reshape(-1, 2)
     return Series(array[:, 0], array[:, 1])
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of `window` values around each, as many before it as after, so that no slope is shifted.
+    """Returns the centered running mean over `window` values.
 
-    An even window counts as one less. At the beginning, where a loss falls fast, the window shrinks to the first value;
-    the last half window is the straight line through the last whole one, for a last value alone says little.
+    An even window counts as one less. At the beginning, where a loss falls fast, the window shrinks to the first value.
+    The last half window is a straight line fitted to the last whole window, since a single last value is noisy.
     """
     half = (min(window, len(values)) - 1) // 2
     if half < 1:
@@ -115,7 +115,11 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def require_metric(name: str, runs: Iterable[Metrics]) -> None:
-    """Raises UserError unless one of the runs has measured `name`; says what there is."""
+    """Checks that one of the runs has a metric.
+
+    Raises:
+        UserError: No run has it; the message lists the metrics.
+    """
     known = list(dict.fromkeys(known for metrics in runs for known in metrics.names))
     if name in known:
         return
@@ -128,7 +132,7 @@ def require_metric(name: str, runs: Iterable[Metrics]) -> None:
 
 
 def _parse(line: bytes) -> dict[str, float] | None:
-    """A flat record, None where the line holds none."""
+    """The flat record of a line; None if the line is invalid."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The file of a sweep: what all of its runs share, and the choices of which each is one.
+"""Sweep file: the options common to all runs, and the choices that define each run.
 
 gin_file = "base.gin"                                  # as the flags of train.py, and as often
 gin_bindings = ["Trainer.num_steps = 200"]
@@ -30,14 +30,14 @@ _ENTRY_KEYS = ("name", "gin_file", "gin_bindings")
 
 @dataclass(frozen=True)
 class Binding:
-    """A gin statement and where it stands."""
+    """A gin statement and its place in the file."""
 
     text: str
     place: str
 
     @property
     def key_and_value(self) -> tuple[str, str]:
-        """Its two sides; of what is no plain binding the second is empty, and gin will say what is wrong."""
+        """The two sides; the second is empty if the text is not a binding, and gin reports the error."""
         key, _, value = self.text.partition("=")
         return key.strip(), value.strip()
 
@@ -47,10 +47,10 @@ class Member:
     """One run of a sweep.
 
     Attributes:
-        name: of its folder.
-        gin_files: in order, later ones stronger.
-        bindings: in order, after the files.
-        choices: what tells it from the others, by heading of the table.
+        name: The name of its folder.
+        gin_files: The gin files, in order; later ones override earlier ones.
+        bindings: The bindings that follow the files, in order.
+        choices: The values that distinguish it from the others, by column of the table.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the file says; the last three hold for every member, as the flags of train.py of these names."""
+    """Content of a sweep file. The last three attributes apply to all members, like the flags of train.py."""
 
     path: Path
     members: tuple[Member, ...]
@@ -80,10 +80,10 @@ class _Choice:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Reads the file; gin files that it names are found beside it too.
+    """Reads a sweep file. Gin files in its folder are found too.
 
     Raises:
-        UserError: It is not there, or something in it is wrong; the message says what and where.
+        UserError: The file does not exist or has an error; the message names the place.
     """
     try:
         content = tomllib.loads(path.read_text("utf-8"))
@@ -126,7 +126,7 @@ def _members(
     keys = [b.key_and_value[0] for entry, point in pairs for b in (*entry.bindings, *point.bindings)]
     short = short_keys(dict.fromkeys(["name", "gin_file", *keys]))
 
-    def said(choice: _Choice) -> dict[str, str]:
+    def chosen(choice: _Choice) -> dict[str, str]:
         sides = [binding.key_and_value for binding in choice.bindings]
         named = {"name": choice.name} if choice.name is not None else {}
         files = {"gin_file": " ".join(choice.gin_files)} if choice.gin_files else {}
@@ -135,7 +135,7 @@ def _members(
     def parts(choice: _Choice) -> list[str]:
         if choice.name is not None:
             return [choice.name]
-        values = [f"{key}={value}" for key, value in said(choice).items() if key != "gin_file"]
+        values = [f"{key}={value}" for key, value in chosen(choice).items() if key != "gin_file"]
         return [*(Path(file).stem for file in choice.gin_files), *values]
 
     names = names_of([[*parts(entry), *parts(point)] for entry, point in pairs])
@@ -144,14 +144,14 @@ def _members(
             name,
             (*files, *entry.gin_files),
             (*bindings, *entry.bindings, *point.bindings),
-            {**said(entry), **said(point)},
+            {**chosen(entry), **chosen(point)},
         )
         for name, (entry, point) in zip(names, pairs, strict=True)
     )
 
 
 def _points(grid: Any) -> Iterator[_Choice]:
-    """Every combination of the grid, the last key fastest."""
+    """All combinations of the grid; the last key varies fastest."""
     if grid is None:
         return
     if not isinstance(grid, dict) or not grid:
@@ -201,7 +201,7 @@ def _entries(entries: Any, path: Path) -> Iterator[_Choice]:
 
 
 def _files(table: Mapping[str, Any], path: Path, place: str) -> tuple[str, ...]:
-    """The names of gin files; one that lies beside the file of the sweep by its path."""
+    """The names of gin files; the path for one in the folder of the sweep file."""
     names = _strings(table, "gin_file", f"{place}: " if place else "")
     return tuple(str(path.parent / name) if (path.parent / name).is_file() else name for name in names)
 

@@ -1,4 +1,4 @@
-"""Values of a TOML file as gin text: numbers, booleans, lists and tables as they are, a string as what it says."""
+"""Values of a TOML file as gin text. A string is gin text itself."""
 
 import ast
 import math
@@ -8,9 +8,9 @@ from ml.errors import UserError
 
 
 def gin_text(value: Any) -> str:
-    """The gin text of a value that `tomllib` read; equal values have equal text however they are spelled.
+    """Returns the gin text of a value that `tomllib` read; equal values have equal text.
 
-    A string is gin text itself, inside of lists and tables too: `"@Mamba2"`, `"None"`, `"'a string'"`.
+    A string is gin text itself, in lists and tables too: `"@Mamba2"`, `"None"`, `"'a string'"`.
 
     Raises:
         UserError: There is no such text.
@@ -29,7 +29,7 @@ def gin_text(value: Any) -> str:
 
 
 def _canonical(text: str) -> str:
-    """Python literals as Python writes them; what holds references or macros as it is."""
+    """Python literals by their `repr`; text with references or macros unchanged."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -21,10 +21,10 @@ class PlannedRun:
     """A member with its configuration and its folder.
 
     Attributes:
-        member: what the file of the sweep says of it.
-        config: what comes out of that.
-        folder: of its run; it need not exist.
-        num_steps: of the whole run.
+        member: The member.
+        config: Its configuration.
+        folder: The folder of its run, which need not exist.
+        num_steps: The number of steps of the whole run.
     """
 
     member: Member
@@ -34,11 +34,11 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """What its processes printed."""
+        """The file with the output of its processes."""
         return self.folder.path / "log.txt"
 
     def command(self, sweep: Sweep) -> list[str]:
-        """The command that trains it, or goes on where it stopped."""
+        """Returns the command that trains or resumes it."""
         train = Path(ml.__file__).parents[1] / "train.py"  # beside the package in a checkout and where it is installed
         flags = [
             *(f"--gin_file={file}" for file in self.member.gin_files),
@@ -54,9 +54,9 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
     """Loads every configuration; nothing is written.
 
     Args:
-        sweep: what the file says.
-        directory: holds the folders of the runs, named after the members.
-        say: told the number of each member before it is loaded.
+        sweep: The sweep.
+        directory: The folder of the runs, which are named after the members.
+        say: Called with the number of each member before it is loaded.
 
     Raises:
         UserError: One report of all members that are wrong, that are the same run twice, or whose folders hold another.

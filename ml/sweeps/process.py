@@ -1,4 +1,4 @@
-"""Runs the members of a sweep one after another, each in a process of its own."""
+"""Runs the members of a sweep one after another, each in a separate process."""
 
 import contextlib
 import shlex
@@ -20,7 +20,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Watcher:
-    """Is told how a sweep goes; this one listens and says nothing."""
+    """Receives the events of a sweep. The base class ignores them."""
 
     def skipped(self, number: int, state: State) -> None:
         """A member was finished before."""
@@ -36,9 +36,9 @@ class Watcher:
 
 
 class Stop:
-    """Whether somebody asked the sweep to stop; passes each signal on to the process that is running.
+    """Signal handler that stops the sweep and forwards each signal to the running process.
 
-    The members run in process groups of their own, so that Ctrl-C on a terminal reaches them once, through here.
+    The members run in separate process groups, so that Ctrl-C on a terminal reaches them only through this handler.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def run_members(
     """Trains every member that is not finished; one that fails does not stop the others.
 
     Returns:
-        the state of each, and whether somebody asked to stop before the last.
+        The state of each member, and whether a signal stopped the sweep before all were finished.
 
     Raises:
         RunFailure: The folder cannot be written, or another sweep is at work there.
@@ -100,7 +100,7 @@ def _train(sweep: Sweep, run: PlannedRun, lock: int, stop: Stop, look: Callable[
         with run.log.open("ab") as log:
             log.write(f"{COMMAND_MARK}{shlex.join(command)}\n".encode())
             log.flush()
-            # The process holds the lock too: where the sweep is killed and the run goes on, nobody else begins it.
+            # The process holds the lock too: if the sweep is killed while the run continues, no other sweep starts it.
             stop.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, pass_fds=[lock]
             )

@@ -1,4 +1,4 @@
-"""How far a member of a sweep is, from what its folder holds and from how its last process ended."""
+"""State of a sweep member, from its folder and the exit code of its last process."""
 
 import enum
 import os
@@ -16,7 +16,7 @@ _TAIL = 4096  # bytes of a log in which its last line is looked for
 
 
 class Status(enum.Enum):
-    """What became of a run."""
+    """Status of a run."""
 
     NEW = "not started"
     UNFINISHED = "unfinished"
@@ -29,11 +29,11 @@ class State:
     """A run as it is now.
 
     Attributes:
-        run: which one.
-        status: what became of it.
-        metrics: what it has measured.
-        exit_code: of the process that this sweep started for it, negative for a signal; None where it started none.
-        reason: the last line of its log, where it failed.
+        run: The run.
+        status: Its status.
+        metrics: Its metrics.
+        exit_code: The exit code of the process that this sweep started, negative for a signal; None if it started none.
+        reason: The last line of its log if it failed; else empty.
     """
 
     run: PlannedRun

@@ -50,7 +50,7 @@ def in_order(states: Sequence[State], sort_by: str) -> list[State]:
 
 
 def as_text(states: Sequence[State], sort_by: str) -> str:
-    """A table for a terminal: what was chosen, what came out, what became of it."""
+    """Returns a table for a terminal: choices, metrics and status of each member."""
     choices = _choices(states)
     measured = _shown_metrics(states, sort_by)
     rows = [[*choices, "step", *measured, "status"]]
@@ -84,7 +84,7 @@ def as_csv(states: Sequence[State]) -> str:
 
 
 def as_json(sweep: Sweep, states: Sequence[State]) -> dict[str, Any]:
-    """What `sweep.json` holds: for each member its statements, its folder, its state and what it measured last."""
+    """Returns the content of `sweep.json`: the statements, folder, state and last metrics of each member."""
     members = [
         {
             "name": state.run.member.name,
@@ -118,7 +118,7 @@ def write(directory: Path, sweep: Sweep, states: Sequence[State]) -> None:
 
 
 def _choices(states: Sequence[State]) -> list[str]:
-    """What the members were told apart by, in the order of the file."""
+    """The columns that distinguish the members, in the order of the file."""
     return list(dict.fromkeys(key for state in states for key in state.run.member.choices))
 
 

@@ -59,7 +59,7 @@ def test_a_truncated_line_is_reported_and_skipped(work, capsys):
     with (work / "runs/run_0.1/metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
     assert verbs.main(["plot", "runs/run_0.1"]) == 0
-    assert "runs/run_0.1/metrics.jsonl: the last line is not whole and is left out" in capsys.readouterr().err
+    assert "runs/run_0.1/metrics.jsonl: skipped the last line, which is incomplete" in capsys.readouterr().err
 
 
 WRONG = {

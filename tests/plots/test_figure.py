@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ml.errors import UserError
-from ml.plots.figure import Curve, Style, check_format, colours, draw, save
+from ml.plots.figure import Curve, Style, check_format, colors, draw, save
 from ml.plots.series import parse_metrics, smooth
 
 
@@ -69,7 +69,7 @@ def test_the_axes_have_the_measured_values(curve):
         assert len(lines(loss)["validation_books_loss"]) == 2
         (rates,) = [lines(rate)["learning_rate"][number]]
         np.testing.assert_array_equal(rates.get_ydata(), [record["learning_rate"] for record in source])
-        assert {line.get_color() for line in (raw, smoothed, held_out, rates)} == {colours(2)[number]}
+        assert {line.get_color() for line in (raw, smoothed, held_out, rates)} == {colors(2)[number]}
     assert speed.get_ylim()[0] == 0.0
 
 
@@ -141,7 +141,7 @@ def test_nothing_is_clipped(curve, tmp_path, count):
 
 @pytest.mark.parametrize("count", [2, 5, 12])
 def test_runs_differ_in_grayscale_and_from_white(count):
-    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours(count)]
+    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colors(count)]
     assert all(lighter - darker > 0.5 / count for darker, lighter in itertools.pairwise(luminance))
     assert max(luminance) < 0.75
 

@@ -48,12 +48,12 @@ def test_nested_metrics_have_joined_names_and_non_numbers_are_skipped(run):
 
 
 BROKEN = {
-    "the last, cut off": ([line(1), line(2)[:-9]], (2,), "the last line is not whole"),
-    "one in the middle": ([line(1), b"{\n", line(3)], (2,), "lines that cannot be read are left out: 2"),
-    "no object": ([line(1), b"[1]\n", line(3)], (2,), "left out: 2"),
-    "no step": ([line(1), b'{"loss": 1}\n', line(3)], (2,), "left out: 2"),
-    "not UTF-8": ([line(1), b'"\xff"\n', line(3)], (2,), "left out: 2"),
-    "many": ([line(1), *[b"x\n"] * 7], (2, 3, 4, 5, 6, 7, 8), "left out: 2, 3, 4, 5, 6, ..."),
+    "the last, cut off": ([line(1), line(2)[:-9]], (2,), "skipped the last line"),
+    "one in the middle": ([line(1), b"{\n", line(3)], (2,), "skipped unreadable lines: 2"),
+    "no object": ([line(1), b"[1]\n", line(3)], (2,), "unreadable lines: 2"),
+    "no step": ([line(1), b'{"loss": 1}\n', line(3)], (2,), "unreadable lines: 2"),
+    "not UTF-8": ([line(1), b'"\xff"\n', line(3)], (2,), "unreadable lines: 2"),
+    "many": ([line(1), *[b"x\n"] * 7], (2, 3, 4, 5, 6, 7, 8), "unreadable lines: 2, 3, 4, 5, 6, ..."),
 }
 
 
