@@ -1,13 +1,15 @@
 """Constructors of children that many layers have: weights, biases, and optional parts."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ml.config import child, unused
 from ml.layers.initialization import Initialization
 from ml.layers.parameter import Parameter
+
+_Product = TypeVar("_Product")
 
 
 def weight_child(
@@ -48,7 +50,9 @@ def undecayed_child(name: str, shape: tuple[int, ...], initialization: Initializ
     return child(name, Parameter, shape, defaults={"initialization": initialization, "weight_decay": 0.0})
 
 
-def optional_child(name: str, constructor: Callable[..., Any] | None, *args: Any, **options: Any) -> Any:
+def optional_child(
+    name: str, constructor: Callable[..., _Product] | None, *args: Any, **options: Any
+) -> _Product | None:
     """Builds a child with `child`; returns None where the constructor is None.
 
     Args:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ml
 from ml.config import child, configurable, register_enum
 from ml.layers import Linear
+from ml.layers.children import optional_child
 from ml.models import LanguageModel, materialize
 from ml.training import Trainer
 
@@ -52,7 +53,7 @@ class Color(enum.Enum):
     RED = 1
 
 
-def a_decorated_class_is_that_class() -> None:
+def a_decorated_class_is_that_class(module: nn.Module) -> None:
     """Its name is a type, its constructor and its attributes are known."""
     assert_type(configurable(Scaled), type[Scaled])  # mypy asks only calls, pyright decorators of classes too
     assert_type(configurable("Renamed", module="somewhere")(Scaled), type[Scaled])
@@ -60,7 +61,6 @@ def a_decorated_class_is_that_class() -> None:
     assert_type(Derived(3), Derived)
     assert_type(Derived(3).size, int)
     assert_type(Linear(3, 4).in_features, int)
-    module: nn.Module = Derived(3)
     if isinstance(module, Scaled):
         assert_type(module, Scaled)
     Scaled("3")  # type: ignore[arg-type]
@@ -96,6 +96,7 @@ def a_child_has_the_type_of_the_product(layer: Callable[..., nn.Module], maybe: 
     assert_type(child("half", halved, 3.0, defaults={"times": 2}), float)
     assert_type(child("layer", layer, 3), nn.Module)
     assert_type(None if maybe is None else child("maybe", maybe), Scaled | None)
+    assert_type(optional_child("maybe", maybe), Scaled | None)
     child("maybe", maybe)  # type: ignore[arg-type]
 
 
