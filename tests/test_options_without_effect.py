@@ -84,7 +84,7 @@ def test_a_flag_may_disable_an_option_of_a_file(tmp_path, option, because, also)
     left_out = config.text.splitlines()
     (reason,) = [left_out[i - 1] for i, line in enumerate(left_out) if line.startswith(f"# {option}")]
     assert re.fullmatch(
-        rf"# omitted: replaced by ({'|'.join(map(re.escape, because))}) \(--gin_bindings\[\d\]\)", reason
+        rf"# left out: replaced by ({'|'.join(map(re.escape, because))}) \(--gin_bindings\[\d\]\)", reason
     )
     assert f"{option}\n" not in config.operative
     (tmp_path / "saved.gin").write_text(config.operative)
@@ -106,7 +106,7 @@ def test_an_option_with_an_effect_somewhere_is_valid(tmp_path, option, because, 
 
 def test_an_option_with_an_effect_in_one_block_is_valid():
     config = ml.load(BASE, ["DecoderBlock.mlp_norm = @LayerNorm", "block_1/DecoderBlock.mlp = None"])
-    assert "omitted: replaced by block_1/DecoderBlock.mlp" not in config.text.partition("LayerNorm")[0]
+    assert "left out: replaced by block_1/DecoderBlock.mlp" not in config.text.partition("LayerNorm")[0]
     assert "DecoderBlock.mlp_norm = @LayerNorm\n" in config.operative
 
 

@@ -284,7 +284,7 @@ def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
             lines.append(f"juniper.layer = '{layer.name.lower()}'")
         text = statement.text(written=True, spell=names.spell)
         if isinstance(statement, Binding) and (swap := effects.left_out.get(statement)) is not None:
-            lines.append(f"# omitted: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
+            lines.append(f"# left out: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
             lines.append(f"# {text:<58}  # {statement.location}")
         else:
             lines.append(f"{text:<60}  # {statement.location}")

@@ -11,7 +11,7 @@ from ml.config.configurable import Configurable, candidates, known_names
 from ml.config.types import mismatch, takes_constructor
 from ml.config.values import Reference
 
-# Parts that come with options of their own, which a line of their own sets.
+# Parts with options that are set on a separate line.
 ADDED = [
     *("\n".join([f"DecoderBlock.mixer = @{mixer}", *options]) for mixer, options in MIXERS.items()),
     *("\n".join([f"block_0/DecoderBlock.mixer = @{mixer}", *options]) for mixer, options in MIXERS.items()),
@@ -25,7 +25,7 @@ ADDED = [
     "wide/GatedMLP.intermediate_size = 96\nblock_0/DecoderBlock.mlp = @wide/GatedMLP",
     "MIXER = @Mamba\nDecoderBlock.mixer = %MIXER",
 ]
-# Sizes have to fit each other; a wrong one is refused on both sides, which says nothing.
+# No integers: sizes must match each other, and a wrong one is refused on both sides.
 LITERALS = {bool: ["True", "False"], float: ["0.0", "0.25", "0.5", "1.0"], str: []}
 
 
@@ -48,7 +48,7 @@ def texts_for(annotation: object) -> list[str]:
 
 @functools.cache
 def places(recipe: str) -> tuple[dict[str, Configurable], list[tuple[str, ...]]]:
-    """What a recipe builds, by name, and where."""
+    """Configurables that a recipe builds, by name, and the paths of its modules."""
     config = loaded(recipe, [])
     built = {record.configurable: tuple(record.path.split("/")) for record in config.records()}
     paths = sorted({tuple(record.path.split("/")) for record in config.records() if record.path})

@@ -52,7 +52,7 @@ class Meaning(NamedTuple):
 
 
 def meaning(config: ml.Config) -> Meaning:
-    """What a configuration builds, without allocating it."""
+    """Builds a configuration on the meta device and returns everything that it decides."""
     trainer = build_trainer(config)
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     return Meaning(
@@ -90,7 +90,7 @@ def assert_promise(recipe: str, bindings: list[str], imported: Iterable[Imported
 
 
 def assert_same(direct: ml.Config | ConfigError, saved: ml.Config | ConfigError) -> None:
-    """Both are refused, or both mean the same, unless the saved one misses an option that it had left out."""
+    """Requires that both are refused or both build the same, unless the saved run omitted an option that is needed."""
     if isinstance(saved, ConfigError):
         assert isinstance(direct, ConfigError) or LEFT_OUT in str(saved), str(saved)
         return

@@ -71,7 +71,7 @@ def test_one_flag_swaps_a_part_configured_by_a_file(tmp_path, base, swap):
     for line in ("GatedMLP.intermediate_size = 96", "gate/Linear.bias = False", "GatedMLP.activation = @relu_squared"):
         assert line not in config.operative
         assert f"# {line}" in config.text
-    assert "# omitted: replaced by" in config.text
+    assert "# left out: replaced by" in config.text
     assert "query/Linear.bias = False" in config.operative
 
 

@@ -136,7 +136,7 @@ def test_a_model_to_start_from_hands_its_defaults_down_as_defaults(mixer, bindin
     assert sources["DecoderBlock", "mlp"] == "imported"
 
 
-def test_an_option_that_the_saved_run_left_out_is_an_error_where_it_is_needed_and_never_another_value():
+def test_an_omitted_option_of_a_saved_run_is_an_error_where_it_is_needed_and_never_another_value():
     there_and_back = ["GatedMLP.activation = @relu", "DecoderBlock.mlp = @MLP", "DecoderBlock.mlp = @GatedMLP"]
     direct = meaning(loaded(TINY, there_and_back))
     assert direct.values["decoder/block_0/mlp", "GatedMLP", "activation"] == "@relu"

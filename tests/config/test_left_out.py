@@ -11,9 +11,9 @@ from ml.layers.linear import Linear
 def left_out(config) -> dict[str, str]:
     """Returns each skipped statement with its reason, without places."""
     lines = config.text.splitlines()
-    found = [(lines[i + 1], line) for i, line in enumerate(lines) if line.startswith("# omitted: ")]
+    found = [(lines[i + 1], line) for i, line in enumerate(lines) if line.startswith("# left out: ")]
     return {
-        text.removeprefix("# ").partition("  #")[0].strip(): why.removeprefix("# omitted: ").partition(" (")[0]
+        text.removeprefix("# ").partition("  #")[0].strip(): why.removeprefix("# left out: ").partition(" (")[0]
         for text, why in found
     }
 

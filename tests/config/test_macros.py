@@ -154,7 +154,7 @@ def test_an_invalid_value_replaced_by_a_flag_is_no_error(tmp_path):
 def test_a_swap_through_chained_macros_skips_options_of_the_part(tmp_path):
     text = "INNER = @GatedMLP\nPART = %INNER\nDecoderBlock.mlp = %PART\nGatedMLP.intermediate_size = 64"
     config = load_files(tmp_path, {"a.gin": text}, "INNER = @MLP")
-    assert "# omitted: replaced by DecoderBlock.mlp = @MLP" in config.text
+    assert "# left out: replaced by DecoderBlock.mlp = @MLP" in config.text
     assert "via --gin_bindings[1]" in config.text
 
 

@@ -243,7 +243,7 @@ REMOVALS = {
 @pytest.mark.parametrize(("chosen", "removed"), REMOVALS.values(), ids=REMOVALS)
 def test_options_of_a_part_removed_by_an_operation_are_skipped(chosen, removed):
     config = load((), [chosen, "Lookout.every = 5", removed], root=Errand)
-    assert "# omitted: replaced by Errand." in config.text
+    assert "# left out: replaced by Errand." in config.text
     assert "(--gin_bindings[2])" in config.text or "via --gin_bindings[2])" in config.text
     with pytest.raises(ConfigError, match="Lookout is not built"):
         load((), [chosen, removed, "Lookout.every = 5"], root=Errand)

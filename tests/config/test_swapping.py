@@ -77,7 +77,7 @@ def test_experts_replace_an_mlp_and_are_built_from_it():
 def test_options_of_the_replaced_part_are_listed_as_skipped():
     config = ml.load(BASE, ["DecoderBlock.mixer = @Mamba2"])
     assert "Attention.num_heads" in config.text
-    assert "# omitted" in config.text
+    assert "# left out" in config.text
 
 
 NOT_SELECTED = {
