@@ -63,7 +63,7 @@ def open_run(path: str | Path, *, trust_code: bool = False) -> Run:
 
     Args:
         path: The folder.
-        trust_code: Executes the copy of its own code that the run keeps, where it has layers that are not installed.
+        trust_code: Executes the copy of custom modules in the run folder, for a run with layers that are not installed.
 
     Raises:
         UserError: There is no run.

@@ -40,7 +40,7 @@ def load(
         search_path: more folders in which files are looked for.
         imported: values of a pretrained checkpoint; weaker than any file or binding.
         allow_unused_bindings: makes bindings that have no effect warnings instead of errors.
-        trust_code: executes the copy of its own code that a run keeps, where a file is the operative config of a run.
+        trust_code: Executes the copy of custom modules in a run folder, if a file is the operative config of a run.
 
     Returns:
         A value: two of them live in one process, and building from one never changes the other.

@@ -53,6 +53,6 @@ def _find(name: str) -> Path:
 
 
 def _first_comment(path: Path) -> str:
-    """How the comment at the head of a file begins, up to its first colon, bracket or full stop."""
+    """First phrase of the head comment of a file, up to a colon, bracket or full stop."""
     lines = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
     return re.split(r"\s*[:(]|\.\s|\.$", " ".join(lines))[0]

@@ -1,4 +1,4 @@
-"""Compare two configurations or runs, by the values in effect and who set them.
+"""Compare two configurations or runs, by the values in effect and their sources.
 
 Exit code 0 whether they differ or not, as `git diff` does.
 """

@@ -14,7 +14,7 @@ from ml.training.summary import memory_of_training, notes, summarize_training
 def show(
     config: Config, run_dir: str | None, pattern: str | None, init_from: Run | None, init_may_differ: Sequence[str]
 ) -> None:
-    """Prints the model and who set what, and writes the configuration of the run."""
+    """Prints the model and the sources of its values, and writes the configuration of the run."""
     launch = Launch(config, run_dir, choose_device(None), init_from, init_may_differ)
     trainer = launch.trainer
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))

@@ -1,4 +1,4 @@
-"""Explain a run: who set the parameters that match a pattern, where, and what was overridden."""
+"""Explain a run: the source and location of the parameters that match a pattern, and the values they overrode."""
 
 import argparse
 import json

@@ -10,5 +10,5 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds whether the copy of its own code that a run keeps is executed."""
+    """Adds `--trust_run_code`, which executes the copy of custom modules in a run folder."""
     parser.add_argument("--trust_run_code", action="store_true", help="execute the copy of its own code in the run")

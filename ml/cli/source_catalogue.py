@@ -34,7 +34,7 @@ class UnclearError(Exception):
 
 
 class Found(NamedTuple):
-    """What a name stands for: a node in a module of Juniper, or a name outside of it."""
+    """Definition of a name: a node in a module of Juniper, or a name outside of it."""
 
     module: str
     node: ast.AST | None
@@ -89,7 +89,7 @@ def _is_configurable(node: ast.AST) -> bool:
 
 
 def _find(module: str, node: ast.AST) -> Found:
-    """What a name, or an attribute of one, stands for."""
+    """Resolves a name, or an attribute of one, to its definition."""
     if isinstance(node, ast.Attribute):
         owner = _find(module, node.value)
         if owner.node is not None:

@@ -63,7 +63,7 @@ def _run_all(sweep: "Sweep", planned: "Sequence[PlannedRun]", directory: Path, s
     _report(sweep, states, directory, sort_by)
     left = sum(state.status is not Status.FINISHED for state in states)
     if is_stopped:
-        raise RunFailure(f"stopped with {left} of {len(states)} runs to go; the same command goes on from there")
+        raise RunFailure(f"stopped with {left} of {len(states)} runs to go; the same command resumes from there")
     if left:
         raise RunFailure(f"{left} of {len(states)} runs did not finish; the same command tries them again")
 
@@ -135,7 +135,7 @@ def _label(state: "State") -> str:
 
 
 def _name_strangers(planned: "Sequence[PlannedRun]", directory: Path) -> None:
-    """Says which runs in the folder the file no longer asks for; they are left alone."""
+    """Reports runs in the folder that are no longer in the file; they are kept."""
     own = {run.folder.path.name for run in planned}
     others = [path.parent.name for path in sorted(directory.glob("*/operative_config.gin"))]
     if strangers := [name for name in others if name not in own]:

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None, command: str = "juniper") -> int:
     try:
         VERBS[parsed.verb].run(parsed)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough, as `| head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

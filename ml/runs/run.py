@@ -46,7 +46,7 @@ class Run:
 
     Args:
         path: The folder.
-        trust_code: Executes the copy of its own code that the run keeps, where it has layers that are not installed.
+        trust_code: Executes the copy of custom modules in the run folder, for a run with layers that are not installed.
 
     Raises:
         UserError: There is no run.
@@ -72,12 +72,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps that the newest whole checkpoint has taken; 0 where there is none."""
+        """Optimizer steps in the newest valid checkpoint; 0 if there is none."""
         return self._counts().get("step", 0)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has taken its last step. A stopped run resumes by `ml.train(run.config, run.path)`."""
+        """True after the last step of the run. A stopped run resumes by `ml.train(run.config, run.path)`."""
         counts = self._counts()
         return counts.get("step", 0) >= self._trainer.num_steps and counts["unvalidated"] is None
 
@@ -313,7 +313,7 @@ class Run:
         return self._loaded[key].eval()
 
     def _counts(self) -> dict[str, Any]:
-        """What the newest whole checkpoint says beside its tensors; nothing where there is none."""
+        """Values in the newest valid checkpoint other than tensors; empty if there is none."""
         from ml.training.checkpoints.policy import valid_checkpoints
         from ml.training.checkpoints.state_files import read_counts
 
@@ -322,7 +322,7 @@ class Run:
 
 
 def is_part_of_a_model(info: Configurable) -> bool:
-    """Whether a configurable makes a module, or something that only a model is made of."""
+    """Returns True for a configurable that makes a module or any other part of a model."""
     from torch import nn
 
     is_module = isinstance(info.target, type) and issubclass(info.target, nn.Module)

@@ -58,7 +58,7 @@ class State:
 def state_of(run: PlannedRun, exit_code: int | None = None) -> State:
     """The state of a run, after its process has ended with a code or where there was none.
 
-    A run is finished when its folder holds a whole checkpoint of the last step; how it came there does not matter.
+    A run is finished when its folder has a valid checkpoint of the last step.
     """
     metrics = parse_metrics(run.folder.metrics_file)
     if _is_finished(run):

@@ -140,7 +140,7 @@ def test_ctrl_c_ends_the_run_with_a_checkpoint_and_the_sweep(sweep, meanwhile):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     code, out, err = sweep(LONG.replace("= 60", "= 100000") + SHORT)
     assert code == 1
-    assert err == "stopped with 2 of 2 runs to go; the same command goes on from there\n"
+    assert err == "stopped with 2 of 2 runs to go; the same command resumes from there\n"
     step = max(int(path.name.removeprefix("step_")) for path in Path("sweeps/s/long/checkpoints").glob("step_*"))
     assert f"[1/2] long  unfinished at step {step}  loss" in out
     assert f"stopped after step {step} of 100000 and saved" in Path("sweeps/s/long/log.txt").read_text()

@@ -128,10 +128,10 @@ def test_generate_continues_prompts(call, trained, tmp_path):
     prompts.write_text("one\nthree\n")
     several = generate("--prompt_file", prompts)
     assert several.startswith(f"[0] {alone}\n\n[1] three")
-    likeliest = generate("--prompt", "one", "--temperature", "0").removeprefix("one")
-    assert len(likeliest) == 12
-    stopped = generate("--prompt", "one", "--temperature", "0", "--stop", likeliest[3:])
-    assert stopped == "one" + likeliest[: likeliest.index(likeliest[3:])]
+    greedy = generate("--prompt", "one", "--temperature", "0").removeprefix("one")
+    assert len(greedy) == 12
+    stopped = generate("--prompt", "one", "--temperature", "0", "--stop", greedy[3:])
+    assert stopped == "one" + greedy[: greedy.index(greedy[3:])]
 
 
 @pytest.mark.parametrize(

@@ -92,19 +92,19 @@ def _score_batch(model: LanguageModel, pieces: Sequence[Piece], device: torch.de
     read = tokens[:, :-1]
     context = model.context(read)
     hidden = model.decoder(model.embed(read, context), context)[of_rows, positions]  # (n, H)
-    likelihoods, is_likeliest = _predicted(model, hidden, tokens[of_rows, positions + 1])
+    likelihoods, is_most_likely = _predicted(model, hidden, tokens[of_rows, positions + 1])
     sums = torch.zeros(len(pieces), dtype=torch.float64, device=device).index_add_(0, of_rows, likelihoods)
-    misses = torch.zeros(len(pieces), dtype=torch.int64, device=device).index_add_(0, of_rows, (~is_likeliest).long())
+    misses = torch.zeros(len(pieces), dtype=torch.int64, device=device).index_add_(0, of_rows, (~is_most_likely).long())
     return sums.tolist(), (misses == 0).tolist()
 
 
 def _predicted(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log likelihoods (n), float64, of targets (n) given `hidden` (n, H), and whether each is greedy."""
-    likelihoods, is_likeliest = [], []
+    likelihoods, is_most_likely = [], []
     at_once = max(1, _LOGITS_AT_ONCE // model.vocab_size)
     for part, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):
         logits = model.head(part, model.tied_weight).float()
         found = logits.gather(-1, wanted[:, None])[:, 0]
         likelihoods.append((found - logits.logsumexp(-1)).double())
-        is_likeliest.append(logits.argmax(-1) == wanted)
-    return torch.cat(likelihoods), torch.cat(is_likeliest)
+        is_most_likely.append(logits.argmax(-1) == wanted)
+    return torch.cat(likelihoods), torch.cat(is_most_likely)
