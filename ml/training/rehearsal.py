@@ -18,6 +18,7 @@ from ml.config.scopes import compress
 from ml.layers.experts import Experts
 from ml.layers.loss import Teacher
 from ml.layers.mixers import StochasticMixer
+from ml.layers.protocol import Mixer
 from ml.models import LanguageModel
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
@@ -173,15 +174,19 @@ class _Stage:
         return misfit.message.replace("{place}", place)
 
 
-class _Absent(nn.Module):
+class _Absent(Mixer):
     """Placeholder of a block that equals an earlier one."""
+
+    separates_documents = True  # the trainer has asked the block itself
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
 
 
-class _Watched(nn.Module):
+class _Watched(Mixer):
     """Records the failures of a block, so that the blocks after it run too."""
+
+    separates_documents = True  # likewise
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -238,11 +243,13 @@ def _without_memory(tensor: Tensor) -> Tensor:
 
 
 def _inputs(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
-    """Returns the arguments of the loss: tokens, and images and a teacher if the run has them."""
+    """Returns the arguments of the loss: tokens, and documents, images and a teacher if the run has them."""
     model = trainer.model
     batch_size = min(2, trainer.micro_batch_size)
     tokens = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
     inputs: dict[str, Any] = {"tokens": tokens, "targets": tokens}
+    if trainer.data.separates_documents:
+        inputs["documents"] = torch.zeros_like(tokens)
     if trainer.image_format is not None:
         inputs["images"] = torch.empty(batch_size, *trainer.image_format.shape)
     if trainer.distillation is not None:

@@ -117,6 +117,18 @@ class Draws(Mixer):
         return nn.functional.dropout(x + torch.randn(x.shape) + torch.arange(x.shape[-1]), 0.5)
 
 
+@configurable(module="rehearsal")
+class FailsOnDocuments(ml.layers.Mixer):
+    separates_documents = True
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear = Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, context) -> Tensor:
+        return self.linear(x) if context.documents is None else x + context.documents
+
+
 def refusal(files, *bindings) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         ml.load(files, list(bindings))
@@ -176,6 +188,12 @@ def test_a_part_that_does_not_fit_its_place_is_an_error_at_the_binding_that_chos
     chosen = next(i for i, line in enumerate(binding.splitlines()) if message.split()[0] in line or name == "inside")
     assert problem.startswith(f"--gin_bindings[{chosen}]: ")
     assert problem.endswith(binding.splitlines()[chosen])
+
+
+def test_a_mixer_that_fails_on_packed_documents_is_refused_in_a_run_that_packs_them():
+    ml.load(TINY, "DecoderBlock.mixer = @FailsOnDocuments")
+    (problem,) = refusal("recipes/chat.gin", "DecoderBlock.mixer = @FailsOnDocuments")
+    assert "FailsOnDocuments at decoder/block_0_to_3/mixer failed" in problem
 
 
 def test_every_kind_of_block_is_tried():
