@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from ml.config import Config, explain, select
 from ml.errors import UserError
 from ml.machine import choose_device
 from ml.models.summary import summarize
-from ml.runs import Run
+from ml.runs import Run, open_teacher
 from ml.runs.launch import Launch
 from ml.training.summary import memory_of_training, notes, summarize_training
 
@@ -17,6 +19,7 @@ def show(
     """Prints the model and the sources of its values, and writes the configuration of the run."""
     launch = Launch(config, run_dir, choose_device(None), init_from, init_may_differ)
     trainer = launch.trainer
+    open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
     for note in notes(trainer):

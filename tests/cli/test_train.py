@@ -183,11 +183,18 @@ sys.argv = {[str(ROOT / 'train.py'), *TINY, '--run_dir=run']!r}; runpy.run_path(
     done = subprocess.run([sys.executable, "-c", limited], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.search(
-        r"the checkpoint of step \d could not be written to run/checkpoints: .*; there is none", done.stderr
+        r"the checkpoint of step \d could not be written to run/checkpoints: .*; there is no earlier one", done.stderr
     )
     assert "Traceback" not in done.stderr
     assert list((work / "run/checkpoints").iterdir()) == []
     train(*TINY, "--run_dir=run", check=0)
+
+
+def test_a_dry_run_requires_the_teacher_of_a_distillation(train, work):
+    teacher = ["--gin.Trainer.distillation=@Distillation", "--gin.Distillation.teacher='nowhere'"]
+    done = train(*TINY, *teacher, "--dry_run", "--run_dir=run", check=2)
+    assert "there is no run in nowhere" in done.stderr
+    assert not (work / "run").exists()
 
 
 def test_a_truncated_checkpoint_is_named_and_the_previous_one_is_used(train, work):

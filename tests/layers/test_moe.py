@@ -406,7 +406,7 @@ def test_every_expert_and_each_of_its_layers_has_a_scope():
     assert mixture.shared_expert.up.out_features == 48
     assert [expert.up.out_features for expert in mixture.experts.in_order] == [16] * 5
     assert [expert.lr_scale for expert in mixture.experts.in_order] == [1.0, 1.0, 0.5, 1.0, 1.0]
-    assert mixture.router.weight.lr_scale == 0.25
+    assert mixture.router.parameter_settings["weight"].lr_scale == 0.25
     assert mixture.experts.obstacle_to_grouping == "takes experts with one activation"
     assert model.decoder.block_0.mlp.experts.obstacle_to_grouping is None
 
