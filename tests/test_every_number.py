@@ -48,11 +48,12 @@ def test_any_number_is_valid_or_a_configuration_error():
     tried = [binding for binding in numbers() if zlib.crc32(binding.encode()) % EVERY == 0]
     accepted = [binding for binding in tried if refusal(binding) is None]  # any other error fails the test
     assert len(tried) > 20
-    assert not [binding for binding in accepted if binding.partition(" = ")[2] in NOT_FINITE]
+    infinite = [binding for binding in accepted if binding.partition(" = ")[2] in NOT_FINITE]
+    assert set(infinite) <= {"Trainer.max_grad_norm = %math.inf"}  # clips nothing
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
-@pytest.mark.parametrize("parameter", ["Trainer.max_grad_norm", "SkipStep.threshold", "Adafactor.clipping_threshold"])
+@pytest.mark.parametrize("parameter", ["SkipStep.threshold", "Adafactor.clipping_threshold"])
 def test_a_limit_is_finite(parameter, value):
     message = refusal(f"{parameter} = {value}")
     assert f"--gin_bindings[1]: {parameter} must be" in message

@@ -11,6 +11,7 @@ from ml.config.configurable import candidates, known_names
 from ml.config.provenance import text_of
 from ml.config.signatures import EMPTY, Configurable
 from ml.config.types import spell
+from ml.config.values import UnwritableError
 from ml.errors import UserError
 
 
@@ -37,4 +38,9 @@ def entry(info: Configurable) -> Entry:
 def _default(value: object) -> str:
     if value is EMPTY:
         return DECIDED
-    return REQUIRED if value is gin.REQUIRED else text_of(value)
+    if value is gin.REQUIRED:
+        return REQUIRED
+    try:
+        return text_of(value)
+    except UnwritableError:
+        return repr(value)

@@ -117,8 +117,7 @@ class Trainer:
         step_fits = batch_size * (sequence_length + 1) * _TOKEN_BYTES <= ADDRESSABLE
         message = f"times Trainer.sequence_length ({sequence_length}) is more tokens than memory can hold: {batch_size}"
         require(step_fits, "batch_size", message)
-        if max_grad_norm is not None:
-            positive_float("max_grad_norm", max_grad_norm)
+        require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
         require(seed >= 0, "seed", f"must not be negative: {seed}")
         if peak_flops is not None:
             positive_float("peak_flops", peak_flops)

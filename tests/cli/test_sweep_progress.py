@@ -49,4 +49,4 @@ def test_a_terminal_has_one_line_that_follows_the_log_and_never_wraps(run, monke
     monkeypatch.setenv("COLUMNS", "24")
     drawn = told(Terminal(), run).split("\r")
     assert drawn[2:5] == ["[2/3] a\x1b[K", "[2/3] a  starting\x1b[K", "[2/3] a  step 7/20  los\x1b[K"]
-    assert drawn[5] == "[2/3] a  unfinished at step 7  loss 2.5000\x1b[K\n"
+    assert drawn[5] == "\x1b[K[2/3] a  unfinished at step 7  loss 2.5000\n"

@@ -39,7 +39,7 @@ def run_of(tmp_path):
 
 
 def test_configs_are_listed_shown_and_copied(call, tmp_path):
-    assert "recipes/tiny.gin            For tests and for trying things out\n" in call("configs", "list")
+    assert "recipes/tiny.gin            Tiny model for tests and experiments\n" in call("configs", "list")
     text = (ml.SHIPPED_CONFIGS / "recipes" / "tiny.gin").read_text()
     assert call("configs", "show", "recipes/tiny.gin") == text
     assert call("configs", "copy", "recipes/tiny.gin") == "tiny.gin\n"

@@ -19,6 +19,7 @@ from ml.layers.mixers.linear_recurrence import linear_recurrence_
 from ml.layers.mixers.mamba import Mamba
 from ml.layers.mixers.selective_scan import _plan, selective_scan, selective_scan_reference
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
+from ml.layers.parameter import named_settings
 from ml.models import materialize
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}  # float64, sums of at most a few hundred terms of order one to ten
@@ -329,7 +330,7 @@ def test_configuration_changes_initial_values_and_what_decays():
     ]
     mixer = ml.build(ml.load(bindings=settings), device="cpu").decoder.block_0.mixer
     assert 0.0 <= mixer.A_log.min() < mixer.A_log.max() <= math.log(2.0)
-    decay = {name: parameter.weight_decay for name, parameter in mixer.named_parameters()}
+    decay = {name: settings.weight_decay for name, _, settings in named_settings(mixer)}
     assert decay.pop("D") == 0.5
     assert {name for name, value in decay.items() if value == 0.0} == {"A_log", "dt_bias", "convolution.bias"}
 

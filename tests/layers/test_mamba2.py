@@ -16,6 +16,7 @@ from ml.layers.convolution import CausalConvolution
 from ml.layers.mixers.mamba2 import Mamba2
 from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
 from ml.layers.normalization import GatedRMSNorm
+from ml.layers.parameter import named_settings
 from ml.models import materialize
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, sums of at most a few hundred terms of order one to a hundred
@@ -301,7 +302,7 @@ def test_initial_values_are_those_of_the_paper():
     assert layer.D.eq(1).all()
     assert layer.norm.weight.eq(1).all()
     assert layer.dt.bias is None  # `dt_bias` is the one
-    decays = {name: parameter.weight_decay for name, parameter in layer.named_parameters() if "." not in name}
+    decays = {name: settings.weight_decay for name, _, settings in named_settings(layer) if "." not in name}
     assert decays == {"A_log": 0.0, "D": 0.0, "dt_bias": 0.0}
 
 

@@ -244,7 +244,10 @@ def test_patterns_say_what_is_a_matrix(tiny):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("Muon.exclude = ('*quary*',)", r"Trainer.optimizer does not fit the model: no trained parameter matches '\*quary\*' of Muon"),
+        (
+            "Muon.exclude = ('*quary*',)",
+            r"Trainer.optimizer does not fit the model: no trained parameter matches '\*quary\*' of Muon",
+        ),
         ("Muon.exclude = ('*',)", "leave no matrix to train"),
         ("Muon.momentum = 1.0", r"momentum must be in \[0, 1\)"),
         ("Muon.num_iterations = 0", "num_iterations must be from 1 to 100, not 0"),
