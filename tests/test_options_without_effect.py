@@ -115,9 +115,9 @@ def test_a_default_that_disables_an_option_is_named():
     with pytest.raises(ml.ConfigError, match=r"no effect where Linear\.bias = False"):
         ml.load(BASE, bindings)
     with pytest.raises(
-        ml.ConfigError, match=r"Cabinet\.books has no effect where Cabinet\.is_open = False \(its default\)"
+        ml.ConfigError, match=r"PantryShelf\.books has no effect where PantryShelf\.is_open = False \(its default\)"
     ):
-        config_load((), "Cabinet.books = 3", root=Cabinet)
+        config_load((), "PantryShelf.books = 3", root=PantryShelf)
 
 
 @configurable
@@ -134,7 +134,7 @@ def test_an_option_disabled_by_a_parent_is_an_error_too():
 
 
 @configurable
-class Cabinet:
+class PantryShelf:
     def __init__(self, *, is_open: bool = False, books: int = 1):
         unused(not is_open, "books", "is_open")
 
