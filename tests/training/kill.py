@@ -1,7 +1,8 @@
 """Runs a configuration in processes that are killed: python kill.py FOLDER SEED NUM_KILLS FLAG...
 
 A kill comes at a random moment, or as soon as a checkpoint is being written. The processes are forks of this one, which
-has imported everything and computed nothing, so that each begins at once. Prints how many were killed inside a save.
+has imported everything and computed nothing, so that each begins at once. Prints how many were killed
+inside a save, and how many at all.
 """
 
 import os
@@ -15,7 +16,7 @@ import torch
 
 import ml
 
-_LONGEST_LIFE = 2.5  # seconds; and most are shorter than the time to the next checkpoint
+_LONGEST_LIFE = 1.8  # seconds; and most are shorter than the time to the next checkpoint
 _PAUSE = 0.0005  # seconds
 
 
@@ -61,14 +62,15 @@ def kill_at_some_moment(process, folder, chance):
 def main(folder, seed, num_kills, flags):
     config = ml.load("tests/kill.gin", list(flags))
     chance = random.Random(int(seed))
-    inside = 0
+    inside = kills = 0
     for _ in range(int(num_kills)):
         killed = kill_at_some_moment(start(config, folder), folder, chance)
         if killed is None:
             break
         inside += killed
+        kills += 1
     _, status = os.waitpid(start(config, folder), 0)
-    print(inside)
+    print(inside, kills)
     return os.waitstatus_to_exitcode(status)
 
 

@@ -158,23 +158,24 @@ def test_a_signal_during_the_compilation_ends_the_run_after_the_first_step(tmp_p
 
 
 def run_and_kill(folder, num_kills, seed=0):
-    """Trains `configs/tests/kill.gin`, shortened, in `folder`; returns how many kills came inside a save."""
+    """Trains `configs/tests/kill.gin`, shortened, in `folder`; returns the kills inside a save, and all."""
     command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(folder), str(seed), str(num_kills)]
     shorter = ["Trainer.num_steps = 160", "Validation.every = 40"]
     done = subprocess.run([*command, *shorter], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    inside, kills = map(int, done.stdout.split())
+    return inside, kills
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_many_moments_ends_as_if_it_had_not_been(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     run_and_kill(undisturbed, 0)
-    assert run_and_kill(killed, 24) >= 3
+    inside, kills = run_and_kill(killed, 24)
+    assert inside >= 3
+    assert kills >= 20
     environment = json.loads((killed / "environment.json").read_text())
-    assert (
-        len(environment["earlier"]) >= 4
-    )  # processes that lived long enough to record themselves; slow machines have few
+    assert len(environment["earlier"]) >= 4  # a process that is killed before it has loaded the data is not recorded
     ours, theirs = (saved_bits(run / "checkpoints/step_160") for run in (killed, undisturbed))
     assert {name.partition("/")[0] for name in theirs} == {"model", "optimizer", "weight_average", "skip_step"}
     assert saved_tensors(undisturbed / "checkpoints/step_160")["skip_step/skipped"] > 0
