@@ -1,6 +1,5 @@
 """State that the layers of a forward pass share, and the cache of decoding."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,15 +30,20 @@ class Cache:
         return documents if self.documents is None else torch.cat((self.documents, documents), dim=1)
 
 
-@dataclass
 class Auxiliary:
     """Losses and counts that layers add in one forward pass in training.
 
-    A layer that is recomputed in the backward pass adds again, after the sums have been read.
+    A layer that is recomputed in the backward pass adds again, after the sums have been read. Not a dataclass, because
+    `fully_shard` copies the dataclasses among the arguments of a module, and what is added to a copy is lost.
+
+    Attributes:
+        losses: Scalars, each a mean over the tokens, weighted.
+        loads: Of each router, (E) tokens for each expert.
     """
 
-    losses: list[Tensor] = field(default_factory=list)  # scalars, each a mean over the tokens, weighted
-    loads: list[tuple[nn.Module, Tensor]] = field(default_factory=list)  # of a router: (E) tokens for each expert
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.loads: list[tuple[nn.Module, Tensor]] = []
 
     def add(self, router: nn.Module, load: Tensor, losses: list[Tensor]) -> None:
         """Adds the load and the losses of `router` for one batch."""
@@ -47,11 +51,10 @@ class Auxiliary:
         self.losses.extend(losses)
 
 
-@dataclass(frozen=True)
 class Context:
-    """Inputs of a forward pass that every block and mixer receives unchanged.
+    """Inputs of a forward pass that every block and mixer receives unchanged. Not a dataclass; see `Auxiliary`.
 
-    Attributes:
+    Args:
         positions: Position of each token in its document, integers of shape (T) or (B, T); None is 0, 1, ..., T-1. For
             patches of images, their rows and columns: (T, 2) or (B, T, 2).
         documents: Document index of each token, (B, T). Tokens of a row see each other where it is equal; the tokens
@@ -60,10 +63,17 @@ class Context:
         auxiliary: Collects losses and loads; None where they are not needed.
     """
 
-    positions: Tensor | None = None
-    documents: Tensor | None = None
-    cache: Cache | None = None
-    auxiliary: Auxiliary | None = None
+    def __init__(
+        self,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        auxiliary: Auxiliary | None = None,
+    ):
+        self.positions = positions
+        self.documents = documents
+        self.cache = cache
+        self.auxiliary = auxiliary
 
     def state(self, mixer: nn.Module) -> Any:
         """State that `mixer` kept in the previous pass; None at the start and outside of decoding."""
