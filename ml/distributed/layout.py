@@ -1,0 +1,107 @@
+"""The place of a process in the mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ml.distributed.mesh import MeshSizes
+from ml.distributed.world import World
+
+# Dimensions of the root mesh, outermost first: the ranks of the last ones are neighbors.
+AXES = ("pipeline", "replicate", "shard", "context", "expert", "tensor")
+
+# The mesh over which ordinary parameters are sharded, and the one over which those of an expert are.
+FULLY_SHARDED, FULLY_SHARDED_EXPERT = "fsdp", "expert_fsdp"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The mesh of a run and the place of this process in it. The default is a single process.
+
+    Attributes:
+        world: All processes.
+        sizes: Sizes of the axes of `Mesh`.
+        root: The device mesh with the dimensions `AXES`; None for a single process.
+    """
+
+    world: World = field(default_factory=World)
+    sizes: MeshSizes = MeshSizes()
+    root: DeviceMesh | None = None
+
+    @staticmethod
+    def of(world: World, sizes: MeshSizes) -> Layout:
+        """Arranges the processes of `world`; a collective call."""
+        if world.size == 1:
+            return Layout(world, sizes)
+        root = init_device_mesh(world.device.type, tuple(_dimensions(sizes)), mesh_dim_names=AXES)
+        root["shard", "context", "expert"]._flatten(FULLY_SHARDED)
+        if sizes.expert > 1:
+            root["shard", "context"]._flatten(FULLY_SHARDED_EXPERT)
+        return Layout(world, sizes, root)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.world.device
+
+    def axis(self, name: str) -> DeviceMesh | None:
+        """Returns the one-dimensional mesh of this process along an axis; None where the axis has size 1."""
+        if self.root is None or self._size(name) == 1:
+            return None
+        return self.root[name]
+
+    def coordinate(self, name: str) -> int:
+        """Returns the place of this process along a dimension of `AXES`."""
+        if self.root is None:
+            return 0
+        coordinate = self.root.get_coordinate()
+        assert coordinate is not None
+        return coordinate[AXES.index(name)]
+
+    @property
+    def data_rank(self) -> int:
+        """Index of the part of the batch that this process reads."""
+        shard = self.coordinate("replicate") * (self.sizes.data_shard // self.sizes.expert) + self.coordinate("shard")
+        return shard * self.sizes.expert + self.coordinate("expert")
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Number of parts of the batch."""
+        return self.sizes.num_data_ranks
+
+    @property
+    def fully_sharded(self) -> DeviceMesh | None:
+        """The mesh of FSDP, (replicate, fsdp) or (fsdp); None where no process shares weights with this one."""
+        num_shards = self.sizes.data_shard * self.sizes.context
+        if self.root is None or num_shards * self.sizes.data_replicate == 1:
+            return None
+        if self.sizes.data_replicate == 1:
+            return self.root[FULLY_SHARDED]
+        return self.root["replicate", FULLY_SHARDED]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum of values that each data, context and pipeline rank measured on its own part.
+
+        The ranks of the tensor axis measure the same and count once. Does not synchronize the device.
+        """
+        if self.coordinate("tensor") != 0:
+            values = torch.zeros_like(values)
+        return self.world.sum(values)
+
+    def host_sum(self, values: list[int]) -> list[int]:
+        """Returns sums over the parts of the batch of integers that all other ranks of a part have in common."""
+        if self.coordinate("tensor") or self.coordinate("context") or self.coordinate("pipeline"):
+            values = [0] * len(values)
+        return self.world.host_sum(values)
+
+    def _size(self, name: str) -> int:
+        return dict(zip(AXES, _dimensions(self.sizes), strict=True))[name]
+
+
+def _dimensions(sizes: MeshSizes) -> list[int]:
+    shard = sizes.data_shard // sizes.expert
+    return [sizes.pipeline, sizes.data_replicate, shard, sizes.context, sizes.expert, sizes.tensor]
