@@ -14,6 +14,8 @@ from ml.distributed.world import World
 # Dimensions of the root mesh, outermost first: the ranks of the last ones are neighbors.
 AXES = ("pipeline", "replicate", "shard", "context", "expert", "tensor")
 
+_ONE_PROCESS = MeshSizes()
+
 # The mesh over which ordinary parameters are sharded, and the one over which those of an expert are.
 FULLY_SHARDED, FULLY_SHARDED_EXPERT = "fsdp", "expert_fsdp"
 
@@ -29,7 +31,7 @@ class Layout:
     """
 
     world: World = field(default_factory=World)
-    sizes: MeshSizes = MeshSizes()
+    sizes: MeshSizes = _ONE_PROCESS
     root: DeviceMesh | None = None
 
     @staticmethod

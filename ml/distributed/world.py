@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _Shared = TypeVar("_Shared")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     hosts: dist.ProcessGroup | None = None
 
     @property

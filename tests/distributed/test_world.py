@@ -38,7 +38,7 @@ def fails_in_rank_1(world):
 
 
 def test_a_rank_that_raises_is_reported():
-    with pytest.raises(RankFailure, match="planned|rank 0"):
+    with pytest.raises(RankFailure, match=r"planned|rank 0"):
         run_ranks(2, fails_in_rank_1)
 
 
