@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,31 @@ from ml.models.declarations import obstacle_to_allocation
 from ml.models.parameters import ancestors
 
 _Model = TypeVar("_Model", bound=nn.Module)
+
+
+class Draw(NamedTuple):
+    """A parameter and how its initial values are drawn.
+
+    Attributes:
+        name: Its name in the model.
+        parameter: The parameter, on any device.
+        initialization: Fills a tensor of the whole parameter in place.
+        seed: Of the initial values of the model.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    initialization: Fill
+    seed: int
+
+    def values(self) -> Tensor:
+        """Returns the values of the whole parameter in its dtype, on the CPU.
+
+        Raises:
+            ValueError: The initialization does not fit the shape.
+        """
+        values = initial_values(self.name, self.parameter.shape, self.initialization, self.seed)
+        return values.to(self.parameter.dtype)
 
 
 def materialize(model: _Model, device: torch.device | str = "cpu", seed: int = 0) -> _Model:
@@ -32,19 +57,30 @@ def materialize(model: _Model, device: torch.device | str = "cpu", seed: int = 0
         ValueError: A parameter was not built by `Parameter` or cannot be initialized, or a layer has buffers and does
             not declare how they are computed.
     """
+    for draw in draws(model, seed):
+        filled = nn.Parameter(draw.values().to(device), draw.parameter.requires_grad)
+        replace_parameter(model, draw.parameter, filled)
+    reset_buffers(model, device)
+    return model
+
+
+def draws(model: nn.Module, seed: int) -> list[Draw]:
+    """Returns the draw of each parameter once, in the order of `model.named_parameters()`.
+
+    Raises:
+        ValueError: A parameter was not built by `Parameter`, or a layer has buffers and does not declare how they are
+            computed.
+    """
     if obstacle := obstacle_to_allocation(model):
         raise ValueError(obstacle)
     modules = dict(model.named_modules())
     depths = {path: module.num_layers for path, module in modules.items() if isinstance(module, Stack)}
     adopt_settings(model)
+    found = []
     for name, parameter, settings in named_settings(model):
         num_layers = next((depths[path] for path in ancestors(name) if path in depths), None)
-        initialization = at_depth(settings.initialization, num_layers)
-        values = initial_values(name, parameter.shape, initialization, seed)
-        filled = nn.Parameter(values.to(device=device, dtype=parameter.dtype), parameter.requires_grad)
-        replace_parameter(model, parameter, filled)
-    reset_buffers(model, device)
-    return model
+        found.append(Draw(name, parameter, at_depth(settings.initialization, num_layers), seed))
+    return found
 
 
 def without_depth(model: nn.Module) -> list[str]:
@@ -92,6 +128,7 @@ def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) ->
 
 
 def reset_buffers(model: nn.Module, device: torch.device | str) -> None:
+    """Computes the buffers of all layers on a device."""
     for module in model.modules():
         if isinstance(module, Buffered):
             module.reset_buffers(device)

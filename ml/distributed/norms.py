@@ -1,0 +1,107 @@
+"""Norms and clipping of gradients and weights that several processes hold shards of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ml.distributed.shards import Shard, holders, local
+from ml.distributed.world import World
+
+_NO_DIVISION_BY_0 = 1e-6  # as `torch.nn.utils.clip_grad_norm_`
+
+
+class Replicas(NamedTuple):
+    """Shares of this process in the norms of the parameters of all processes.
+
+    Attributes:
+        names: The parameters of all processes, in the same order in every process.
+        shares: (P) float64 on the device, 1 / number of processes that hold the same shard as this one; None where each
+            shard exists once.
+        absent: () 0 on the device, for a parameter without a shard or a gradient here.
+    """
+
+    names: tuple[str, ...]
+    shares: Tensor | None
+    absent: Tensor
+
+
+def replicas(parameters: Mapping[str, Tensor], world: World) -> Replicas:
+    """Counts the replicas of the shards of this process; a collective call.
+
+    Args:
+        parameters: The trained parameters of this process by name, at least one. Other processes may hold others; a
+            name is that of the same parameter in all of them, such as one that two stages of a pipeline tie.
+        world: All processes.
+
+    Returns:
+        The shares, on the device of the parameters.
+    """
+    device = next(iter(parameters.values())).device
+    absent = torch.zeros((), device=device)
+    if world.size == 1:
+        return Replicas(tuple(parameters), None, absent)
+    held = holders(parameters, world)
+    counts = [_num_equal(holding.shards, world.rank) for holding in held.values()]
+    shares = None
+    if any(count != 1 for count in counts):
+        shares = 1.0 / torch.tensor(counts, dtype=torch.float64, device=device)
+    return Replicas(tuple(held), shares, absent)
+
+
+@torch.no_grad()
+def local_squares(tensors: Mapping[str, Tensor | None], replicas: Replicas) -> Tensor:
+    """Computes the part of this process in the squared Euclidean norm of each tensor.
+
+    The sum over all processes, `World.sum`, is the squared norms, because each shard is divided by its number of
+    replicas. The norm of a local shard is accumulated in float32 at least, as that of a whole tensor. Squares are
+    float64, in which that of a float32 is exact: one process gets back the norm that torch computed, and the sum over
+    many processes rounds in the last digits of float64 only.
+
+    Args:
+        tensors: Gradients or weights of this process by name; None counts as 0.
+        replicas: The replicas of the parameters.
+
+    Returns:
+        (P) float64, in the order of `replicas.names`; 0 for a parameter of other processes only.
+    """
+    present = {name: local(tensor) for name, tensor in tensors.items() if tensor is not None}
+    if not present:
+        return replicas.absent.double().expand(len(replicas.names)).clone()
+    dtype = torch.promote_types(next(iter(present.values())).dtype, torch.float32)
+    norms = dict(zip(present, torch._foreach_norm(list(present.values()), 2, dtype=dtype), strict=True))
+    absent = replicas.absent.to(dtype)
+    squares = torch.stack([norms.get(name, absent) for name in replicas.names]).double().square()
+    return squares if replicas.shares is None else squares * replicas.shares
+
+
+@torch.no_grad()
+def scale_(tensors: Iterable[Tensor | None], factor: Tensor) -> None:
+    """Multiplies tensors in place.
+
+    Args:
+        tensors: Gradients; None is skipped.
+        factor: () factor on their device.
+    """
+    values = [local(tensor) for tensor in tensors if tensor is not None]
+    if values:
+        torch._foreach_mul_(values, factor)
+
+
+def clip_(gradients: Iterable[Tensor | None], norm: Tensor, max_norm: float) -> None:
+    """Scales gradients in place to a global norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        gradients: The gradients of this process; None is skipped.
+        norm: () global norm of the gradients of all processes.
+        max_norm: Largest norm after clipping.
+    """
+    scale_(gradients, (max_norm / (norm + _NO_DIVISION_BY_0)).clamp(max=1.0))
+
+
+def _num_equal(shards: Mapping[int, Shard], rank: int) -> int:
+    """Returns the number of processes with the shard of a rank; 1 for a rank without one."""
+    return sum(shard == shards[rank] for shard in shards.values()) if rank in shards else 1
