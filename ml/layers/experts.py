@@ -80,8 +80,8 @@ class Experts(NoProducts):
         an empty batch, so that its gradient is zero instead of missing.
         """
         shares = shares_of_experts(chosen, len(self.in_order), self.row_multiple(x))
-        pairs = zip(self.in_order, shares, strict=True)
-        busy = [pair for pair in pairs if len(pair[1].tokens) or torch.is_grad_enabled()]
+        pairs = list(zip(self.in_order, shares, strict=True))
+        busy = [pair for pair in pairs if len(pair[1].tokens) or torch.is_grad_enabled()] or pairs[:1]
         shares = [share for _, share in busy]
         parts = _Dispatch.apply(x, shares)
         outputs = [expert(part, context) for (expert, _), part in zip(busy, parts, strict=True)]

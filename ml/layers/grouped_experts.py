@@ -17,8 +17,8 @@ _ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so man
 def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
     """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). Does not synchronize."""
     order = Order.by_expert(chosen, len(experts))
-    y = GROUPINGS[type(experts[0])].compute(experts, _Gather.apply(x, order), order)  # (N k, H)
-    return _WeightedSum.apply(y, weights, order)
+    y = GROUPINGS[type(experts[0])].compute(experts, GatherRows.apply(x, order), order)  # (N k, H)
+    return WeightedSum.apply(y, weights, order)
 
 
 class Order(NamedTuple):
@@ -48,7 +48,7 @@ class Order(NamedTuple):
         return cls(sorted_experts, slots // experts.shape[1], ends, slots, places.view_as(experts))
 
 
-class _Gather(torch.autograd.Function):
+class GatherRows(torch.autograd.Function):
     """x[tokens]: (N, H) -> (N k, H). The backward pass gathers too, where `index_select` would scatter row by row."""
 
     @staticmethod
@@ -61,7 +61,7 @@ class _Gather(torch.autograd.Function):
         return rows_of_tokens(gradient, ctx.places).sum(1), None
 
 
-class _WeightedSum(torch.autograd.Function):
+class WeightedSum(torch.autograd.Function):
     """Σ_j weights_tj · y[places_tj]: (N k, H) -> (N, H)."""
 
     @staticmethod
