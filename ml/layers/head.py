@@ -89,10 +89,14 @@ class LanguageModelHead(Layer):
     ) -> LossSums:
         """Loss of tokens x (n, H); `others` are their targets and the logits of the teacher, if there is one."""
         targets, *teacher_logits = others
-        logits = self.logits(x, weight)
-        if distillation is None:
+        teacher = None if distillation is None else Teacher(teacher_logits[0], *distillation)
+        return self.sums(self.logits(x, weight), targets, teacher)
+
+    def sums(self, logits: Tensor, targets: Tensor, teacher: Teacher | None) -> LossSums:
+        """The loss of logits (n, V) and targets (n), with the logits (n, V) of a teacher."""
+        if teacher is None:
             return cross_entropy_sums(logits, targets, self.z_loss)
-        return distilled_sums(logits, targets, Teacher(teacher_logits[0], *distillation), self.z_loss)
+        return distilled_sums(logits, targets, teacher, self.z_loss)
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""

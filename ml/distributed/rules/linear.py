@@ -1,0 +1,59 @@
+"""Rules of linear layers and their adapters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ml.distributed.local import Gradient, Local
+from ml.distributed.rules.rule import register_rule
+from ml.distributed.rules.whole import Positionwise, rule_of
+from ml.layers.linear import Linear
+from ml.layers.lora import LoRA
+
+
+class LinearRule(Positionwise):
+    """`Linear`: W (out, in) divided by rows (`column`) or by columns (`row`), with its adapter."""
+
+    def column(self, layer: Linear, local: Local) -> None:
+        local.shard(layer, "weight", 0)
+        local.shard(layer, "bias", 0)
+        local.resize(layer, "out_features")
+        if layer.adapter is not None:
+            rule_of(layer.adapter).column(layer.adapter, local)
+
+    def row(self, layer: Linear, local: Local) -> None:
+        local.shard(layer, "weight", 1)
+        # Each rank adds its share, so that the sum over the ranks has the bias once.
+        local.replicate(layer, "bias", Gradient.PARTIAL, scale=1 / local.axis.size)
+        local.resize(layer, "in_features")
+        if layer.adapter is not None:
+            rule_of(layer.adapter).row(layer.adapter, local)
+
+    def inner(self, layer: Linear, local: Local) -> None:
+        """Every rank computes it on its part of the heads."""
+        for part in layer.modules():
+            for name in list(part._parameters):
+                local.replicate(part, name, Gradient.PARTIAL)
+
+
+class LoRARule(Positionwise):
+    """`LoRA`: B (out, rank) is divided with the outputs, A (rank, in) with the inputs; the other one is whole."""
+
+    def column(self, layer: nn.Module, local: Local) -> None:
+        local.replicate(layer, "A", Gradient.PARTIAL)
+        local.shard(layer, "B", 0)
+
+    def row(self, layer: nn.Module, local: Local) -> None:
+        local.shard(layer, "A", 1)
+        local.replicate(layer, "B", Gradient.PARTIAL)
+
+
+def whole_within(layer: nn.Module, local: Local) -> None:
+    """Keeps a layer, whose output divided layers read, whole on every rank: its gradient is a sum over them."""
+    for part in layer.modules():
+        for name in list(part._parameters):
+            local.replicate(part, name, Gradient.PARTIAL)
+
+
+register_rule(Linear, LinearRule())
+register_rule(LoRA, LoRARule())

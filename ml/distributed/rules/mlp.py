@@ -1,0 +1,8 @@
+"""Rules of feed-forward layers. The number of ranks need not divide their width."""
+
+from ml.distributed.rules.rule import register_rule
+from ml.distributed.rules.split import Split
+from ml.layers.mlp import MLP, GatedMLP
+
+register_rule(MLP, Split(columns=("up",), rows=("down",)))
+register_rule(GatedMLP, Split(columns=("gate", "up"), rows=("down",)))
