@@ -1,0 +1,88 @@
+"""Small models on the tensor axis, compared with the same model in one process."""
+
+import copy
+
+import numpy as np
+import torch
+from laid_out import whole
+from torch.distributed.device_mesh import init_device_mesh
+
+import ml
+from ml.api import build_trainer
+from ml.data import Batch
+from ml.distributed.initialization import materialize_shards
+from ml.distributed.tensor import tensor_parallel
+from ml.models import materialize
+
+SMALL = [
+    "LanguageModel.vocab_size = 256",
+    "LanguageModel.hidden_size = 32",
+    "decoder/Repeat.num_blocks = 2",
+    "Attention.num_heads = 4",
+    "Attention.num_kv_heads = 2",
+    "GatedMLP.intermediate_size = 48",
+]
+SEED = 3
+# Sums in another order: float32 has 7 digits, and the longest sums of these models have a few hundred terms.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-5
+
+
+def small_model(bindings=()):
+    """On the meta device."""
+    return build_trainer(ml.load(["base.gin"], [*SMALL, *bindings])).model
+
+
+def batch_of(vocab_size=256, *, num_rows=3, num_tokens=16, documents=False):
+    """Tokens with a loss on an unequal part of each row."""
+    generator = np.random.default_rng(7)
+    tokens = generator.integers(0, vocab_size, (num_rows, num_tokens + 1))
+    targets = tokens[:, 1:].copy()
+    for row in range(num_rows):
+        targets[row, : 3 * row] = -100
+    indices = np.cumsum(generator.random((num_rows, num_tokens)) < 0.2, axis=1) if documents else None
+    return Batch.of(tokens[:, :-1], targets, documents=indices)
+
+
+def tensor_mesh(world):
+    return init_device_mesh("cpu", (world.size,), mesh_dim_names=("tensor",))
+
+
+def gradients_of(model, batch, **inputs):
+    """Loss and gradients of a batch, per token."""
+    sums = model.loss(**batch.inputs, **inputs)
+    (sums.total / batch.num_targets).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return sums, gradients
+
+
+def assert_gradients_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        difference = (whole(found[name]) - gradient).abs().max() / gradient.abs().max().clamp(min=1e-30)
+        assert difference < GRADIENT_TOLERANCE, f"{name}: {difference:.1e}"
+
+
+def divided(model, world, *, sequence):
+    """A copy of a model on the meta device, divided over all processes, with its initial weights."""
+    model = copy.deepcopy(model)
+    tensor_parallel(model, tensor_mesh(world), sequence=sequence)
+    return materialize_shards(model, world, "cpu", SEED)
+
+
+def assert_same_as_one_process(world, model, batch, *, sequence, **inputs):
+    """Compares weights, loss, its parts and all gradients; returns the divided model."""
+    one = materialize(copy.deepcopy(model), "cpu", SEED)
+    many = divided(model, world, sequence=sequence)
+    weights = dict(many.named_parameters())
+    for name, parameter in one.named_parameters():
+        assert torch.equal(whole(weights[name]), parameter), name
+    expected, gradients = gradients_of(one, batch, **inputs)
+    found, found_gradients = gradients_of(many, batch, **inputs)
+    torch.testing.assert_close(found.total, expected.total, rtol=LOSS_TOLERANCE, atol=0.0)
+    torch.testing.assert_close(found.cross_entropy, expected.cross_entropy, rtol=LOSS_TOLERANCE, atol=0.0)
+    assert found.num_tokens == expected.num_tokens
+    assert found.parts.keys() == expected.parts.keys()
+    for name, part in expected.parts.items():
+        torch.testing.assert_close(found.parts[name], part, rtol=1e-5, atol=1e-7)
+    assert_gradients_equal(found_gradients, gradients)
+    return one, many
