@@ -176,22 +176,32 @@ class LanguageModel(NoProducts):
         **inputs: Tensor,
     ) -> LossSums:
         """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss."""
-        auxiliary = Auxiliary()
-        context = self.context(tokens, positions, documents, auxiliary=auxiliary)
+        context = self.context(tokens, positions, documents, auxiliary=Auxiliary())
         embedded = self.embed(tokens, context, **inputs)
-        x = self.decoder(embedded, context)
+        return self.loss_of_stream(self.decoder(embedded, context), embedded, targets, context, teacher)
+
+    def loss_of_stream(
+        self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context, teacher: Teacher | None = None
+    ) -> LossSums:
+        """The loss from the residual stream `x` after the last block and `embedded` before the first, (B, T, H)."""
         sums = self.head.loss(x, targets, self.tied_weight, teacher)
         if self.multi_token is not None and self.training:
             sums = sums.with_part("multi_token_loss", self._multi_token_loss(x, embedded, targets, context))
-        if auxiliary.losses:
-            sums = sums.with_part("router_loss", sum(auxiliary.losses) * sums.num_tokens)
-        return sums._replace(loads=list(auxiliary.loads))  # the list grows when a layer is computed again
+        assert context.auxiliary is not None
+        return with_auxiliary(sums, context.auxiliary)
 
     def _multi_token_loss(self, x: Tensor, embedded: Tensor, targets: Tensor, context: Context) -> Tensor:
         """The weighted mean over the depths of their sums over tokens (DeepSeek-V3, equations 24 and 25)."""
         predictions = self.multi_token(x, embedded, targets, context)
         totals = [self.head.loss(hidden, later, self.tied_weight).total for hidden, later in predictions]
         return self.multi_token.loss_weight * sum(totals) / len(totals)
+
+
+def with_auxiliary(sums: LossSums, auxiliary: Auxiliary) -> LossSums:
+    """Adds the losses and the loads of the layers of a pass."""
+    if auxiliary.losses:
+        sums = sums.with_part("router_loss", sum(auxiliary.losses) * sums.num_tokens)
+    return sums._replace(loads=list(auxiliary.loads))  # the list grows when a layer is computed again
 
 
 def _misfits(sequences: list[nn.Module | None]) -> Iterator[str]:
