@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ml.layers.linear import Linear
 from ml.layers.mlp import MLP, GatedMLP
 
-_ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so many entries
+ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so many entries
 
 
 def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -68,7 +68,9 @@ class WeightedSum(torch.autograd.Function):
     def forward(ctx, y: Tensor, weights: Tensor, order: Order) -> Tensor:
         ctx.save_for_backward(y, weights)
         ctx.order = order
-        return torch.bmm(weights.to(y.dtype).unsqueeze(1), rows_of_tokens(y, order.places)).squeeze(1)
+        y = torch.bmm(weights.to(y.dtype).unsqueeze(1), rows_of_tokens(y, order.places))  # (N, 1, H)
+        # Not `squeeze`: FSDP warns of a module that returns a view.
+        return torch.ops.aten._unsafe_view(y, (len(y), y.shape[-1]))
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -147,8 +149,8 @@ def _obstacle_in(modules: Sequence[nn.Module]) -> str | None:
         return f"takes Linear layers, not {', '.join(others)}"
     if len({layer.weight.shape for layer in layers}) > 1:
         return "takes experts of one size, not layers of several"
-    if any(size % _ALIGNMENT for size in layers[0].weight.shape):
-        return f"takes layers whose sizes are multiples of {_ALIGNMENT}, not {tuple(layers[0].weight.shape)}"
+    if any(size % ALIGNMENT for size in layers[0].weight.shape):
+        return f"takes layers whose sizes are multiples of {ALIGNMENT}, not {tuple(layers[0].weight.shape)}"
     if any(layer.adapter is not None and layer.adapter.dropout for layer in layers):
         return "takes adapters without dropout, not layers with it"
     return None
