@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from quick_trainers import quick_trainer
 from torch import Tensor, nn
 
-import ml
-from ml.api import build_trainer
 from ml.data import Batch
 from ml.models import materialize
 
@@ -62,7 +61,7 @@ class Measured(NamedTuple):
 
 
 def trainer_of(bindings) -> object:
-    return build_trainer(ml.load(["base.gin"], TINY + list(bindings)))
+    return quick_trainer([*TINY, *bindings])
 
 
 def model_of(bindings, parallelize=None) -> nn.Module:

@@ -5,10 +5,9 @@ import copy
 import numpy as np
 import torch
 from laid_out import whole
+from quick_trainers import quick_trainer
 from torch.distributed.device_mesh import init_device_mesh
 
-import ml
-from ml.api import build_trainer
 from ml.data import Batch
 from ml.distributed.initialization import materialize_shards
 from ml.distributed.tensor import tensor_parallel
@@ -29,7 +28,7 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-5
 
 def small_model(bindings=()):
     """On the meta device."""
-    return build_trainer(ml.load(["base.gin"], [*SMALL, *bindings])).model
+    return quick_trainer([*SMALL, *bindings]).model
 
 
 def batch_of(vocab_size=256, *, num_rows=3, num_tokens=16, documents=False):
