@@ -100,6 +100,35 @@ class Join(torch.autograd.Function):
         return gradient.split(ctx.sizes, dim=-1)[ctx.rank], None, None, None
 
 
+class Whole(torch.autograd.Function):
+    """Concatenation along `dim` of equal parts, used by all ranks in the same way.
+
+    The gradient of a rank's part is its part of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, rank: int, group: str) -> Tensor:
+        ctx.dim, ctx.size, ctx.rank = dim, size, rank
+        return all_gather(x, dim, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient.chunk(ctx.size, ctx.dim)[ctx.rank], None, None, None, None
+
+
+class Part(torch.autograd.Function):
+    """This rank's part, along `dim`, of what all ranks have: the gradients are concatenated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, rank: int, group: str) -> Tensor:
+        ctx.dim, ctx.group = dim, group
+        return x.chunk(size, dim)[rank].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return all_gather(gradient, ctx.dim, ctx.group), None, None, None, None
+
+
 class AllToAll(torch.autograd.Function):
     """Sends rows to each rank of a group and receives rows from each; the gradients are sent back.
 

@@ -7,6 +7,7 @@ from ml.distributed.rules import (  # noqa: F401  (each registers its rules)
     attention,
     containers,
     embeddings,
+    experts,
     head,
     linear,
     mlp,

@@ -1,0 +1,78 @@
+"""Mixtures of experts on the tensor axis compute what one process does."""
+
+from functools import partial
+
+import torch
+from processes import run_ranks
+from tensor_models import assert_same_as_one_process, batch_of, small_model
+from torch import nn
+
+from ml.distributed.tensor import tensor_misfits
+from ml.layers import GatedMLP, MixtureOfExperts
+
+MIXTURE = [
+    "DecoderBlock.mlp = @MixtureOfExperts",
+    "MixtureOfExperts.num_experts = 4",
+    "SoftmaxRouter.z_loss = 0.01",
+]
+SIGMOID = ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.router = @SigmoidRouter"]
+GROUPED = "MixtureOfExperts.grouped = True"
+BIASES = ["Linear.bias = True", "Linear.bias_initialization = @normal"]
+CASES = {
+    "softmax router": [*MIXTURE, *BIASES],
+    "sigmoid router, uneven width": [*SIGMOID, "GatedMLP.intermediate_size = 37", *BIASES],
+    "grouped": [*MIXTURE, GROUPED, *BIASES],
+    "shared expert": [
+        *MIXTURE,
+        "MixtureOfExperts.shared_expert = @GatedMLP",
+        "MixtureOfExperts.shared_expert_gate = True",
+    ],
+    "checkpointing": [*MIXTURE, GROUPED, "DecoderBlock.activation_checkpointing = @ActivationCheckpointing"],
+    "adapters": [*MIXTURE, "Linear.apply_peft = @LoRA", "LoRA.B_initialization = @normal"],
+}
+
+
+def every_case(world):
+    for name, bindings in CASES.items():
+        for sequence in (False, True):
+            model = small_model(bindings)
+            try:
+                one, many = assert_same_as_one_process(world, model, batch_of(), sequence=sequence)
+            except Exception as error:
+                raise AssertionError(f"{name}, sequence={sequence}") from error
+            assert_same_loads(one, many)
+
+
+def assert_same_loads(one, many):
+    """Each rank counts the tokens of the whole sequence."""
+    expected, found = (model.loss(**batch_of().inputs).loads for model in (one, many))
+    assert expected
+    assert len(found) == len(expected)
+    for (_, load), (_, expected_load) in zip(found, expected, strict=True):
+        assert torch.equal(load, expected_load)
+
+
+def test_loss_gradients_and_loads_on_two_ranks():
+    run_ranks(2, every_case)
+
+
+class Doubled(nn.Module):
+    """An expert without a rule."""
+
+    def __init__(self, hidden_size):
+        super().__init__()
+        self.inner = GatedMLP(hidden_size)
+
+    def forward(self, x, context=None):
+        return 2 * self.inner(x)
+
+
+def test_experts_that_cannot_be_divided_are_refused():
+    mixture = MixtureOfExperts(16, expert=Doubled)
+    (problem,) = tensor_misfits(mixture, 2)
+    assert problem == "Experts.expert_0 (Doubled) has no rule for Mesh.tensor within Experts (in experts)"
+    narrow = MixtureOfExperts(16, expert=partial(GatedMLP, intermediate_size=24), grouped=True)
+    (problem,) = tensor_misfits(narrow, 2)
+    assert "multiples of 8, and GatedMLP.intermediate_size (24) is divided over Mesh.tensor (2)" in problem
+    assert tensor_misfits(narrow, 3) == []
+    assert tensor_misfits(MixtureOfExperts(16, expert=partial(GatedMLP, intermediate_size=24)), 2) == []
