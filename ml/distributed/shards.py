@@ -1,15 +1,24 @@
-"""Shards: the part of each named tensor that each process holds."""
+"""Shards: the part of each named tensor that each process holds.
+
+`DTensor` is imported lazily: it takes half a second, and a single process has none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ml.distributed.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 class Shard(NamedTuple):
@@ -41,16 +50,55 @@ class Holders(NamedTuple):
     shards: dict[int, Shard]
 
 
+class Sharding(NamedTuple):
+    """Division of a distributed tensor over a mesh.
+
+    Attributes:
+        mesh: The mesh.
+        placements: What happens along each dimension of the mesh.
+    """
+
+    mesh: DeviceMesh
+    placements: tuple[Placement, ...]
+
+    def groups(self, dims: Iterable[int]) -> list[dist.ProcessGroup]:
+        """Returns the process groups over which dimensions of the tensor are divided."""
+        wanted = set(dims)
+        found = [index for index, placement in enumerate(self.placements) if sharded_dim(placement) in wanted]
+        return [self.mesh.get_group(index) for index in found]
+
+
 def local(tensor: Tensor) -> Tensor:
     """Returns the values that this process holds, sharing memory; the tensor itself if it is not distributed."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+    return tensor if (distributed := as_distributed(tensor)) is None else distributed._local_tensor
+
+
+def as_distributed(tensor: Tensor) -> DTensor | None:
+    """Returns the tensor if it is distributed, else None."""
+    if type(tensor) in _PLAIN:
+        return None
+    from torch.distributed.tensor import DTensor
+
+    return tensor if isinstance(tensor, DTensor) else None
+
+
+def sharding_of(tensor: Tensor) -> Sharding | None:
+    """Returns the division of a tensor; None if it is not distributed."""
+    distributed = as_distributed(tensor)
+    return None if distributed is None else Sharding(distributed.device_mesh, tuple(distributed.placements))
+
+
+def sharded_dim(placement: Placement) -> int | None:
+    """Returns the dimension of the tensor that a dimension of the mesh divides; None for replicas."""
+    return getattr(placement, "dim", None)
 
 
 def shard_of(tensor: Tensor) -> Shard:
     """Returns the shard of a tensor that this process holds."""
-    if not isinstance(tensor, DTensor):
+    distributed = as_distributed(tensor)
+    if distributed is None:
         return Shard((0,) * tensor.ndim, tuple(tensor.shape))
-    (chunk,) = tensor.__create_chunk_list__()  # as `torch.distributed.checkpoint` saves it
+    (chunk,) = distributed.__create_chunk_list__()  # as `torch.distributed.checkpoint` saves it
     return Shard(tuple(chunk.offsets), tuple(chunk.sizes))
 
 
@@ -77,3 +125,29 @@ def holders(tensors: Mapping[str, Tensor], world: World) -> dict[str, Holders]:
 def empty_like(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Returns an uninitialized tensor of the same shape, dtype and placements on a device."""
     return torch.empty_like(tensor, device=device, requires_grad=False)
+
+
+def zeros_of_means(tensor: Tensor, dim: int) -> Tensor:
+    """Returns zeros for the means of a tensor along one dimension, which is kept with size 1.
+
+    They are divided as the tensor is; along `dim`, every process has the mean of the whole tensor.
+
+    Args:
+        tensor: The tensor.
+        dim: The dimension, from the end: negative.
+    """
+    kept = _with_size_1(tensor.shape, dim)
+    if (distributed := as_distributed(tensor)) is None:
+        return tensor.new_zeros(kept)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    shares = distributed._local_tensor.new_zeros(_with_size_1(distributed._local_tensor.shape, dim))
+    placements = [Replicate() if sharded_dim(one) == tensor.ndim + dim else one for one in distributed.placements]
+    stride = torch.empty(kept, device="meta").stride()
+    return DTensor.from_local(
+        shares, distributed.device_mesh, placements, run_check=False, shape=torch.Size(kept), stride=stride
+    )
+
+
+def _with_size_1(shape: torch.Size, dim: int) -> list[int]:
+    return [1 if index == len(shape) + dim else size for index, size in enumerate(shape)]

@@ -4,12 +4,14 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ml.config import configurable, require
+from ml.distributed.shards import zeros_of_means
 from ml.layers.checks import positive_float
 from ml.training.optimizers.optimizer import Optimizer
-from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.portioned import Portion, PortionedOptimizer
 
 
 @configurable
@@ -59,37 +61,76 @@ class Adafactor(Optimizer):
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         if parameter.ndim < 2:
             return {"step": step, "variance": torch.zeros_like(parameter)}
-        row, column = parameter.new_zeros((*parameter.shape[:-1], 1)), parameter.new_zeros(_column(parameter.shape))
-        return {"step": step, "row": row.detach(), "column": column.detach()}
+        with torch.no_grad():
+            return {"step": step, "row": zeros_of_means(parameter, -1), "column": zeros_of_means(parameter, -2)}
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return AdafactorAlgorithm(settings, **self.options)
 
 
 class AdafactorAlgorithm(PortionedOptimizer):
-    """`Adafactor` on all weights of a portion at once, stacked."""
+    """`Adafactor` on all weights of a portion at once, stacked.
 
-    def update(
-        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
-    ) -> None:
+    The means over sharded dimensions are summed over the processes that share the weights.
+    """
+
+    def update(self, portion: Portion, group: dict[str, Any]) -> None:
+        weights, gradients, state, shape, _ = portion
         torch._foreach_add_(state["step"], 1.0)
         g = _side_by_side(gradients)  # (n, ...)
         steps = torch.stack(state["step"]).to(torch.promote_types(g.dtype, torch.float32))
-        steps = steps.view(-1, *(1 for _ in weights[0].shape))  # (n, 1, ...)
+        steps = steps.view(-1, *(1 for _ in shape))  # (n, 1, ...)
         epsilon = torch.finfo(g.dtype).eps if group["epsilon"] is None else group["epsilon"]
         share = steps ** group["beta2_decay"]
+        means = Means(portion)
         if "variance" in state:
             variance = _moved(state["variance"], g.square(), share)
         else:
-            rows = _moved(state["row"], _mean_square(g, -1), share)
-            columns = _moved(state["column"], _mean_square(g, -2), share)
-            variance = rows @ columns / rows.mean(-2, keepdim=True).clamp(min=epsilon)
+            rows = _moved(state["row"], means.of_squares(g, -1), share)
+            columns = _moved(state["column"], means.of_squares(g, -2), share)
+            variance = rows @ columns / means.of(rows, -2).clamp(min=epsilon)
         change = variance.clamp_(min=epsilon**2).rsqrt_().mul_(g)
-        excess = (_root_mean_square(change) / group["clipping_threshold"]).clamp(min=1.0)
-        scale = _root_mean_square(_side_by_side(weights)).clamp(min=group["minimum_scale"])
+        excess = (means.root_of_squares(change) / group["clipping_threshold"]).clamp(min=1.0)
+        scale = means.root_of_squares(_side_by_side(weights)).clamp(min=group["minimum_scale"])
         size = scale * steps.rsqrt().clamp(max=group["lr"]) / excess  # (n, 1, ...)
         torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_sub_(weights, list(change.mul_(size.to(g.dtype)).unbind()))
+
+
+class Means:
+    """Means over dimensions of n whole weights, computed from the shards of this process, (n, ...)."""
+
+    def __init__(self, portion: Portion):
+        self._shape = portion.shape
+        self._sharding = portion.sharding
+
+    def of(self, x: Tensor, dim: int) -> Tensor:
+        """Computes the mean along one dimension, kept with size 1."""
+        return self._summed(x.sum(dim, keepdim=True), [dim]).div_(self._shape[dim])
+
+    def of_squares(self, x: Tensor, dim: int) -> Tensor:
+        """Computes the mean square along one dimension, kept with size 1, without allocating the square of `x`."""
+        squares = torch.linalg.vector_norm(x, dim=dim, keepdim=True).square_()
+        return self._summed(squares, [dim]).div_(self._shape[dim])
+
+    def root_of_squares(self, x: Tensor) -> Tensor:
+        """Computes the root mean square of each of n tensors, (n, ...) to (n, 1, ...), at least in float32."""
+        dims = list(range(1, x.ndim))
+        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        if self._groups(dims):
+            norm = self._summed(norm.square_(), dims).sqrt_()
+        return norm / math.sqrt(self._shape.numel())
+
+    def _summed(self, x: Tensor, dims: list[int]) -> Tensor:
+        """Sums `x` over the processes that divide some of its dimensions, in place."""
+        for group in self._groups(dims):
+            dist.all_reduce(x, group=group)
+        return x
+
+    def _groups(self, dims: list[int]) -> list[dist.ProcessGroup]:
+        """The groups that divide dimensions of (n, ...)."""
+        num_dims = len(self._shape)
+        return [] if self._sharding is None else self._sharding.groups(dim % (num_dims + 1) - 1 for dim in dims)
 
 
 def _side_by_side(tensors: list[Tensor]) -> Tensor:
@@ -102,19 +143,3 @@ def _moved(means: list[Tensor], values: Tensor, share: Tensor) -> Tensor:
     moved = torch.lerp(_side_by_side(means), values, share.to(values.dtype))
     torch._foreach_copy_(means, list(moved.unbind()))
     return moved
-
-
-def _mean_square(x: Tensor, dimension: int) -> Tensor:
-    """Computes the mean square along one dimension, kept with size 1, without allocating the square of `x`."""
-    return torch.linalg.vector_norm(x, dim=dimension, keepdim=True).square_().div_(x.shape[dimension])
-
-
-def _root_mean_square(x: Tensor) -> Tensor:
-    """Computes the root mean square of each of n tensors, (n, ...) to (n, 1, ...)."""
-    entries = tuple(range(1, x.ndim))
-    norm = torch.linalg.vector_norm(x, dim=entries, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return norm / math.sqrt(x[0].numel())
-
-
-def _column(shape: torch.Size) -> tuple[int, ...]:
-    return (*shape[:-2], 1, shape[-1])

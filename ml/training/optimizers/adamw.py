@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import configurable, require
+from ml.distributed.shards import local
 from ml.layers.checks import positive_float
 from ml.training.optimizers.optimizer import Optimizer
 
@@ -46,4 +47,14 @@ class AdamW(Optimizer):
         }
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(settings, betas=self.betas, eps=self.epsilon, fused=True)
+        return AdamWAlgorithm(settings, betas=self.betas, eps=self.epsilon, fused=True)
+
+
+class AdamWAlgorithm(torch.optim.AdamW):
+    """`torch.optim.AdamW` on the shards of this process, without the overhead of distributed tensors."""
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = map(local, tensors)
+        return has_complex

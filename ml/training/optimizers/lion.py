@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ml.config import configurable, require
 from ml.training.optimizers.optimizer import Optimizer
-from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.portioned import Portion, PortionedOptimizer
 
 
 @configurable
@@ -45,9 +45,8 @@ class Lion(Optimizer):
 class LionAlgorithm(PortionedOptimizer):
     """`Lion` on all weights of a portion at once."""
 
-    def update(
-        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
-    ) -> None:
+    def update(self, portion: Portion, group: dict[str, Any]) -> None:
+        weights, gradients, state, *_ = portion
         in_step, stays = group["betas"]
         changes = torch._foreach_lerp(state["mean"], gradients, 1.0 - in_step)
         torch._foreach_sign_(changes)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import child, configurable, require
+from ml.distributed.whole import divisions, gathered, scattered
 from ml.layers.checks import positive_float
 from ml.training.optimizers.adamw import AdamW
 from ml.training.optimizers.combined import CombinedOptimizer
 from ml.training.optimizers.groups import ParameterGroup
 from ml.training.optimizers.optimizer import Assignment, Optimizer
-from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.portioned import Portion, PortionedOptimizer
 
 # Quintic polynomial of Jordan et al. (2024): steep at 0, so few iterations bring singular values near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -32,7 +33,7 @@ class Muon(Optimizer):
     m += (1 - momentum) · (g - m); w -= lr · scale · orthogonal(m) + lr · weight_decay · w. A weight is a matrix if it
     has two dimensions and its name matches one of `matrices` and none of `exclude`. All other parameters, which include
     embeddings and head by default, are trained by `others`. Weights of one shape are orthogonalized together, in
-    bfloat16.
+    bfloat16; the processes that share them orthogonalize different ones.
 
     Args:
         learning_rate: Peak learning rate of the matrices, scaled by the schedule.
@@ -114,16 +115,21 @@ class Muon(Optimizer):
 
 
 class MuonAlgorithm(PortionedOptimizer):
-    """`Muon` on all matrices of one shape at once."""
+    """`Muon` on all matrices of one shape at once.
 
-    def update(
-        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
-    ) -> None:
+    Of sharded matrices each process orthogonalizes some whole ones: for every dimension of the mesh, one collective
+    gathers them and one returns the shards of the result.
+    """
+
+    def update(self, portion: Portion, group: dict[str, Any]) -> None:
+        weights, gradients, state, shape, sharding = portion
         means, momentum = state["momentum_buffer"], group["momentum"]
         torch._foreach_lerp_(means, gradients, 1.0 - momentum)
         directions = torch._foreach_lerp(gradients, means, momentum) if group["nesterov"] else means
-        changes = orthogonal(torch.stack(directions).bfloat16(), group["num_iterations"])  # (n, rows, columns)
-        rows, columns = weights[0].shape
+        steps = [] if sharding is None else divisions(shape, sharding)
+        whole = gathered(torch.stack(directions).bfloat16(), steps)  # (m, rows, columns)
+        changes = scattered(orthogonal(whole, group["num_iterations"]), len(weights), steps)
+        rows, columns = shape
         if group["update_rms"] is None:
             scale = math.sqrt(max(1.0, rows / columns))
         else:

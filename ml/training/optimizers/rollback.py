@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ml.distributed.shards import sharding_of
+
 T = TypeVar("T", bound=Tensor)
 # Elements of a portion of several tensors. A CPU is fast within its cache; elsewhere few kernel launches matter more.
 _MOST_ENTRIES = 2**25
@@ -31,11 +33,16 @@ def rolled_back_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterato
 
 
 def portions(tensors: Sequence[T]) -> Iterator[list[T]]:
-    """Yields tensors in lists of one shape and dtype, short enough that a copy of a list takes little memory."""
+    """Yields tensors in lists of one shape, dtype and sharding, short enough that a copy of a list takes little memory.
+
+    The processes that share a tensor yield the same lists. A list of sharded tensors has at least one for each process
+    if there are so many.
+    """
     alike: dict[tuple, list[T]] = {}
     for tensor in tensors:
-        alike.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
-    for group in alike.values():
+        alike.setdefault((tensor.shape, tensor.dtype, sharding_of(tensor)), []).append(tensor)
+    for (shape, _, sharding), group in alike.items():
         most = _MOST_ENTRIES_ON_CPU if group[0].device.type == "cpu" else _MOST_ENTRIES
-        length = max(1, most // max(1, group[0].numel()))
+        num_ranks = 1 if sharding is None else sharding.mesh.size()
+        length = max(1, num_ranks, num_ranks * most // max(1, shape.numel()))
         yield from (group[first : first + length] for first in range(0, len(group), length))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ml.config import configurable, require
 from ml.training.optimizers.optimizer import Optimizer
-from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.portioned import Portion, PortionedOptimizer
 
 
 @configurable
@@ -52,9 +52,8 @@ class SGDAlgorithm(PortionedOptimizer):
     weights in bfloat16.
     """
 
-    def update(
-        self, weights: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]
-    ) -> None:
+    def update(self, portion: Portion, group: dict[str, Any]) -> None:
+        weights, gradients, state, *_ = portion
         decay = group["weight_decay"]
         changes = torch._foreach_add(gradients, weights, alpha=decay) if decay else gradients
         if momentum := group["momentum"]:

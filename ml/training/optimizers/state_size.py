@@ -5,13 +5,14 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from ml.distributed.shards import local
 from ml.training.errors import RunError
 from ml.training.optimizers.groups import ParameterGroup
 from ml.training.optimizers.optimizer import Optimizer
 
 
 def state_bytes(optimizer: Optimizer, groups: list[ParameterGroup]) -> int:
-    """Measures the bytes of the optimizer state.
+    """Measures the bytes of the optimizer state of this process.
 
     Creates the optimizer for parameters of the same shapes on the meta device and takes a step there. For an algorithm
     that reads values on the host, which fails there, only the state allocated by `create` is counted.
@@ -61,7 +62,8 @@ def require_whole_state(optimizer: Optimizer, added: Collection[str]) -> None:
 
 
 def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty_like(parameter, device="meta"))
+    """The part of this process, whose state is of the same size as that of a whole parameter of that shape."""
+    return nn.Parameter(torch.empty_like(local(parameter.detach()), device="meta"))
 
 
 def _tensors(algorithm: torch.optim.Optimizer) -> dict[tuple[int, str], Tensor]:
