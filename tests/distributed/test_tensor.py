@@ -1,7 +1,24 @@
 """Tensor and sequence parallel models compute what one process does."""
 
+import copy
+
+import pytest
+import torch
 from processes import run_ranks
-from tensor_models import assert_same_as_one_process, batch_of, small_model
+from tensor_models import (
+    assert_same_as_one_process,
+    batch_of,
+    divided,
+    small_model,
+    tensor_mesh,
+)
+from torch.distributed.tensor.debug import CommDebugMode
+
+from ml.distributed import MeshError
+from ml.distributed.rules.embeddings import vocabulary_misfit
+from ml.distributed.tensor import obstacle_to_sequence, tensor_misfits, tensor_parallel
+from ml.layers.loss import Teacher
+from ml.models import materialize
 
 NORMAL_BIAS = ["Linear.bias = True", "Linear.bias_initialization = @normal"]
 CASES = {
@@ -38,16 +55,156 @@ CASES = {
 }
 
 
+def checked(name, check, *args, **kwargs):
+    try:
+        return check(*args, **kwargs)
+    except Exception as error:
+        raise AssertionError(f"{name} {kwargs}") from error
+
+
 def every_case(world):
     for name, bindings in CASES.items():
+        model = small_model(bindings)
+        batch = batch_of(model.vocab_size)
         for sequence in (False, True):
-            model = small_model(bindings)
-            batch = batch_of(model.vocab_size)
-            try:
-                assert_same_as_one_process(world, model, batch, sequence=sequence)
-            except Exception as error:
-                raise AssertionError(f"{name}, sequence={sequence}") from error
+            checked(name, assert_same_as_one_process, world, model, batch, sequence=sequence)
 
 
 def test_loss_and_gradients_on_two_ranks():
     run_ranks(2, every_case)
+
+
+def further_passes(world):
+    for sequence in (False, True):
+        packed = batch_of(documents=True)
+        checked("documents", assert_same_as_one_process, world, small_model(), packed, sequence=sequence)
+        odd = batch_of(num_tokens=15)  # not divisible: the stream of this pass is whole
+        checked("15 tokens", assert_same_as_one_process, world, small_model(), odd, sequence=sequence)
+        of_teacher = torch.randn(3, 16, 257, generator=torch.Generator().manual_seed(1))
+        for chunk in (None, 10):
+            bindings = ["LanguageModel.vocab_size = 257", f"LanguageModelHead.loss_chunk_size = {chunk}"]
+            checked(
+                "teacher",
+                assert_same_as_one_process,
+                world,
+                small_model([*bindings, "LanguageModelHead.z_loss = 0.01"]),
+                batch_of(257),
+                sequence=sequence,
+                teacher=Teacher(of_teacher, 0.3, 2.0),
+            )
+    several = ["LanguageModel.multi_token = @MultiTokenPrediction", "MultiTokenPrediction.num_depths = 2"]
+    checked("multi-token", assert_same_as_one_process, world, small_model(several), batch_of(), sequence=False)
+
+
+def test_documents_lengths_teachers_and_further_tokens():
+    run_ranks(2, further_passes)
+
+
+def four_ranks(world):
+    for bindings in ([], ["LanguageModel.vocab_size = 259", "GatedMLP.intermediate_size = 38"]):
+        model = small_model(["Attention.num_kv_heads = 4", *NORMAL_BIAS, *bindings])
+        for sequence in (False, True):
+            checked("4 ranks", assert_same_as_one_process, world, model, batch_of(), sequence=sequence)
+
+
+def test_loss_and_gradients_on_four_ranks():
+    run_ranks(4, four_ranks)
+
+
+def logits_and_generation(world):
+    model = small_model(["LanguageModel.vocab_size = 257"])
+    one = materialize(copy.deepcopy(model), "cpu", 3).eval()
+    described, flops = str(one), [layer.training_flops_per_token(16) for layer in one.modules() if layer is not one]
+    many = divided(model, world, sequence=True).eval()
+    tokens = batch_of(257).tokens
+    tokens = torch.as_tensor(tokens)
+    for options in ({}, {"num_logits": 1}):
+        torch.testing.assert_close(many(tokens, **options), one(tokens, **options), rtol=1e-5, atol=1e-5)
+    many(tokens).square().sum().backward()
+    one(tokens).square().sum().backward()
+    found = many.head.weight.grad.full_tensor()
+    torch.testing.assert_close(found, one.head.weight.grad, rtol=1e-4, atol=1e-4 * one.head.weight.grad.abs().max())
+    # Outside of a pass the layers are those of the whole model.
+    assert str(many) == described
+    assert [layer.training_flops_per_token(16) for layer in many.modules() if layer is not many] == flops
+    assert many.state_dict().keys() == one.state_dict().keys()
+
+
+def test_logits_and_what_the_layers_declare():
+    run_ranks(2, logits_and_generation)
+
+
+def collectives_of(world):
+    counts = {}
+    for sequence in (False, True):
+        for num_blocks in (1, 2):
+            model = divided(small_model([f"decoder/Repeat.num_blocks = {num_blocks}"]), world, sequence=sequence)
+            batch = batch_of()
+            with CommDebugMode() as mode:
+                model.loss(**batch.inputs).total.backward()
+            counts[sequence, num_blocks] = {str(op).split(".")[-1]: n for op, n in mode.get_comm_counts().items()}
+    return counts
+
+
+def test_number_of_collectives():
+    counts, others = run_ranks(2, collectives_of)
+    assert counts == others
+    names = {name for count in counts.values() for name in count}
+    per_block = {
+        sequence: {name: counts[sequence, 2].get(name, 0) - counts[sequence, 1].get(name, 0) for name in names}
+        for sequence in (False, True)
+    }
+    # Attention and MLP: a sum of the output, and one of the gradient of the input.
+    assert {name: n for name, n in per_block[False].items() if n} == {"all_reduce": 4}
+    # In the place of each sum a gather and a reduce-scatter; the gradients of the two norms are sums over the ranks.
+    expected = {"all_gather_into_tensor": 4, "reduce_scatter_tensor": 4, "all_reduce": 2}
+    assert {name: n for name, n in per_block[True].items() if n} == expected
+    # Embedding, gradient of the head's input, and maximum and sums of the cross entropy.
+    assert counts[False, 1]["all_reduce"] - 4 == 4
+
+
+PLACE = "(in decoder.block_0.mixer and 1 more)"
+
+
+@pytest.mark.parametrize(
+    ("bindings", "size", "problems"),
+    [
+        ([], 4, [f"Attention.num_kv_heads (2) is not divisible by Mesh.tensor (4) {PLACE}"]),
+        ([], 3, [f"Attention.num_heads (4) is not divisible by Mesh.tensor (3) {PLACE}"]),
+        (
+            ["block_1/Attention.num_kv_heads = 1"],
+            2,
+            ["Attention.num_kv_heads (1) is not divisible by Mesh.tensor (2) (in decoder.block_1.mixer)"],
+        ),
+        (["LanguageModel.vocab_size = 257", "GatedMLP.intermediate_size = 37"], 2, []),
+        (["Attention.num_kv_heads = 1"], 1, []),
+    ],
+)
+def test_what_does_not_fit_is_named(bindings, size, problems):
+    assert tensor_misfits(small_model(bindings), size) == problems
+
+
+@pytest.mark.parametrize(("vocab_size", "size", "fits"), [(9, 4, False), (10, 4, True), (8, 4, True), (3, 4, False)])
+def test_every_rank_needs_a_token(vocab_size, size, fits):
+    problem = vocabulary_misfit("vocab_size", vocab_size, size)
+    parts = torch.arange(vocab_size).chunk(size)  # as `Shard` divides
+    assert fits == (len(parts) == size) == (problem is None)
+
+
+def test_a_shift_along_time_refuses_a_divided_stream():
+    model = small_model(["LanguageModel.multi_token = @MultiTokenPrediction"])
+    assert obstacle_to_sequence(small_model()) is None
+    assert "MultiTokenPrediction" in obstacle_to_sequence(model)
+
+
+def refused(world):
+    model = small_model(["Attention.num_kv_heads = 1"])
+    with pytest.raises(MeshError, match=r"num_kv_heads \(1\)"):
+        tensor_parallel(model, tensor_mesh(world), sequence=False)
+    several = small_model(["LanguageModel.multi_token = @MultiTokenPrediction"])
+    with pytest.raises(MeshError, match="multi_token"):
+        tensor_parallel(several, tensor_mesh(world), sequence=True)
+
+
+def test_refusals():
+    run_ranks(2, refused)
