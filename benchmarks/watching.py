@@ -17,8 +17,9 @@ from timing import compare
 
 import ml
 from ml.api import build_trainer
+from ml.distributed import Layout, World
 from ml.training import RunFolder
-from ml.training.loop import TrainLoop
+from ml.training.loop import Agreement, TrainLoop
 from ml.training.metrics.progress import progress_on
 from ml.training.profiling.step_windows import StepWindows
 from ml.training.signals import Requests
@@ -65,7 +66,9 @@ def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[T
     run.create()
     windows = StepWindows(trainer.windows, run.profiles, CPU, progress.say)
     with Tracking(trainer.trackers, progress.say) as tracking, windows:
-        training = TrainLoop(trainer, trainer.open_data(), run, CPU, None, progress, Requests(), tracking, windows)
+        training = TrainLoop(
+            trainer, trainer.open_data(), run, Layout(World(device=CPU)), None, progress, Requests(), tracking, windows
+        )
         training.resume()
         if not metered:
             training.throughput = Nothing()
@@ -75,7 +78,8 @@ def begun(folder: Path, bindings: list[str], metered: bool = True) -> Iterator[T
 def steps(training: TrainLoop, batches: list) -> None:
     """Takes the steps of a round, one of them logged."""
     for step in batches:
-        training.advance(step)
+        counts = sum(batch.num_targets for batch in step), sum(batch.tokens.numel() for batch in step)
+        training.advance(step, Agreement(*counts, stop=False, save=False))
 
 
 def main() -> None:
@@ -101,7 +105,7 @@ def alone(training: TrainLoop, batches: list, count: int = 20_000) -> float:
         begun_at = time.perf_counter()
         for step in range(count):
             training.windows.before(step)
-            training.throughput.count(next(source))
+            training.throughput.count(*(len(next(source)),) * 2)
             training.windows.after(step)
         times.append((time.perf_counter() - begun_at) / count * 1e6)
     return statistics.median(times)

@@ -27,7 +27,7 @@ def train(
     init_may_differ: Sequence[str] = (),
     stream: TextIO | None = None,
 ) -> Run:
-    """Trains a model, as `juniper train` does.
+    """Trains a model, as `juniper train` does. Under `torchrun` all processes make this call and train together.
 
     SIGINT (an interrupted cell of a notebook) and SIGTERM stop after the step that is being taken, with a checkpoint;
     then `Run.is_finished` is False, and the same call with `run_dir=run.path` resumes. Warnings go to standard error.
@@ -49,11 +49,16 @@ def train(
         UserError: The folder holds another run, or the machine, the data or the initial weights do not fit.
         RunFailure: The loss is not finite, the disk takes no more, or the data is no longer there.
     """
+    from ml.distributed.world import num_processes, started
     from ml.runs.launch import Launch
 
     source = Run(init_from) if isinstance(init_from, str | Path) else init_from
-    launch = Launch(config, run_dir, choose_device(device), source, init_may_differ)
-    launch.train(sys.stdout if stream is None else stream)
+    trainer = build_trainer(config)
+    trainer.mesh_sizes(num_processes())  # before the processes wait for each other
+    with started(choose_device(device), trainer.mesh.timeout) as world:
+        launch = Launch(config, trainer, run_dir, world, source, init_may_differ)
+        launch.train(sys.stdout if stream is None else stream)
+        world.barrier()  # the first process may still be writing
     # Its code was executed to make `config`, and the hashes in the operative config hold the copy to it.
     return open_run(launch.folder.path, trust_code=bool(config.components))
 

@@ -26,3 +26,17 @@ class ArgumentError(UserError):
 
 class RunFailure(RuntimeError):
     """A run started and cannot continue: the message is printed, the exit code is 1."""
+
+
+class OtherProcessFailed(Exception):
+    """Another process of the run failed, and has said why.
+
+    Args:
+        rank: The rank of that process.
+        message: Its message.
+        exit_code: The exit code of this process.
+    """
+
+    def __init__(self, rank: int, message: str, exit_code: int):
+        super().__init__(f"rank {rank}: {message}")
+        self.exit_code = exit_code

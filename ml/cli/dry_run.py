@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ml.building import build_trainer
 from ml.config import Config, explain, select
+from ml.distributed import World
 from ml.errors import UserError
 from ml.machine import choose_device
 from ml.models.summary import summarize
@@ -17,8 +19,8 @@ def show(
     config: Config, run_dir: str | None, pattern: str | None, init_from: Run | None, init_may_differ: Sequence[str]
 ) -> None:
     """Prints the model and the sources of its values, and writes the configuration of the run."""
-    launch = Launch(config, run_dir, choose_device(None), init_from, init_may_differ)
-    trainer = launch.trainer
+    trainer = build_trainer(config)
+    launch = Launch(config, trainer, run_dir, World(device=choose_device(None)), init_from, init_may_differ)
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")

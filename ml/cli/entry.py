@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from ml.errors import INTERRUPTED, ArgumentError, RunFailure, UserError
+from ml.errors import INTERRUPTED, ArgumentError, OtherProcessFailed, RunFailure, UserError
 
 _GIN_FLAG = re.compile(
     r"""--gin\.(?P<key>(?:'[^']*'|"[^"]*"|[^='"])+?)(?P<operator>\s*[+-]?=)(?P<value>.*)""", re.DOTALL
@@ -38,6 +38,8 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
         _leave(str(error), 2)
     except RunFailure as error:
         _leave(str(error), 1)
+    except OtherProcessFailed as error:
+        sys.exit(error.exit_code)  # it says why
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED)
 

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, overload
@@ -47,6 +47,7 @@ class _Active(threading.local):
 
 active = _Active()
 _by_selector: dict[str, Configurable] = {}
+_neutral: dict[str, bool | Collection[str]] = {}  # by selector
 _by_object: dict[int, tuple[Any, Configurable]] = {}  # by id, with the object itself so that the id is not reused
 
 
@@ -68,26 +69,43 @@ def configurable(
     module: str | None = ...,
     allowlist: Sequence[str] | None = ...,
     denylist: Sequence[str] | None = ...,
+    neutral: bool | Collection[str] = ...,
 ) -> _Decorator: ...
-def configurable(name_or_target: Any = None, /, **options: Any) -> Any:
+def configurable(name_or_target: Any = None, /, *, neutral: bool | Collection[str] = (), **options: Any) -> Any:
     """Makes a class or a function configurable. Takes the arguments of `gin.configurable`.
+
+    `neutral` names the parameters, or is True for all of them, that change no result of a run beyond rounding, such as
+    the number of processes that share the work. They are saved and are no part of the fingerprint.
 
     While a configuration is being built, its bindings fill the parameters that the caller does not pass. At any other
     time the object behaves as under `gin.configurable`.
     """
     if name_or_target is None or isinstance(name_or_target, str):
-        return lambda target: _register(target, name_or_target, options)
-    return _register(name_or_target, None, options)
+        return lambda target: _register(target, name_or_target, options, neutral)
+    return _register(name_or_target, None, options, neutral)
 
 
-def _register(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Callable[..., Any]:
+def _register(
+    target: Callable[..., Any], name: str | None, options: dict[str, Any], neutral: bool | Collection[str]
+) -> Callable[..., Any]:
     if isinstance(target, type) and "__init__" not in target.__dict__:
         # Gin would wrap the inherited __init__, which is already wrapped: the parent's bindings would then apply too.
         cls: Any = target
         cls.__init__ = _own_copy(cls.__init__)
     with gin.config.interactive_mode() if _is_defined_again(target, name, options) else nullcontext():
         gin.configurable(name, **options)(target)
-    return adopt(gin_internals.entry_of(target)).target
+    entry = gin_internals.entry_of(target)
+    if neutral:
+        _neutral[entry.selector] = neutral
+    return adopt(entry).target
+
+
+def is_neutral(key: str) -> bool:
+    """Returns whether a parameter, such as "Mesh.tensor", changes no result of a run; see `configurable`."""
+    name, _, parameter = key.rpartition(".")
+    found = candidates(name)
+    declared = [_neutral.get(info.selector, ()) for info in found]
+    return bool(found) and all(some is True or (some and parameter in some) for some in declared)
 
 
 def _is_defined_again(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import gin
 
 from ml.config.components import Component
-from ml.config.configurable import reference_to
+from ml.config.configurable import is_neutral, reference_to
 from ml.config.construction import Build
 from ml.config.effects import Effects
 from ml.config.errors import ConfigError, Problem
@@ -38,16 +38,24 @@ _HEADER = "# The operative config of a run: every value that took effect. Later 
 
 
 def fingerprint(operative: str) -> str:
-    """Returns the SHA-256 of an operative config without the options that had no effect, equal for equal runs."""
+    """Returns the SHA-256 of an operative config, equal for equal runs.
+
+    Options that had no effect, and those that change no result of a run, are left out of it.
+    """
     text = "\n\n".join(_sections_with_effect(operative)) + "\n"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sections_with_effect(operative: str) -> Iterator[str]:
     for section in operative.removesuffix("\n").split("\n\n"):
-        lines = [line for line in section.splitlines() if not line.endswith(LEFT_OUT_SUFFIX)]
+        lines = [line for line in section.splitlines() if is_heading(line) or not _has_no_effect(line)]
         if any(not is_heading(line) for line in lines) or section.startswith(_HEADER.rstrip()):
             yield "\n".join(lines)
+
+
+def _has_no_effect(line: str) -> bool:
+    key, _, _ = line.partition(" = ")
+    return line.endswith(LEFT_OUT_SUFFIX) or is_neutral(key.rpartition("/")[2])
 
 
 def is_heading(line: str) -> bool:

@@ -1,7 +1,9 @@
 """Distribution: the processes of a run, their mesh, and how a model is put on it."""
 
+from ml.distributed.fsdp import FullyShard, weights_changed
 from ml.distributed.layout import Layout
 from ml.distributed.mesh import Mesh, MeshError, MeshSizes
+from ml.distributed.parallelize import parallelize
 from ml.distributed.world import World
 
-__all__ = ["Layout", "Mesh", "MeshError", "MeshSizes", "World"]
+__all__ = ["FullyShard", "Layout", "Mesh", "MeshError", "MeshSizes", "World", "parallelize", "weights_changed"]

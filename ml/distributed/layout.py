@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -28,11 +29,13 @@ class Layout:
         world: All processes.
         sizes: Sizes of the axes of `Mesh`.
         root: The device mesh with the dimensions `AXES`; None for a single process.
+        flattened: One-dimensional meshes over several dimensions of it, by name.
     """
 
     world: World = field(default_factory=World)
     sizes: MeshSizes = _ONE_PROCESS
     root: DeviceMesh | None = None
+    flattened: Mapping[str, DeviceMesh] = field(default_factory=dict)
 
     @staticmethod
     def of(world: World, sizes: MeshSizes) -> Layout:
@@ -40,10 +43,10 @@ class Layout:
         if world.size == 1:
             return Layout(world, sizes)
         root = init_device_mesh(world.device.type, tuple(_dimensions(sizes)), mesh_dim_names=AXES)
-        root["shard", "context", "expert"]._flatten(FULLY_SHARDED)
+        flattened = {FULLY_SHARDED: root["shard", "context", "expert"]._flatten(FULLY_SHARDED)}
         if sizes.expert > 1:
-            root["shard", "context"]._flatten(FULLY_SHARDED_EXPERT)
-        return Layout(world, sizes, root)
+            flattened[FULLY_SHARDED_EXPERT] = root["shard", "context"]._flatten(FULLY_SHARDED_EXPERT)
+        return Layout(world, sizes, root, flattened)
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +79,39 @@ class Layout:
         return self.sizes.num_data_ranks
 
     @property
+    def part(self) -> tuple[int, ...]:
+        """The part of the batch and of its sequences that this process computes; () for the first one.
+
+        The ranks of the tensor and pipeline axes compute the same part.
+        """
+        part = (self.data_rank, self.coordinate("context"))
+        return part if any(part) else ()
+
+    @property
+    def reads_first(self) -> bool:
+        """True in one of the processes that read the same sequences."""
+        return not (self.coordinate("tensor") or self.coordinate("context") or self.coordinate("pipeline"))
+
+    @property
     def fully_sharded(self) -> DeviceMesh | None:
         """The mesh of FSDP, (replicate, fsdp) or (fsdp); None where no process shares weights with this one."""
         num_shards = self.sizes.data_shard * self.sizes.context
         if self.root is None or num_shards * self.sizes.data_replicate == 1:
             return None
-        if self.sizes.data_replicate == 1:
-            return self.root[FULLY_SHARDED]
-        return self.root["replicate", FULLY_SHARDED]
+        return self._replicated(self.flattened[FULLY_SHARDED])
+
+    @property
+    def fully_sharded_expert(self) -> DeviceMesh | None:
+        """The mesh of FSDP for the parameters of an expert; None where the experts are not divided."""
+        if self.root is None or self.sizes.expert == 1:
+            return None
+        return self._replicated(self.flattened[FULLY_SHARDED_EXPERT])
+
+    def _replicated(self, mesh: DeviceMesh) -> DeviceMesh:
+        """Returns (replicate, mesh) if there are replicas of the shards, else the mesh."""
+        if self.root is None or self.sizes.data_replicate == 1:
+            return mesh
+        return DeviceMesh._concatenate([self.root["replicate"], mesh])
 
     def sum(self, values: Tensor) -> Tensor:
         """Returns the sum of values that each data, context and pipeline rank measured on its own part.
@@ -93,12 +121,6 @@ class Layout:
         if self.coordinate("tensor") != 0:
             values = torch.zeros_like(values)
         return self.world.sum(values)
-
-    def host_sum(self, values: list[int]) -> list[int]:
-        """Returns sums over the parts of the batch of integers that all other ranks of a part have in common."""
-        if self.coordinate("tensor") or self.coordinate("context") or self.coordinate("pipeline"):
-            values = [0] * len(values)
-        return self.world.host_sum(values)
 
     def _size(self, name: str) -> int:
         return dict(zip(AXES, _dimensions(self.sizes), strict=True))[name]

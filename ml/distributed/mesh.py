@@ -1,9 +1,11 @@
 """The mesh: the processes of a run, arranged by what each axis divides."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-from ml.config import configurable, require
+from ml.config import child, configurable, require
+from ml.distributed.fsdp import FullyShard
 from ml.layers.checks import positive_float
 
 THE_REST = -1
@@ -37,7 +39,7 @@ class MeshError(ValueError):
     """A mesh does not fit the number of processes."""
 
 
-@configurable
+@configurable(neutral=True)
 class Mesh:
     """Arrangement of the processes of a run; has no effect on the result beyond rounding.
 
@@ -51,6 +53,7 @@ class Mesh:
         tensor: Number of processes among which the heads, the width of the MLP and the vocabulary are divided.
         expert: Number of processes of `data_shard` among which the experts of a layer are divided.
         pipeline: Number of stages into which the decoder is cut.
+        sharding: Constructor of the way in which weights are sharded over the data ranks.
         timeout: Seconds that a collective may take before the run ends with an error.
     """
 
@@ -63,6 +66,7 @@ class Mesh:
         tensor: int = 1,
         expert: int = 1,
         pipeline: int = 1,
+        sharding: Callable[..., FullyShard] = FullyShard,
         timeout: float = 600.0,
     ):
         sizes = {
@@ -79,6 +83,7 @@ class Mesh:
         if len(open_axes) > 1:
             require(False, open_axes[1], f"is -1, and so is Mesh.{open_axes[0]}: only one axis can be the rest")
         self.stated = MeshSizes(expert=expert, **sizes)
+        self.sharding = child("sharding", sharding)
         self.timeout = positive_float("timeout", timeout)
 
     def sizes(self, world_size: int) -> MeshSizes:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ml.errors import OtherProcessFailed, UserError
 
 _Shared = TypeVar("_Shared")
 _CPU = torch.device("cpu")
@@ -79,14 +81,59 @@ class World:
         dist.all_gather_object(values, value, group=self.hosts)
         return values
 
+    def first(self, function: Callable[[], _Shared]) -> _Shared:
+        """Calls a function in rank 0 alone and returns its picklable value in every process; a collective call.
+
+        Raises:
+            Exception: What the function raised, in rank 0.
+            OtherProcessFailed: The function raised, in the other processes.
+        """
+        return self.share(self.together(function if self.is_first else lambda: None))
+
+    def together(self, function: Callable[[], _Shared]) -> _Shared:
+        """Calls a function in every process; an error in one of them ends all; a collective call.
+
+        Raises:
+            Exception: What the function raised, in the first process where it did.
+            OtherProcessFailed: It raised in another process.
+        """
+        if self.size == 1:
+            return function()
+        value, error = None, None
+        try:
+            value = function()
+        except Exception as raised:
+            error = raised
+        told = None if error is None else (str(error), _exit_code(error))
+        for rank, problem in enumerate(self.gather(told)):
+            if problem is not None and rank == self.rank:
+                assert error is not None
+                raise error
+            if problem is not None:
+                raise OtherProcessFailed(rank, *problem)
+        return value  # type: ignore[return-value]
+
+    def common(self, error: Exception) -> Exception:
+        """Returns the error to raise where every process finds the same one: the error itself in rank 0."""
+        return error if self.is_first else OtherProcessFailed(0, str(error), _exit_code(error))
+
     def barrier(self) -> None:
         """Waits for all processes."""
         self.host_sum([0])
 
 
+def _exit_code(error: Exception) -> int:
+    return 2 if isinstance(error, UserError) else 1
+
+
+def num_processes() -> int:
+    """Returns the number of processes that the launcher started, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_launched() -> bool:
     """True in a process that `torchrun`, or a launcher with the same environment variables, started with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return num_processes() > 1
 
 
 @contextlib.contextmanager

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
-from ml.building import build_trainer
 from ml.config import Config, difference, fingerprint
 from ml.config.errors import report
 from ml.data import Dataset
+from ml.distributed import Layout, World
 from ml.errors import ArgumentError
 from ml.runs.run import Run
 from ml.runs.teacher import open_teacher
-from ml.training import InitialWeights, Outcome, RunFolder, Trainer, train
+from ml.training import InitialWeights, Outcome, RunData, RunFolder, Trainer, train
 from ml.training.preflight import warnings_of
+from ml.training.run_folder import ReadOnlyRunFolder
 
 _MOST_DIFFERENCES = 20
 
@@ -26,30 +25,37 @@ class Launch:
 
     Args:
         config: The configuration.
+        trainer: The trainer that it builds.
         run_dir: Folder of the run; None for `runs/<config name>-<UTC time>`.
-        device: Where to train.
+        world: The processes of the run; all of them make this call.
         init_from: The run whose weights this one starts from.
         init_may_differ: Patterns of the names of weights that may differ or be missing there.
 
     Raises:
-        UserError: The folder holds a run of another configuration, or the initial weights do not fit.
+        UserError: The folder holds a run of another configuration, or the mesh or the initial weights do not fit.
     """
 
     def __init__(
         self,
         config: Config,
+        trainer: Trainer,
         run_dir: str | Path | None,
-        device: torch.device,
+        world: World,
         init_from: Run | None = None,
         init_may_differ: Sequence[str] = (),
     ):
         if init_may_differ and init_from is None:
             raise ArgumentError("{init_may_differ} goes with {init_from}")
         self.config = config
-        self.folder = _folder(config, run_dir)
-        self.device = device
-        self.trainer = build_trainer(config)
-        self.initial = None if init_from is None else _initial(init_from, init_may_differ, self.trainer)
+        self.trainer = trainer
+        self.world = world
+        self.device = world.device
+        self.sizes = trainer.mesh_sizes(world.size)
+        path = world.first(lambda: _folder(config, run_dir))
+        self.folder = RunFolder(path) if world.is_first else ReadOnlyRunFolder(path)
+        self.initial = None
+        if init_from is not None:
+            self.initial = world.together(lambda: _initial(init_from, init_may_differ, self.trainer))
 
     def print_warnings(self, dataset: Dataset | None = None) -> None:
         """Prints the warnings of the configuration and of the preflight to standard error.
@@ -57,6 +63,8 @@ class Launch:
         Args:
             dataset: The training data where it is open; None takes what is known of it before.
         """
+        if not self.world.is_first:
+            return
         if self.config.warnings:
             print(report(list(self.config.warnings), "warning"), file=sys.stderr)
         for warning in warnings_of(self.trainer, self.device, dataset):
@@ -65,25 +73,41 @@ class Launch:
     def write_config(self) -> None:
         """Creates the folder and writes the configuration to it."""
         config = self.config
-        self.folder.create()
-        self.folder.write_config(config.text, config.operative, config.provenance(), config.components)
+
+        def write() -> None:
+            self.folder.create()
+            self.folder.write_config(config.text, config.operative, config.provenance(), config.components)
+
+        self.world.first(write)
 
     def train(self, stream: TextIO) -> Outcome:
         """Trains from the first step, or from the newest checkpoint in the folder.
 
         What is wrong with the machine, the teacher or the data is found before anything is written.
         """
-        trainer, device, folder = self.trainer, self.device, self.folder
-        trainer.check_machine()
-        teacher = open_teacher(trainer, device)
-        data = trainer.open_data()
+        trainer, device, folder, world = self.trainer, self.device, self.folder, self.world
+        world.together(trainer.check_machine)
+        teacher = world.together(lambda: open_teacher(trainer, device))
+        data = world.together(trainer.open_data)
         self.print_warnings(data.training)
         self.write_config()
-        folder.write_environment(data=data.describe(), peak_flops=trainer.peak_flops(device).as_json())
-        count = sum(parameter.numel() for parameter in trainer.model.parameters())
+        world.first(
+            lambda: folder.write_environment(
+                data=data.describe(), peak_flops=trainer.peak_flops(device).as_json(), mesh=self.sizes._asdict()
+            )
+        )
+        if world.is_first:
+            print(self._described(data), file=stream, flush=True)
+        layout = Layout.of(world, self.sizes)
+        return train(trainer, data, folder, device, initial=self.initial, layout=layout, teacher=teacher, stream=stream)
+
+    def _described(self, data: RunData) -> str:
+        """Returns one line about the run: its size, its data, its devices and its folder."""
+        count = sum(parameter.numel() for parameter in self.trainer.model.parameters())
         tokens = f"{data.training.num_train_tokens:,} tokens to train on"
-        print(f"{self.config.name}: {count:,} parameters, {tokens}, {device}, {folder.path}", file=stream, flush=True)
-        return train(trainer, data, folder, device, initial=self.initial, teacher=teacher, stream=stream)
+        axes = " x ".join(f"{name} {size}" for name, size in self.sizes._asdict().items() if size > 1)
+        where = f"{self.world.size} processes ({axes}), {self.device.type}" if self.world.size > 1 else self.device
+        return f"{self.config.name}: {count:,} parameters, {tokens}, {where}, {self.folder.path}"
 
 
 def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWeights:
@@ -93,11 +117,11 @@ def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWe
     return initial
 
 
-def _folder(config: Config, run_dir: str | Path | None) -> RunFolder:
+def _folder(config: Config, run_dir: str | Path | None) -> Path:
     """The folder of the run; one that holds another run is refused."""
     if run_dir is None:
         time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        return RunFolder(_unused(Path("runs") / f"{config.name}-{time}"))
+        return _unused(Path("runs") / f"{config.name}-{time}")
     folder = RunFolder(run_dir)
     saved = folder.operative_config()
     if saved is not None and fingerprint(saved) != config.fingerprint:
@@ -111,7 +135,7 @@ def _folder(config: Config, run_dir: str | Path | None) -> RunFolder:
             run_dir,
             shown + more,
         )
-    return folder
+    return folder.path
 
 
 def _unused(path: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 from ml.data import Batch, DataError
 from ml.data.prefetch import prefetched
 from ml.data.randomness import derive_seed
+from ml.distributed import Layout, World
 from ml.layers import Drawn
 from ml.models.flops import flops_per_token
 from ml.training.checkpoints.initial_weights import InitialWeights
@@ -20,13 +21,13 @@ from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile
 from ml.training.evaluation.validation_sets import ValidationSet
-from ml.training.metrics.progress import Progress, progress_on
+from ml.training.metrics.progress import NoProgress, Progress, progress_on
 from ml.training.metrics.throughput import Throughput
 from ml.training.optimizers import apply_schedule, require_whole_state
 from ml.training.profiling.step_windows import StepWindows
 from ml.training.records import Records
 from ml.training.run_data import RunData
-from ml.training.run_folder import RunFolder
+from ml.training.run_folder import ReadOnlyRunFolder, RunFolder
 from ml.training.signals import Requests, handled_signals
 from ml.training.state import OPTIMIZER
 from ml.training.step import train_step
@@ -54,6 +55,7 @@ def train(
     device: torch.device,
     *,
     initial: InitialWeights | None = None,
+    layout: Layout | None = None,
     teacher: TeacherModel | None = None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
@@ -66,9 +68,10 @@ def train(
     Args:
         trainer: The settings of the run.
         data: The open data, from `trainer.open_data`.
-        run: The run folder; created if it does not exist.
+        run: The run folder; created if it does not exist. Of several processes the first one writes to it.
         device: The device to train on.
         initial: Initial weights of a new run; None for random initialization.
+        layout: The mesh of the processes of the run; None for a single process.
         teacher: The teacher of `trainer.distillation`, on `device`; None without distillation.
         stream: Receives the progress display.
 
@@ -84,16 +87,19 @@ def train(
     if (teacher is None) != (trainer.distillation is None):
         raise RunError("Trainer.distillation goes with a teacher: ml.runs.open_teacher(trainer, device) loads it")
     trainer.check_machine()
-    run.create()
-    progress = progress_on(stream, trainer.num_steps)
-    with (
-        handled_signals() as requests,
-        run.locked(),
-        Tracking(trainer.trackers, progress.say) as tracking,
-        StepWindows(trainer.windows, run.profiles, device, progress.say) as windows,
-        contextlib.closing(progress),
-    ):
-        loop = TrainLoop(trainer, data, run, device, teacher, progress, requests, tracking, windows)
+    layout = Layout(World(device=device)) if layout is None else layout
+    world = layout.world
+    run = run if world.is_first else ReadOnlyRunFolder(run.path)
+    progress = progress_on(stream, trainer.num_steps) if world.is_first else NoProgress()
+    trackers, windows = (trainer.trackers, trainer.windows) if world.is_first else ((), ())
+    with contextlib.ExitStack() as stack:
+        requests = stack.enter_context(handled_signals())
+        world.first(run.create)
+        world.first(lambda: stack.enter_context(run.locked()))
+        tracking = stack.enter_context(Tracking(trackers, progress.say))
+        recording = stack.enter_context(StepWindows(windows, run.profiles, device, progress.say))
+        stack.enter_context(contextlib.closing(progress))
+        loop = TrainLoop(trainer, data, run, layout, teacher, progress, requests, tracking, recording)
         with contextlib.closing(loop.saver):
             loop.resume(initial)
             loop.run_steps()
@@ -101,15 +107,31 @@ def train(
     return Outcome(loop.state.step, loop.is_finished)
 
 
+class Agreement(NamedTuple):
+    """What the processes agree on before a step.
+
+    Attributes:
+        num_targets: Targets in the loss of the step, of all processes.
+        num_tokens: Tokens of the step, of all processes.
+        stop: Whether a process was requested to stop.
+        save: Whether a process was requested to save.
+    """
+
+    num_targets: int
+    num_tokens: int
+    stop: bool
+    save: bool
+
+
 class TrainLoop:
-    """A run in progress in one process; owns the training state, the data and the open files."""
+    """A run in progress, seen from one process; owns the training state, the data and the open files."""
 
     def __init__(
         self,
         trainer: Trainer,
         data: RunData,
         run: RunFolder,
-        device: torch.device,
+        layout: Layout,
         teacher: TeacherModel | None,
         progress: Progress,
         requests: Requests,
@@ -119,22 +141,26 @@ class TrainLoop:
         self.trainer = trainer
         self.data = data
         self.run = run
-        self.device = device
+        self.layout = layout
+        self.world = layout.world
+        self.device = layout.device
         self.teacher = teacher
         self.progress = progress
         self.requests = requests
         self.tracking = tracking
         self.windows = windows
         self.saver = trainer.checkpoints.open(run.checkpoints, self._flush)
-        self.state = trainer.start(device)
-        flops = flops_per_token(self.state.model, trainer.sequence_length)
-        self.throughput = Throughput(flops, trainer.peak_flops(device).flops_per_second, device)
+        flops = flops_per_token(trainer.model, trainer.sequence_length)
+        self.state = trainer.start(self.device, layout)
+        peak = self.world.first(lambda: trainer.peak_flops(self.device).flops_per_second)
+        self.throughput = Throughput(flops, self.world.size * peak, self.device)
         self._records = Records(trainer, self.state, self.throughput)
         self._samples = SampleFile(run.path)
         self._data_sha256 = data.sha256
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if isinstance(m, Drawn)]
         for note in notes(trainer):
             progress.say(note)
+        self._first_step = 0
         self._saved_step = 0
         self._begun = time.monotonic()
         self._seconds_before = 0.0
@@ -161,7 +187,8 @@ class TrainLoop:
             initial.read(self.state.model, self.progress.say)
         unvalidated = self.state.unvalidated
         self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
-        self._samples.truncate(self.state.step)
+        if self.world.is_first:
+            self._samples.truncate(self.state.step)
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
         if not self.is_finished:
@@ -174,14 +201,39 @@ class TrainLoop:
 
     def run_steps(self) -> None:
         """Takes the remaining steps, until a request to stop."""
+        self._first_step = self.state.step
         with self.reading_data(), contextlib.closing(self.batches()) as steps:
-            for batches in steps:
-                if self.requests.stop:
+            while self.state.step < self.trainer.num_steps:
+                read = self._next(steps)
+                agreed = self._agree(read)
+                if agreed.stop:
                     return
-                if self.state.step:
-                    self.advance(batches)
-                else:
-                    self.begin(batches)
+                take = self.advance if self.state.step else self.begin
+                take(read, agreed)
+
+    def _next(self, steps: Iterator[list[Batch]]) -> list[Batch] | Exception:
+        """Returns the micro-batches of the next step, or the error that prevents it."""
+        try:
+            with self.reading_data():
+                return next(steps)
+        except (DataError, RunFailure) as error:
+            return error
+
+    def _agree(self, read: list[Batch] | Exception) -> Agreement:
+        """Exchanges what the processes must know of each other before a step, without synchronizing the device.
+
+        Raises:
+            DataError | RunFailure: This process could not read its batches.
+            OtherProcessFailed: Another one could not.
+        """
+        batches = read if isinstance(read, list) else []
+        own = batches if self.layout.reads_first else []
+        counts = [sum(batch.num_targets for batch in own), sum(batch.tokens.numel() for batch in own)]
+        flags = [self.requests.stop is not None, self.requests.save, isinstance(read, Exception)]
+        num_targets, num_tokens, stop, save, failed = self.world.host_sum([*counts, *map(int, flags)])
+        if failed:
+            self.world.together(lambda: _raised(read))
+        return Agreement(num_targets, num_tokens, stop > 0, save > 0)
 
     def batches(self) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each remaining step, loaded in the background."""
@@ -196,50 +248,52 @@ class TrainLoop:
             DataError: The batches of the first step of this process cannot be read.
             RunFailure: The batches of a later step or the held-out text cannot be read.
         """
-        first = self.state.step
         try:
             yield
         except DataError as error:
-            if self.state.step == first:
+            if self.state.step == self._first_step:
                 raise
             raise RunFailure(
                 f"the data cannot be read after step {self.state.step}, and training stopped; {self._kept()}. {error}"
             ) from error
 
-    def begin(self, batches: list[Batch]) -> None:
+    def begin(self, batches: list[Batch], agreed: Agreement) -> None:
         """Takes the first step of the run and reports components that do not fit each other.
 
         Args:
-            batches: The micro-batches of the step.
+            batches: The micro-batches of this process.
+            agreed: What the processes agreed on before the step.
 
         Raises:
             RunError: The step cannot be taken.
         """
         try:
             before = self.state.tensors().keys()
-            self.advance(batches)
+            self.advance(batches, agreed)
             added = self.state.tensors().keys() - before
             require_whole_state(self.trainer.optimizer, [name for name in added if name.startswith(OPTIMIZER)])
         except ValueError as error:
             raise RunError(f"the first step cannot be taken: {error}") from error
 
-    def advance(self, batches: list[Batch]) -> None:
+    def advance(self, batches: list[Batch], agreed: Agreement) -> None:
         """Takes a step; validates, logs, samples and saves where due.
 
         Args:
-            batches: The micro-batches of the step.
+            batches: The micro-batches of this process.
+            agreed: What the processes agreed on before the step.
 
         Raises:
             RunFailure: The loss is not finite, or a file cannot be written.
         """
         trainer, step = self.trainer, self.state.step + 1
         self.windows.before(step)
-        torch.manual_seed(derive_seed(trainer.seed, "dropout", step))
+        torch.manual_seed(derive_seed(trainer.seed, "dropout", step, *self.layout.part))
         for name, module in self._drawing:
             module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
         apply_schedule(self.state.optimizer, trainer.schedule(step))
-        result = train_step(self.state, batches, trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
-        self.throughput.count(batches)
+        settings = (trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
+        result = train_step(self.state, batches, *settings, agreed.num_targets)
+        self.throughput.count(agreed.num_targets, agreed.num_tokens)
         self.progress.advance(step)
         if trainer.is_logged(step) or self._due_validations():
             self._require_finite()
@@ -248,8 +302,9 @@ class TrainLoop:
             self._sample()
         if self.windows.after(step):
             self.throughput.restart()
-        if trainer.checkpoints.is_due(step, trainer.num_steps) or self.requests.save:
+        if agreed.save:
             self.requests.save = False
+        if agreed.save or trainer.checkpoints.is_due(step, trainer.num_steps):
             self.save()
         self.saver.check()
 
@@ -285,7 +340,8 @@ class TrainLoop:
             )
 
     def _load(self, step: int) -> list[Batch]:
-        batches = self.trainer.batches(self.data.training, step)
+        part = (self.layout.data_rank, self.layout.num_data_ranks)
+        batches = self.trainer.batches(self.data.training, step, *part)
         return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -327,18 +383,23 @@ class TrainLoop:
         where = (trainer.micro_batch_size, trainer.precision, self.device)
         record: dict[str, float] = {}
         for one in due:
-            result = one.validation.measure(self.state.model, one.dataset, *where, lambda: bool(self.requests.stop))
+            result = one.validation.measure(self.state.model, one.dataset, *where, self._stops)
             if result is None:
                 return None
             record |= one.record(result)
         return record
+
+    def _stops(self) -> bool:
+        """Returns whether a process was requested to stop."""
+        return self.world.host_sum([self.requests.stop is not None])[0] > 0
 
     def _sample(self) -> None:
         self._require_finite()
         trainer = self.trainer
         assert trainer.samples is not None  # otherwise they are never due
         for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device):
-            self._samples.append({"step": self.state.step, **record})
+            if self.world.is_first:
+                self._samples.append({"step": self.state.step, **record})
             self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")
         self.throughput.restart()
 
@@ -352,9 +413,11 @@ class TrainLoop:
         problem = f"the loss or its gradient is not finite since step {step}" if step else guard and guard.problem()
         if problem:
             optimizer = type(self.trainer.optimizer).__name__
-            raise RunFailure(
-                f"{problem}, and training stopped; {self._kept()}. "
-                f"Try a lower {optimizer}.learning_rate, more warmup or a lower Trainer.max_grad_norm"
+            raise self.world.common(
+                RunFailure(
+                    f"{problem}, and training stopped; {self._kept()}. "
+                    f"Try a lower {optimizer}.learning_rate, more warmup or a lower Trainer.max_grad_norm"
+                )
             )
 
     def _kept(self) -> str:
@@ -363,3 +426,9 @@ class TrainLoop:
     def _seconds(self) -> float:
         """Returns the duration of the run so far, over all of its processes."""
         return self._seconds_before + time.monotonic() - self._begun
+
+
+def _raised(read: list[Batch] | Exception) -> None:
+    """Raises the error that prevented a step, if there is one."""
+    if isinstance(read, Exception):
+        raise read

@@ -17,7 +17,6 @@ class Records:
         self._trainer = trainer
         self._state = state
         self._throughput = throughput
-        self._names = {module: name for name, module in state.model.named_modules()}
 
     def of(self, result: StepResult, seconds: float) -> dict[str, Any]:
         """Returns the record of the current step; synchronizes with the device.
@@ -38,16 +37,12 @@ class Records:
             **{name: part.item() for name, part in result.parts.items()},
         }
         if result.loads:
-            record["routers"] = self._routers(result)
+            record["routers"] = {name: load_balance(load) for name, load in result.loads.items()}
         if state.skip_step is not None:
             record["skipped_steps"] = state.skip_step.skipped.item()
         if trainer.norms is not None:
             record |= trainer.norms.measure(state, result.grad_norms)
         return finite(record)
-
-    def _routers(self, result: StepResult) -> dict[str, Any]:
-        """Load-balance metrics of each router, by module name."""
-        return {self._names[router]: load_balance(load) for router, load in result.loads.items()}
 
 
 def finite(record: Any) -> Any:

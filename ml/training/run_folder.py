@@ -136,3 +136,31 @@ class RunFolder:
             yield
         except OSError as error:
             raise RunFailure(f"cannot {verb} {self.path}: {error.strerror}") from error
+
+
+class ReadOnlyRunFolder(RunFolder):
+    """The run folder in a process that does not own it: nothing is created, locked or written."""
+
+    def create(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def write_config(
+        self, config_gin: str, operative: str, provenance: Mapping[str, Any], code: Iterable[Component] = ()
+    ) -> None:
+        pass
+
+    def write_environment(self, **facts: Any) -> None:
+        pass
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def truncate_metrics(self, step: int) -> None:
+        pass
+
+    def flush_metrics(self) -> None:
+        pass

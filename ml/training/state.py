@@ -1,11 +1,14 @@
 """The state of training."""
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ml.distributed import Layout
+from ml.distributed.norms import Replicas, replicas
 from ml.models import LanguageModel
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
@@ -29,6 +32,7 @@ class TrainState:
         first_nonfinite_step: () int64 on the device, 0 for none; read only where the host synchronizes anyway.
         skip_step: The guard that skips steps, or None.
         weight_average: The running average of the weights, or None.
+        layout: The mesh and the place of this process in it.
         step: Number of steps taken.
         tokens: Number of targets in the loss so far.
         seconds: Duration of the run so far, over all of its processes.
@@ -41,6 +45,7 @@ class TrainState:
     first_nonfinite_step: Tensor
     skip_step: SpikeGuard | None = None
     weight_average: WeightAverage | None = None
+    layout: Layout = field(default_factory=Layout)
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -53,6 +58,16 @@ class TrainState:
             for group in self.groups
             for name, parameter in zip(group.names, group.parameters, strict=True)
         }
+
+    @functools.cached_property
+    def replicas(self) -> Replicas:
+        """The replicas of the trained parameters over all processes; the first use is a collective call."""
+        return replicas(self.trained(), self.layout.world)
+
+    @functools.cached_property
+    def module_names(self) -> dict[nn.Module, str]:
+        """The name of each module of the model."""
+        return {module: name for name, module in self.model.named_modules()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors by name: "model/NAME", "optimizer/PARAMETER/KEY", "weight_average/NAME", ..."""

@@ -4,25 +4,26 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.data import Batch
+from ml.distributed.norms import clip_, local_squares
 from ml.layers import Balanced
 from ml.training.distillation import TeacherModel
-from ml.training.metrics.gradient_norm import gradient_norms
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.precision import Precision
 from ml.training.state import TrainState
+from ml.training.step_sums import StepSums, summed
 
 
 class StepResult(NamedTuple):
-    """Measurements of a step, on the device; reading them synchronizes."""
+    """Measurements of a step over all processes, on the device; reading them synchronizes."""
 
     loss: Tensor  # () cross entropy, nats per token
     grad_norm: Tensor  # () global norm, before clipping
-    grad_norms: Tensor  # (P) norm of each gradient, before clipping, in the order of `TrainState.trained()`
+    grad_norms: Tensor  # (P) norm of each gradient, before clipping, in the order of `TrainState.replicas.names`
     parts: dict[str, Tensor]  # () each: the other terms of the loss, per token
-    loads: dict[nn.Module, Tensor]  # (E) of each router: number of tokens of each expert
+    loads: dict[str, Tensor]  # (E) of each router, by its name: number of tokens of each expert
 
 
 def train_step(
@@ -32,26 +33,77 @@ def train_step(
     max_grad_norm: float | None,
     device: torch.device,
     teacher: TeacherModel | None = None,
+    num_targets: int | None = None,
 ) -> StepResult:
-    """Takes an optimizer step on the mean loss over all valid tokens of `batches`, without synchronizing.
+    """Takes an optimizer step on the mean loss over all valid tokens of all processes, without synchronizing.
 
-    Each micro-batch is weighted by its valid tokens, so the size of the micro-batches does not change the gradient.
+    Each micro-batch is weighted by its valid tokens, so neither the size of the micro-batches nor the number of
+    processes changes the gradient.
 
     Args:
         state: The training state, changed in place.
-        batches: The micro-batches of the step.
+        batches: The micro-batches of this process.
         precision: The precision of the forward pass.
         max_grad_norm: Clips the gradients to this global norm; None does not clip.
         device: The device of the model.
         teacher: The teacher of distillation; None without distillation.
+        num_targets: Number of valid tokens in the micro-batches of all processes; None counts those of `batches`.
 
     Returns:
         The measurements of the step, on the device.
     """
-    num_targets = max(1, sum(batch.num_targets for batch in batches))
+    if num_targets is None:
+        num_targets = sum(batch.num_targets for batch in batches)
+    num_targets = max(1, num_targets)
+    sums = accumulate(state, batches, num_targets, precision, device, teacher)
+    trained = state.trained()
+    gradients = {name: parameter.grad for name, parameter in trained.items()}
+    sums, squares = summed(state.layout, sums, local_squares(gradients, state.replicas))
+    dtype = torch.promote_types(next(iter(trained.values())).dtype, torch.float32)
+    grad_norms, grad_norm = squares.sqrt().to(dtype), squares.sum().sqrt().to(dtype)
+    if max_grad_norm is not None:
+        clip_(gradients.values(), grad_norm, max_grad_norm)
+    skipped = None if state.skip_step is None else state.skip_step.judge(sums.loss, grad_norm)
+    vars(state.optimizer)["found_inf"] = None if skipped is None else skipped.float()
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    for router, name in state.module_names.items():
+        if name in sums.loads and isinstance(router, Balanced):
+            with rolled_back_where(skipped, list(router.buffers())):
+                router.balance(sums.loads[name])
+    state.step += 1
+    state.tokens += num_targets
+    if state.weight_average is not None:
+        state.weight_average.update(state.step, skipped)
+    if skipped is None:
+        _note_nonfinite(state, sums.loss, grad_norm)
+    return StepResult(sums.loss, grad_norm, grad_norms, sums.parts, sums.loads)
+
+
+def accumulate(
+    state: TrainState,
+    batches: Sequence[Batch],
+    num_targets: int,
+    precision: Precision,
+    device: torch.device,
+    teacher: TeacherModel | None,
+) -> StepSums:
+    """Accumulates the gradients of the micro-batches of this process.
+
+    Args:
+        state: The training state, of which only gradients change.
+        batches: The micro-batches.
+        num_targets: Number of valid tokens of all processes, by which the loss is divided.
+        precision: The precision of the forward pass.
+        device: The device of the model.
+        teacher: The teacher of distillation; None without distillation.
+
+    Returns:
+        What this process adds to the loss and the loads of the step.
+    """
     loss = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
-    loads: dict[nn.Module, Tensor] = {}
+    loads: dict[str, Tensor] = {}
     for batch in batches:
         batch = batch.to(device)
         with precision.autocast(device):
@@ -62,27 +114,9 @@ def train_step(
         for name, part in losses.parts.items():
             parts[name] = parts.get(name, 0.0) + part / num_targets
         for router, load in losses.loads:
-            loads[router] = loads.get(router, 0.0) + load
-    trained = list(state.trained().values())
-    grad_norms = gradient_norms(trained)
-    grad_norm = torch.linalg.vector_norm(grad_norms)
-    if max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
-    skipped = None if state.skip_step is None else state.skip_step.judge(loss, grad_norm)
-    vars(state.optimizer)["found_inf"] = None if skipped is None else skipped.float()
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    for router, load in loads.items():
-        if isinstance(router, Balanced):
-            with rolled_back_where(skipped, list(router.buffers())):
-                router.balance(load)
-    state.step += 1
-    state.tokens += num_targets
-    if state.weight_average is not None:
-        state.weight_average.update(state.step, skipped)
-    if skipped is None:
-        _note_nonfinite(state, loss, grad_norm)
-    return StepResult(loss, grad_norm, grad_norms, parts, loads)
+            name = state.module_names[router]
+            loads[name] = loads.get(name, 0.0) + load
+    return StepSums(loss, parts, loads)
 
 
 def _note_nonfinite(state: TrainState, loss: Tensor, grad_norm: Tensor) -> None:

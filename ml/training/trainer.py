@@ -5,19 +5,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from ml.blocks import BlockSequence
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import sequence_indices
+from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World, parallelize
+from ml.distributed.initialization import materialize_shards
 from ml.layers.checks import ADDRESSABLE, positive, positive_float
 from ml.layers.parameter import adopt_settings
-from ml.models import LanguageModel, materialize, named_parameters_with_scales
+from ml.models import LanguageModel, named_parameters_with_scales
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation
+from ml.training.errors import RunError
 from ml.training.evaluation.samples import Samples
 from ml.training.evaluation.validation import Validation
 from ml.training.evaluation.validation_sets import build_validations, open_sets
@@ -39,7 +41,7 @@ _TOKEN_BYTES = 8
 _MAX_WORKERS = 1024
 
 
-@configurable
+@configurable(neutral=["mesh"])
 class Trainer:
     """Settings of a run, built on the meta device without touching a file; `train` runs them.
 
@@ -63,10 +65,12 @@ class Trainer:
         norms: Norms logged per module; None logs the global gradient norm only.
         profiler: Profile of the operations of a few steps; None for none.
         memory_snapshot: Snapshot of the GPU allocations in a few steps; None for none.
+        mesh: Arrangement of the processes of the run.
         num_steps: Number of optimizer steps of the run.
         batch_size: Number of sequences per optimizer step.
-        micro_batch_size: Number of sequences per forward pass (gradient accumulation); None for `batch_size`. Changes
-            the result by rounding only, except for the load-balancing loss of routers, which is per micro-batch.
+        micro_batch_size: Largest number of sequences per forward pass of a process (gradient accumulation); None for
+            all of its part of the batch. Changes the result by rounding only, except for the load-balancing loss of
+            routers, which is per micro-batch.
         sequence_length: Number of predicted tokens per sequence.
         max_grad_norm: Clips gradients to this global norm; None does not clip.
         seed: Seed of the initial weights, the order of the data and dropout.
@@ -96,6 +100,7 @@ class Trainer:
         profiler: Callable[..., Profiler] | None = None,
         memory_snapshot: Callable[..., MemorySnapshot] | None = None,
         samples: Callable[..., Samples] | None = None,
+        mesh: Callable[..., Mesh] = Mesh,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -149,6 +154,7 @@ class Trainer:
         window = memory_snapshot
         self.memory_snapshot = None if window is None else child("memory_snapshot", window, num_steps)
         self.samples = None if samples is None else child("samples", samples)
+        self.mesh = child("mesh", mesh)
         cast_parameters(self.model, self.precision.parameter_dtype)
         self._require_that_parts_fit()
         self._is_frozen = True
@@ -247,18 +253,46 @@ class Trainer:
             raise DataError(f"the data does not fit the model: {problem}")
         return dataset
 
-    def start(self, device: torch.device) -> TrainState:
-        """Creates the state before step 1, with initial weights and initial optimizer state on `device`."""
-        model = materialize(copy.deepcopy(self.model), device, self.seed)
+    def mesh_sizes(self, num_processes: int) -> MeshSizes:
+        """Returns the sizes of the mesh of a number of processes.
+
+        Raises:
+            RunError: The mesh does not fit the number of processes, the batch or the model.
+        """
+        try:
+            sizes = self.mesh.sizes(num_processes)
+        except MeshError as error:
+            raise RunError(str(error)) from error
+        num_parts = sizes.num_data_ranks
+        if self.batch_size % num_parts:
+            raise RunError(
+                f"Trainer.batch_size ({self.batch_size}) is not divisible by the {num_parts} data ranks of the mesh "
+                f"(data_replicate {sizes.data_replicate} x data_shard {sizes.data_shard})"
+            )
+        part = self.batch_size // num_parts
+        if self.micro_batch_size < part and part % self.micro_batch_size:
+            size = self.micro_batch_size
+            raise RunError(f"Trainer.micro_batch_size ({size}) does not divide the {part} sequences of a data rank")
+        return sizes
+
+    def start(self, device: torch.device, layout: Layout | None = None) -> TrainState:
+        """Creates the state before step 1, with initial weights and initial optimizer state on `device`.
+
+        Args:
+            device: The device of this process.
+            layout: The mesh, a collective call; None for a single process.
+        """
+        layout = Layout(World(device=device)) if layout is None else layout
+        model = copy.deepcopy(self.model)
+        parallelize(model, layout, self.mesh.sharding, compile=self.compile)
+        materialize_shards(model, layout.world, device, self.seed)
         groups = group_parameters(named_parameters_with_scales(model))
         optimizer = self.optimizer.create(groups)
-        if self.compile:
-            compile_blocks(model)
         model.train()
         skip_step = None if self.skip_step is None else self.skip_step.start(device)
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)
-        return TrainState(model, optimizer, groups, nowhere, skip_step, average)
+        return TrainState(model, optimizer, groups, nowhere, skip_step, average, layout)
 
     def groups(self) -> list[ParameterGroup]:
         """Returns the trained parameters of `model`, on the meta device, grouped by lr_scale and weight decay."""
@@ -287,11 +321,3 @@ class Trainer:
     def is_logged(self, step: int) -> bool:
         """Returns True if a step is written to `metrics.jsonl`; the first and the last always are."""
         return step in (1, self.num_steps) or step % self.log_every == 0
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compiles each innermost block separately, so that equal blocks share their compiled code."""
-    sequences = [module for module in model.modules() if isinstance(module, BlockSequence)]
-    for block in [block for sequence in sequences for block in sequence.blocks]:
-        if not isinstance(block, BlockSequence):
-            block.compile()

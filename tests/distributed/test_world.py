@@ -7,6 +7,7 @@ import torch
 from processes import RankFailure, run_ranks
 
 from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World
+from ml.errors import OtherProcessFailed, UserError
 
 
 def exchanges(world):
@@ -31,6 +32,28 @@ def test_a_single_process_exchanges_with_itself():
     assert world.gather(5) == [5]
 
 
+def fails_in(world, rank, error):
+    def function():
+        if world.rank == rank:
+            raise error
+        return world.rank
+
+    try:
+        world.together(function)
+    except OtherProcessFailed as other:
+        return str(other), other.exit_code
+    except (UserError, RuntimeError) as own:
+        return str(own)
+    return "no error"
+
+
+def test_an_error_of_one_process_ends_all():
+    ours, theirs = run_ranks(2, fails_in, 0, UserError("no such file"))
+    assert ours == "no such file"
+    assert theirs == ("rank 0: no such file", 2)
+    assert run_ranks(2, fails_in, 1, RuntimeError("bug")) == [("rank 1: bug", 1), "bug"]
+
+
 def fails_in_rank_1(world):
     if world.rank == 1:
         raise RuntimeError("planned")
@@ -45,7 +68,7 @@ def test_a_rank_that_raises_is_reported():
 def places(world, sizes):
     layout = Layout.of(world, sizes)
     ones = torch.ones(1)
-    return layout.data_rank, layout.coordinate("tensor"), layout.sum(ones).item(), layout.host_sum([1])
+    return layout.data_rank, layout.coordinate("tensor"), layout.sum(ones).item(), world.host_sum([layout.reads_first])
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,25 @@ class PlainProgress:
         pass
 
 
+class NoProgress:
+    """Nothing is displayed, in processes that do not own the terminal."""
+
+    def start(self, step: int) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class TerminalProgress:
     """A progress line that is redrawn; validations and messages stay above it."""
 

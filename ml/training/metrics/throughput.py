@@ -4,7 +4,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Throughput:
         Args:
             flops_per_token: FLOPs of training per token; None if a layer does not declare its FLOPs, which omits the
                 utilization.
-            peak_flops: Peak FLOPs per second of the device.
+            peak_flops: Peak FLOPs per second of the devices of all processes.
             device: The device of the run.
             clock: Returns seconds.
         """
@@ -60,10 +60,15 @@ class Throughput:
                     return
                 yield step
 
-    def count(self, batches: Sequence[Batch]) -> None:
-        """Counts the tokens of a step."""
-        self._targets += sum(batch.num_targets for batch in batches)
-        self._tokens += sum(batch.tokens.numel() for batch in batches)
+    def count(self, num_targets: int, num_tokens: int) -> None:
+        """Counts the tokens of a step.
+
+        Args:
+            num_targets: Targets in the loss, of all processes.
+            num_tokens: All tokens, of all processes.
+        """
+        self._targets += num_targets
+        self._tokens += num_tokens
 
     def read(self) -> dict[str, Any]:
         """Returns the metrics since the last `restart`, and restarts.

@@ -1,0 +1,121 @@
+"""Fully sharded data parallelism (FSDP2): weights, gradients and optimizer state divided over the data ranks.
+
+`torch.distributed.fsdp` is imported lazily: it takes half a second, and a single process does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ml.blocks.sequence import BlockSequence
+from ml.config import configurable
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+_ENTRIES = ("loss",)  # methods of a model that are called from outside besides `forward`
+
+
+@configurable(neutral=True)
+class FullyShard:
+    """Sharding of weights, gradients and optimizer state (Zhao et al., 2023, as `torch.distributed.fsdp.fully_shard`).
+
+    Each block is gathered before it computes; embeddings and head are gathered together.
+
+    Args:
+        reshard_after_forward: Whether to free the gathered weights of a block after its forward pass and to gather them
+            again in the backward pass: less memory, half as much communication again.
+        gather_dtype: Dtype in which weights are gathered and used; None is their own. `%bfloat16` halves the
+            communication of float32 weights; the weights of normalizations are rounded too.
+        reduce_dtype: Dtype in which gradients are summed over the ranks; None is that of the gradients.
+        offload: Whether weights, gradients and optimizer state stay in host memory and are copied to the GPU for each
+            use. The optimizer runs on the CPU then.
+    """
+
+    def __init__(
+        self,
+        *,
+        reshard_after_forward: bool = True,
+        gather_dtype: torch.dtype | None = None,
+        reduce_dtype: torch.dtype | None = None,
+        offload: bool = False,
+    ):
+        self.reshard_after_forward = reshard_after_forward
+        self.gather_dtype = gather_dtype
+        self.reduce_dtype = reduce_dtype
+        self.offload = offload
+
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Shards a model, in place, into one unit for each block and one for the rest.
+
+        Gradients become sums over the ranks, not means: the loss is divided by the number of targets of all ranks.
+
+        Args:
+            model: The model, usually on the meta device.
+            mesh: (fsdp), or (replicate, fsdp) for replicas of the shards.
+        """
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        for unit in units(model):
+            self._shard(unit, mesh)
+        self._shard([model], mesh)
+        for name in _ENTRIES:
+            register_fsdp_forward_method(model, name)
+        for module in _sharded(model):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+    def _shard(self, unit: list[nn.Module], mesh: DeviceMesh) -> None:
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        precision = MixedPrecisionPolicy(self.gather_dtype, self.reduce_dtype, cast_forward_inputs=False)
+        on_gpu = mesh.device_type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=on_gpu) if self.offload else OffloadPolicy()
+        fully_shard(
+            unit if len(unit) > 1 else unit[0],
+            mesh=mesh,
+            reshard_after_forward=self.reshard_after_forward,
+            mp_policy=precision,
+            offload_policy=offload,
+        )
+
+
+def units(model: nn.Module) -> list[list[nn.Module]]:
+    """Returns the innermost blocks of a model; blocks that share weights are one unit."""
+    found: list[list[nn.Module]] = []
+    for block in blocks_of(model):
+        weights = set(map(id, block.parameters()))
+        sharing = [unit for unit in found if any(id(p) in weights for other in unit for p in other.parameters())]
+        merged = [module for unit in sharing for module in unit]
+        found = [unit for unit in found if unit not in sharing] + [[*merged, block]]
+    return found
+
+
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields the innermost blocks of all block sequences."""
+    for module in model.modules():
+        if isinstance(module, BlockSequence):
+            yield from (block for block in module.blocks if not isinstance(block, BlockSequence))
+
+
+def weights_changed(model: nn.Module) -> None:
+    """Tells FSDP that weights were written between two steps; whoever writes them calls it.
+
+    Without it, a unit that is still gathered keeps the old weights.
+    """
+    for module in _sharded(model):
+        module.reshard()
+
+
+def _sharded(model: nn.Module) -> Iterator[FSDPModule]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    yield from (module for module in model.modules() if isinstance(module, FSDPModule))
