@@ -103,6 +103,22 @@ class Context:
         stretch = self.previous_documents()
         return None if stretch is None else stretch[:, 1:] != stretch[:, :-1]
 
+    def lengths(self) -> Tensor | None:
+        """The largest position of the row of each token plus one, (1) or (B, 1), or of its document, (B, T).
+
+        None where `positions` is None.
+        """
+        if self.positions is None or self.documents is None:
+            return None if self.positions is None else self.positions.amax(-1, keepdim=True) + 1
+        number = torch.arange(self.documents.shape[1], device=self.documents.device).expand_as(self.documents)
+        goes_on = torch.nn.functional.pad(self.documents[:, 1:] == self.documents[:, :-1], (0, 1))
+        last = number.masked_fill(goes_on, self.documents.shape[1]).flip(1).cummin(1).values.flip(1)
+        return self.positions.expand_as(self.documents).gather(1, last) + 1
+
+    def later(self, values: Tensor, fill: int = 0) -> Tensor:
+        """`values` (B, T, ...) of one position later; `fill` after the last."""
+        return torch.cat((values[:, 1:], torch.full_like(values[:, :1], fill)), dim=1)
+
 
 def places_in_documents(documents: Tensor) -> Tensor:
     """Position of each token in its document: (B, T) -> (B, T)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ml.config import configurable, require
 from ml.layers.checks import positive, positive_float
+from ml.layers.context import Context
 from ml.layers.protocol import NoProducts
 
 
@@ -19,8 +20,8 @@ class RotaryEmbedding(NoProducts):
 
     Attributes:
         num_axes: The coordinates of a position: 1 in a text, 2 (row and column) in an image.
-        depends_on_length: Whether the rotation of a position depends on the length of the pass. Keys cached in earlier
-            passes are then wrong, and attention with it does not decode from a cache.
+        depends_on_length: Whether the rotation of a position depends on the length of its sequence. Keys cached in
+            earlier passes are then wrong, and attention with it does not decode from a cache.
     """
 
     num_axes: int = 1
@@ -47,6 +48,10 @@ class RotaryEmbedding(NoProducts):
         angles = self.angles(positions)[..., None, :]  # (..., T, 1, R / 2)
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return self.turn(query, cos, sin), self.turn(key, cos, sin)
+
+    def in_context(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Rotates as `forward`, at the positions of `context`."""
+        return self(query, key, context.positions)
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotates the leading part of `x` (..., T, N, D) by angles of cosines and sines (..., T, 1, R / 2)."""
@@ -132,9 +137,9 @@ class LinearRotary(RotaryEmbedding):
 class DynamicRotary(RotaryEmbedding):
     """Rotary whose theta grows with the sequence: dynamic NTK-aware interpolation (Peng et al. 2023, appendix A.2).
 
-    theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence of length L above
-    `original_length`, where L is the largest position plus one. All positions of a pass are rotated by the same theta',
-    so keys cached in a shorter pass differ from those of a longer one.
+    theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence or packed document of
+    length L above `original_length`, where L is its largest position plus one. All its positions are rotated by the
+    same theta', so keys cached in a shorter pass differ from those of a longer one.
 
     Args:
         head_size: Size of a head, D.
@@ -163,11 +168,37 @@ class DynamicRotary(RotaryEmbedding):
         self.original_length = positive("original_length", original_length)
         require(self.rotary_size > 2, "fraction", "must leave more than one pair to rotate")
 
+    def in_context(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Rotates as `forward`, by the lengths of the sequences or documents of `context`."""
+        return self(query, key, context.positions, context.lengths())
+
+    def forward(
+        self, query: Tensor, key: Tensor, positions: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotates (B, T, N, D) and (B, T, K, D).
+
+        Args:
+            query: (B, T, N, D).
+            key: (B, T, K, D).
+            positions: (T) or (B, T); None is 0, 1, ..., T-1.
+            lengths: L of each position, (1), (B, 1) or (B, T); None is the largest position plus one.
+        """
+        if positions is None:
+            positions = torch.arange(query.shape[1], device=query.device)
+        lengths = positions.amax(-1, keepdim=True) + 1 if lengths is None else lengths
+        angles = positions[..., None].float() * self.frequencies_of_lengths(lengths)  # (..., T, R / 2)
+        cos, sin = angles[..., None, :].cos(), angles[..., None, :].sin()
+        return self.turn(query, cos, sin), self.turn(key, cos, sin)
+
     def frequencies(self, positions: Tensor) -> Tensor:
-        length = (positions.max() + 1).clamp(min=self.original_length).float()
-        growth = self.factor * length / self.original_length - (self.factor - 1)
+        return self.frequencies_of_lengths(positions.max() + 1)
+
+    def frequencies_of_lengths(self, lengths: Tensor) -> Tensor:
+        """Angles for each position of sequences of these lengths: (...) to (..., R / 2)."""
+        relative = lengths.clamp(min=self.original_length).float() / self.original_length
+        growth = self.factor * relative - (self.factor - 1)
         theta = self.theta * growth ** (self.rotary_size / (self.rotary_size - 2))
-        return frequencies_of(theta, self.rotary_size, positions.device)
+        return frequencies_of(theta[..., None], self.rotary_size, lengths.device)
 
 
 @configurable

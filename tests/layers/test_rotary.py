@@ -17,6 +17,8 @@ from ml.layers import (
     TwoDimensionalRotary,
     YarnRotary,
 )
+from ml.layers.context import Context, places_in_documents
+from ml.models import materialize
 
 LENGTH = 40
 CASES = {
@@ -143,3 +145,19 @@ def test_attention_decodes_where_a_rotation_stays_what_it_was(rotary, decodes):
     if rotary is not None:
         sizes = {"head_size": 32, "rotary_size": 32, "value_head_size": 32, "key_value_rank": 16}
         assert LatentAttention(64, num_heads=2, rotary=rotary, **sizes).decodes is decodes
+
+
+def test_a_packed_document_is_rotated_by_its_own_length():
+    """Whatever the documents beside it, and in other rows, are."""
+    lengths = (3, 9, 6)
+    documents = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(2, -1).clone()
+    documents[1] = 0
+    rotary = partial(DynamicRotary, original_length=4)
+    layer = materialize(Attention(16, num_heads=2, rotary=rotary)).double()
+    x = torch.randn(2, sum(lengths), 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    packed = layer(x, Context(places_in_documents(documents), documents))
+    alone = torch.cat([layer(part, Context()) for part in x[:1].split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(packed[:1], alone, rtol=1e-6, atol=1e-6)  # angles are float32
+    torch.testing.assert_close(packed[1:], layer(x[1:], Context()), rtol=1e-6, atol=1e-6)
+    unlike = materialize(Attention(16, num_heads=2)).double()
+    assert not torch.allclose(packed, unlike(x, Context(places_in_documents(documents), documents)), rtol=1e-3)

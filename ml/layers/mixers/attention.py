@@ -114,7 +114,7 @@ class Attention(Mixer):
         if self.key_norm is not None:
             key = self.key_norm(key)
         if self.rotary is not None:
-            query, key = self.rotary(query, key, context.positions)
+            query, key = self.rotary.in_context(query, key, context)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, D)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N D)
         if gate:

@@ -105,7 +105,7 @@ class LatentAttention(Mixer):
         latent = self.key_value_norm(latent)  # (B, T, R)
         query = query.unflatten(-1, (self.num_heads, -1))  # (B, T, N, D + Dr)
         plain, turned = query.split((self.head_size, self.rotary_size), dim=-1)
-        turned, key_rotary = self.rotary(turned, key_rotary[:, :, None], context.positions)  # key: (B, T, 1, Dr)
+        turned, key_rotary = self.rotary.in_context(turned, key_rotary[:, :, None], context)  # key: (B, T, 1, Dr)
         mix = self._mix if context.cache is None else self._mix_with_kept
         mixed = mix(plain, turned, latent, key_rotary, context)  # (B, N, T, Dv)
         return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, H)
