@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml.blocks.decoder_block import DecoderBlock
@@ -103,17 +102,13 @@ class MultiTokenPrediction(NoProducts, Stack):
         `x` is the residual stream after the last block of the model, `embedded` that before the first.
         """
         predictions: list[tuple[Tensor, Tensor]] = []
+        documents = context.documents
         for depth in self.children():
-            embedded = F.pad(embedded[:, 1:], (0, 0, 0, 1))  # one position later
-            targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
+            embedded, targets = context.later(embedded), context.later(targets, fill=IGNORED)
             x = depth(x, embedded, context)
-            predictions.append((x, _within_documents(targets, context.documents, len(predictions) + 1)))
+            inside = targets
+            if documents is not None:  # without targets whose input is in another document
+                documents = context.later(documents, fill=-1)
+                inside = targets.where(documents == context.documents, IGNORED)
+            predictions.append((x, inside))
         return predictions
-
-
-def _within_documents(targets: Tensor, documents: Tensor | None, distance: int) -> Tensor:
-    """Ignores the targets whose input, `distance` positions later, is in another document."""
-    if documents is None:
-        return targets
-    later = F.pad(documents[:, distance:], (0, distance), value=-1)[:, : documents.shape[1]]
-    return targets.where(later == documents, IGNORED)

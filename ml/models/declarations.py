@@ -13,7 +13,7 @@ def obstacle_to_decoding(mixing: Mapping[str, nn.Module]) -> str | None:
     Args:
         mixing: Modules by their paths in the model.
     """
-    for path, module in _mixers(mixing):
+    for path, module in mixers_of(mixing):
         if not isinstance(module, Mixer):
             return f"{_named(path, module)} does not declare that it decodes from a cache: {_advice('decodes')}"
         if not module.decodes:
@@ -27,7 +27,7 @@ def obstacle_to_documents(mixing: Mapping[str, nn.Module]) -> str | None:
     Args:
         mixing: Modules by their paths in the model.
     """
-    for path, module in _mixers(mixing):
+    for path, module in mixers_of(mixing):
         if not isinstance(module, Mixer):
             advice = _advice("separates_documents")
             return f"{_named(path, module)} does not declare that it separates documents: {advice}"
@@ -42,7 +42,7 @@ def obstacle_to_seeing_all(mixing: Mapping[str, nn.Module]) -> str | None:
     Args:
         mixing: Modules by their paths in the model.
     """
-    for path, module in _mixers(mixing):
+    for path, module in mixers_of(mixing):
         if not isinstance(module, Mixer) or module.causal is None:
             advice = "derive it from ml.layers.Mixer and set `causal = False`"
             return f"{_named(path, module)} does not declare that a position sees those after it: {advice}"
@@ -100,13 +100,20 @@ def max_sequence_length(*modules: nn.Module) -> int | None:
     return min((length for length in lengths if length is not None), default=None)
 
 
-def _mixers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that mix positions, by path: mixers, and modules that do not declare what they are."""
+def mixers_of(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the modules that mix positions: mixers, and modules that do not declare what they are.
+
+    Args:
+        modules: Modules by their paths in the model.
+
+    Yields:
+        The path and the module.
+    """
     for path, module in modules.items():
         if isinstance(module, Mixer) or not isinstance(module, Layer):
             yield path, module
         if isinstance(module, Layer):
-            yield from _mixers({f"{path}.{name}": child for name, child in module.mixing_children().items()})
+            yield from mixers_of({f"{path}.{name}": child for name, child in module.mixing_children().items()})
 
 
 def _named(path: str, module: nn.Module) -> str:

@@ -177,6 +177,12 @@ class LanguageModel(NoProducts):
     ) -> LossSums:
         """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss."""
         context = self.context(tokens, positions, documents, auxiliary=Auxiliary())
+        return self.loss_in_context(tokens, targets, context, teacher, **inputs)
+
+    def loss_in_context(
+        self, tokens: Tensor, targets: Tensor, context: Context, teacher: Teacher | None = None, **inputs: Tensor
+    ) -> LossSums:
+        """As `loss`, in a context that collects the losses and loads of layers."""
         embedded = self.embed(tokens, context, **inputs)
         return self.loss_of_stream(self.decoder(embedded, context), embedded, targets, context, teacher)
 
