@@ -9,9 +9,11 @@ from ml.distributed.rules import (  # noqa: F401  (each registers its rules)
     embeddings,
     experts,
     head,
+    latent_attention,
     linear,
     mlp,
     normalization,
+    recurrent,
 )
 from ml.distributed.rules.rule import Rule, find_rule, register_rule
 from ml.distributed.rules.split import Split

@@ -11,6 +11,7 @@ from ml.distributed.local import Gradient, Local, TensorAxis
 from ml.distributed.rules.rule import find_rule, register_rule
 from ml.distributed.rules.whole import Positionwise
 from ml.layers.context import Context
+from ml.layers.loss import LossSums
 from ml.layers.mixers.stochastic_mixer import StochasticMixer
 from ml.models.language_model import LanguageModel
 
@@ -38,16 +39,25 @@ class LanguageModelRule(Positionwise):
 
     def tensor(self, layer: LanguageModel, axis: TensorAxis) -> None:
         super().tensor(layer, axis)
-        context = layer.context
+        context, loss_in_context = layer.context, layer.loss_in_context
 
-        def started(tokens: Tensor, *args: Any, **kwargs: Any) -> Context:
-            made = context(tokens, *args, **kwargs)
-            axis.stream.start(tokens.shape[1], axis.size, is_loss=made.auxiliary is not None)
-            return made
+        def context_of_pass(tokens: Tensor, *args: Any, **kwargs: Any) -> Context:
+            axis.stream.start(tokens.shape[1], axis.size, is_loss=False)
+            return context(tokens, *args, **kwargs)
 
-        layer.context = started
+        def divided_loss(tokens: Tensor, *args: Any, **kwargs: Any) -> LossSums:
+            axis.stream.start(tokens.shape[1], axis.size, is_loss=True)
+            return loss_in_context(tokens, *args, **kwargs)
+
+        layer.context, layer.loss_in_context = context_of_pass, divided_loss
+
+
+class StochasticRule(Positionwise):
+    """`StochasticMixer`: the ranks draw the same mixer."""
+
+    context = "children"
 
 
 register_rule(DecoderBlock, BlockRule())
-register_rule(StochasticMixer, Positionwise())
+register_rule(StochasticMixer, StochasticRule())
 register_rule(LanguageModel, LanguageModelRule())

@@ -16,10 +16,15 @@ class Rule:
 
     Attributes:
         context: What a mixer needs of the earlier tokens where a sequence is divided over `Mesh.context`: the "keys" of
-            all of them, or the "state" after the last one; None where it cannot be divided.
+            all of them, the "state" after the last one, or what its "children" need alone; None where it cannot be
+            divided.
     """
 
-    context: Literal["keys", "state"] | None = None
+    context: Literal["keys", "state", "children"] | None = None
+
+    def reach(self, layer: nn.Module) -> int | None:
+        """The number of keys before its own position that a query of a mixer sees; None is all."""
+        return None
 
     def misfit(self, layer: nn.Module, size: int) -> str | None:
         """Returns why the layer cannot be divided over `size` ranks of the tensor axis; None where it can.

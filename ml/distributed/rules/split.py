@@ -34,7 +34,7 @@ class Split(Rule):
     inner: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
-    context: Literal["keys", "state"] | None = None
+    context: Literal["keys", "state", "children"] | None = None
 
     def misfit(self, layer: nn.Module, size: int) -> str | None:
         kind = type(layer).__name__
