@@ -1,6 +1,7 @@
 """Pipelines against one process: loss, every gradient, and the weights after three steps."""
 
 import copy
+import functools
 
 import numpy as np
 import torch
@@ -80,6 +81,7 @@ CASES = {
         InterleavedOneForwardOneBackward(),
         ["LanguageModel.multi_token = @MultiTokenPrediction", "LanguageModel.tie_word_embeddings = True"],
     ),
+    "bfloat16": (InterleavedZeroBubble(), ["Trainer.precision = @MixedBFloat16"]),
     "frozen": (
         OneForwardOneBackward(),
         ["embeddings/Embeddings.lr_scale = 0.0", "block_0/DecoderBlock.lr_scale = 0.0"],
@@ -110,16 +112,26 @@ class OneProcess:
 
     def __init__(self, trainer):
         self.model = materialize(copy.deepcopy(trainer.model), "cpu", trainer.seed).train()
+        self.autocast = functools.partial(trainer.precision.autocast, torch.device("cpu"))
         self.optimizer = trainer.optimizer.create(group_parameters(named_parameters_with_scales(self.model)))
 
     def step(self, step):
         batches, num_targets = micro_batches(step)
         measured = []
         for batch in batches:
-            sums = self.model.loss(**batch)
+            with self.autocast():
+                sums = self.model.loss(**batch)
             (sums.total / num_targets).backward()
             measured.append(sums)
         return summary(measured, self.model)
+
+    @torch.no_grad()
+    def validation_loss(self):
+        self.model.eval()
+        with self.autocast():
+            sums = [self.model.loss(**batch) for batch in micro_batches(100)[0]]
+        self.model.train()
+        return {"nats": sum(s.cross_entropy for s in sums).double(), "targets": sum(s.num_tokens for s in sums)}
 
     def named_gradients(self):
         return {name: parameter.grad for name, parameter in self.model.named_parameters()}
@@ -133,10 +145,11 @@ class OneRank(OneProcess):
         stages = cut(model, schedule, axis.get_local_rank(), axis.size())
         self.model = materialize(model, "cpu", trainer.seed).train()
         self.pipeline = Pipeline(model, stages, schedule, axis)
+        self.autocast = functools.partial(trainer.precision.autocast, torch.device("cpu"))
         self.optimizer = trainer.optimizer.create(group_parameters(named_parameters_with_scales(model)))
 
     def step(self, step):
-        return summary(self.pipeline.gradients(*micro_batches(step)), self.model)
+        return summary(self.pipeline.gradients(*micro_batches(step), self.autocast), self.model)
 
 
 def summary(measured, model):
@@ -195,6 +208,9 @@ def require_one_process(world, name):
                 require_equal(gradient, gradients[key], f"{name}, step {step}: gradient of {key}", 1e-5)
         update(alone, wanted)
         update(part, mine)
+        wanted, found = alone.validation_loss(), together(world, part.validation_loss())
+        assert found["targets"] == wanted["targets"]
+        require_equal(found["nats"], wanted["nats"], f"{name}: validation loss", 1e-6)
     return {key: tensor.clone() for key, tensor in part.model.state_dict().items()}, alone.model.state_dict()
 
 
