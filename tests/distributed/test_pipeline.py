@@ -6,10 +6,9 @@ import functools
 import numpy as np
 import torch
 from processes import run_ranks
+from quick_trainers import quick_trainer
 from torch.distributed.device_mesh import init_device_mesh
 
-import ml
-from ml.api import build_trainer
 from ml.data import Batch
 from ml.distributed.pipeline import (
     GPipe,
@@ -92,7 +91,7 @@ CASES = {
 def trainer_of(bindings):
     without_repeat = any("LanguageModel.decoder" in binding for binding in bindings)
     tiny = [binding for binding in TINY if not (without_repeat and "Repeat" in binding)]
-    return build_trainer(ml.load("base.gin", bindings=[*tiny, *bindings]))
+    return quick_trainer([*tiny, *bindings])
 
 
 def micro_batches(step, sequences=slice(None)):

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
+from quick_trainers import quick_trainer
 
-import ml
 from ml.blocks import BlockSequence
 from ml.distributed.pipeline import (
     GPipe,
@@ -41,8 +41,7 @@ SCHEDULES = [
 
 
 def model_of(*bindings):
-    with torch.device("meta"):
-        return ml.build(ml.load("base.gin", bindings=[*TINY, *bindings]), device="meta")
+    return quick_trainer([*TINY, *bindings]).model
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
