@@ -10,6 +10,7 @@ from quick_trainers import quick_trainer
 from torch.distributed.device_mesh import init_device_mesh
 
 from ml.data import Batch
+from ml.distributed.initialization import materialize_shards
 from ml.distributed.pipeline import (
     GPipe,
     InterleavedOneForwardOneBackward,
@@ -19,6 +20,7 @@ from ml.distributed.pipeline import (
     ZeroBubbleV,
     cut,
 )
+from ml.distributed.tensor import tensor_parallel
 from ml.layers import Balanced
 from ml.models import materialize, named_parameters_with_scales
 from ml.targets import IGNORED
@@ -73,7 +75,7 @@ CASES = {
     "pattern": (OneForwardOneBackward(), PATTERN),
     "chain": (GPipe(head_as_blocks=2), NESTED),
     "recomputed": (
-        OneForwardOneBackward(),
+        InterleavedZeroBubble(),
         [*MIXTURE, "DecoderBlock.activation_checkpointing = @ActivationCheckpointing"],
     ),
     "further tokens": (
@@ -211,6 +213,61 @@ def require_one_process(world, name):
         assert found["targets"] == wanted["targets"]
         require_equal(found["nats"], wanted["nats"], f"{name}: validation loss", 1e-6)
     return {key: tensor.clone() for key, tensor in part.model.state_dict().items()}, alone.model.state_dict()
+
+
+TENSOR_CASES = {
+    "tensor": (OneForwardOneBackward(), MIXTURE, False),
+    "tensor, tied, zero bubble": (InterleavedZeroBubble(), ["LanguageModel.tie_word_embeddings = True"], False),
+    "tensor, sequence, tied": (
+        InterleavedOneForwardOneBackward(),
+        ["LanguageModel.tie_word_embeddings = True", "Embeddings.position = @PositionEmbedding"],
+        True,
+    ),
+}
+
+
+class OneRankOfFour(OneProcess):
+    """A stage whose layers are divided over the tensor axis."""
+
+    def __init__(self, world, trainer, schedule, is_sequence_parallel):
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pipeline", "tensor"))
+        axis = mesh["pipeline"]
+        self.model = copy.deepcopy(trainer.model)
+        stages = cut(self.model, schedule, axis.get_local_rank(), 2)
+        tensor_parallel(self.model, mesh["tensor"], sequence=is_sequence_parallel)
+        materialize_shards(self.model, world, "cpu", trainer.seed).train()
+        self.pipeline = Pipeline(self.model, stages, schedule, axis, 2 if is_sequence_parallel else 1)
+        self.autocast = functools.partial(trainer.precision.autocast, torch.device("cpu"))
+        self.counts = mesh["tensor"].get_local_rank() == 0
+
+    def step(self, step):
+        sums = summary(self.pipeline.gradients(*micro_batches(step), self.autocast), self.model)
+        return sums if self.counts else {}
+
+
+def require_one_process_of_four(world, name):
+    schedule, bindings, is_sequence_parallel = TENSOR_CASES[name]
+    trainer = trainer_of(bindings)
+    alone = OneProcess(trainer)
+    part = OneRankOfFour(world, trainer, schedule, is_sequence_parallel)
+    wanted, found = alone.step(0), together(world, part.step(0))
+    assert found.keys() == wanted.keys()
+    for key in found:
+        require_equal(found[key], wanted[key], f"{name}: {key}", 1e-6)
+    gradients = alone.named_gradients()
+    for key, gradient in part.named_gradients().items():
+        require_equal(gradient.full_tensor(), gradients[key], f"{name}: gradient of {key}", 1e-5)
+    nats = part.validation_loss()["nats"] * part.counts
+    require_equal(sum(world.gather(nats)), alone.validation_loss()["nats"], f"{name}: validation loss", 1e-6)
+
+
+def trains_four(world, names):
+    for name in names:
+        require_one_process_of_four(world, name)
+
+
+def test_stages_whose_layers_are_divided_train_as_one_process():
+    run_ranks(4, trains_four, list(TENSOR_CASES))
 
 
 def trains(world, names):

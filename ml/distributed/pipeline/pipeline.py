@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
 from ml.distributed.pipeline.schedules import PipelineSchedule
@@ -19,6 +18,9 @@ from ml.distributed.pipeline.stage import Stage
 from ml.layers.loss import LossSums
 from ml.models.language_model import LanguageModel
 from ml.targets import IGNORED
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
 
 
 class Pipeline:
@@ -31,12 +33,21 @@ class Pipeline:
         stages: The stages of this rank, after FSDP.
         schedule: The schedule.
         axis: One-dimensional mesh, in the order of the stages.
+        time_shards: Number of ranks over which the residual stream is divided along time (sequence parallel).
     """
 
-    def __init__(self, model: LanguageModel, stages: Sequence[Stage], schedule: PipelineSchedule, axis: DeviceMesh):
+    def __init__(
+        self,
+        model: LanguageModel,
+        stages: Sequence[Stage],
+        schedule: PipelineSchedule,
+        axis: DeviceMesh,
+        time_shards: int = 1,
+    ):
         self.model = model
         self.stages = {stage.index: stage for stage in stages}
         self.schedule = schedule
+        self.time_shards = time_shards
         self.group = axis.get_group()
         self.rank, self.num_ranks = axis.get_local_rank(), axis.size()
         self.num_stages = self.num_ranks * schedule.stages_per_rank
@@ -101,11 +112,16 @@ class Pipeline:
         return LossSums(zero, zero, torch.zeros_like((targets != IGNORED).sum()))
 
     def _received(self, source: int, stage: Stage, tokens: Tensor) -> tuple[Tensor, ...]:
-        shape = (*tokens.shape, self.model.hidden_size)
+        shape = self._stream_shape(tokens)
         streams = [torch.empty(shape, dtype=stage.dtype, device=tokens.device) for _ in range(stage.num_streams)]
         for stream in streams:
             dist.recv(stream, group=self.group, group_src=self.schedule.rank_of(source, self.num_ranks))
         return tuple(streams)
+
+    def _stream_shape(self, tokens: Tensor) -> tuple[int, int, int]:
+        batch_size, length = tokens.shape
+        is_divided = length % self.time_shards == 0
+        return batch_size, length // self.time_shards if is_divided else length, self.model.hidden_size
 
     def _schedule(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> Any:
         """Torch's schedule for micro-batches of one shape; the one of the previous step where it fits."""
@@ -126,7 +142,9 @@ class Pipeline:
 
     def _static(self, stage: Stage, tokens: Tensor) -> PipelineStage:
         """A stage with the shapes that it receives and returns; torch would run it once more to infer them."""
-        shape = (*tokens.shape, self.model.hidden_size)
+        from torch.distributed.pipelining import PipelineStage
+
+        shape = self._stream_shape(tokens)
         stream = torch.empty(shape, dtype=stage.dtype, device="meta", requires_grad=True)
         streams = (stream,) * stage.num_streams
         loss = torch.empty(1, device="meta", requires_grad=True)

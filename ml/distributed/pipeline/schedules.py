@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
 
 from ml.config import configurable, require
 from ml.layers.checks import positive
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
 
 
 class PipelineSchedule(abc.ABC):
@@ -27,12 +22,12 @@ class PipelineSchedule(abc.ABC):
         embeddings_as_blocks: Number of blocks that the embeddings count for.
         head_as_blocks: Number of blocks that the head counts for.
         splits_backward: Whether gradients of activations and of weights are computed at different times.
-        of_torch: The schedule of `torch.distributed.pipelining`.
+        of_torch: Name of the schedule in `torch.distributed.pipelining`.
     """
 
     stages_per_rank: int
     splits_backward: bool = False
-    of_torch: Any
+    of_torch: str
 
     def __init__(self, stages_per_rank: int, embeddings_as_blocks: int, head_as_blocks: int):
         self.stages_per_rank = positive("stages_per_rank", stages_per_rank)
@@ -60,7 +55,9 @@ class PipelineSchedule(abc.ABC):
 
     def start(self, stages: list[PipelineStage], num_micro_batches: int) -> Any:
         """Returns torch's schedule of the stages of this rank, whose last stage returns the loss."""
-        of_torch = self.of_torch
+        from torch.distributed import pipelining  # takes half a second, and only pipelines need it
+
+        of_torch = getattr(pipelining, self.of_torch)
         first = stages if self.stages_per_rank > 1 else stages[0]
         return of_torch(first, num_micro_batches, loss_fn=_loss, scale_grads=False)
 
@@ -78,7 +75,7 @@ class GPipe(PipelineSchedule):
         head_as_blocks: Number of blocks that the head counts for: 2 · vocab_size · hidden_size operations of a token.
     """
 
-    of_torch = ScheduleGPipe
+    of_torch = "ScheduleGPipe"
 
     def __init__(self, *, embeddings_as_blocks: int = 0, head_as_blocks: int = 0):
         super().__init__(1, embeddings_as_blocks, head_as_blocks)
@@ -97,7 +94,7 @@ class OneForwardOneBackward(PipelineSchedule):
         head_as_blocks: Number of blocks that the head counts for: 2 · vocab_size · hidden_size operations of a token.
     """
 
-    of_torch = Schedule1F1B
+    of_torch = "Schedule1F1B"
 
     def __init__(self, *, embeddings_as_blocks: int = 0, head_as_blocks: int = 0):
         super().__init__(1, embeddings_as_blocks, head_as_blocks)
@@ -131,7 +128,7 @@ class InterleavedOneForwardOneBackward(_Interleaved):
         head_as_blocks: Number of blocks that the head counts for: 2 · vocab_size · hidden_size operations of a token.
     """
 
-    of_torch = ScheduleInterleaved1F1B
+    of_torch = "ScheduleInterleaved1F1B"
 
     def __init__(self, *, stages_per_rank: int = 2, embeddings_as_blocks: int = 0, head_as_blocks: int = 0):
         require(stages_per_rank > 1, "stages_per_rank", f"must be at least 2, not {stages_per_rank}")
@@ -149,7 +146,7 @@ class InterleavedZeroBubble(_Interleaved):
     """
 
     splits_backward = True
-    of_torch = ScheduleInterleavedZeroBubble
+    of_torch = "ScheduleInterleavedZeroBubble"
 
     def __init__(self, *, stages_per_rank: int = 2, embeddings_as_blocks: int = 0, head_as_blocks: int = 0):
         require(stages_per_rank > 1, "stages_per_rank", f"must be at least 2, not {stages_per_rank}")
@@ -169,7 +166,7 @@ class ZeroBubbleV(PipelineSchedule):
     """
 
     splits_backward = True
-    of_torch = ScheduleZBVZeroBubble
+    of_torch = "ScheduleZBVZeroBubble"
 
     def __init__(self, *, embeddings_as_blocks: int = 0, head_as_blocks: int = 0):
         super().__init__(2, embeddings_as_blocks, head_as_blocks)

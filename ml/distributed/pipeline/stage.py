@@ -79,7 +79,7 @@ class Stage(nn.Module):
     ) -> Tensor | tuple[Tensor, ...]:
         model: LanguageModel = vars(self)["model"]
         auxiliary = Auxiliary()
-        context = model.context(x, documents=documents, auxiliary=auxiliary)
+        context = model.context(targets, documents=documents, auxiliary=auxiliary)  # of the shape of the tokens
         if self.is_first:
             x = model.embed(x, context)
             passed = (x,) * (self.num_streams - 1)

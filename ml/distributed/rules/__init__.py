@@ -6,6 +6,7 @@ A layer without a rule is computed whole by every rank; within a divided layer i
 from ml.distributed.rules import (  # noqa: F401  (each registers its rules)
     attention,
     containers,
+    elsewhere,
     embeddings,
     experts,
     head,
