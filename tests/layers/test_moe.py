@@ -16,6 +16,7 @@ from ml.config import load
 from ml.layers import MLP, GatedMLP, Linear, LoRA, RMSNorm, relu, silu
 from ml.layers.context import Auxiliary, Context
 from ml.layers.experts import Experts
+from ml.layers.grouped_experts import Stack
 from ml.layers.moe import MixtureOfExperts
 from ml.layers.routing import SigmoidRouter, SoftmaxRouter
 from ml.models import LanguageModel, flops_per_token, materialize
@@ -461,3 +462,16 @@ def test_activation_checkpointing_changes_no_gradient(checkpointing, grouped):
     recomputed = partial(checkpointing(), layer)
     recomputed.named_parameters = layer.named_parameters
     assert_same(outputs_and_gradients(recomputed, x), expected, rtol=0.0, atol=0.0)
+
+
+def test_stacked_weights_are_those_of_torch():
+    frozen, *trained = (random(8, 16, seed=seed).requires_grad_(seed > 0) for seed in range(3))
+    gradient = random(3, 8, 16, seed=9).bfloat16()
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = torch.stack([frozen, *trained]).to(dtype)
+        actual = Stack.apply(dtype, frozen, *trained)
+        assert torch.equal(actual, expected)
+        assert actual.dtype == dtype
+        gradients = torch.autograd.grad(actual, trained, gradient.to(dtype))
+        for found, wanted in zip(gradients, torch.autograd.grad(expected, trained, gradient.to(dtype)), strict=True):
+            assert torch.equal(found, wanted)
