@@ -2,12 +2,18 @@
 
 from functools import partial
 
+import moe_cases
 import torch
+import torch.distributed as dist
+from laid_out import whole
 from processes import run_ranks
-from tensor_models import assert_same_as_one_process, batch_of, small_model
+from tensor_models import GRADIENT_TOLERANCE, LOSS_TOLERANCE, assert_same_as_one_process, batch_of, small_model
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
-from ml.distributed.tensor import tensor_misfits
+from ml.distributed.expert_dispatch import expert_parallel
+from ml.distributed.initialization import materialize_shards
+from ml.distributed.tensor import tensor_misfits, tensor_parallel
 from ml.layers import GatedMLP, MixtureOfExperts
 
 MIXTURE = [
@@ -54,6 +60,39 @@ def assert_same_loads(one, many):
 
 def test_loss_gradients_and_loads_on_two_ranks():
     run_ranks(2, every_case)
+
+
+def over_both_axes(world, cases):
+    root = init_device_mesh("cpu", (2, 2), mesh_dim_names=("expert", "tensor"))
+    group, rank = root["expert"].get_group(), root["expert"].get_local_rank()
+    for name in cases:
+        bindings = moe_cases.CASES[name]
+        expected = world.share(moe_cases.on_one_process(bindings, 2) if world.is_first else None)
+        model = moe_cases.trainer_of(bindings).model
+        expert_parallel(model, root["expert"])
+        tensor_parallel(model, root["tensor"], sequence=True)
+        model = materialize_shards(model, world, "cpu", 0).train()
+        batch = moe_cases.batch_of()
+        part = batch.split(moe_cases.NUM_SEQUENCES // 2)[rank]
+        actual = moe_cases.measured(model, [part], batch.num_targets)
+        torch.testing.assert_close(summed(actual.loss, group), expected.loss, rtol=LOSS_TOLERANCE, atol=0.0)
+        for router, load in expected.loads.items():
+            assert torch.equal(summed(actual.loads[router], group), load), router
+        for key, gradient in actual.gradients.items():
+            if ".expert_" not in key:
+                summed(gradient.to_local(), group)
+        gradients = {key: whole(gradient) for key, gradient in actual.gradients.items()}
+        difference, where = moe_cases.farthest(gradients, expected.gradients)
+        assert difference < GRADIENT_TOLERANCE, (name, where)
+
+
+def summed(tensor, group):
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def test_experts_that_are_divided_and_dispatched_on_four_ranks():
+    run_ranks(4, over_both_axes, ("shared expert", "checkpointing grouped", "adapters"))
 
 
 class Doubled(nn.Module):
