@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from ml.distributed import Layout
 from ml.distributed.norms import Replicas, replicas
-from ml.distributed.pipeline import Pipeline
 from ml.models import LanguageModel
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
 from ml.training.optimizers.weight_average import WeightAverage
-from ml.training.step_sums import OtherStages
 
 # Prefixes of the names of saved tensors.
 MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"
@@ -35,7 +33,6 @@ class TrainState:
         skip_step: The guard that skips steps, or None.
         weight_average: The running average of the weights, or None.
         layout: The mesh and the place of this process in it.
-        pipeline: The stages of this process, or None.
         step: Number of steps taken.
         tokens: Number of targets in the loss so far.
         seconds: Duration of the run so far, over all of its processes.
@@ -49,7 +46,6 @@ class TrainState:
     skip_step: SpikeGuard | None = None
     weight_average: WeightAverage | None = None
     layout: Layout = field(default_factory=Layout)
-    pipeline: Pipeline | None = None
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -67,11 +63,6 @@ class TrainState:
     def replicas(self) -> Replicas:
         """The replicas of the trained parameters over all processes; the first use is a collective call."""
         return replicas(self.trained(), self.layout.world)
-
-    @functools.cached_property
-    def other_stages(self) -> OtherStages:
-        """What the other stages of a pipeline measure."""
-        return OtherStages(self.layout.world)
 
     @functools.cached_property
     def module_names(self) -> dict[nn.Module, str]:

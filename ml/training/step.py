@@ -1,7 +1,6 @@
 """One optimizer step."""
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from ml.data import Batch
 from ml.distributed.norms import clip_, local_squares
 from ml.layers import Balanced
-from ml.layers.loss import LossSums
 from ml.training.distillation import TeacherModel
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.precision import Precision
@@ -106,37 +104,19 @@ def accumulate(
     loss = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
     loads: dict[str, Tensor] = {}
-    for losses in _measured(state, batches, num_targets, precision, device, teacher):
+    for batch in batches:
+        batch = batch.to(device)
+        with precision.autocast(device):
+            taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher(batch)}
+            losses = state.model.loss(**batch.inputs, **taught)
+        (losses.total / num_targets).backward()
         loss += losses.cross_entropy / num_targets
         for name, part in losses.parts.items():
             parts[name] = parts.get(name, 0.0) + part / num_targets
         for router, load in losses.loads:
             name = state.module_names[router]
             loads[name] = loads.get(name, 0.0) + load
-    sums = StepSums(loss, parts, loads)
-    return sums if state.pipeline is None else state.other_stages.completed(sums)
-
-
-def _measured(
-    state: TrainState,
-    batches: Sequence[Batch],
-    num_targets: int,
-    precision: Precision,
-    device: torch.device,
-    teacher: TeacherModel | None,
-) -> Iterator[LossSums]:
-    """Yields the sums of each micro-batch after its backward pass."""
-    autocast = functools.partial(precision.autocast, device)
-    if state.pipeline is not None:
-        yield from state.pipeline.gradients([batch.to(device).inputs for batch in batches], num_targets, autocast)
-        return
-    for batch in batches:
-        batch = batch.to(device)
-        with autocast():
-            taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher(batch)}
-            losses = state.model.loss(**batch.inputs, **taught)
-        (losses.total / num_targets).backward()
-        yield losses
+    return StepSums(loss, parts, loads)
 
 
 def _note_nonfinite(state: TrainState, loss: Tensor, grad_norm: Tensor) -> None:

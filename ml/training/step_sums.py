@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ml.distributed import Layout, World
+from ml.distributed import Layout
 
 
 class StepSums(NamedTuple):
@@ -44,34 +44,3 @@ def summed(layout: Layout, sums: StepSums, squares: Tensor) -> tuple[StepSums, T
     loss, *values = loss_and_parts.float().unbind()
     found = {name: load.to(sums.loads[name].dtype) for name, load in zip(loads, of_routers, strict=True)}
     return StepSums(loss, dict(zip(parts, values, strict=True)), found), squares
-
-
-class OtherStages:
-    """Zeros in the place of what the other stages of a pipeline measure, so that all processes sum one vector.
-
-    Args:
-        world: All processes.
-    """
-
-    def __init__(self, world: World):
-        self.world = world
-        self._parts: set[str] | None = None
-        self._loads: dict[str, int] = {}
-
-    def completed(self, sums: StepSums) -> StepSums:
-        """Returns the sums of this process with the parts and the loads of all; the first is a collective call.
-
-        Raises:
-            ValueError: A part of the loss or a router was not measured in the first step.
-        """
-        mine = set(sums.parts), {name: len(load) for name, load in sums.loads.items()}
-        if self._parts is None:
-            measured = self.world.gather(mine)
-            self._parts = {name for parts, _ in measured for name in parts}
-            self._loads = {name: size for _, loads in measured for name, size in loads.items()}
-        if late := sorted((mine[0] - self._parts) | (mine[1].keys() - self._loads.keys())):
-            raise ValueError(f"{late[0]} was not measured in the first step, which Mesh.pipeline requires")
-        zero = torch.zeros_like(sums.loss)
-        parts = {name: sums.parts.get(name, zero) for name in self._parts}
-        loads = {name: sums.loads.get(name, zero.expand(size)) for name, size in self._loads.items()}
-        return sums._replace(parts=parts, loads=loads)
