@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from ml.errors import OtherProcessFailed, UserError
 
 _Shared = TypeVar("_Shared")
 _CPU = torch.device("cpu")
+_LIMIT = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class World:
         local_rank: Index of this process on its machine.
         device: The device of this process.
         hosts: Process group of the host exchanges; None for a single process.
+        limit: Time that a collective may take before this process ends with an error.
     """
 
     rank: int = 0
@@ -39,6 +42,13 @@ class World:
     local_rank: int = 0
     device: torch.device = _CPU
     hosts: dist.ProcessGroup | None = None
+    limit: datetime.timedelta = _LIMIT
+
+    def for_thread(self) -> World:
+        """Returns the same processes with separate host exchanges, for a single thread; a collective call."""
+        if self.size == 1:
+            return self
+        return dataclasses.replace(self, hosts=dist.new_group(backend="gloo", timeout=self.limit))
 
     @property
     def is_first(self) -> bool:
@@ -51,6 +61,14 @@ class World:
             return values
         values = values.clone()
         dist.all_reduce(values)
+        return values
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Returns the tensor of rank 0 in every process, on its device; those of the others have its shape."""
+        if self.size == 1:
+            return values
+        values = values.clone()
+        dist.broadcast(values, src=0)
         return values
 
     def host_sum(self, values: Sequence[int]) -> list[int]:
@@ -72,6 +90,27 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.hosts)
         return values[0]  # type: ignore[return-value]
+
+    def collect(self, value: _Shared) -> list[_Shared] | None:
+        """Returns the picklable values of all processes, by rank, in rank 0; None in the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, values, dst=0, group=self.hosts)
+        return values
+
+    def deal(self, values: Sequence[_Shared] | None) -> _Shared:
+        """Returns the value for this process out of a list in rank 0, one for each rank.
+
+        Args:
+            values: Any picklable values; ignored except in rank 0.
+        """
+        if self.size == 1:
+            assert values is not None
+            return values[0]
+        dealt: list[Any] = [None]
+        dist.scatter_object_list(dealt, list(values or ()) if self.is_first else None, src=0, group=self.hosts)
+        return dealt[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all processes, by rank, in every process."""
@@ -159,6 +198,6 @@ def started(device: torch.device, timeout: float) -> Iterator[World]:
     dist.init_process_group(backend, timeout=limit)
     try:
         hosts = dist.new_group(backend="gloo", timeout=limit)
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, hosts)
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, hosts, limit)
     finally:
         dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Generation of text from a model, token by token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -19,7 +19,6 @@ def reason_for_full_pass(model: LanguageModel) -> str | None:
     return None if obstacle is None else f"every token takes the full forward pass, which is slow: {obstacle}"
 
 
-@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -29,6 +28,7 @@ def generate(
     *,
     num_choices: int | None = None,
     use_cache: bool | None = None,
+    shared: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yields the next token of every prompt, (B), `num_tokens` times.
 
@@ -46,11 +46,33 @@ def generate(
             tokenizer's; None for no such.
         use_cache: Whether each token is decoded from the states of those before it. False passes the whole text through
             the model for every token, which is slow. None uses the cache where every mixer decodes from it.
+        shared: Called with each drawn token (B) where several processes generate with a model whose weights are
+            divided among them; returns the token that all of them take. None for a single process.
 
     Raises:
         ValueError: There is no prompt or an empty one, the text would be longer than the model takes, or a layer does
             not decode from a cache and `use_cache` is True.
     """
+    # Weights that are divided among processes are gathered into memory that training uses again.
+    without_gradients = torch.inference_mode if shared is None else torch.no_grad
+    arguments = (model, prompts, num_tokens, sampler, seed, num_choices, use_cache, shared or _own)
+    return without_gradients()(_generate)(*arguments)
+
+
+def _own(token: Tensor) -> Tensor:
+    return token
+
+
+def _generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    sampler: Sampler,
+    seed: int,
+    num_choices: int | None,
+    use_cache: bool | None,
+    shared: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     if min(lengths, default=0) == 0:
@@ -70,7 +92,7 @@ def generate(
     place = order.argsort()
     for uniform in islice(_uniform_numbers(len(prompts), seed, device), num_tokens):
         logits = torch.cat([part.next_logits() for part in texts])[place, :num_choices]  # (B, V)
-        token = sampler.draw(logits, uniform)
+        token = shared(sampler.draw(logits, uniform))
         yield token
         for part, new in zip(texts, token[order].split([len(rows) for rows in groups]), strict=True):
             part.append(new)

@@ -383,21 +383,21 @@ class TrainLoop:
         where = (trainer.micro_batch_size, trainer.precision, self.device)
         record: dict[str, float] = {}
         for one in due:
-            result = one.validation.measure(self.state.model, one.dataset, *where, self._stops)
+            result = one.validation.measure(self.state.model, one.dataset, *where, self._stops, self.layout)
             if result is None:
                 return None
             record |= one.record(result)
         return record
 
     def _stops(self) -> bool:
-        """Returns whether a process was requested to stop."""
-        return self.world.host_sum([self.requests.stop is not None])[0] > 0
+        """Returns whether this process was requested to stop."""
+        return self.requests.stop is not None
 
     def _sample(self) -> None:
         self._require_finite()
         trainer = self.trainer
         assert trainer.samples is not None  # otherwise they are never due
-        for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device):
+        for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device, self.world):
             if self.world.is_first:
                 self._samples.append({"step": self.state.step, **record})
             self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")

@@ -127,6 +127,13 @@ class CombinedDataset(Dataset):
         for part, share in self._shares(num_tokens):
             yield from part.validation_batches(size, share)
 
+    def validation_part(
+        self, size: int, num_tokens: int | None = None, rank: int = 0, num_ranks: int = 1
+    ) -> Iterator[Batch]:
+        for index, (part, share) in enumerate(self._shares(num_tokens)):
+            # Another rank begins with each part: the first ranks get one batch more where a part does not divide.
+            yield from part.validation_part(size, share, (rank - index) % num_ranks, num_ranks)
+
     def validation_bytes(self, num_tokens: int | None = None) -> int:
         return sum(part.validation_bytes(share) for part, share in self._shares(num_tokens))
 

@@ -1,6 +1,7 @@
 """Contract between the trainer and its data."""
 
 import abc
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +62,21 @@ class Dataset(abc.ABC):
             size: Sequences per batch.
             num_tokens: Approximate number of targets, from the start of the split; None for all.
         """
+
+    def validation_part(
+        self, size: int, num_tokens: int | None = None, rank: int = 0, num_ranks: int = 1
+    ) -> Iterator[Batch]:
+        """Yields the batches of a rank: those of all ranks together are `validation_batches`.
+
+        A subclass overrides it where it can skip the batches of the other ranks without reading them.
+
+        Args:
+            size: Largest number of sequences per batch.
+            num_tokens: As in `validation_batches`.
+            rank: Index of the rank.
+            num_ranks: Number of ranks among which the sequences are divided.
+        """
+        return itertools.islice(self.validation_batches(size, num_tokens), rank, None, num_ranks)
 
     def validation_bytes(self, num_tokens: int | None = None) -> int:
         """Returns the number of UTF-8 bytes that the targets of `validation_batches` represent.

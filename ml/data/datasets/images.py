@@ -124,8 +124,13 @@ class ImageTextDataset(Dataset):
             num_tokens: Upper bound of the number of targets, from the start of the split, with at least one caption;
                 None for all.
         """
+        yield from self.validation_part(size, num_tokens)
+
+    def validation_part(
+        self, size: int, num_tokens: int | None = None, rank: int = 0, num_ranks: int = 1
+    ) -> Iterator[Batch]:
         end = self._validation_end(num_tokens)
-        for first in range(0, end, size):
+        for first in range(rank * size, end, num_ranks * size):
             yield self._batch(self.validation, np.arange(first, min(first + size, end)))
 
     def describe(self) -> dict[str, Any]:

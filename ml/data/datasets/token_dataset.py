@@ -62,9 +62,16 @@ class TokenDataset(Dataset):
 
     def validation_batches(self, size: int, num_tokens: int | None = None) -> Iterator[Batch]:
         """Yields the held-out sequences in order; the last one is padded with ignored targets."""
+        yield from self.validation_part(size, num_tokens)
+
+    def validation_part(
+        self, size: int, num_tokens: int | None = None, rank: int = 0, num_ranks: int = 1
+    ) -> Iterator[Batch]:
         held_out = self._validation(num_tokens)
-        for first in range(0, held_out.num_sequences, size):
-            yield held_out.batch(np.arange(first, min(first + size, held_out.num_sequences)))
+        count = held_out.num_sequences
+        size = min(size, -(-count // num_ranks)) or 1  # few sequences are work for every rank
+        for first in range(rank * size, count, num_ranks * size):
+            yield held_out.batch(np.arange(first, min(first + size, count)))
 
     def validation_bytes(self, num_tokens: int | None = None) -> int:
         if num_tokens not in self._num_bytes:

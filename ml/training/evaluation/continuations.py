@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
@@ -120,6 +121,7 @@ def continue_texts(
     stops: Sequence[str] = (),
     separator: Separator | None = None,
     show: Callable[[int, str], None] | None = None,
+    shared: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
     """Generates a continuation of each prompt.
 
@@ -133,6 +135,7 @@ def continue_texts(
         stops: Stop strings.
         separator: The separator of documents, which also stops a text; None for no separator.
         show: Called with the index of a prompt and its text so far, without a possible beginning of a stop string.
+        shared: As in `ml.models.generation.generate`, where several processes generate together.
 
     Returns:
         A continuation for each prompt, in order.
@@ -141,7 +144,8 @@ def continue_texts(
         ValueError: There is no prompt, a prompt is empty, or the learned positions of the model are exceeded.
     """
     texts = [StreamedText(tokenizer, prompt, stops, separator) for prompt in prompts]
-    for tokens in generate(model, prompts, num_tokens, sampler, seed, num_choices=tokenizer.vocab_size):
+    settings = {"num_choices": tokenizer.vocab_size, "shared": shared}
+    for tokens in generate(model, prompts, num_tokens, sampler, seed, **settings):
         for row, token in enumerate(tokens.tolist()):
             texts[row].add(token)
             if show is not None:

@@ -11,6 +11,7 @@ import torch
 
 from ml.config import configurable, require, unused
 from ml.data import Data
+from ml.distributed import World
 from ml.files import write_atomically
 from ml.layers.checks import non_negative
 from ml.models import LanguageModel
@@ -18,6 +19,8 @@ from ml.models.sampling import Sampler
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.continuations import continue_texts, encode_prompt
 from ml.training.precision import Precision
+
+_ALONE = World()
 
 
 @configurable
@@ -85,15 +88,21 @@ class Samples:
             )
 
     def draw(
-        self, model: LanguageModel, data: Data, precision: Precision, device: torch.device
+        self,
+        model: LanguageModel,
+        data: Data,
+        precision: Precision,
+        device: torch.device,
+        world: World = _ALONE,
     ) -> Iterator[dict[str, str]]:
-        """Yields each prompt with its continuation; leaves the model in training mode.
+        """Yields each prompt with its continuation; leaves the model in training mode. A collective call.
 
         Args:
             model: The model that is trained.
             data: The data of the run, with its tokenizer and separator.
             precision: The precision of the forward pass.
             device: The device of the model.
+            world: The processes that hold the model.
         """
         model.eval()
         try:
@@ -107,6 +116,7 @@ class Samples:
                     self.sampler,
                     self.seed,
                     separator=data.separator,
+                    shared=None if world.size == 1 else world.broadcast,
                 )
         finally:
             model.train()

@@ -2,16 +2,21 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ml.config import child, configurable, require
 from ml.config.configurable import reference_to
-from ml.data import Data, Dataset
+from ml.data import Batch, Data, Dataset
+from ml.distributed import Layout, World
 from ml.models import LanguageModel
+from ml.targets import IGNORED
 from ml.training.precision import Precision
+
+_ONE_PROCESS = Layout()
 
 
 class ValidationResult(NamedTuple):
@@ -63,8 +68,11 @@ class Validation:
         precision: Precision,
         device: torch.device,
         stop: Callable[[], bool] = lambda: False,
+        layout: Layout = _ONE_PROCESS,
     ) -> ValidationResult | None:
         """Measures the mean loss over the held-out tokens without dropout; leaves the model in training mode.
+
+        A collective call. Each data rank measures a part; every process runs as many forward passes as the others.
 
         Args:
             model: The model.
@@ -72,7 +80,8 @@ class Validation:
             batch_size: Sequences per forward pass.
             precision: The precision of the forward pass.
             device: The device of the model.
-            stop: Called before each batch; True interrupts the validation.
+            stop: Called before each batch; True in any process interrupts the validation of all.
+            layout: The mesh and the place of this process in it.
 
         Returns:
             The result, or None if interrupted.
@@ -81,8 +90,9 @@ class Validation:
         num_targets = 0
         model.eval()
         try:
-            for batch in dataset.validation_batches(batch_size, self.num_tokens):
-                if stop():
+            part = dataset.validation_part(batch_size, self.num_tokens, layout.data_rank, layout.num_data_ranks)
+            for batch in _in_step(part, _empty(dataset), layout.world, stop):
+                if batch is None:
                     return None
                 batch = batch.to(device)
                 with precision.autocast(device):
@@ -90,9 +100,38 @@ class Validation:
                 num_targets += batch.num_targets
         finally:
             model.train()
-        total = nats.item()
+        total = layout.sum(nats).item()
+        (num_targets,) = layout.world.host_sum([num_targets if layout.reads_first else 0])
         num_bytes = dataset.validation_bytes(self.num_tokens)
         return ValidationResult(total / num_targets, total / math.log(2) / num_bytes)
+
+
+def _in_step(batches: Iterator[Batch], empty: Batch, world: World, stop: Callable[[], bool]) -> Iterator[Batch | None]:
+    """Yields as many batches in every process, and ends with None in all of them once `stop` is true in one.
+
+    Sharded weights are gathered in every forward pass, so that no process may run more of them than another.
+
+    Args:
+        batches: The batches of this process.
+        empty: A batch without targets, for a process that has no more of its own.
+        world: The processes.
+        stop: Called before each batch.
+    """
+    while True:
+        batch = next(batches, None)
+        num_left, num_stopped = world.host_sum([int(batch is not None), int(stop())])
+        if num_stopped or not num_left:
+            if num_stopped:
+                yield None
+            return
+        yield empty if batch is None else batch
+
+
+def _empty(dataset: Dataset) -> Batch:
+    """Returns a sequence without targets."""
+    tokens = np.zeros((1, dataset.sequence_length), dtype=np.int64)
+    batch = Batch.of(tokens, np.full_like(tokens, IGNORED))
+    return batch.with_documents() if dataset.separates_documents else batch
 
 
 def _whole(data: Callable[..., Data]) -> dict[str, Any]:
