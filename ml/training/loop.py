@@ -149,7 +149,7 @@ class TrainLoop:
         self.requests = requests
         self.tracking = tracking
         self.windows = windows
-        self.saver = trainer.checkpoints.open(run.checkpoints, self._flush)
+        self.saver = trainer.checkpoints.open(run.checkpoints, self._flush, self.world)
         flops = flops_per_token(trainer.model, trainer.sequence_length)
         self.state = trainer.start(self.device, layout)
         peak = self.world.first(lambda: trainer.peak_flops(self.device).flops_per_second)
@@ -179,12 +179,12 @@ class TrainLoop:
         Raises:
             RunError: The checkpoint belongs to other data or another model.
         """
-        checkpoint = newest_checkpoint(self.run.checkpoints, self.progress.say)
+        checkpoint = newest_checkpoint(self.run.checkpoints, self.progress.say, self.world)
         if checkpoint is not None:
             read_state(checkpoint, self.state, self._data_sha256)
             self.progress.say(f"resuming from {checkpoint}")
         elif initial is not None:
-            initial.read(self.state.model, self.progress.say)
+            initial.read(self.state.model, self.progress.say, self.world)
         unvalidated = self.state.unvalidated
         self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
         if self.world.is_first:
@@ -223,16 +223,18 @@ class TrainLoop:
         """Exchanges what the processes must know of each other before a step, without synchronizing the device.
 
         Raises:
-            DataError | RunFailure: This process could not read its batches.
+            DataError | RunFailure: This process could not read its batches, or not write its checkpoint.
             OtherProcessFailed: Another one could not.
         """
         batches = read if isinstance(read, list) else []
         own = batches if self.layout.reads_first else []
         counts = [sum(batch.num_targets for batch in own), sum(batch.tokens.numel() for batch in own)]
-        flags = [self.requests.stop is not None, self.requests.save, isinstance(read, Exception)]
-        num_targets, num_tokens, stop, save, failed = self.world.host_sum([*counts, *map(int, flags)])
-        if failed:
+        flags = [self._stops(), self.requests.save, isinstance(read, Exception), self.saver.has_failed]
+        num_targets, num_tokens, stop, save, unread, unsaved = self.world.host_sum([*counts, *map(int, flags)])
+        if unread:
             self.world.together(lambda: _raised(read))
+        if unsaved:
+            self.saver.wait()
         return Agreement(num_targets, num_tokens, stop > 0, save > 0)
 
     def batches(self) -> Generator[list[Batch], None, None]:
@@ -306,7 +308,6 @@ class TrainLoop:
             self.requests.save = False
         if agreed.save or trainer.checkpoints.is_due(step, trainer.num_steps):
             self.save()
-        self.saver.check()
 
     def save(self) -> None:
         """Writes a checkpoint, or starts to write it, unless this step was saved already.

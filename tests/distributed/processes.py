@@ -6,7 +6,7 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ class RankFailure(AssertionError):
     """A rank raised; the message is its traceback."""
 
 
-def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> list[Any]:
+def run_ranks(
+    num_ranks: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 240.0,
+    killed: Collection[int] = (),
+) -> list[Any]:
     """Runs `function(world, *args)` in `num_ranks` processes and returns their results by rank.
 
     Args:
@@ -31,6 +37,7 @@ def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any, timeout:
         function: A function of a module, so that it can be pickled.
         args: Picklable arguments.
         timeout: Seconds after which all of them are killed; far more than they take.
+        killed: Ranks that kill themselves, whose result is None.
 
     Raises:
         RankFailure: A rank raised or died; the others are killed.
@@ -48,14 +55,14 @@ def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any, timeout:
             readers.append(reader)
             processes.append(process)
         try:
-            return _results(readers, timeout)
+            return _results(readers, timeout, killed)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
 
 
-def _results(readers: list[Any], timeout: float) -> list[Any]:
+def _results(readers: list[Any], timeout: float, killed: Collection[int]) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(readers):
         pending = [reader for rank, reader in enumerate(readers) if rank not in results]
@@ -67,6 +74,9 @@ def _results(readers: list[Any], timeout: float) -> list[Any]:
             try:
                 succeeded, value = pickle.loads(reader.recv_bytes())
             except EOFError:
+                if rank in killed:
+                    results[rank] = None
+                    continue
                 raise RankFailure(f"rank {rank} died") from None
             if not succeeded:
                 raise RankFailure(f"rank {rank}:\n{value}")

@@ -1,81 +1,117 @@
-"""Folders that are written atomically and can be checked for damage.
+"""Folders that are written atomically, by one process or many, and can be checked for damage.
 
-The files are written to a hidden sibling and flushed, then a manifest with their sizes and SHA-256 hashes, and last a
-marker with the hash of the manifest; then the folder is renamed. A crash at any moment leaves the hidden sibling, which
-is never read, or, on a file system where renaming is not atomic, a folder without a marker.
+Writing has three phases. Rank 0 creates a hidden sibling of the folder (`begin`). Every process writes files into it,
+hashes them and flushes them (`sealed`). Rank 0 writes a manifest with all sizes and SHA-256 hashes, then a marker with
+the hash of the manifest, and renames the folder (`publish`). A crash of any process at any moment leaves the hidden
+sibling, which is never read, or, on a file system where renaming is not atomic, a folder without a marker.
 """
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from ml.distributed import World
 from ml.files import flush_to_disk, sha256_of_file
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 
+_ALONE = World()
 
-def commit(folder: Path, write: Callable[[Path], None]) -> None:
-    """Creates or replaces `folder` atomically.
+Entries = Mapping[str, Mapping[str, Any]]  # size and hash of each file, by its name
 
-    Args:
-        folder: The folder to create.
-        write: Writes the files into the temporary folder that it is called with.
+
+def temporary(folder: Path) -> Path:
+    """Returns the hidden sibling in which `folder` is prepared."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def begin(folder: Path) -> None:
+    """Creates the hidden sibling of `folder`, empty.
 
     Raises:
-        OSError: The disk is full or the path is not writable; no temporary file remains.
+        OSError: The disk is full or the path is not writable.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        _seal(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        flush_to_disk(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    discard(folder)
+    temporary(folder).mkdir(parents=True)
+
+
+def sealed(files: Iterable[Path]) -> Entries:
+    """Flushes files to disk and returns their entries for the manifest."""
+    entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of_file(file)} for file in files}
+    for file in files:
+        flush_to_disk(file)
+    return entries
+
+
+def publish(folder: Path, entries: Entries) -> None:
+    """Creates or replaces `folder` by its hidden sibling, once all files are in it.
+
+    Args:
+        folder: The folder.
+        entries: All files of all processes.
+
+    Raises:
+        OSError: The disk is full or the path is not writable.
+    """
+    hidden = temporary(folder)
+    manifest, marker = hidden / MANIFEST, hidden / MARKER
+    manifest.write_text(json.dumps({"files": dict(sorted(entries.items()))}, indent=1) + "\n", "utf-8")
+    flush_to_disk(manifest)
+    marker.write_text(_marker_of(manifest), "utf-8")
+    for written in [marker, hidden]:
+        flush_to_disk(written)
+    shutil.rmtree(folder, ignore_errors=True)
+    hidden.rename(folder)
+    flush_to_disk(folder.parent)
+
+
+def discard(folder: Path) -> None:
+    """Removes the hidden sibling of `folder`."""
+    shutil.rmtree(temporary(folder), ignore_errors=True)
 
 
 def remove_leftovers(parent: Path) -> list[Path]:
-    """Removes the temporary folders of interrupted commits in `parent`; returns the paths they were meant for."""
+    """Removes the hidden siblings of interrupted writes in `parent`; returns the paths they were meant for."""
     leftovers = sorted(parent.glob(".*.tmp"))
-    for temporary in leftovers:
-        shutil.rmtree(temporary, ignore_errors=True)
+    for hidden in leftovers:
+        shutil.rmtree(hidden, ignore_errors=True)
     return [path.with_name(path.name.removeprefix(".").removesuffix(".tmp")) for path in leftovers]
 
 
-def damage(folder: Path) -> str | None:
-    """Checks a committed folder against its manifest; returns the first problem, or None if every hash matches."""
+def damage(folder: Path, world: World = _ALONE) -> str | None:
+    """Checks a committed folder against its manifest; a collective call.
+
+    Args:
+        folder: The folder.
+        world: The processes, which divide the files among them.
+
+    Returns:
+        The first problem, or None if every hash matches.
+    """
+    entries, problem = world.share(_manifest_of(folder) if world.is_first else None)
+    if problem is not None:
+        return problem
+    by_size = sorted(entries, key=lambda name: (-entries[name]["size"], name))
+    mine = sorted(by_size[world.rank :: world.size])
+    problems = ((name, _damage_of_file(folder / name, **entries[name])) for name in mine)
+    first = next(((name, text) for name, text in problems if text), None)
+    found = [each for each in world.gather(first) if each]
+    return min(found)[1] if found else None
+
+
+def _manifest_of(folder: Path) -> tuple[Entries, str | None]:
+    """Returns the entries of a committed folder, or a problem."""
     try:
         if (folder / MARKER).read_text("utf-8") != _marker_of(folder / MANIFEST):
-            return f"{MARKER} does not match {MANIFEST}"
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+            return {}, f"{MARKER} does not match {MANIFEST}"
+        return json.loads((folder / MANIFEST).read_text("utf-8"))["files"], None
     except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing: it was never finished, or lost since"
+        return {}, f"{Path(error.filename).name} is missing: it was never finished, or lost since"
     except (OSError, ValueError) as error:
-        return f"it cannot be read: {error}"
-    problems = (
-        _damage_of_file(folder / name, entry["size"], entry["sha256"])
-        for name, entry in sorted(manifest["files"].items())
-    )
-    return next((problem for problem in problems if problem), None)
-
-
-def _seal(folder: Path) -> None:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of_file(file)} for file in files}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
-    for written in [*files, manifest]:
-        flush_to_disk(written)
-    marker = folder / MARKER
-    marker.write_text(_marker_of(manifest), "utf-8")
-    for written in [marker, folder]:
-        flush_to_disk(written)
+        return {}, f"it cannot be read: {error}"
 
 
 def _marker_of(manifest: Path) -> str:

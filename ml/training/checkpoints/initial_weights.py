@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ml.distributed import World
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints.weight_files import read_weights
 
+_ALONE = World()
 _MOST_NAMES = 5  # in a message
 
 
@@ -23,7 +25,7 @@ class InitialWeights(NamedTuple):
     checkpoint: Path
     may_differ: tuple[str, ...] = ()
 
-    def read(self, model: nn.Module, say: Callable[[str], None]) -> None:
+    def read(self, model: nn.Module, say: Callable[[str], None], world: World = _ALONE) -> None:
         """Loads the weights into `model` and logs those that keep their initialization; adapters may be missing.
 
         A model on the meta device is only compared with the checkpoint.
@@ -31,11 +33,12 @@ class InitialWeights(NamedTuple):
         Args:
             model: The model to load into, in place.
             say: Receives the log lines.
+            world: The processes that hold the model.
 
         Raises:
             RunError: The checkpoint belongs to another model, apart from `may_differ`.
         """
-        kept = read_weights(self.checkpoint, model, adapter_weights(model), self.may_differ)
+        kept = read_weights(self.checkpoint, model, adapter_weights(model), self.may_differ, world=world)
         say(f"starting from the weights of {self.checkpoint}")
         if kept:
             shown = ", ".join(kept[:_MOST_NAMES]) + (", ..." if len(kept) > _MOST_NAMES else "")

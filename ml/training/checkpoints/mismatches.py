@@ -5,32 +5,40 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ml.distributed import World
 from ml.training.checkpoints.tensor_files import TensorShape
 from ml.training.errors import RunError
 
+_ALONE = World()
 _MOST_NAMES = 20  # in a message
 
 
-def require_equal(folder: Path, saved: Mapping[str, TensorShape], expected: Mapping[str, Tensor]) -> None:
-    """Requires equal names, shapes and dtypes.
+def require_equal(
+    folder: Path, saved: Mapping[str, TensorShape], expected: Mapping[str, Tensor], world: World = _ALONE
+) -> None:
+    """Requires equal names, shapes and dtypes; a collective call.
 
     Args:
         folder: The checkpoint, for the message.
         saved: The tensors of the checkpoint, by name.
-        expected: The tensors of the model, by name.
+        expected: The tensors that this process holds of the model, by name.
+        world: The processes that hold the model.
 
     Raises:
         RunError: Some differ; the message lists them.
     """
-    missing, unknown = expected.keys() - saved.keys(), saved.keys() - expected.keys()
-    shapes = [
+    holders = world.host_sum([int(name in expected) for name in saved])
+    unknown = {name for name, count in zip(saved, holders, strict=True) if count == 0}
+    shapes = {
         f"{name}: {saved[name]}; the model has {TensorShape.of(tensor)}"
         for name, tensor in expected.items()
         if name in saved and saved[name] != TensorShape.of(tensor)
-    ]
+    }
+    found = world.gather((expected.keys() - saved.keys(), shapes))
+    missing, shapes = (set().union(*sets) for sets in zip(*found, strict=True))
     problems = [listed("missing", missing), listed("not expected", unknown), listed("of another shape", shapes)]
     if any(problems):
-        raise RunError("\n".join([f"{folder} is of another model:", *filter(None, problems)]))
+        raise world.common(RunError("\n".join([f"{folder} is of another model:", *filter(None, problems)])))
 
 
 def listed(title: str, names: Collection[str]) -> str:

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml.config import configurable, require
+from ml.distributed import World
 from ml.training.checkpoints.atomic_folders import damage, remove_leftovers
 from ml.training.checkpoints.saver import Saver
 from ml.training.checkpoints.state_files import read_counts
 from ml.training.errors import RunError
+
+_ALONE = World()
 
 
 @configurable
@@ -42,14 +45,15 @@ class Checkpoints:
         """Returns True if a run of `num_steps` steps saves after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
-    def open(self, folder: Path, before_commit: Callable[[], None]) -> Saver:
-        """Returns a saver of checkpoints in `folder`.
+    def open(self, folder: Path, before_commit: Callable[[], None], world: World = _ALONE) -> Saver:
+        """Returns a saver of checkpoints in `folder`; a collective call.
 
         Args:
             folder: The folder that holds the checkpoints.
-            before_commit: Called before each checkpoint becomes valid.
+            before_commit: Called in rank 0 before each checkpoint becomes valid.
+            world: The processes that hold the state.
         """
-        return Saver(folder, self.is_kept, before_commit, asynchronous=self.asynchronous)
+        return Saver(folder, self.is_kept, before_commit, world, asynchronous=self.asynchronous)
 
     def is_kept(self, step: int, num_newer: int) -> bool:
         """Returns True if the checkpoint of `step` is kept when `num_newer` newer ones exist."""
@@ -57,26 +61,27 @@ class Checkpoints:
         return is_one_of_the_newest or (self.keep_every is not None and step % self.keep_every == 0)
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Returns the newest valid checkpoint in `folder`, or None in a new run.
+def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = _ALONE) -> Path | None:
+    """Returns the newest valid checkpoint in `folder`, or None in a new run; a collective call.
 
     Args:
         folder: The folder that holds the checkpoints.
         say: Receives a line for each invalid checkpoint.
+        world: The processes, which divide the check of the hashes among them.
 
     Raises:
         RunError: Checkpoints exist and none is valid; restarting from step 0 would need a decision of the user.
     """
-    for unfinished in remove_leftovers(folder):
+    for unfinished in world.first(lambda: remove_leftovers(folder)):
         say(f"skipping checkpoint {unfinished}: it was never finished")
-    found = _found(folder)
+    found = world.first(lambda: _found(folder))
     for _, checkpoint in reversed(found):
-        problem = damage(checkpoint)
+        problem = damage(checkpoint, world)
         if problem is None:
             return checkpoint
         say(f"skipping checkpoint {checkpoint}: {problem}")
     if found:
-        raise RunError(f"no checkpoint in {folder} can be used; remove the folder to train from step 0")
+        raise world.common(RunError(f"no checkpoint in {folder} can be used; remove the folder to train from step 0"))
     return None
 
 

@@ -5,18 +5,30 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-from ml.training.checkpoints.atomic_folders import commit
+from ml.distributed import World
+from ml.distributed.shards import local
+from ml.training.checkpoints.atomic_folders import Entries, begin, discard, publish, sealed, temporary
 from ml.training.checkpoints.staging import Staging
-from ml.training.checkpoints.state_files import Snapshot, write_snapshot
+from ml.training.checkpoints.state_files import Snapshot, WrittenPart, write_part, write_rest
+from ml.training.checkpoints.tensor_files import WritePlan, files_of, plan_writing
 from ml.training.errors import RunFailure
+
+
+class _Report(NamedTuple):
+    """What one process has written, or why it could not."""
+
+    part: WrittenPart | None
+    entries: Entries
+    problem: str | None
 
 
 class Saver:
     """Writes checkpoints to a folder and removes old ones.
 
-    An asynchronous save copies the state to host memory and writes it in a thread; the next save waits for the previous
-    one. An error of the thread is raised by the next call.
+    Every process writes the tensors that it holds. An asynchronous save copies the state to host memory and writes it
+    in a thread; the next save waits for the previous one. An error of the thread is raised by the next call.
     """
 
     def __init__(
@@ -24,20 +36,25 @@ class Saver:
         folder: Path,
         is_kept: Callable[[int, int], bool],
         before_commit: Callable[[], None],
+        world: World,
         *,
         asynchronous: bool,
     ):
-        """Creates a saver.
+        """Creates a saver; a collective call, as every method is unless it says otherwise.
 
         Args:
             folder: The folder that holds the checkpoints.
             is_kept: Called with the step of a checkpoint and the number of newer ones; False removes it.
-            before_commit: Called before each checkpoint becomes valid.
+            before_commit: Called in rank 0 before each checkpoint becomes valid.
+            world: The processes that hold the state.
             asynchronous: Whether checkpoints are written in a thread.
         """
         self._folder = folder
         self._is_kept = is_kept
         self._before_commit = before_commit
+        self._world = world
+        self._world_of_thread = world.for_thread()
+        self._plan: WritePlan | None = None
         self._staging = Staging()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
@@ -52,20 +69,19 @@ class Saver:
             RunFailure: This checkpoint or the previous one could not be written; earlier ones are untouched.
         """
         self.wait()
+        self._plan = plan = plan_writing(taken.tensors, self._world, self._plan)
+        self._world.first(lambda: self._begin(taken.step))
+        tensors = {name: local(taken.tensors[name]) for name in plan.names}
         if self._pool is None:
-            self._write(taken, lambda: None)
+            self._world.together(lambda: self._write(taken._replace(tensors=tensors), plan, lambda: None))
             return
-        tensors, wait_for_copy = self._staging.copy(taken.tensors)
-        self._pending = self._pool.submit(self._write, taken._replace(tensors=tensors), wait_for_copy)
+        tensors, wait_for_copy = self._staging.copy(tensors)
+        self._pending = self._pool.submit(self._write, taken._replace(tensors=tensors), plan, wait_for_copy)
 
-    def check(self) -> None:
-        """Raises an error of the thread since the last call, without waiting.
-
-        Raises:
-            RunFailure: The checkpoint could not be written.
-        """
-        if self._pending is not None and self._pending.done():
-            self.wait()
+    @property
+    def has_failed(self) -> bool:
+        """True once the thread of this process has failed, which `wait` raises; no collective call."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
         """Waits for the checkpoint in progress.
@@ -75,29 +91,58 @@ class Saver:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            self._world.together(pending.result)
 
     def close(self) -> None:
-        """Waits for the checkpoint in progress and ignores its errors."""
+        """Waits for the checkpoint in progress and ignores its errors; no collective call."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def _write(self, taken: Snapshot, wait_for_copy: Callable[[], None]) -> None:
-        def write(folder: Path) -> None:
-            wait_for_copy()
-            write_snapshot(folder, taken)
-            self._before_commit()
-
+    def _begin(self, step: int) -> None:
         try:
-            commit(self._folder / f"step_{taken.step}", write)
+            begin(self._of(step))
+        except OSError as error:
+            raise RunFailure(self._failed(step, _reason(error))) from error
+
+    def _write(self, taken: Snapshot, plan: WritePlan, wait_for_copy: Callable[[], None]) -> None:
+        """Writes the part of this process; rank 0 publishes the checkpoint once all parts are on the disk."""
+        report = self._report(taken, plan, wait_for_copy)
+        try:
+            reports = self._world_of_thread.collect(report)
+        except RuntimeError as error:  # another process died
+            raise RunFailure(self._failed(taken.step, _reason(error))) from error
+        if reports is not None:
+            self._publish(taken, plan, reports)
+
+    def _report(self, taken: Snapshot, plan: WritePlan, wait_for_copy: Callable[[], None]) -> _Report:
+        folder = temporary(self._of(taken.step))
+        try:
+            wait_for_copy()
+            part = write_part(folder, taken, plan)
+            return _Report(part, sealed([folder / name for name in files_of(part.tensors)]), None)
         except (OSError, RuntimeError) as error:  # torch's file writer raises RuntimeError
-            raise RunFailure(self._failed(taken.step, error)) from error
+            return _Report(None, {}, _reason(error))
+
+    def _publish(self, taken: Snapshot, plan: WritePlan, reports: list[_Report]) -> None:
+        folder = self._of(taken.step)
+        hidden = temporary(folder)
+        try:
+            for report in reports:
+                if report.problem is not None:
+                    raise RuntimeError(report.problem)
+            rest = write_rest(hidden, taken, plan, [report.part for report in reports if report.part is not None])
+            self._before_commit()
+            entries = [*(report.entries for report in reports), sealed([hidden / name for name in rest])]
+            publish(folder, {name: entry for part in entries for name, entry in part.items()})
+        except (OSError, RuntimeError) as error:
+            raise RunFailure(self._failed(taken.step, _reason(error))) from error
+        finally:
+            discard(folder)
         self._remove_old()
 
-    def _failed(self, step: int, error: Exception) -> str:
+    def _failed(self, step: int, reason: str) -> str:
         before = [there for there, _ in self._there() if there != step]
         last = f"the one of step {max(before)} is untouched" if before else "there is no earlier one"
-        reason = getattr(error, "strerror", None) or error
         return f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {last}"
 
     def _remove_old(self) -> None:
@@ -105,7 +150,14 @@ class Saver:
             if not self._is_kept(step, num_newer):
                 shutil.rmtree(path, ignore_errors=True)
 
+    def _of(self, step: int) -> Path:
+        return self._folder / f"step_{step}"
+
     def _there(self) -> list[tuple[int, Path]]:
         """Lists the checkpoints by the step in their name, oldest first."""
         matches = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in self._folder.glob("step_*")]
         return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -20,7 +20,7 @@ class Staging:
         """Copies tensors to the host without synchronizing; GPU copies are queued before the kernels of the next step.
 
         Args:
-            tensors: The tensors to copy, by name.
+            tensors: The tensors to copy, by name; of a shared tensor the part of this process.
 
         Returns:
             The copies, valid until the next call, and a function that waits until they are complete.

@@ -1,20 +1,29 @@
 """The files of a checkpoint: writing a training state and restoring it bit for bit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ml.distributed import weights_changed
 from ml.training.checkpoints.mismatches import listed, require_equal
-from ml.training.checkpoints.tensor_files import TensorShape, read_tensors, tensor_shapes, write_tensors
+from ml.training.checkpoints.tensor_files import (
+    TensorShape,
+    WritePlan,
+    read_tensors,
+    tensor_shapes,
+    write_index,
+    write_tensors,
+)
 from ml.training.errors import RunError
 from ml.training.state import OPTIMIZER, TrainState
 
 TRAINING = "training.json"
 OPERATIVE_CONFIG = "operative_config.gin"
+UNTOUCHED = "untouched"  # in the values of a checkpoint
 
 
 class Snapshot(NamedTuple):
@@ -26,6 +35,19 @@ class Snapshot(NamedTuple):
     operative_config: str | None
 
 
+class WrittenPart(NamedTuple):
+    """What one process wrote of a checkpoint.
+
+    Attributes:
+        tensors: The places of its tensors.
+        untouched: Names of its trained parameters that no step has changed yet, e.g. of an expert that received no
+            token.
+    """
+
+    tensors: list[Any]
+    untouched: list[str]
+
+
 def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) -> Snapshot:
     """Returns the contents of a checkpoint of `state`.
 
@@ -34,24 +56,44 @@ def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) 
         data_sha256: Hash of the data of the run.
         operative_config: Text of the operative config; None omits it.
     """
-    untouched = [name for name, parameter in state.trained().items() if not state.optimizer.state.get(parameter)]
     counts = {
         "step": state.step,
         "tokens": state.tokens,
         "seconds": state.seconds,
         "data_sha256": data_sha256,
         "unvalidated": state.unvalidated,
-        "untouched": untouched,  # parameters that no step has changed yet, e.g. of an expert that received no token
+        UNTOUCHED: [name for name, each in state.trained().items() if not state.optimizer.state.get(each)],
     }
     return Snapshot(state.step, state.tensors(), counts, operative_config)
 
 
-def write_snapshot(folder: Path, taken: Snapshot) -> None:
-    """Writes the files of a checkpoint; tensors are named as in `TrainState.tensors`."""
-    write_tensors(folder, taken.tensors)
-    (folder / TRAINING).write_text(json.dumps(taken.counts, indent=1) + "\n", "utf-8")
+def write_part(folder: Path, taken: Snapshot, plan: WritePlan) -> WrittenPart:
+    """Writes the tensors of this process, named as in `TrainState.tensors`.
+
+    Args:
+        folder: The folder, which must exist.
+        taken: The state; of a shared tensor the part of this process.
+        plan: The division of the tensors among the processes.
+    """
+    return WrittenPart(write_tensors(folder, taken.tensors, plan), taken.counts.get(UNTOUCHED, []))
+
+
+def write_rest(folder: Path, taken: Snapshot, plan: WritePlan, parts: Sequence[WrittenPart]) -> list[str]:
+    """Writes the files that a checkpoint has once, in rank 0; returns their names.
+
+    Args:
+        folder: The folder, which must exist.
+        taken: The state.
+        plan: The division of the tensors among the processes.
+        parts: What `write_part` returned in each process.
+    """
+    names = [write_index(folder, plan, [part.tensors for part in parts]), TRAINING]
+    untouched = list(dict.fromkeys(name for part in parts for name in part.untouched))
+    (folder / TRAINING).write_text(json.dumps(taken.counts | {UNTOUCHED: untouched}, indent=1) + "\n", "utf-8")
     if taken.operative_config is not None:
         (folder / OPERATIVE_CONFIG).write_text(taken.operative_config, "utf-8")
+        names.append(OPERATIVE_CONFIG)
+    return names
 
 
 def read_counts(folder: Path) -> dict[str, Any]:
@@ -60,7 +102,7 @@ def read_counts(folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
-    """Restores a checkpoint into `state`, in place.
+    """Restores a checkpoint into `state`, in place, on any mesh; a collective call.
 
     Args:
         folder: The checkpoint.
@@ -70,35 +112,54 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
     Raises:
         RunError: The checkpoint was trained on other data or belongs to another model.
     """
-    counts = read_counts(folder)
+    world = state.layout.world
+    counts = world.first(lambda: read_counts(folder))
+    world.together(lambda: _require_same_data(folder, counts, data_sha256))
+    saved = world.together(lambda: tensor_shapes(folder))
+    begun = _begin_optimizer(state, saved)
+    expected = state.tensors()
+    require_equal(folder, saved, expected, world)
+    lost = state.trained().keys() - begun - set(counts[UNTOUCHED])
+    if lost := set().union(*world.gather(lost)):
+        raise world.common(RunError(f"{folder} is of another model:\n{listed('has no optimizer state of', lost)}"))
+    world.together(lambda: read_tensors(folder, expected))
+    weights_changed(state.model)
+    state.step, state.tokens, state.seconds = counts["step"], counts["tokens"], counts["seconds"]
+    state.unvalidated = counts["unvalidated"]
+
+
+def _require_same_data(folder: Path, counts: Mapping[str, Any], data_sha256: str) -> None:
     if counts["data_sha256"] != data_sha256:
         raise RunError(
             f"the data has changed since {folder} was written (SHA-256 {data_sha256[:12]}, then "
             f"{counts['data_sha256'][:12]}): restore it, or start another run"
         )
-    saved = tensor_shapes(folder)
-    begun = _begin_optimizer(state, saved)
-    expected = state.tensors()
-    require_equal(folder, saved, expected)
-    if lost := state.trained().keys() - begun - set(counts["untouched"]):
-        raise RunError(f"{folder} is of another model:\n{listed('has no optimizer state of', lost)}")
-    read_tensors(folder, expected)
-    state.step, state.tokens, state.seconds = counts["step"], counts["tokens"], counts["seconds"]
-    state.unvalidated = counts["unvalidated"]
 
 
 def _begin_optimizer(state: TrainState, saved: Mapping[str, TensorShape]) -> set[str]:
-    """Allocates the saved optimizer state without its values; returns the names of the parameters that have some."""
+    """Allocates the saved optimizer state without its values; returns the names of the parameters that have some.
+
+    State of the shape of its parameter is divided among the processes as the parameter is.
+    """
     trained = state.trained()
     devices = _devices_of_steps(state)
     begun = set()
-    for source, (dtype, shape) in saved.items():
+    for source, saved_as in saved.items():
         name, _, key = source.removeprefix(OPTIMIZER).rpartition("/")
         if source.startswith(OPTIMIZER) and name in trained:
-            device = devices[name] if key == "step" else trained[name].device
-            state.optimizer.state[trained[name]][key] = torch.empty(shape, dtype=dtype, device=device)
+            parameter = trained[name].detach()
+            of_parameter = state.optimizer.state[trained[name]]
+            device = devices[name] if key == "step" else parameter.device
+            if key not in of_parameter or TensorShape.of(of_parameter[key]) != saved_as:
+                of_parameter[key] = _allocated(saved_as, parameter, device)
             begun.add(name)
     return begun
+
+
+def _allocated(saved: TensorShape, parameter: Tensor, device: torch.device) -> Tensor:
+    if saved.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=saved.dtype, device=device)
+    return torch.empty(saved.shape, dtype=saved.dtype, device=device)
 
 
 def _devices_of_steps(state: TrainState) -> dict[str, torch.device]:

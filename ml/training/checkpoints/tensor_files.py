@@ -1,15 +1,25 @@
 """Named tensors on disk, in the format of `torch.distributed.checkpoint` (DCP).
 
-One process writes one file of tensors and the index `.metadata`; many processes write one file each, and any number of
-processes read their parts back. DCP is imported lazily because the import takes half a second.
+Each process writes one file of tensors, rank 0 the index `.metadata`, and any number of processes read their parts
+back. DCP is imported lazily because the import takes time.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ml.distributed import World
+from ml.distributed.shards import sharding_of
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import SavePlan
+    from torch.distributed.checkpoint.storage import WriteResult
 
 
 class TensorShape(NamedTuple):
@@ -19,22 +29,69 @@ class TensorShape(NamedTuple):
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "TensorShape":
+    def of(cls, tensor: Tensor) -> TensorShape:
         return cls(tensor.dtype, tuple(tensor.shape))
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors to files in an existing folder, without flushing them to disk.
+class WritePlan(NamedTuple):
+    """Division of the work of writing tensors among the processes; a tensor that several hold is written by one.
+
+    Attributes:
+        layouts: Shape and placement of each tensor that this process holds, by name.
+        part: The tensors that this process writes.
+        index: The index of the tensors of all processes; None except in rank 0.
+    """
+
+    layouts: Mapping[str, tuple[Any, ...]]
+    part: SavePlan
+    index: Metadata | None
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the tensors that this process writes."""
+        return {item.index.fqn for item in self.part.items}
+
+
+def plan_writing(tensors: Mapping[str, Tensor], world: World, known: WritePlan | None = None) -> WritePlan:
+    """Plans the writing of tensors; a collective call.
+
+    Args:
+        tensors: The tensors that this process holds, by name; each as a whole or as a `DTensor`.
+        world: The processes that write.
+        known: An earlier plan, which is returned if it fits the tensors of every process.
+    """
+    from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+
+    layouts = {name: _layout(tensor) for name, tensor in tensors.items()}
+    is_new = known is None or known.layouts != layouts
+    if world.host_sum([int(is_new)]) == [0] and known is not None:
+        return known
+    planner = DefaultSavePlanner()
+    planner.set_up_planner(dict(tensors), is_coordinator=world.is_first)
+    parts = world.collect(planner.create_local_plan())
+    index, dealt = None, None
+    if parts is not None:
+        dealt, index = planner.create_global_plan(parts)
+        dealt = FileSystemWriter(Path()).prepare_global_plan(dealt)  # names the files by rank
+    return WritePlan(layouts, world.deal(dealt), index)
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], plan: WritePlan) -> list[WriteResult]:
+    """Writes the tensors of this process to a file in an existing folder, without flushing it to disk.
 
     Follows `torch.distributed.checkpoint.save`, which also logs each tensor, warns about a single process, and raises
     errors that `except Exception` does not catch.
 
     Args:
         folder: The folder, which must exist.
-        tensors: The tensors by name.
+        tensors: The local parts of the tensors that the plan names.
+        plan: The division of the work.
+
+    Returns:
+        The place of each tensor, for `write_index`.
 
     Raises:
         OSError: The disk is full or not writable.
@@ -42,13 +99,37 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 
+    if not plan.part.items:
+        return []
     planner, writer = DefaultSavePlanner(), FileSystemWriter(folder, sync_files=False)
-    planner.set_up_planner(dict(tensors), is_coordinator=True)
-    writer.set_up_storage_writer(True)
-    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
-    (plan,) = writer.prepare_global_plan(plans)
-    results = writer.write_data(planner.finish_plan(plan), planner).wait()
-    writer.finish(metadata, [results])
+    vars(planner)["lookup_object"] = lambda index: tensors[index.fqn]
+    writer.set_up_storage_writer(is_coordinator=False)
+    return writer.write_data(plan.part, planner).wait()
+
+
+def files_of(written: Collection[WriteResult]) -> list[str]:
+    """Returns the names of the files that a process wrote."""
+    return sorted({result.storage_data.relative_path for result in written})
+
+
+def write_index(folder: Path, plan: WritePlan, written: list[list[WriteResult]]) -> str:
+    """Writes the index of the tensors, in rank 0.
+
+    Args:
+        folder: The folder that holds the files.
+        plan: The division of the work.
+        written: The places that `write_tensors` returned in each process.
+
+    Returns:
+        The name of the file.
+    """
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    assert plan.index is not None
+    writer = FileSystemWriter(folder, sync_files=False)
+    writer.set_up_storage_writer(is_coordinator=True)
+    writer.finish(plan.index, written)
+    return ".metadata"
 
 
 def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
@@ -68,6 +149,8 @@ def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
 def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
     """Reads tensors in place; skips those on the meta device.
 
+    Each process reads what it holds, without the others, however many processes wrote the tensors.
+
     Args:
         folder: The folder that `write_tensors` wrote to.
         into: The tensors to fill, with the names, dtypes and shapes of the written ones.
@@ -82,3 +165,8 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
     plans = planner.create_global_plan([reader.prepare_local_plan(planner.create_local_plan())])
     (plan,) = reader.prepare_global_plan(plans)
     reader.read_data(planner.finish_plan(plan), planner).wait()
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """What the plan of a tensor depends on."""
+    return TensorShape.of(tensor), sharding_of(tensor)

@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ml.distributed import World, weights_changed
+from ml.distributed.shards import local
 from ml.training.checkpoints.mismatches import require_equal
 from ml.training.checkpoints.tensor_files import TensorShape, read_tensors, tensor_shapes
 from ml.training.errors import RunError
 from ml.training.state import AVERAGE, MODEL, named_weights
+
+_ALONE = World()
 
 
 @torch.no_grad()
@@ -22,8 +26,9 @@ def read_weights(
     may_differ: Iterable[str] = (),
     *,
     average: bool = False,
+    world: World = _ALONE,
 ) -> list[str]:
-    """Loads the weights of a checkpoint into `model`, in place.
+    """Loads the weights of a checkpoint into `model`, in place, on any mesh; a collective call.
 
     Args:
         folder: The checkpoint.
@@ -32,6 +37,7 @@ def read_weights(
         may_differ: Patterns of names, such as "head.*". Matching weights are skipped if they are missing on either side
             or differ in shape.
         average: Whether to load the running average of the weights instead of the last weights.
+        world: The processes that hold the model.
 
     Returns:
         The names of the model's weights that were not loaded.
@@ -39,25 +45,29 @@ def read_weights(
     Raises:
         RunError: The checkpoint belongs to another model; the message lists the differences.
     """
-    saved = tensor_shapes(folder)
-    sources, weights = _sources(folder, saved, average), named_weights(model)
-    _require_that_each_matches(may_differ, weights.keys() | sources.keys())
+    saved = world.together(lambda: tensor_shapes(folder))
+    sources = world.together(lambda: _sources(folder, saved, average))
+    weights = named_weights(model)
+    names = set().union(*world.gather(weights.keys() | sources.keys()))
+    world.together(lambda: _require_that_each_matches(may_differ, names))
     found = {name: _as_in_model(saved[source], source, weights.get(name)) for name, source in sources.items()}
     strict = {
         name: weight
         for name, weight in weights.items()
         if not _matches(name, may_differ) and (name in sources or name not in may_lack)
     }
-    require_equal(folder, {name: shape for name, shape in found.items() if not _matches(name, may_differ)}, strict)
+    compared = {name: shape for name, shape in found.items() if not _matches(name, may_differ)}
+    require_equal(folder, compared, strict, world)
     read = {
         name: weight for name, weight in weights.items() if name in sources and found[name] == TensorShape.of(weight)
     }
     buffers = {name: _like(weight, saved[sources[name]]) for name, weight in read.items()}
-    read_tensors(folder, {sources[name]: buffer for name, buffer in buffers.items()})
+    world.together(lambda: read_tensors(folder, {sources[name]: buffer for name, buffer in buffers.items()}))
     for name, buffer in buffers.items():
         if buffer is not read[name]:
-            read[name].copy_(buffer)
-    return sorted(weights.keys() - read.keys())
+            local(read[name]).copy_(local(buffer))
+    weights_changed(model)
+    return sorted(set().union(*world.gather(weights.keys() - read.keys())))
 
 
 def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:

@@ -27,13 +27,13 @@ def taken(step, **tensors):
 @pytest.fixture
 def gate(monkeypatch):
     """Lets the thread write only once it is set."""
-    gate, write = threading.Event(), saver.write_snapshot
+    gate, write = threading.Event(), saver.write_part
 
     def wait_and_write(*arguments):
         assert gate.wait(timeout=30)
-        write(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(saver, "write_snapshot", wait_and_write)
+    monkeypatch.setattr(saver, "write_part", wait_and_write)
     return gate
 
 
@@ -75,12 +75,14 @@ def test_a_failure_of_the_thread_is_raised_once_by_the_next_call(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     writer = Checkpoints().open(tmp_path, lambda: None)
-    monkeypatch.setattr(saver, "write_snapshot", fail)
+    monkeypatch.setattr(saver, "write_part", fail)
     writer.save(taken(1, weight=torch.zeros(1)))
     writer.close()
+    assert writer.has_failed
     with pytest.raises(RunFailure, match=r"of step 1 could not be written to .*: No space left on device"):
-        writer.check()
-    writer.check()
+        writer.wait()
+    assert not writer.has_failed
+    writer.wait()
     assert list(tmp_path.iterdir()) == []
 
 
