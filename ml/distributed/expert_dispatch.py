@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ml.distributed.collectives import AllToAll, exchanged
+from ml.distributed.mesh import MeshError
 from ml.layers.context import Context
 from ml.layers.experts import Experts, computing_dtype
 from ml.layers.grouped_experts import GatherRows, Order, WeightedSum
@@ -24,15 +25,17 @@ def expert_parallel(model: nn.Module, axis: DeviceMesh) -> None:
     A rank keeps `num_experts / size` neighboring experts of each mixture, under their names, so their initial values
     and their names in checkpoints are those of one process. Routers and shared experts are not changed.
 
+    Before the tensor axis divides each expert.
+
     Args:
         model: The model, on the meta device.
         axis: The mesh of the ranks among which the experts are divided; their data differ.
 
     Raises:
-        ValueError: The experts cannot be divided; see `misfit_of_experts`.
+        MeshError: The experts cannot be divided; see `misfit_of_experts`.
     """
     if obstacle := misfit_of_experts(model, axis.size()):
-        raise ValueError(obstacle)
+        raise MeshError(obstacle)
     for module in mixtures(model):
         Dispatch(module, axis)
 

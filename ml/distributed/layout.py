@@ -80,11 +80,11 @@ class Layout:
 
     @property
     def part(self) -> tuple[int, ...]:
-        """The part of the batch and of its sequences that this process computes; () for the first one.
+        """The part of the batch, of its sequences and of the blocks that this process computes; () for the first one.
 
-        The ranks of the tensor and pipeline axes compute the same part.
+        The ranks of the tensor axis compute the same part.
         """
-        part = (self.data_rank, self.coordinate("context"))
+        part = (self.data_rank, self.coordinate("context"), self.coordinate("pipeline"))
         return part if any(part) else ()
 
     @property

@@ -80,6 +80,23 @@ class WeightedSum(torch.autograd.Function):
         return rows * weights.to(y.dtype).flatten()[ctx.order.slots].unsqueeze(-1), weight_gradient, None
 
 
+class Stack(torch.autograd.Function):
+    """Tensors of one shape stacked in a dtype: `torch.stack(tensors).to(dtype)`, but each is copied only once."""
+
+    @staticmethod
+    def forward(ctx, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
+        ctx.dtype = tensors[0].dtype
+        stacked = tensors[0].new_empty(len(tensors), *tensors[0].shape, dtype=dtype)
+        torch._foreach_copy_(stacked.unbind(), tensors)
+        return stacked
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        needed = ctx.needs_input_grad[1:]
+        parts = zip(gradient.unbind(), needed, strict=True)
+        return None, *(part.to(ctx.dtype) if is_needed else None for part, is_needed in parts)
+
+
 def rows_of_tokens(rows: Tensor, places: Tensor) -> Tensor:
     """The rows of each token: (N k, H), (N, k) -> (N, k, H)."""
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape)
@@ -87,7 +104,7 @@ def rows_of_tokens(rows: Tensor, places: Tensor) -> Tensor:
 
 def grouped_linear(x: Tensor, layers: Sequence[Linear], order: Order) -> Tensor:
     """Layer e on the choices of expert e: (N k, in) -> (N k, out)."""
-    weight = torch.stack([layer.whole_weight() for layer in layers]).to(x.dtype)  # (E, out, in)
+    weight = Stack.apply(x.dtype, *(layer.whole_weight() for layer in layers))  # (E, out, in)
     y = F.grouped_mm(x, weight.transpose(-2, -1), offs=order.ends)
     if all(layer.bias is None for layer in layers):
         return y

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
+from ml.distributed.fsdp import weights_changed
 from ml.distributed.pipeline.schedules import PipelineSchedule
 from ml.distributed.pipeline.stage import Stage
+from ml.distributed.shards import local
 from ml.layers.loss import LossSums
 from ml.models.language_model import LanguageModel
 from ml.targets import IGNORED
@@ -101,8 +101,7 @@ class Pipeline:
             stage.measured.clear()
             output = stage(*streams, targets=targets, num_targets=1, documents=documents)
             streams = output if isinstance(output, tuple) else (output,)
-            if isinstance(stage, FSDPModule):
-                stage.reshard()  # as the weights may change before the next pass
+            weights_changed(stage)  # as they may before the next pass, and no module of the model is the stage's unit
             if index + 1 < self.num_stages and index + 1 not in self.stages:
                 for stream in streams:
                     dist.send(stream, group=self.group, group_dst=self.schedule.rank_of(index + 1, self.num_ranks))
@@ -166,7 +165,7 @@ class Pipeline:
         weight = self.model.tied_weight
         if weight is None or not weight.requires_grad:
             return
-        gradient = weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad
+        gradient = local(weight.grad)
         peer = ends[1] if self.rank == ends[0] else ends[0]
         other = torch.empty_like(gradient)
         exchange = [
