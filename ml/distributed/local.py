@@ -5,6 +5,8 @@ parameters are the parts of this rank, and its sizes (heads, groups) those of th
 names, shapes, checkpoints, FLOPs and the printed model do not change.
 """
 
+from __future__ import annotations
+
 import enum
 import functools
 from collections.abc import Callable, Sequence
@@ -58,14 +60,18 @@ class TensorAxis:
     Attributes:
         mesh: One-dimensional.
         stream: The residual stream that the layers read and add to.
+        is_compiled: The `forward` of each block is compiled.
         paths: Places of the modules in the model, for messages.
         placed: The parameters that replaced others, by those; shared parameters stay shared.
+        shown: What the layers show while they compute, by layer.
     """
 
     mesh: DeviceMesh
     stream: Stream
+    is_compiled: bool = False
     paths: dict[nn.Module, str] = field(default_factory=dict)
     placed: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict)
+    shown: dict[nn.Module, Local] = field(default_factory=dict)
 
     @functools.cached_property
     def size(self) -> int:
@@ -150,6 +156,7 @@ class Local:
     axis: TensorAxis
     _views: list[_View] = field(default_factory=list)
     _sizes: list[tuple[nn.Module, str, int, int]] = field(default_factory=list)
+    _is_shown: bool = False
 
     @property
     def has_views(self) -> bool:
@@ -213,7 +220,9 @@ class Local:
         enter: Callable[[Tensor], Tensor] | None = None,
         leave: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Shows everything placed here while a method of `layer` runs, this one alone of the instance.
+        """Shows everything placed here while a method of `layer` runs, unless it is shown already.
+
+        The method is replaced on the instance.
 
         Args:
             layer: The layer.
@@ -222,16 +231,20 @@ class Local:
             leave: Applied to the result.
         """
         inner = getattr(layer, method)
+        self.axis.shown[layer] = self
 
         @functools.wraps(inner)
         def shown(*args: Any, **kwargs: Any) -> Any:
             if enter is not None:
                 args = (enter(args[0]), *args[1:])
-            self.show()
-            try:
+            if self._is_shown:
                 result = inner(*args, **kwargs)
-            finally:
-                self.hide()
+            else:
+                self.show()
+                try:
+                    result = inner(*args, **kwargs)
+                finally:
+                    self.hide()
             return result if leave is None else leave(result)
 
         setattr(layer, method, shown)
@@ -243,6 +256,7 @@ class Local:
             view.module.__dict__[view.name] = view.part(tensor)
         for module, name, _, part in self._sizes:
             module.__dict__[name] = part
+        self._is_shown = True
 
     def hide(self) -> None:
         """Shows the parameters and the sizes of the whole layer again."""
@@ -250,6 +264,7 @@ class Local:
             view.module.__dict__.pop(view.name, None)
         for module, name, whole, _ in self._sizes:
             module.__dict__[name] = whole
+        self._is_shown = False
 
     def _with_summed_gradients(self, tensors: list[Tensor]) -> list[Tensor]:
         """Sums the gradients that are partial over the ranks, with one collective for each dtype."""

@@ -13,13 +13,14 @@ from ml.distributed.rules import divide, misfits
 from ml.models.language_model import LanguageModel
 
 
-def tensor_parallel(model: LanguageModel, mesh: DeviceMesh, *, sequence: bool) -> None:
+def tensor_parallel(model: LanguageModel, mesh: DeviceMesh, *, sequence: bool, is_compiled: bool = False) -> None:
     """Divides a model over the tensor axis: every parameter becomes a DTensor on `mesh` under its name.
 
     Args:
         model: On the meta device, after the cut of the pipeline and before FSDP. Methods of its modules are replaced.
         mesh: The axis, one-dimensional.
         sequence: Divides the residual stream along time where that is possible.
+        is_compiled: The `forward` of each block was replaced by a compiled one, which no DTensor may enter.
 
     Raises:
         MeshError: The model does not fit.
@@ -29,7 +30,7 @@ def tensor_parallel(model: LanguageModel, mesh: DeviceMesh, *, sequence: bool) -
     if sequence and (obstacle := obstacle_to_sequence(model)):
         raise MeshError(obstacle)
     paths = {module: path for path, module in model.named_modules()}
-    divide(model, TensorAxis(mesh, Stream(sequence), paths))
+    divide(model, TensorAxis(mesh, Stream(sequence), is_compiled, paths))
 
 
 def tensor_misfits(model: nn.Module, size: int) -> list[str]:

@@ -11,24 +11,47 @@ from ml.distributed.local import Gradient, Local, TensorAxis
 from ml.distributed.rules.rule import find_rule, register_rule
 from ml.distributed.rules.whole import Positionwise
 from ml.layers.context import Context
+from ml.layers.experts import Experts
 from ml.layers.loss import LossSums
 from ml.layers.mixers.stochastic_mixer import StochasticMixer
 from ml.models.language_model import LanguageModel
 
 
 class BlockRule(Positionwise):
-    """`DecoderBlock`: own parameters of a class derived from it are shown while activations are recomputed too."""
+    """`DecoderBlock`: own parameters of a derived class are shown in `compute`, so while it is recomputed too.
+
+    A compiled block gets local tensors: the parameters of all its layers are shown before. Those of experts, which FSDP
+    may gather later, are not.
+    """
 
     def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
         local = Local(axis)
         for name in list(layer._parameters):
             local.replicate(layer, name, Gradient.OF_STREAM)
-        if local.has_views:
-            local.around(layer, "compute")
+        local.around(layer, "compute")
+        if not axis.is_compiled:
+            return
+        inside = [module for module in layer.modules() if module in axis.shown and not isinstance(module, Experts)]
+        compiled, all_shown = layer.forward, [axis.shown[module] for module in inside]
+
+        def forward(x: Tensor, context: Context) -> Tensor:
+            for shown in all_shown:
+                shown.show()
+            try:
+                return compiled(x, context)
+            finally:
+                for shown in all_shown:
+                    shown.hide()
+
+        layer.forward = forward
 
 
 class LanguageModelRule(Positionwise):
-    """`LanguageModel`: its embeddings and its head must have rules; each pass decides how its stream is divided."""
+    """`LanguageModel`: its embeddings and its head must have rules; each pass decides how its stream is divided.
+
+    That is decided where the context is made, by each stage of a pipeline too, and again for the stretch of a sequence
+    that is divided over the context axis.
+    """
 
     def misfit(self, layer: nn.Module, size: int) -> str | None:
         for name in ("embeddings", "head"):
@@ -42,14 +65,15 @@ class LanguageModelRule(Positionwise):
         context, loss_in_context = layer.context, layer.loss_in_context
 
         def context_of_pass(tokens: Tensor, *args: Any, **kwargs: Any) -> Context:
-            axis.stream.start(tokens.shape[1], axis.size, is_loss=False)
-            return context(tokens, *args, **kwargs)
+            made = context(tokens, *args, **kwargs)
+            axis.stream.start(tokens.shape[1], axis.size, is_loss=made.auxiliary is not None)
+            return made
 
-        def divided_loss(tokens: Tensor, *args: Any, **kwargs: Any) -> LossSums:
+        def loss_of_stretch(tokens: Tensor, *args: Any, **kwargs: Any) -> LossSums:
             axis.stream.start(tokens.shape[1], axis.size, is_loss=True)
             return loss_in_context(tokens, *args, **kwargs)
 
-        layer.context, layer.loss_in_context = context_of_pass, divided_loss
+        layer.context, layer.loss_in_context = context_of_pass, loss_of_stretch
 
 
 class StochasticRule(Positionwise):

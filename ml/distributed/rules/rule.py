@@ -36,7 +36,7 @@ class Rule:
         return None
 
     def parts(self, layer: nn.Module) -> Mapping[str, nn.Module]:
-        """The children, by name, that are divided by their own rules after this one."""
+        """The children, by name, that are divided by their own rules, before this one."""
         return {}
 
     def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:

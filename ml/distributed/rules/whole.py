@@ -62,9 +62,9 @@ def divide(layer: nn.Module, axis: TensorAxis) -> None:
         MeshError: A layer within a divided layer has no rule, or a parameter of it no place in the rule.
     """
     rule = rule_of(layer)
-    rule.tensor(layer, axis)
     for part in rule.parts(layer).values():
         divide(part, axis)
+    rule.tensor(layer, axis)
     for name, parameter in layer.named_parameters():
         if not isinstance(parameter, DTensor):
             place = axis.paths.get(layer, type(layer).__name__)
