@@ -3,7 +3,17 @@
 from ml.distributed.fsdp import FullyShard, weights_changed
 from ml.distributed.layout import Layout
 from ml.distributed.mesh import Mesh, MeshError, MeshSizes
-from ml.distributed.parallelize import parallelize
+from ml.distributed.parallelize import misfits, parallelize
 from ml.distributed.world import World
 
-__all__ = ["FullyShard", "Layout", "Mesh", "MeshError", "MeshSizes", "World", "parallelize", "weights_changed"]
+__all__ = [
+    "FullyShard",
+    "Layout",
+    "Mesh",
+    "MeshError",
+    "MeshSizes",
+    "World",
+    "misfits",
+    "parallelize",
+    "weights_changed",
+]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ml.blocks.sequence import BlockSequence
 from ml.config import configurable
+from ml.layers.experts import Experts
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -51,23 +52,29 @@ class FullyShard:
         self.reduce_dtype = reduce_dtype
         self.offload = offload
 
-    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
-        """Shards a model, in place, into one unit for each block and one for the rest.
+    def shard(self, root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, experts: DeviceMesh | None) -> None:
+        """Shards a module, in place: one unit for each block, one for the rest.
 
         Gradients become sums over the ranks, not means: the loss is divided by the number of targets of all ranks.
 
         Args:
-            model: The model, usually on the meta device.
+            root: The model, or a stage of a pipeline; usually on the meta device.
+            blocks: Its blocks.
             mesh: (fsdp), or (replicate, fsdp) for replicas of the shards.
+            experts: The same for experts that are divided over ranks; None where they are not.
         """
         from torch.distributed.fsdp import register_fsdp_forward_method
 
-        for unit in units(model):
+        if experts is not None:
+            for mixture in (module for module in root.modules() if isinstance(module, Experts)):
+                self._shard([mixture], experts)
+        for unit in units(blocks):
             self._shard(unit, mesh)
-        self._shard([model], mesh)
+        self._shard([root], mesh)
         for name in _ENTRIES:
-            register_fsdp_forward_method(model, name)
-        for module in _sharded(model):
+            if callable(getattr(root, name, None)):
+                register_fsdp_forward_method(root, name)
+        for module in _sharded(root):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
@@ -86,10 +93,10 @@ class FullyShard:
         )
 
 
-def units(model: nn.Module) -> list[list[nn.Module]]:
-    """Returns the innermost blocks of a model; blocks that share weights are one unit."""
+def units(blocks: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Returns each block as a unit, except that blocks that share weights are one."""
     found: list[list[nn.Module]] = []
-    for block in blocks_of(model):
+    for block in blocks:
         weights = set(map(id, block.parameters()))
         sharing = [unit for unit in found if any(id(p) in weights for other in unit for p in other.parameters())]
         merged = [module for unit in sharing for module in unit]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ml.config import child, configurable, require
 from ml.distributed.fsdp import FullyShard
+from ml.distributed.pipeline.schedules import OneForwardOneBackward, PipelineSchedule
 from ml.layers.checks import positive_float
 
 THE_REST = -1
@@ -52,7 +53,10 @@ class Mesh:
         context: Number of processes among which each sequence is divided.
         tensor: Number of processes among which the heads, the width of the MLP and the vocabulary are divided.
         expert: Number of processes of `data_shard` among which the experts of a layer are divided.
-        pipeline: Number of stages into which the decoder is cut.
+        pipeline: Number of processes among which the blocks of the decoder are divided.
+        sequence: Whether the residual stream is divided along time over `tensor`, which saves memory; None where the
+            model allows it.
+        schedule: Constructor of the schedule of the pipeline.
         sharding: Constructor of the way in which weights are sharded over the data ranks.
         timeout: Seconds that a collective may take before the run ends with an error.
     """
@@ -66,6 +70,8 @@ class Mesh:
         tensor: int = 1,
         expert: int = 1,
         pipeline: int = 1,
+        sequence: bool | None = None,
+        schedule: Callable[..., PipelineSchedule] = OneForwardOneBackward,
         sharding: Callable[..., FullyShard] = FullyShard,
         timeout: float = 600.0,
     ):
@@ -83,6 +89,8 @@ class Mesh:
         if len(open_axes) > 1:
             require(False, open_axes[1], f"is -1, and so is Mesh.{open_axes[0]}: only one axis can be the rest")
         self.stated = MeshSizes(expert=expert, **sizes)
+        self.sequence = sequence
+        self.schedule = child("schedule", schedule)
         self.sharding = child("sharding", sharding)
         self.timeout = positive_float("timeout", timeout)
 

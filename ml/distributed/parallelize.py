@@ -1,12 +1,25 @@
 """Putting a model on a mesh."""
 
-from torch import nn
+from __future__ import annotations
 
-from ml.distributed.fsdp import FullyShard, blocks_of
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from ml.distributed.fsdp import blocks_of
 from ml.distributed.layout import Layout
+from ml.distributed.mesh import Mesh, MeshSizes
+from ml.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from ml.distributed.pipeline.pipeline import Pipeline
+    from ml.distributed.pipeline.stage import Stage
 
 
-def parallelize(model: nn.Module, layout: Layout, sharding: FullyShard, *, compile: bool) -> None:
+def parallelize(
+    model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bool, stream_dtype: torch.dtype | None = None
+) -> Pipeline | None:
     """Puts a model on the mesh, in place, in the order in which the parts must happen.
 
     With a single process nothing but compilation is done. The names of the parameters do not change.
@@ -14,16 +27,72 @@ def parallelize(model: nn.Module, layout: Layout, sharding: FullyShard, *, compi
     Args:
         model: The model, on the meta device.
         layout: The mesh and the place of this process in it.
-        sharding: How weights are sharded over the data ranks.
+        mesh: The settings of the mesh.
         compile: Whether to compile each block.
+        stream_dtype: Dtype of the residual stream between the stages of a pipeline; None is that of the embeddings.
+
+    Returns:
+        The pipeline that computes gradients and losses; None where there is none.
     """
+    stages: list[Stage] = []
+    if (axis := layout.axis("pipeline")) is not None:
+        from ml.distributed.pipeline.cut import cut
+
+        stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), stream_dtype)
+    if (axis := layout.axis("tensor")) is not None:
+        from ml.distributed.tensor import obstacle_to_sequence, tensor_parallel
+
+        possible = obstacle_to_sequence(model) is None
+        tensor_parallel(model, axis, sequence=possible if mesh.sequence is None else mesh.sequence)
+    if (axis := layout.axis("expert")) is not None:
+        from ml.distributed.expert_dispatch import expert_parallel
+
+        expert_parallel(model, axis)
+    if (axis := layout.axis("context")) is not None:
+        from ml.distributed.stretch import context_parallel
+
+        context_parallel(model, axis)
+    blocks = list(blocks_of(model))
     if compile:
-        compile_blocks(model)
-    if (mesh := layout.fully_sharded) is not None:
-        sharding.shard(model, mesh)
+        for block in blocks:
+            block.compile()
+    if (sharded := layout.fully_sharded) is not None:
+        for root in stages or [model]:
+            own = set(root.modules())
+            mesh.sharding.shard(root, [b for b in blocks if b in own], sharded, layout.fully_sharded_expert)
+    if (axis := layout.axis("pipeline")) is None:
+        return None
+    from ml.distributed.pipeline.pipeline import Pipeline
+
+    return Pipeline(model, stages, mesh.schedule, axis)
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compiles each innermost block separately, so that equal blocks share their compiled code."""
-    for block in blocks_of(model):
-        block.compile()
+def misfits(model: LanguageModel, mesh: Mesh, sizes: MeshSizes) -> Iterator[str]:
+    """Yields why a model cannot be put on a mesh, before anything is built.
+
+    Args:
+        model: The whole model, on the meta device.
+        mesh: The settings of the mesh.
+        sizes: The sizes of its axes.
+    """
+    if sizes.pipeline > 1:
+        from ml.distributed.pipeline.cut import misfit_of_stages
+
+        if problem := misfit_of_stages(model, mesh.schedule, sizes.pipeline):
+            yield problem
+    if sizes.tensor > 1:
+        from ml.distributed.tensor import obstacle_to_sequence, tensor_misfits
+
+        yield from tensor_misfits(model, sizes.tensor)
+        if mesh.sequence and (problem := obstacle_to_sequence(model)):
+            yield problem
+    if sizes.expert > 1:
+        from ml.distributed.expert_dispatch import misfit_of_experts
+
+        if problem := misfit_of_experts(model, sizes.expert):
+            yield problem
+    if sizes.context > 1:
+        from ml.distributed.stretch import obstacle_to_stretches
+
+        if problem := obstacle_to_stretches(model):
+            yield problem

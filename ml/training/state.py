@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from ml.models import LanguageModel
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
 from ml.training.optimizers.weight_average import WeightAverage
+from ml.training.step_sums import SumNames
+
+if TYPE_CHECKING:
+    from ml.distributed.pipeline.pipeline import Pipeline
 
 # Prefixes of the names of saved tensors.
 MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"
@@ -33,9 +37,11 @@ class TrainState:
         skip_step: The guard that skips steps, or None.
         weight_average: The running average of the weights, or None.
         layout: The mesh and the place of this process in it.
+        pipeline: Computes gradients and losses over the stages of a pipeline; None where there is none.
         step: Number of steps taken.
         tokens: Number of targets in the loss so far.
         seconds: Duration of the run so far, over all of its processes.
+        sum_names: Names of what the stages of a pipeline measure, after the first step.
         unvalidated: The record of a step whose validation was interrupted, or None.
     """
 
@@ -46,10 +52,12 @@ class TrainState:
     skip_step: SpikeGuard | None = None
     weight_average: WeightAverage | None = None
     layout: Layout = field(default_factory=Layout)
+    pipeline: "Pipeline | None" = None
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     unvalidated: dict[str, Any] | None = None
+    sum_names: SumNames | None = None
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Returns the trained parameters by name."""

@@ -58,7 +58,7 @@ def train_step(
     sums = accumulate(state, batches, num_targets, precision, device, teacher)
     trained = state.trained()
     gradients = {name: parameter.grad for name, parameter in trained.items()}
-    sums, squares = summed(state.layout, sums, local_squares(gradients, state.replicas))
+    sums, squares = summed(state, sums, local_squares(gradients, state.replicas))
     dtype = torch.promote_types(next(iter(trained.values())).dtype, torch.float32)
     grad_norms, grad_norm = squares.sqrt().to(dtype), squares.sum().sqrt().to(dtype)
     if max_grad_norm is not None:
@@ -101,22 +101,20 @@ def accumulate(
     Returns:
         What this process adds to the loss and the loads of the step.
     """
-    loss = torch.zeros((), device=device)
-    parts: dict[str, Tensor] = {}
-    loads: dict[str, Tensor] = {}
+    sums = StepSums.zero(device)
+    if state.pipeline is not None:
+        inputs = [batch.to(device).inputs for batch in batches]
+        for losses in state.pipeline.gradients(inputs, num_targets, lambda: precision.autocast(device)):
+            sums = sums.plus(losses, num_targets, state.module_names)
+        return sums
     for batch in batches:
         batch = batch.to(device)
         with precision.autocast(device):
             taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher(batch)}
             losses = state.model.loss(**batch.inputs, **taught)
         (losses.total / num_targets).backward()
-        loss += losses.cross_entropy / num_targets
-        for name, part in losses.parts.items():
-            parts[name] = parts.get(name, 0.0) + part / num_targets
-        for router, load in losses.loads:
-            name = state.module_names[router]
-            loads[name] = loads.get(name, 0.0) + load
-    return StepSums(loss, parts, loads)
+        sums = sums.plus(losses, num_targets, state.module_names)
+    return sums
 
 
 def _note_nonfinite(state: TrainState, loss: Tensor, grad_norm: Tensor) -> None:

@@ -1,11 +1,17 @@
 """Sums of a step over the processes of a run, by one reduction of one vector."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ml.distributed import Layout
+from ml.layers import LossSums
+
+if TYPE_CHECKING:
+    from ml.training.state import TrainState
 
 
 class StepSums(NamedTuple):
@@ -15,32 +21,74 @@ class StepSums(NamedTuple):
     parts: dict[str, Tensor]  # () each: the other terms of the loss, per token of all processes
     loads: dict[str, Tensor]  # (E) of each router, by its name: number of tokens of each expert
 
+    @classmethod
+    def zero(cls, device: torch.device) -> StepSums:
+        """Returns the sums of no micro-batch."""
+        return cls(torch.zeros((), device=device), {}, {})
 
-def summed(layout: Layout, sums: StepSums, squares: Tensor) -> tuple[StepSums, Tensor]:
+    def plus(self, losses: LossSums, num_targets: int, names: Mapping[nn.Module, str]) -> StepSums:
+        """Returns the sums with those of one more micro-batch.
+
+        Args:
+            losses: The sums of the micro-batch.
+            num_targets: Number of targets of the step in all processes.
+            names: Names of the routers.
+        """
+        parts, loads = dict(self.parts), dict(self.loads)
+        for name, part in losses.parts.items():
+            parts[name] = parts.get(name, 0.0) + part / num_targets
+        for router, load in losses.loads:
+            loads[names[router]] = loads.get(names[router], 0.0) + load
+        return StepSums(self.loss + losses.cross_entropy / num_targets, parts, loads)
+
+
+class SumNames(NamedTuple):
+    """Names of the parts of the loss, and of the routers with their number of experts, in one order everywhere."""
+
+    parts: tuple[str, ...]
+    routers: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, sums: StepSums) -> SumNames:
+        """Returns the names in the sums of this process."""
+        return cls(tuple(sorted(sums.parts)), tuple(sorted((name, len(load)) for name, load in sums.loads.items())))
+
+
+def summed(state: TrainState, sums: StepSums, squares: Tensor) -> tuple[StepSums, Tensor]:
     """Returns the sums over all processes; a collective call that does not synchronize the device.
 
     Loss, parts and loads are sums over the parts of the batch, which the ranks of the tensor axis measure alike and
-    which count once. All processes have the same parts and routers. The vector is float64, so that counts are exact.
+    which count once. The vector is float64, so that counts are exact.
 
     Args:
-        layout: The mesh.
+        state: The training state.
         sums: Those of this process.
         squares: (P) parts of this process in the squared norms of the gradients, float64.
     """
+    layout = state.layout
     if layout.world.size == 1:
         return sums, squares
-    parts, loads = sorted(sums.parts), sorted(sums.loads)
-    measured = torch.cat(
-        [
-            torch.stack([sums.loss, *(sums.parts[name] for name in parts)]).double(),
-            *(sums.loads[name].double() for name in loads),
-        ]
-    )
+    names = _names(state, sums)
+    zero = torch.zeros_like(sums.loss)
+    scalars = [sums.loss, *(sums.parts.get(name, zero) for name in names.parts)]
+    loads = [sums.loads.get(name, zero.expand(size)) for name, size in names.routers]
+    measured = torch.cat([torch.stack(scalars).double(), *(load.double() for load in loads)])
     if layout.coordinate("tensor") != 0:
         measured.zero_()
     reduced = layout.world.sum(torch.cat([measured, squares]))
-    sizes = [len(sums.loads[name]) for name in loads]
-    loss_and_parts, *of_routers, squares = reduced.split([1 + len(parts), *sizes, len(squares)])
+    sizes = [size for _, size in names.routers]
+    loss_and_parts, *of_routers, squares = reduced.split([len(scalars), *sizes, len(squares)])
     loss, *values = loss_and_parts.float().unbind()
-    found = {name: load.to(sums.loads[name].dtype) for name, load in zip(loads, of_routers, strict=True)}
-    return StepSums(loss, dict(zip(parts, values, strict=True)), found), squares
+    found = {name: load.long() for (name, _), load in zip(names.routers, of_routers, strict=True)}
+    return StepSums(loss, dict(zip(names.parts, values, strict=True)), found), squares
+
+
+def _names(state: TrainState, sums: StepSums) -> SumNames:
+    """The names of all processes. The stages of a pipeline measure different ones, which they exchange once."""
+    if state.pipeline is None:
+        return SumNames.of(sums)
+    if state.sum_names is None:
+        found = state.layout.world.gather(SumNames.of(sums))
+        parts = sorted({part for names in found for part in names.parts})
+        state.sum_names = SumNames(tuple(parts), tuple(sorted({router for names in found for router in names.routers})))
+    return state.sum_names

@@ -1,7 +1,7 @@
 """Settings of a run: the model, the data, and the components of training."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from ml.blocks import BlockSequence
 from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import sequence_indices
-from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World, parallelize
+from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World, misfits, parallelize
 from ml.distributed.initialization import materialize_shards
 from ml.layers.checks import ADDRESSABLE, positive, positive_float
 from ml.layers.parameter import adopt_settings
@@ -273,7 +273,24 @@ class Trainer:
         if self.micro_batch_size < part and part % self.micro_batch_size:
             size = self.micro_batch_size
             raise RunError(f"Trainer.micro_batch_size ({size}) does not divide the {part} sequences of a data rank")
+        problems = [*misfits(self.model, self.mesh, sizes), *self._mesh_misfits(sizes)]
+        if problems:
+            raise RunError("\n".join(problems))
         return sizes
+
+    def _mesh_misfits(self, sizes: MeshSizes) -> Iterator[str]:
+        """Yields why training, other than the model, does not fit a mesh."""
+        if self.sequence_length % sizes.context:
+            yield f"Trainer.sequence_length ({self.sequence_length}) is not divisible by Mesh.context ({sizes.context})"
+        if sizes.pipeline > 1:
+            part = self.batch_size // sizes.num_data_ranks
+            if problem := self.mesh.schedule.misfit(-(-part // self.micro_batch_size), sizes.pipeline):
+                yield f"{type(self.mesh.schedule).__name__} {problem}; see Trainer.micro_batch_size"
+            if self.distillation is not None:
+                yield f"Trainer.distillation does not work in a pipeline: Mesh.pipeline ({sizes.pipeline}) must be 1"
+        for name in ("pipeline", "context", "tensor"):
+            if self.samples is not None and (size := getattr(sizes, name)) > 1:
+                yield f"Trainer.samples needs the whole model in each process: Mesh.{name} ({size}) must be 1"
 
     def start(self, device: torch.device, layout: Layout | None = None) -> TrainState:
         """Creates the state before step 1, with initial weights and initial optimizer state on `device`.
@@ -284,7 +301,8 @@ class Trainer:
         """
         layout = Layout(World(device=device)) if layout is None else layout
         model = copy.deepcopy(self.model)
-        parallelize(model, layout, self.mesh.sharding, compile=self.compile)
+        compute_dtype = self.precision.compute_dtype
+        pipeline = parallelize(model, layout, self.mesh, compile=self.compile, stream_dtype=compute_dtype)
         materialize_shards(model, layout.world, device, self.seed)
         groups = group_parameters(named_parameters_with_scales(model))
         optimizer = self.optimizer.create(groups)
@@ -292,7 +310,7 @@ class Trainer:
         skip_step = None if self.skip_step is None else self.skip_step.start(device)
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)
-        return TrainState(model, optimizer, groups, nowhere, skip_step, average, layout)
+        return TrainState(model, optimizer, groups, nowhere, skip_step, average, layout, pipeline)
 
     def groups(self) -> list[ParameterGroup]:
         """Returns the trained parameters of `model`, on the meta device, grouped by lr_scale and weight decay."""

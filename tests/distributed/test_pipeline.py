@@ -11,14 +11,14 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ml.data import Batch
 from ml.distributed.initialization import materialize_shards
-from ml.distributed.pipeline import (
+from ml.distributed.pipeline.cut import cut
+from ml.distributed.pipeline.pipeline import Pipeline
+from ml.distributed.pipeline.schedules import (
     GPipe,
     InterleavedOneForwardOneBackward,
     InterleavedZeroBubble,
     OneForwardOneBackward,
-    Pipeline,
     ZeroBubbleV,
-    cut,
 )
 from ml.distributed.tensor import tensor_parallel
 from ml.layers import Balanced

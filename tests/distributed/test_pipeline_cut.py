@@ -9,16 +9,14 @@ import torch
 from quick_trainers import quick_trainer
 
 from ml.blocks import BlockSequence
-from ml.distributed.pipeline import (
+from ml.distributed.pipeline.cut import cut, misfit_of_stages, sizes_of_stages
+from ml.distributed.pipeline.schedules import (
     GPipe,
     InterleavedOneForwardOneBackward,
     InterleavedZeroBubble,
     OneForwardOneBackward,
     ZeroBubbleV,
-    cut,
-    misfit_of_stages,
 )
-from ml.distributed.pipeline.cut import sizes_of_stages
 from ml.models import LanguageModel, materialize
 from ml.models.flops import flops_per_token
 
