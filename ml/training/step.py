@@ -13,7 +13,7 @@ from ml.training.distillation import TeacherModel
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.precision import Precision
 from ml.training.state import TrainState
-from ml.training.step_sums import StepSums, summed
+from ml.training.step_sums import StepSums, SumNames, summed
 
 
 class StepResult(NamedTuple):
@@ -58,7 +58,10 @@ def train_step(
     sums = accumulate(state, batches, num_targets, precision, device, teacher)
     trained = state.trained()
     gradients = {name: parameter.grad for name, parameter in trained.items()}
-    sums, squares = summed(state, sums, local_squares(gradients, state.replicas))
+    if state.pipeline is not None and state.sum_names is None:
+        state.sum_names = SumNames.of(sums).of_all(state.layout.world)
+    names = state.sum_names or SumNames.of(sums)
+    sums, squares = summed(state.layout, names, sums, local_squares(gradients, state.replicas))
     dtype = torch.promote_types(next(iter(trained.values())).dtype, torch.float32)
     grad_norms, grad_norm = squares.sqrt().to(dtype), squares.sum().sqrt().to(dtype)
     if max_grad_norm is not None:

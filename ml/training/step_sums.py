@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ml.distributed import Layout, World
 from ml.layers import LossSums
-
-if TYPE_CHECKING:
-    from ml.training.state import TrainState
 
 
 class StepSums(NamedTuple):
@@ -53,22 +51,28 @@ class SumNames(NamedTuple):
         """Returns the names in the sums of this process."""
         return cls(tuple(sorted(sums.parts)), tuple(sorted((name, len(load)) for name, load in sums.loads.items())))
 
+    def of_all(self, world: World) -> SumNames:
+        """Returns the names of all processes, of which the stages of a pipeline have different ones; collective."""
+        found = world.gather(self)
+        parts = {part for names in found for part in names.parts}
+        routers = {router for names in found for router in names.routers}
+        return SumNames(tuple(sorted(parts)), tuple(sorted(routers)))
 
-def summed(state: TrainState, sums: StepSums, squares: Tensor) -> tuple[StepSums, Tensor]:
+
+def summed(layout: Layout, names: SumNames, sums: StepSums, squares: Tensor) -> tuple[StepSums, Tensor]:
     """Returns the sums over all processes; a collective call that does not synchronize the device.
 
     Loss, parts and loads are sums over the parts of the batch, which the ranks of the tensor axis measure alike and
     which count once. The vector is float64, so that counts are exact.
 
     Args:
-        state: The training state.
+        layout: The mesh.
+        names: What all processes measure.
         sums: Those of this process.
         squares: (P) parts of this process in the squared norms of the gradients, float64.
     """
-    layout = state.layout
     if layout.world.size == 1:
         return sums, squares
-    names = _names(state, sums)
     zero = torch.zeros_like(sums.loss)
     scalars = [sums.loss, *(sums.parts.get(name, zero) for name in names.parts)]
     loads = [sums.loads.get(name, zero.expand(size)) for name, size in names.routers]
@@ -81,14 +85,3 @@ def summed(state: TrainState, sums: StepSums, squares: Tensor) -> tuple[StepSums
     loss, *values = loss_and_parts.float().unbind()
     found = {name: load.long() for (name, _), load in zip(names.routers, of_routers, strict=True)}
     return StepSums(loss, dict(zip(names.parts, values, strict=True)), found), squares
-
-
-def _names(state: TrainState, sums: StepSums) -> SumNames:
-    """The names of all processes. The stages of a pipeline measure different ones, which they exchange once."""
-    if state.pipeline is None:
-        return SumNames.of(sums)
-    if state.sum_names is None:
-        found = state.layout.world.gather(SumNames.of(sums))
-        parts = sorted({part for names in found for part in names.parts})
-        state.sum_names = SumNames(tuple(parts), tuple(sorted({router for names in found for router in names.routers})))
-    return state.sum_names
