@@ -34,9 +34,10 @@ def expert_parallel(model: nn.Module, axis: DeviceMesh) -> None:
     Raises:
         MeshError: The experts cannot be divided; see `misfit_of_experts`.
     """
-    if obstacle := misfit_of_experts(model, axis.size()):
+    found = mixtures(model)  # none, in some stages of a pipeline
+    if obstacle := _indivisible({len(module.in_order) for module in found}, axis.size()):
         raise MeshError(obstacle)
-    for module in mixtures(model):
+    for module in found:
         Dispatch(module, axis)
 
 
@@ -54,10 +55,15 @@ def misfit_of_experts(model: nn.Module, size: int) -> str | None:
     """
     if size == 1:
         return None
-    numbers = sorted({len(module.in_order) for module in mixtures(model)})
+    numbers = {len(module.in_order) for module in mixtures(model)}
     if not numbers:
         return f"Mesh.expert is {size}, and the model has no MixtureOfExperts: it must be 1"
-    for number in numbers:
+    return _indivisible(numbers, size)
+
+
+def _indivisible(numbers: set[int], size: int) -> str | None:
+    """Names the first number of experts that is not divisible; None where all are."""
+    for number in sorted(numbers):
         if number % size:
             return (
                 f"MixtureOfExperts.num_experts ({number}) is not divisible by Mesh.expert ({size}), "

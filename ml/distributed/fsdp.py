@@ -66,8 +66,8 @@ class FullyShard:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         if experts is not None:
-            for mixture in (module for module in root.modules() if isinstance(module, Experts)):
-                self._shard([mixture], experts)
+            for unit in units(module for module in root.modules() if isinstance(module, Experts)):
+                self._shard(unit, experts)
         for unit in units(blocks):
             self._shard(unit, mesh)
         self._shard([root], mesh)
@@ -93,14 +93,14 @@ class FullyShard:
         )
 
 
-def units(blocks: Iterable[nn.Module]) -> list[list[nn.Module]]:
-    """Returns each block as a unit, except that blocks that share weights are one."""
+def units(modules: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Returns each module as a unit, except that modules that share weights are one."""
     found: list[list[nn.Module]] = []
-    for block in blocks:
-        weights = set(map(id, block.parameters()))
+    for module in modules:
+        weights = set(map(id, module.parameters()))
         sharing = [unit for unit in found if any(id(p) in weights for other in unit for p in other.parameters())]
-        merged = [module for unit in sharing for module in unit]
-        found = [unit for unit in found if unit not in sharing] + [[*merged, block]]
+        merged = [other for unit in sharing for other in unit]
+        found = [unit for unit in found if unit not in sharing] + [[*merged, module]]
     return found
 
 

@@ -39,15 +39,15 @@ def parallelize(
         from ml.distributed.pipeline.cut import cut
 
         stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), stream_dtype)
+    if (axis := layout.axis("expert")) is not None:
+        from ml.distributed.expert_dispatch import expert_parallel
+
+        expert_parallel(model, axis)
     if (axis := layout.axis("tensor")) is not None:
         from ml.distributed.tensor import obstacle_to_sequence, tensor_parallel
 
         possible = obstacle_to_sequence(model) is None
         tensor_parallel(model, axis, sequence=possible if mesh.sequence is None else mesh.sequence)
-    if (axis := layout.axis("expert")) is not None:
-        from ml.distributed.expert_dispatch import expert_parallel
-
-        expert_parallel(model, axis)
     if (axis := layout.axis("context")) is not None:
         from ml.distributed.stretch import context_parallel
 

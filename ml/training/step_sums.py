@@ -83,5 +83,5 @@ def summed(layout: Layout, names: SumNames, sums: StepSums, squares: Tensor) -> 
     sizes = [size for _, size in names.routers]
     loss_and_parts, *of_routers, squares = reduced.split([len(scalars), *sizes, len(squares)])
     loss, *values = loss_and_parts.float().unbind()
-    found = {name: load.long() for (name, _), load in zip(names.routers, of_routers, strict=True)}
+    found = {name: load.float() for (name, _), load in zip(names.routers, of_routers, strict=True)}
     return StepSums(loss, dict(zip(names.parts, values, strict=True)), found), squares

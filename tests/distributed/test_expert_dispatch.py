@@ -42,7 +42,7 @@ def without_preference(model):
 
 
 def difference_of(world, axis, bindings, change=None):
-    expected = on_one_process(bindings, world.size, change)
+    expected = world.share(on_one_process(bindings, world.size, change) if world.is_first else None)
     model = model_of(bindings, partial(expert_parallel, axis=axis))
     if change is not None:
         change(model)
