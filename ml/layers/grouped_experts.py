@@ -76,7 +76,9 @@ class WeightedSum(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         y, weights = ctx.saved_tensors
         rows = gradient.index_select(0, ctx.order.tokens)
-        weight_gradient = (rows * y).sum(-1, dtype=weights.dtype)[ctx.order.places]
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = (rows * y).sum(-1, dtype=weights.dtype)[ctx.order.places]
         return rows * weights.to(y.dtype).flatten()[ctx.order.slots].unsqueeze(-1), weight_gradient, None
 
 
