@@ -371,7 +371,7 @@ class TrainLoop:
         measured = self._measured_on(due)
         average = self.state.weight_average
         if due and measured is not None and average is not None and average.is_validated(self.state.step):
-            with average.in_place_of_weights():
+            with average.in_place_of_weights(self.state.model):
                 of_average = self._measured_on(due)
             averaged = None if of_average is None else {f"average_{name}": x for name, x in of_average.items()}
             measured = None if averaged is None else measured | averaged

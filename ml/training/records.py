@@ -17,9 +17,10 @@ class Records:
         self._trainer = trainer
         self._state = state
         self._throughput = throughput
+        self._groups = trainer.groups()
 
     def of(self, result: StepResult, seconds: float) -> dict[str, Any]:
-        """Returns the record of the current step; synchronizes with the device.
+        """Returns the record of the current step; synchronizes with the device. A collective call.
 
         Args:
             result: The result of the step.
@@ -41,7 +42,7 @@ class Records:
         if state.skip_step is not None:
             record["skipped_steps"] = state.skip_step.skipped.item()
         if trainer.norms is not None:
-            record |= trainer.norms.measure(state, result.grad_norms)
+            record |= trainer.norms.measure(state, result.grad_norms, self._groups)
         return finite(record)
 
 

@@ -4,10 +4,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from ml.config import configurable
+from ml.distributed.norms import local_squares
+from ml.training.optimizers import ParameterGroup
 from ml.training.state import TrainState
 
 
@@ -24,31 +25,31 @@ class Norms:
     def __init__(self, weights: bool = True):
         self.weights = weights
 
-    def measure(self, state: TrainState, grad_norms: Tensor) -> dict[str, dict[str, float]]:
-        """Computes the norms; synchronizes with the device.
+    def measure(
+        self, state: TrainState, grad_norms: Tensor, groups: Sequence[ParameterGroup]
+    ) -> dict[str, dict[str, float]]:
+        """Computes the norms; synchronizes with the device. A collective call where weights are measured.
 
         Args:
             state: The state after the step.
-            grad_norms: (P) norm of each gradient, in the order of `state.trained()`.
+            grad_norms: (P) norm of each gradient, in the order of `state.replicas.names`.
+            groups: The trained parameters of all processes, in groups.
 
         Returns:
             The norms by metric, then by module or index of the group.
         """
-        trained = state.trained()
-        modules = [module_of(name) for name in trained]
-        groups = [str(index) for index, group in enumerate(state.groups) for _ in group.names]
+        names = state.replicas.names
+        modules = [module_of(name) for name in names]
+        index = {name: str(number) for number, group in enumerate(groups) for name in group.names}
         gradients = grad_norms.tolist()
-        found = {"grad_norms": _joined(modules, gradients), "group_grad_norms": _joined(groups, gradients)}
+        found = {
+            "grad_norms": _joined(modules, gradients),
+            "group_grad_norms": _joined([index[name] for name in names], gradients),
+        }
         if self.weights:
-            found["weight_norms"] = _joined(modules, weight_norms(list(trained.values())).tolist())
+            squares = state.layout.world.sum(local_squares(state.trained(), state.replicas))
+            found["weight_norms"] = _joined(modules, squares.sqrt().tolist())
         return found
-
-
-@torch.no_grad()
-def weight_norms(parameters: Sequence[Tensor]) -> Tensor:
-    """Returns the Euclidean norm of each parameter, (P), at least in float32."""
-    dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(list(parameters), 2, dtype=dtype))
 
 
 def module_of(parameter: str) -> str:

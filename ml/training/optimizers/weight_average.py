@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml.config import configurable, require
+from ml.distributed.fsdp import weights_changed
+from ml.distributed.shards import local
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.rollback import portions, rolled_back_where
 
@@ -87,21 +89,29 @@ class WeightAverage:
         decay = self.settings.decay_after(self.settings.num_updates(step - 1))
         is_first = decay == 0.0  # a copy, which is right after a skipped step too
         for weights in portions(self._weights):
-            averages = [self._averages[weight] for weight in weights]
+            averages = [local(self._averages[weight]) for weight in weights]
             with rolled_back_where(None if is_first else skipped, averages):
-                torch._foreach_lerp_(averages, [_widened(weight) for weight in weights], 1.0 - decay)
+                torch._foreach_lerp_(averages, [_widened(local(weight)) for weight in weights], 1.0 - decay)
 
     @contextlib.contextmanager
-    def in_place_of_weights(self) -> Iterator[None]:
-        """Replaces the weights of the model by the averages inside the context; copies only to convert the dtype."""
-        weights = [weight.data for weight in self._weights]
+    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
+        """Replaces the weights of the model by the averages inside the context, with a copy of the weights.
+
+        Args:
+            model: The model of the averaged weights.
+        """
+        before = [local(weight).detach().clone() for weight in self._weights]
         try:
-            for weight in self._weights:
-                weight.data = self._averages[weight].to(weight.dtype)
+            self._write(model, [local(self._averages[weight]) for weight in self._weights])
             yield
         finally:
-            for parameter, own in zip(self._weights, weights, strict=True):
-                parameter.data = own
+            self._write(model, before)
+
+    @torch.no_grad()
+    def _write(self, model: nn.Module, values: list[Tensor]) -> None:
+        for weight, new in zip(self._weights, values, strict=True):
+            local(weight).copy_(new)
+        weights_changed(model)
 
 
 def _widened(weight: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from saved import trained_model
 
 import ml
 from ml.data import Batch
-from ml.training.metrics.norms import module_of, weight_norms
+from ml.distributed import World
+from ml.distributed.norms import local_squares, replicas
+from ml.training.metrics.norms import module_of
 from ml.training.metrics.progress import TerminalProgress, describe
 from ml.training.metrics.throughput import Throughput, peak_memory
 
@@ -217,8 +219,9 @@ def test_a_place_is_a_block_or_a_part_of_the_model(parameter, place):
 
 
 def test_weights_in_bfloat16_have_norms_in_float32():
-    parameters = [torch.nn.Parameter(torch.full((5000,), 3.0, dtype=torch.bfloat16))]
-    assert weight_norms(parameters).item() == pytest.approx(3.0 * math.sqrt(5000), rel=1e-6)
+    parameters = {"weight": torch.nn.Parameter(torch.full((5000,), 3.0, dtype=torch.bfloat16))}
+    squares = local_squares(parameters, replicas(parameters, World()))
+    assert squares.sqrt().item() == pytest.approx(3.0 * math.sqrt(5000), rel=1e-6)
 
 
 def test_the_progress_shows_utilization_where_there_is_room():
