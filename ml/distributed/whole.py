@@ -113,7 +113,7 @@ def scattered(wholes: Tensor, number: int, steps: list[Division]) -> Tensor:
 
 
 def _chunks(length: int, number: int) -> tuple[int, ...]:
-    """The sizes of `torch.chunk`, filled up with empty chunks."""
+    """The sizes of `torch.chunk`, padded with empty chunks."""
     most = -(-length // number)
     return tuple(max(0, min(most, length - rank * most)) for rank in range(number))
 
