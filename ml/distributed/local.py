@@ -155,7 +155,7 @@ class Local:
 
     axis: TensorAxis
     _views: list[_View] = field(default_factory=list)
-    _sizes: list[tuple[nn.Module, str, int, int]] = field(default_factory=list)
+    _sizes: list[tuple[nn.Module, str, Any, Any]] = field(default_factory=list)
     _is_shown: bool = False
 
     @property
@@ -190,7 +190,11 @@ class Local:
     def resize(self, module: nn.Module, name: str) -> None:
         """Shows an attribute that counts channels, heads or groups as the size of this rank's part."""
         whole = getattr(module, name)
-        self._sizes.append((module, name, whole, self.axis.share(whole)))
+        self.show_as(module, name, self.axis.share(whole))
+
+    def show_as(self, module: nn.Module, name: str, part: Any) -> None:
+        """Shows an attribute as `part`."""
+        self._sizes.append((module, name, getattr(module, name), part))
 
     def _place(
         self,

@@ -117,10 +117,14 @@ class GatedRMSNorm(NoProducts):
         if self.gate_position == "before":
             y = y * gate
         grouped = y.unflatten(-1, (self.num_groups, -1))  # (..., G, size / G)
-        y = root_mean_square_normalized(grouped, self.epsilon).flatten(-2) * self.weight.to(wide)
+        y = self.normalized(grouped).flatten(-2) * self.weight.to(wide)
         if self.gate_position == "after":
             y = y * gate
         return y.to(x.dtype)
+
+    def normalized(self, grouped: Tensor) -> Tensor:
+        """Groups of channels (..., G, size / G), each over its root mean square."""
+        return root_mean_square_normalized(grouped, self.epsilon)
 
     def extra_repr(self) -> str:
         groups = f"num_groups={self.num_groups}, gate_position={self.gate_position}"

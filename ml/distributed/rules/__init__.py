@@ -6,15 +6,18 @@ A layer without a rule is computed whole by every rank; within a divided layer i
 from ml.distributed.rules import (  # noqa: F401  (each registers its rules)
     attention,
     containers,
+    convolution,
+    delta_rule,
     elsewhere,
     embeddings,
     experts,
     head,
     latent_attention,
     linear,
+    mamba,
+    mamba2,
     mlp,
     normalization,
-    recurrent,
 )
 from ml.distributed.rules.rule import Rule, find_rule, register_rule
 from ml.distributed.rules.split import Split

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ml.distributed.local import Gradient, Local
@@ -29,6 +31,13 @@ class LinearRule(Positionwise):
         if layer.adapter is not None:
             rule_of(layer.adapter).row(layer.adapter, local)
 
+    def channels(self, layer: Linear, local: Local, rows: Sequence[slice]) -> None:
+        local.replicate(layer, "weight", Gradient.PARTIAL, rows=rows)
+        local.replicate(layer, "bias", Gradient.PARTIAL, rows=rows)
+        local.show_as(layer, "out_features", sum(part.stop - part.start for part in rows))
+        if layer.adapter is not None:
+            rule_of(layer.adapter).channels(layer.adapter, local, rows)
+
     def inner(self, layer: Linear, local: Local) -> None:
         """Every rank computes it on its part of the heads."""
         for part in layer.modules():
@@ -46,6 +55,10 @@ class LoRARule(Positionwise):
     def row(self, layer: nn.Module, local: Local) -> None:
         local.shard(layer, "A", 1)
         local.replicate(layer, "B", Gradient.PARTIAL)
+
+    def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
+        local.replicate(layer, "A", Gradient.PARTIAL)
+        local.replicate(layer, "B", Gradient.PARTIAL, rows=rows)
 
 
 def whole_within(layer: nn.Module, local: Local) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from functools import partial
 
-from ml.distributed.local import Gradient, Local
+import torch
+from torch import Tensor, nn
+
+from ml.distributed.collectives import Copy, Sum
+from ml.distributed.local import Gradient, Local, TensorAxis
 from ml.distributed.rules.rule import register_rule
 from ml.distributed.rules.whole import Positionwise
-from ml.layers.normalization import FixedRMSNorm, LayerNorm, NoNorm, RMSNorm
+from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNorm, RMSNorm
 
 
 class NormRule(Positionwise):
@@ -18,5 +23,34 @@ class NormRule(Positionwise):
             local.replicate(layer, name, Gradient.PARTIAL)
 
 
+class GatedNormRule(NormRule):
+    """`GatedRMSNorm`, also over channels that are divided: a group may lie on several ranks, or a rank have several."""
+
+    def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
+        assert isinstance(layer, GatedRMSNorm)
+        local.replicate(layer, "weight", Gradient.PARTIAL, rows=rows)
+        num_groups = layer.num_groups
+        if num_groups % local.axis.size == 0:
+            local.resize(layer, "num_groups")
+        else:
+            local.show_as(layer, "num_groups", 1)
+            vars(layer)["normalized"] = partial(_normalized_over_ranks, layer.epsilon, num_groups, local.axis)
+
+
+def _normalized_over_ranks(epsilon: float, num_groups: int, axis: TensorAxis, part: Tensor) -> Tensor:
+    """A rank's part (..., 1, C) of a group of channels over the root mean square of the whole group.
+
+    One collective sums the squares of all groups, for which a rank adds to its own group alone.
+    """
+    wide = part.to(torch.promote_types(part.dtype, torch.float32))
+    squares = wide.square().sum(-1)  # (..., 1)
+    group = axis.rank * num_groups // axis.size
+    squares = torch.nn.functional.pad(squares, (group, num_groups - 1 - group))  # (..., G)
+    sums = Copy.apply(Sum.apply(squares, axis.group), axis.group)[..., group : group + 1]
+    mean = sums[..., None] * (num_groups / (axis.size * part.shape[-1]))
+    return (wide * torch.rsqrt(mean + epsilon)).to(part.dtype)
+
+
 for _kind in (RMSNorm, FixedRMSNorm, LayerNorm, NoNorm):
     register_rule(_kind, NormRule())
+register_rule(GatedRMSNorm, GatedNormRule())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -59,6 +59,16 @@ class Rule:
     def inner(self, layer: nn.Module, local: Local) -> None:
         """Keeps a layer within a divided layer whole: each rank applies it to its heads or channels."""
         raise self._refusal(layer, local, "the heads of a layer")
+
+    def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
+        """Keeps a layer within a divided layer whole, of whose outputs, or channels, each rank computes some.
+
+        Args:
+            layer: The layer.
+            local: Of the divided layer.
+            rows: The outputs of this rank, in the order in which the divided layer uses them.
+        """
+        raise self._refusal(layer, local, "its channels")
 
     def _refusal(self, layer: nn.Module, local: Local, what: str) -> MeshError:
         place = f"{local.axis.paths.get(layer, '')} ({type(layer).__name__})"

@@ -77,8 +77,8 @@ class LatentAttention(Mixer):
         rank = positive("key_value_rank", key_value_rank)
 
         query_size = heads * (self.head_size + self.rotary_size)
+        self.query = self.query_down = self.query_norm = self.query_up = None
         if query_rank is None:
-            self.query_norm = self.query_up = None
             self.query = from_x = child("query", linear, hidden_size, query_size)
         else:
             query_rank = positive("query_rank", query_rank)
