@@ -14,6 +14,7 @@ from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.batch import Batch
+from ml.data.sequences.batch_indices import held_out_indices
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
@@ -129,9 +130,8 @@ class ImageTextDataset(Dataset):
     def validation_part(
         self, size: int, num_tokens: int | None = None, rank: int = 0, num_ranks: int = 1
     ) -> Iterator[Batch]:
-        end = self._validation_end(num_tokens)
-        for first in range(rank * size, end, num_ranks * size):
-            yield self._batch(self.validation, np.arange(first, min(first + size, end)))
+        for indices in held_out_indices(self._validation_end(num_tokens), size, rank, num_ranks):
+            yield self._batch(self.validation, indices)
 
     def describe(self) -> dict[str, Any]:
         """Returns a description of the data for the run's records."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from ml.data.datasets.dataset import Dataset
 from ml.data.sequences.batch import Batch
+from ml.data.sequences.batch_indices import held_out_indices
 from ml.data.sequences.sampling import Sampling, Sequences
 from ml.data.sequences.streams import TokenStream
 from ml.data.tokenizers import Tokenizer
@@ -68,10 +69,8 @@ class TokenDataset(Dataset):
         self, size: int, num_tokens: int | None = None, rank: int = 0, num_ranks: int = 1
     ) -> Iterator[Batch]:
         held_out = self._validation(num_tokens)
-        count = held_out.num_sequences
-        size = min(size, -(-count // num_ranks)) or 1  # few sequences are work for every rank
-        for first in range(rank * size, count, num_ranks * size):
-            yield held_out.batch(np.arange(first, min(first + size, count)))
+        for indices in held_out_indices(held_out.num_sequences, size, rank, num_ranks):
+            yield held_out.batch(indices)
 
     def validation_bytes(self, num_tokens: int | None = None) -> int:
         if num_tokens not in self._num_bytes:

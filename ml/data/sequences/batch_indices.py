@@ -1,5 +1,9 @@
 """Assignment of sequences to steps and ranks."""
 
+from collections.abc import Iterator
+
+import numpy as np
+
 
 def sequence_indices(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> range:
     """Returns the indices of the sequences that a rank processes in a step.
@@ -17,3 +21,19 @@ def sequence_indices(step: int, batch_size: int, rank: int = 0, num_ranks: int =
     size = batch_size // num_ranks
     first = (step - 1) * batch_size + rank * size
     return range(first, first + size)
+
+
+def held_out_indices(count: int, size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[np.ndarray]:
+    """Yields the indices of the held-out sequences in each batch of a rank.
+
+    Together, the batches of all ranks are all sequences, once. Few sequences are work for every rank.
+
+    Args:
+        count: Number of held-out sequences.
+        size: Largest number of sequences per batch.
+        rank: Rank of the process.
+        num_ranks: Number of ranks.
+    """
+    size = max(1, min(size, -(-count // num_ranks)))
+    for first in range(rank * size, count, num_ranks * size):
+        yield np.arange(first, min(first + size, count))
