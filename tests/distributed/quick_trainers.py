@@ -6,7 +6,11 @@ from ml.api import build_trainer
 from ml.building import SHIPPED_CONFIGS, _trainer_on_meta
 
 
+def quick_config(bindings):
+    """The configuration of base.gin with bindings."""
+    return configuration.load(["base.gin"], list(bindings), root=_trainer_on_meta, shipped=SHIPPED_CONFIGS)
+
+
 def quick_trainer(bindings):
     """The trainer of base.gin with bindings; its model is on the meta device."""
-    config = configuration.load(["base.gin"], list(bindings), root=_trainer_on_meta, shipped=SHIPPED_CONFIGS)
-    return build_trainer(config)
+    return build_trainer(quick_config(bindings))
