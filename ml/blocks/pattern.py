@@ -7,8 +7,9 @@ from torch import nn
 
 from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
-from ml.config import REQUIRED, UNORDERED, child, configurable, require
+from ml.config import REQUIRED, UNORDERED, child, children, configurable, require
 from ml.layers.checks import MAX_COUNT, positive
+from ml.layers.copying import ModuleCopier
 
 
 @configurable
@@ -72,4 +73,4 @@ def _kinds(blocks: dict[str, Callable], pattern: Sequence[str], num_blocks: int 
 
 def _group(block: Callable[..., nn.Module], hidden_size: int, indices: list[int]) -> nn.ModuleDict:
     names = [f"block_{index}" for index in indices]
-    return nn.ModuleDict({name: child(name, block, hidden_size) for name in names})
+    return nn.ModuleDict(children(names, block, hidden_size, copier=ModuleCopier()))

@@ -7,8 +7,9 @@ from torch import nn
 from ml.blocks.decoder_block import DecoderBlock
 from ml.blocks.sequence import BlockSequence
 from ml.blocks.sharing import share_weights
-from ml.config import REQUIRED, child, configurable
+from ml.config import REQUIRED, children, configurable
 from ml.layers.checks import MAX_COUNT, positive
+from ml.layers.copying import ModuleCopier
 
 
 @configurable
@@ -36,8 +37,8 @@ class Repeat(BlockSequence):
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
-        for index in range(positive("num_blocks", num_blocks, at_most=MAX_COUNT)):
-            name = f"block_{index}"
-            setattr(self, name, child(name, block, hidden_size))
+        names = [f"block_{index}" for index in range(positive("num_blocks", num_blocks, at_most=MAX_COUNT))]
+        for name, built in children(names, block, hidden_size, copier=ModuleCopier()).items():
+            setattr(self, name, built)
         if shared:
             share_weights(self.blocks, "the blocks")

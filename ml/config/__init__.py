@@ -7,8 +7,8 @@ import gin
 from ml.config.canonical import UNORDERED
 from ml.config.config import Bindings, Config, ImportedValue, load
 from ml.config.configurable import configurable
-from ml.config.construction import ParameterError, child, require, unused
-from ml.config.errors import ConfigError, Location, Problem
+from ml.config.constructors import child, children, require, unused
+from ml.config.errors import ConfigError, Location, ParameterError, Problem
 from ml.config.operative import difference, fingerprint
 from ml.config.provenance import Record, explain, select
 from ml.config.values import UnwritableError, register_constant, register_enum
@@ -28,6 +28,7 @@ __all__ = [
     "Record",
     "UnwritableError",
     "child",
+    "children",
     "configurable",
     "difference",
     "explain",

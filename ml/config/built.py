@@ -1,8 +1,10 @@
 """Queries on a finished build: which places are alike, and which binding selected the component at a place."""
 
+import functools
 from collections.abc import Hashable, Iterable, Iterator
 
 from ml.config.configurable import Configurable
+from ml.config.copies import all_calls, originals
 from ml.config.errors import Problem
 from ml.config.plans import Call
 from ml.config.statements import Binding
@@ -20,19 +22,26 @@ class Built:
 
     def __init__(self, calls: list[Call]):
         self._calls = calls
-        self._by_path: dict[Path, list[Call]] = {}
-        for call in calls:
-            self._by_path.setdefault(call.path, []).append(call)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[Path, list[Call]]:
+        by_path: dict[Path, list[Call]] = {}
+        for call in all_calls(self._calls):
+            by_path.setdefault(call.path, []).append(call)
+        return by_path
 
     def kinds(self, paths: Iterable[Path]) -> dict[Path, Hashable]:
         """Returns a value for each of `paths`, equal for places with the same component built in the same way."""
-        kinds: dict[Path, list] = {path: [] for path in paths}
+        original = originals(self._calls)
+        places = {path: original(path) for path in paths}
+        kinds: dict[Path, list] = {place: [] for place in places.values()}
         depths = sorted({len(path) for path in kinds})
         for call in self._calls:
             for depth in depths:
                 if call.path[:depth] in kinds:
                     kinds[call.path[:depth]].append(_kind(call, depth))
-        return {path: tuple(found) for path, found in kinds.items()}
+        finished = {place: tuple(found) for place, found in kinds.items()}
+        return {path: finished[place] for path, place in places.items()}
 
     def problem(self, path: Path, message: str) -> Problem:
         """Returns a problem with the component at `path`.
@@ -58,7 +67,8 @@ class Built:
 
 def _kind(call: Call, depth: int) -> Hashable:
     decided = tuple((name, _comparable(value)) for name, value in call.arguments.items())
-    return call.path[depth:], id(call.plan), call.info.selector, decided
+    inside = call.original.path[depth:] if call.original else None
+    return call.path[depth:], inside, id(call.plan), call.info.selector, decided
 
 
 def _comparable(value: object) -> object:

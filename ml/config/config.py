@@ -11,8 +11,10 @@ from ml.config.built import Built
 from ml.config.components import Component
 from ml.config.configurable import Configurable, is_outdated
 from ml.config.construction import Build
+from ml.config.copies import all_calls
 from ml.config.effects import Effects, find_effects
 from ml.config.errors import ConfigError, Location, Problem, did_you_mean
+from ml.config.garbage import no_garbage_collection
 from ml.config.imported import ImportedValue, imported_statements
 from ml.config.names import Names
 from ml.config.operative import difference, fingerprint, operative_config
@@ -89,7 +91,7 @@ class Config:
 
     def records(self) -> Iterator[Record]:
         """Returns the value and source of every parameter of every component."""
-        return records(self._checked.calls, self._analysis.unset, self._names.spell)
+        return records(all_calls(self._checked.calls), self._analysis.unset, self._names.spell)
 
     def provenance(self) -> dict[str, Any]:
         """Returns the content of provenance.json."""
@@ -178,7 +180,8 @@ def load(
             reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
     name = Path(files[0]).stem if files else "bindings"
     components = tuple(reader.check_code())
-    return _checked(Source(name, reader, root, check, allow_unused_bindings, components))
+    with no_garbage_collection():
+        return _checked(Source(name, reader, root, check, allow_unused_bindings, components))
 
 
 def _checked(source: Source) -> Config:
@@ -227,7 +230,8 @@ def _restored(source: Source, modules: list[str], operative: str) -> Config:
     """
     for module in modules:
         importlib.import_module(module)
-    config = _checked(source)
+    with no_garbage_collection():
+        config = _checked(source)
     if config.fingerprint != fingerprint(operative):
         changed = "\n".join(difference(operative, config.operative))
         raise ConfigError([f"the operative config differs with the code of this process:\n{changed}"])

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, overload
@@ -32,6 +32,11 @@ class ActiveBuild(Protocol):
         derived: Mapping[str, Any],
     ) -> Any:
         """Builds a child in the scope `name`."""
+
+    def children(
+        self, names: Iterable[str], constructor: Callable[..., Any], args: tuple, kwargs: dict, copier: Any
+    ) -> dict[str, Any]:
+        """Builds several children, each in the scope of its name."""
 
     def parameter_problem(self, parameter: str, message: str) -> None:
         """Records that a parameter has an invalid value."""

@@ -1,120 +1,37 @@
 """Building from a configuration: the values of constructors, and the children of modules.
 
-A module calls `child`. `Build` is one build of one configuration: while it is active in a thread, every configurable
+`Build` is one build of one configuration: while it is active in a thread, every configurable
 that is called in the thread gets its values from it.
 """
 
-import gc
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from types import FunctionType
+from typing import Any
 
 import gin
 
 from ml.config import gin_internals
 from ml.config.built import Built
-from ml.config.configurable import Configurable, active, constructed_by, find, newest
-from ml.config.errors import ConfigError, Location, Problem
+from ml.config.configurable import Configurable, active, constructed_by, newest
+from ml.config.copies import Copier
+from ml.config.errors import ConfigError, Location, ParameterError, Problem
 from ml.config.failures import describe_error, missing_attribute
-from ml.config.plans import Call, Candidate, Cause, Plan, to_object
-from ml.config.scopes import PathIndex, compress, match
-from ml.config.statements import UNSET, Binding
-from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions
+from ml.config.garbage import no_garbage_collection
+from ml.config.parameter_problems import at, cause_of, misfit_problem, missing_problem
+from ml.config.plans import Call, Candidate, Plan, to_object
+from ml.config.scopes import PathIndex, match
+from ml.config.statements import Binding
+from ml.config.suggestions import NO_SUGGESTIONS, SavedSuggestions, Suggestions, unbound
 from ml.config.types import mismatch
 from ml.config.values import Reference, substitute
 
-_Product = TypeVar("_Product")
 _NOTHING: Mapping[str, Any] = {}
 _DEEPEST = 100  # nested constructors; a deep model has twenty
 _Here = tuple[list[str], tuple[str, ...], tuple[frozenset[str], ...]]  # a scope as gin's list, as a path, and reduced
+_UNREPEATABLE = object()
 _STAND_INS = {int: 1, float: 1.0, bool: False, str: ""}
-
-
-class ParameterError(ValueError):
-    """A parameter of a configurable has an invalid value."""
-
-    def __init__(self, parameter: str, message: str):
-        super().__init__(f"{parameter} {message}")
-        self.parameter = parameter
-        self.message = message
-
-    def __reduce__(self):
-        return type(self), (self.parameter, self.message)
-
-
-def child(
-    name: str,
-    constructor: Callable[..., _Product],
-    *args: Any,
-    defaults: Mapping[str, Any] = _NOTHING,
-    derived: Mapping[str, Any] = _NOTHING,
-    **kwargs: Any,
-) -> _Product:
-    """Builds a child inside the scope `name`, the attribute to which it is assigned.
-
-    Args:
-        name: The scope.
-        constructor: The constructor of the child.
-        args: With `kwargs`, the values that the parent determines (shapes). Binding one of these is an error.
-        defaults: Values that replace the child's own defaults. A binding overrides them.
-        derived: Like `defaults`, for values that follow from the parent's own parameters, and so are not saved.
-        kwargs: See `args`.
-
-    Returns:
-        The child.
-    """
-    build = active.build
-    if build is not None:
-        return build.child(name, constructor, args, kwargs, defaults, derived)
-    info = find(constructor)
-    bound = gin.get_bindings(info.selector, resolve_references=False) if info and (defaults or derived) else _NOTHING
-    return constructor(*args, **{**_suggested(constructor, defaults, derived, bound), **kwargs})
-
-
-def _suggested(constructor: Any, defaults: Mapping, derived: Mapping, bound: Mapping = _NOTHING) -> dict[str, Any]:
-    """The suggestions of a parent that neither gin nor a `functools.partial` of the constructor overrides."""
-    said = {**getattr(constructor, "keywords", _NOTHING), **bound}
-    return {key: value for key, value in {**defaults, **derived}.items() if key not in said}
-
-
-def require(condition: bool, parameter: str, message: str) -> None:
-    """Checks a parameter in its constructor. The error names the binding that set it.
-
-    While a configuration is being checked, errors are collected and construction continues.
-
-    Example: `require(num_heads > 0, "num_heads", f"must be positive, not {num_heads}")`.
-
-    Args:
-        condition: Whether the value is valid.
-        parameter: The name of the parameter.
-        message: The message, as text that follows the parameter's name.
-
-    Raises:
-        ParameterError: The condition is false, outside a build.
-        ConfigError: The condition is false, inside a build.
-    """
-    if condition:
-        return
-    if active.build is None:
-        raise ParameterError(parameter, message)
-    active.build.parameter_problem(parameter, message)
-
-
-def unused(condition: bool, parameter: str, *because: str) -> None:
-    """Declares that a parameter of the running constructor has no effect if a condition holds.
-
-    If it has no effect anywhere, binding it is an error, unless a later source set the parameter that disables it.
-
-    Example: `unused(mlp is None, "mlp_norm", "mlp")`.
-
-    Args:
-        condition: Whether the parameter has no effect.
-        parameter: The name of the parameter.
-        because: The parameters, of this constructor or of an enclosing one, whose values disable it.
-    """
-    if condition and active.build is not None:
-        active.build.unused(parameter, because)
 
 
 class Build:
@@ -144,6 +61,7 @@ class Build:
         self._keep_calls = keep_calls
         self.calls: list[Call] = []
         self._made: dict[int, Call] = {}  # by the id of what was built
+        self._called: set[Any] = set()  # the constructors called for the child in progress, and perhaps `_UNREPEATABLE`
 
     def __enter__(self) -> "Build":
         if active.build is not None:
@@ -152,14 +70,12 @@ class Build:
         self._scopes.append([])
         self._here: _Here = (self._scopes[-1], (), ())
         active.build = self
-        # A build allocates much and frees little: collections in between took a third of the time of 1,000 blocks.
-        self._collected_garbage = gc.isenabled()
-        gc.disable()
+        self._pause = no_garbage_collection()
+        self._pause.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self._collected_garbage:
-            gc.enable()
+        self._pause.__exit__(*exception)
         active.build = None
         self._scopes.pop()
 
@@ -172,13 +88,59 @@ class Build:
         try:
             built = constructed_by(constructor)
             if built is None:
-                return constructor(*args, **{**_suggested(constructor, defaults, derived), **kwargs})
+                self._called.add(constructor if isinstance(constructor, FunctionType) else _UNREPEATABLE)
+                return constructor(*args, **{**unbound(constructor, defaults, derived), **kwargs})
             self._suggested = self._suggestions((*path, name), built, defaults, derived)
             return newest(constructor)(*args, **kwargs)
         finally:
             self._suggested = NO_SUGGESTIONS
             self._scopes.pop()
             self._here = outer
+
+    def children(self, names, constructor, args, kwargs, copier: Copier) -> dict[str, Any]:
+        """See the function `children`."""
+        made: dict[str, Any] = {}
+        copiers: dict[Hashable, tuple[Callable[[], Any], Call | None]] = {}
+        for name in names:
+            kind = self._kind(name, constructor)
+            if kind in copiers:
+                copy, original = copiers[kind]
+                made[name] = self._copied(name, copy(), original)
+                continue
+            outer, self._called, start = self._called, set(), len(self.calls)
+            try:
+                made[name] = self.child(name, constructor, args, kwargs, _NOTHING, _NOTHING)
+                if kind is not None and self._is_repeatable(copier) and (copy := copier.copies_of(made[name])):
+                    copiers[kind] = copy, _first(self.calls[start:])
+            finally:
+                self._called |= outer
+        return made
+
+    def _kind(self, name: str, constructor: Callable[..., Any]) -> Hashable:
+        """A value that is equal for children that the same bindings reach; None for one that is not configurable."""
+        built = constructed_by(constructor)
+        if built is None:
+            return None
+        _, path, reduced = self._where()
+        saved = self._suggestions((*path, name), built, _NOTHING, _NOTHING).saved
+        return self._index.below(reduced, name), tuple(saved.items())
+
+    def _is_repeatable(self, copier: Copier) -> bool:
+        """True if the child that was just built has no part that a copy could lack."""
+        return _UNREPEATABLE not in self._called and all(map(copier.is_repeatable, self._called))
+
+    def _copied(self, name: str, component: Any, original: Call | None) -> Any:
+        """Records the call of a copy, and returns the copy."""
+        if original is not None:
+            _, outer, _ = self._where()
+            path = (*outer, name)
+            suggestions = self._suggestions(path, original.info, _NOTHING, _NOTHING)
+            inner = original.path[len(path) :]
+            call = Call((*path, *inner), original.info, original.plan, original.parent, original.arguments, suggestions)
+            call.unused, call.original = original.unused, original
+            self.calls.append(call)
+            self._made[id(component)] = call
+        return component
 
     def _suggestions(self, path, built: Configurable, defaults: Mapping, derived: Mapping) -> Suggestions:
         """The suggestions of the running constructor to a child at `path`."""
@@ -209,6 +171,7 @@ class Build:
         suggestions, self._suggested = self._suggested, NO_SUGGESTIONS
         _, path, reduced = self._where()
         plan = self._plans.get((info.selector, reduced)) or self._plan(info, reduced)
+        self._called.add(info.target if plan.is_plain else _UNREPEATABLE)
         decided = kwargs
         if len(args) > skip:
             decided = {**dict(zip(info.positional, args[skip:], strict=False)), **kwargs}
@@ -263,7 +226,7 @@ class Build:
         except ConfigError:
             raise
         except ValueError as error:
-            problem = Problem(self._selected_by(), f"{call.info.name} cannot be built{_at(call.path)}: {error}")
+            problem = Problem(self._selected_by(), f"{call.info.name} cannot be built{at(call.path)}: {error}")
             raise ConfigError([*self.problems, problem]) from error
         except Exception as error:  # of any code, that of users among it
             if isinstance(error, TypeError):
@@ -277,10 +240,10 @@ class Build:
         missing = missing_attribute(error)
         part = self._made.get(id(missing.owner)) if missing else None
         if missing is None or part is None:
-            message = f"{call.info.name} cannot be built{_at(call.path)}: {describe_error(error)}"
+            message = f"{call.info.name} cannot be built{at(call.path)}: {describe_error(error)}"
             return Problem(self._selected_by(), message)
         asks = call.info.name if missing.wanted_by is None else type(missing.wanted_by).__name__
-        message = f"{part.info.name}{_at(part.path)} has no `{missing.name}`, which {asks} needs"
+        message = f"{part.info.name}{at(part.path)} has no `{missing.name}`, which {asks} needs"
         return Built(self.calls).problem(part.path, message)
 
     def _plan(self, info: Configurable, reduced: tuple[frozenset[str], ...]) -> Plan:
@@ -331,6 +294,7 @@ class Build:
 
     def _singleton(self, reference: Reference) -> Any:
         """The value of `@name/gin.singleton()`: the result of `name/gin.singleton.constructor`, once per build."""
+        self._called.add(_UNREPEATABLE)
         if reference.scopes not in self._singletons:
             bindings = [b for b in self._by_configurable.get("gin.singleton", ()) if b.scope == reference.scopes]
             if not bindings:
@@ -344,10 +308,11 @@ class Build:
 
     def parameter_problem(self, parameter: str, message: str) -> None:
         """Collects or raises a problem with a parameter of the innermost running constructor."""
+        self._called.add(_UNREPEATABLE)
         if not self._calling:
             raise ParameterError(parameter, message)
         call = self._calling[-1]
-        self._misfits.setdefault(_parameter_problem(call, parameter, message), []).append(call.path)
+        self._misfits.setdefault(misfit_problem(call, parameter, message), []).append(call.path)
         if not self._collect:
             raise ConfigError(self.problems)
 
@@ -355,7 +320,7 @@ class Build:
     def problems(self) -> list[Problem]:
         """The problems with parameters, each once, with all places where it occurs."""
         return [
-            Problem(problem.location, problem.message + _at(*paths), problem.statement)
+            Problem(problem.location, problem.message + at(*paths), problem.statement)
             for problem, paths in (self._unset or self._misfits).items()  # a misfit can follow from a stand-in
         ]
 
@@ -365,8 +330,9 @@ class Build:
             candidates = call.plan.candidates.get(name)
             if name in call.arguments or (not candidates and values.get(name, gin.REQUIRED) is not gin.REQUIRED):
                 continue
-            problem = _missing_problem(call, name, candidates[-1].binding if candidates else None)
+            problem = missing_problem(call, name, candidates[-1].binding if candidates else None)
             self._unset.setdefault(problem, []).append(call.path)
+            self._called.add(_UNREPEATABLE)
             spec = call.info.spec(name)
             if not self._collect or spec is None or spec.annotation not in _STAND_INS:
                 raise ConfigError(self.problems)
@@ -376,15 +342,16 @@ class Build:
         """Records the options without a saved value that have an effect now."""
         for name in call.plan.left_out:
             if name not in call.arguments and name not in call.unused:
-                problem = _missing_problem(call, name, call.plan.candidates[name][-1].binding)
+                problem = missing_problem(call, name, call.plan.candidates[name][-1].binding)
                 self._unset.setdefault(problem, []).append(call.path)
+                self._called.add(_UNREPEATABLE)
         if self._unset and not self._collect:
             raise ConfigError(self.problems)
 
     def unused(self, parameter: str, because: tuple[str, ...]) -> None:
         """Records that a parameter of the innermost running constructor has no effect, with the causes."""
         if self._calling:
-            causes = tuple(_cause(self._calling, name) for name in because)
+            causes = tuple(cause_of(self._calling, name) for name in because)
             call = self._calling[-1]
             call.unused = {**call.unused, parameter: causes}
 
@@ -398,7 +365,7 @@ class Build:
         try:
             inspect.signature(plain).bind(*args, **values)
         except TypeError as mismatch:
-            message = f"{call.info.name} cannot be built{_at(call.path)}: {mismatch}"
+            message = f"{call.info.name} cannot be built{at(call.path)}: {mismatch}"
             raise ConfigError([*self.problems, Problem(self._selected_by(), message)]) from error
 
     def _endless(self) -> None:
@@ -430,37 +397,9 @@ class Build:
         return None
 
 
-def _cause(calling: list[Call], parameter: str) -> Cause:
-    """The value of a parameter of the innermost call that has it and whose parent does not pass it."""
-    for call in reversed(calling):
-        if parameter in call.info.parameters and parameter not in call.arguments:
-            candidates = call.plan.candidates.get(parameter)
-            suggested = call.suggestions.value(parameter)
-            default = call.info.parameters[parameter].default if suggested is UNSET else suggested
-            return Cause(f"{call.info.name}.{parameter}", candidates[-1].binding if candidates else None, default)
-    return Cause(parameter, None, UNSET)
-
-
-def _missing_problem(call: Call, parameter: str, binding: Binding | None) -> Problem:
-    name = f"{call.info.name}.{parameter}"
-    if binding is not None and binding.is_left_out:
-        message = f"{name} must be set: the saved run left out its value, which had no effect there"
-        return Problem(binding.location, message, binding.text())
-    return Problem(binding.location if binding else None, f"{name} must be set, and nothing sets it")
-
-
-def _parameter_problem(call: Call, parameter: str, message: str) -> Problem:
-    candidates = call.plan.candidates.get(parameter)
-    name = f"{call.info.name}.{parameter}"
-    if parameter in call.arguments:
-        return Problem(None, f"{name}, which the parent determines, {message}")
-    if candidates:
-        binding = candidates[-1].binding
-        return Problem(binding.location, f"{name} {message}", binding.text(written=True))
-    whose = "the parent's" if parameter in {**call.suggestions.defaults, **call.suggestions.derived} else "its"
-    return Problem(None, f"{name}, {whose} default, {message}")
-
-
-def _at(*paths: tuple[str, ...]) -> str:
-    places = compress([path for path in paths if path])
-    return f" (at {', '.join(places)})" if places else ""
+def _first(calls: list[Call]) -> Call | None:
+    """The outermost of the calls that built a component, with the others as those inside it; None if not recorded."""
+    for first in calls[:1]:
+        first.inside = calls[1:]
+        return first
+    return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ml.config.construction import Build
+from ml.config.copies import all_calls
 from ml.config.errors import Problem
 from ml.config.reasons import Places, kinds_of_call
 from ml.config.rewound import RewoundBuild
@@ -103,4 +104,4 @@ def _swapped_out(
     moments = {binding.order for binding in waiting} | _ends_of_sources(bindings)
     rewound = RewoundBuild(bindings, moments, unset)
     run(rewound)
-    return rewound.revived(waiting, {(call.path, call.info.selector) for call in build.calls})
+    return rewound.revived(waiting, {(call.path, call.info.selector) for call in all_calls(build.calls)})

@@ -98,3 +98,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return f"; did you mean {lowered[near[0]]!r}?"
     longer = [candidate for candidate in known if word and word.lower() in candidate.lower()]
     return f"; did you mean {min(longer, key=len)!r}?" if longer else ""
+
+
+class ParameterError(ValueError):
+    """A parameter of a configurable has an invalid value."""
+
+    def __init__(self, parameter: str, message: str):
+        super().__init__(f"{parameter} {message}")
+        self.parameter = parameter
+        self.message = message
+
+    def __reduce__(self):
+        return type(self), (self.parameter, self.message)

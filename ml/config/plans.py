@@ -1,7 +1,8 @@
 """Values of one configurable at one kind of place, computed once for all equal blocks."""
 
 import copy
-from collections.abc import Callable, Mapping
+import enum
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -47,9 +48,10 @@ class Plan:
         weak: The winning binding of each parameter that is a saved default, which suggestions override.
         left_out: Parameters that a saved run set without effect, whose values are unknown.
         missing: Required parameters that are not set.
+        is_plain: Whether all values are literals or build what they refer to: no object is shared between two calls.
     """
 
-    __slots__ = ("candidates", "left_out", "missing", "strong", "weak")
+    __slots__ = ("candidates", "is_plain", "left_out", "missing", "strong", "weak")
 
     def __init__(self, candidates: dict[str, list[Candidate]], info: Configurable):
         self.candidates = {parameter: _ordered(found) for parameter, found in candidates.items()}
@@ -60,6 +62,11 @@ class Plan:
         self.left_out = [p for p, c in winners.items() if c.binding.is_left_out]
         without = [p for p in self.left_out if _has_no_default(info, p)]
         self.missing = [*unset, *(p for p, c in winners.items() if c.binding.requires), *without]
+        self.is_plain = all(_is_plain(node) for c in winners.values() for node in walk(c.binding.value))
+
+
+def _is_plain(node: Any) -> bool:
+    return not isinstance(node, Constant) or isinstance(node.value, bool | int | float | str | enum.Enum | None)
 
 
 def _has_no_default(info: Configurable, parameter: str) -> bool:
@@ -94,9 +101,14 @@ class Call:
         parent: The construction that it is part of; None for the root.
         arguments: The values that the parent passes.
         suggestions: The suggestions of the parent.
+
+    Attributes:
+        unused: The parameters without effect, with the causes.
+        original: The construction that was copied instead of calling the constructor again; None if it was called.
+        inside: The recorded calls inside this one, if it was copied.
     """
 
-    __slots__ = ("arguments", "info", "parent", "path", "plan", "suggestions", "unused")
+    __slots__ = ("arguments", "info", "inside", "original", "parent", "path", "plan", "suggestions", "unused")
 
     def __init__(self, path, info, plan, parent, arguments, suggestions):
         self.path: tuple[str, ...] = path
@@ -105,7 +117,9 @@ class Call:
         self.parent: Call | None = parent
         self.arguments: Mapping[str, Any] = arguments
         self.suggestions: Suggestions = suggestions
-        self.unused: Mapping[str, tuple[Cause, ...]] = _NOTHING  # parameters without effect, with the causes
+        self.unused: Mapping[str, tuple[Cause, ...]] = _NOTHING
+        self.original: Call | None = None
+        self.inside: Sequence[Call] = ()
 
     @property
     def parameters(self) -> list[ParameterSpec]:

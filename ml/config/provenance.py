@@ -1,7 +1,7 @@
 """Provenance: value, source and place of every parameter of every component, and the values it overrode (rule 8)."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -64,7 +64,7 @@ class Record:
 
 
 def records(
-    calls: list[Call], unset: Sequence[Unset] = (), spell: Callable[[Configurable], str] = short_name
+    calls: Iterable[Call], unset: Sequence[Unset] = (), spell: Callable[[Configurable], str] = short_name
 ) -> Iterator[Record]:
     """Yields the records of all constructions, in the order of the build.
 

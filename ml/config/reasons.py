@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ml.config.configurable import Configurable, reference_to
 from ml.config.construction import Build
+from ml.config.copies import all_calls
 from ml.config.errors import did_you_mean
 from ml.config.plans import Call, Cause
 from ml.config.scopes import compress, parse_range, split_index
@@ -54,9 +55,7 @@ class Places:
     def __init__(self, build: Build):
         self._calls = build.calls
         self._components = {component for call in build.calls for component in call.path}
-        self._paths: dict[str, list[tuple[str, ...]]] = {}
-        for call in build.calls:
-            self._paths.setdefault(call.info.selector, []).append(call.path)
+        self._built = {call.info.selector for call in build.calls}
         self._kinds: dict[str, list[Call]] = {}
         for call in kinds_of_call(build.calls):
             self._kinds.setdefault(call.info.selector, []).append(call)
@@ -85,9 +84,10 @@ class Places:
                 known = sorted({_generalized(c) for c in self._components} | self._components, key=len)
                 return f"there is no scope {pattern!r} in the model{did_you_mean(pattern, known)}"
         name = binding.configurable.name
-        if binding.configurable.selector not in self._paths:
+        if binding.configurable.selector not in self._built:
             return f"{name} is not built{self._built_instead(binding)}"
-        places = compress([p for p in self._paths[binding.configurable.selector] if p])
+        here = [c.path for c in all_calls(self._calls) if c.info.selector == binding.configurable.selector]
+        places = compress([path for path in here if path])
         shown = ", ".join(places[:3]) + (" ..." if len(places) > 3 else "")
         return f"no {name} is built in the scope {'/'.join(binding.scope)!r}; it is built at {shown or 'the root'}"
 

@@ -56,6 +56,10 @@ class RewoundBuild(Build):
         finally:
             self._moments, self._plans, self.calls = outer
 
+    def children(self, names, constructor, args, kwargs, copier) -> dict[str, Any]:
+        """Builds each child: at some moments equal children had different components."""
+        return {name: self.child(name, constructor, args, kwargs, {}, {}) for name in names}
+
     def _enter(self, moments: Moments, suggested: Any) -> None:
         self._moments, self._suggested = moments, suggested
         self._plans = self._plans_at.setdefault(moments[0], {})

@@ -71,3 +71,9 @@ class SavedSuggestions:
 
 def _is_at(place: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
     return len(place) == len(patterns) and all(map(matches, patterns, place))
+
+
+def unbound(constructor: Any, defaults: Mapping, derived: Mapping, bound: Mapping = _NOTHING) -> dict[str, Any]:
+    """The suggestions of a parent that neither gin nor a `functools.partial` of the constructor overrides."""
+    said = {**getattr(constructor, "keywords", _NOTHING), **bound}
+    return {key: value for key, value in {**defaults, **derived}.items() if key not in said}

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import children, configurable
 from ml.layers.context import Context
+from ml.layers.copying import ModuleCopier
 from ml.layers.grouped_experts import GROUPINGS, grouped_experts, obstacle_to_grouping
 from ml.layers.protocol import NoProducts
 from ml.layers.tracing import has_values
@@ -46,9 +47,9 @@ class Experts(NoProducts):
         super().__init__(lr_scale)
         self.grouped = grouped
         self._fraction = experts_per_token / num_experts
-        for index in range(num_experts):
-            name = f"expert_{index}"
-            setattr(self, name, child(name, expert, hidden_size))
+        names = [f"expert_{index}" for index in range(num_experts)]
+        for name, built in children(names, expert, hidden_size, copier=ModuleCopier()).items():
+            setattr(self, name, built)
         self.obstacle_to_grouping = obstacle_to_grouping(self.in_order)
 
     @property

@@ -10,6 +10,7 @@ from torch import nn
 from ml.config import child, configurable, require
 from ml.layers.checks import ADDRESSABLE, checked_lr_scale
 from ml.layers.initialization import Fill, Initialization, normal
+from ml.layers.walk import named_modules
 
 
 class ParameterSettings(NamedTuple):
@@ -68,27 +69,33 @@ def adopt_settings(model: nn.Module) -> None:
 
     There they survive a deep copy, and a parameter that torch or a sharding replaces.
     """
-    for module in model.modules():
+    fresh: list[nn.Parameter] = []
+    for _, module in named_modules(model):
         own = [name for name, parameter in module._parameters.items() if parameter is not None]
         found = {name: settings for name in own if (settings := settings_of(module, name)) is not None}
         if found:
             vars(module)["parameter_settings"] = found
-    for parameter in model.parameters():
+        fresh += [parameter for name in own if "settings" in vars(parameter := module._parameters[name])]
+    for parameter in fresh:
         vars(parameter).pop("settings", None)
 
 
 def named_settings(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, ParameterSettings]]:
     """Yields each parameter once with its name and settings, in the order of `model.named_parameters()`.
 
-    A tied parameter has the settings of its first name.
+    A tied parameter has the settings of its first name. The model may be changed meanwhile.
 
     Raises:
         ValueError: A parameter was not built by `Parameter`.
     """
-    modules = dict(model.named_modules())
-    for name, parameter in list(model.named_parameters()):
-        path, _, own_name = name.rpartition(".")
-        settings = settings_of(modules[path], own_name)
-        if settings is None:
-            raise ValueError(f"parameter {name} was not built by `Parameter`, so its settings are unknown")
-        yield name, parameter, settings
+    found: dict[int, tuple[str, nn.Parameter, ParameterSettings]] = {}
+    for path, module in named_modules(model):
+        for own_name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in found:
+                continue
+            name = f"{path}.{own_name}" if path else own_name
+            settings = settings_of(module, own_name)
+            if settings is None:
+                raise ValueError(f"parameter {name} was not built by `Parameter`, so its settings are unknown")
+            found[id(parameter)] = (name, parameter, settings)
+    yield from found.values()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from ml.layers.protocol import Buffered, Layer, Mixer, Stack
+from ml.layers.walk import named_modules
 
 
 def obstacle_to_decoding(mixing: Mapping[str, nn.Module]) -> str | None:
@@ -54,7 +55,7 @@ def obstacle_to_flops(model: nn.Module) -> str | None:
 
     Layers of torch that hold no parameter, such as containers and dropout, have no own matrix products.
     """
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         is_declared = isinstance(module, Layer) and module.training_flops_per_token(1) is not None
         if not is_declared and (not _is_of_torch(module) or module._parameters):
             advice = "derive it from ml.layers.Layer and define `training_flops_per_token`"
@@ -64,7 +65,7 @@ def obstacle_to_flops(model: nn.Module) -> str | None:
 
 def obstacle_to_allocation(model: nn.Module) -> str | None:
     """The layer whose buffers cannot be computed after the meta device, and what to declare; None where all can."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         names = [name for name, buffer in module._buffers.items() if buffer is not None]
         if names and not isinstance(module, Buffered):
             advice = "derive it from ml.layers.Buffered and define `reset_buffers`"
@@ -95,7 +96,7 @@ def depth_of(module: nn.Module) -> int:
 
 def max_sequence_length(*modules: nn.Module) -> int | None:
     """The longest sequence that all layers of some modules take; None for any."""
-    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, Layer)]
+    layers = [layer for module in modules for _, layer in named_modules(module) if isinstance(layer, Layer)]
     lengths = [layer.max_sequence_length for layer in layers]
     return min((length for length in lengths if length is not None), default=None)
 

@@ -15,6 +15,7 @@ from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
 from ml.layers.protocol import Mixer, NoProducts
 from ml.layers.rotary import RotaryEmbedding
+from ml.layers.walk import named_modules
 from ml.models.declarations import (
     depth_of,
     max_sequence_length,
@@ -212,7 +213,7 @@ def with_auxiliary(sums: LossSums, auxiliary: Auxiliary) -> LossSums:
 
 def _misfits(sequences: list[nn.Module | None]) -> Iterator[str]:
     """Problems with mixers that are made for images."""
-    modules = [module for sequence in sequences if sequence is not None for module in sequence.modules()]
+    modules = [module for sequence in sequences if sequence is not None for _, module in named_modules(sequence)]
     if any(isinstance(module, Mixer) and module.causal is False for module in modules):
         yield "lets a token see those that it is to predict: leave `causal` True, or set it in the scope of an encoder"
     if any(isinstance(module, RotaryEmbedding) and module.num_axes != 1 for module in modules):

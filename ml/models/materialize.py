@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ml.layers.initialization import Fill
 from ml.layers.parameter import adopt_settings, named_settings
 from ml.layers.protocol import Buffered, Stack
+from ml.layers.walk import named_modules
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.parameters import ancestors
 
@@ -73,8 +74,7 @@ def draws(model: nn.Module, seed: int) -> list[Draw]:
     """
     if obstacle := obstacle_to_allocation(model):
         raise ValueError(obstacle)
-    modules = dict(model.named_modules())
-    depths = {path: module.num_layers for path, module in modules.items() if isinstance(module, Stack)}
+    depths = {path: module.num_layers for path, module in named_modules(model) if isinstance(module, Stack)}
     adopt_settings(model)
     found = []
     for name, parameter, settings in named_settings(model):
@@ -85,12 +85,11 @@ def draws(model: nn.Module, seed: int) -> list[Draw]:
 
 def without_depth(model: nn.Module) -> list[str]:
     """The parameters whose initialization scales with the depth and which stand in no sequence that tells it."""
-    modules = dict(model.named_modules())
+    stacks = {path for path, module in named_modules(model) if isinstance(module, Stack)}
     return [
         name
         for name, _, settings in named_settings(model)
-        if has_open_depth(settings.initialization)
-        and not any(isinstance(modules[path], Stack) for path in ancestors(name))
+        if has_open_depth(settings.initialization) and stacks.isdisjoint(ancestors(name))
     ]
 
 

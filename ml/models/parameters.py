@@ -8,6 +8,7 @@ from torch import nn
 
 from ml.layers.parameter import adopt_settings, named_settings
 from ml.layers.protocol import lr_scale_of
+from ml.layers.walk import named_modules
 
 
 class ScaledParameter(NamedTuple):
@@ -25,10 +26,14 @@ def named_parameters_with_scales(model: nn.Module) -> Iterator[ScaledParameter]:
     The scale is the product of `lr_scale` over the parameter and every module that holds it. A tied parameter has the
     path of its first name. Raises ValueError for a parameter that was not built by `Parameter`.
     """
-    modules = dict(model.named_modules())
+    scales: dict[str, tuple[float, ...]] = {}  # of each module and those that hold it, without those of 1
+    for path, module in named_modules(model):
+        outer = scales[path.rpartition(".")[0]] if path else ()
+        own = lr_scale_of(module)
+        scales[path] = outer if own == 1.0 else (*outer, own)
     for name, parameter, settings in named_settings(model):
-        holders = (lr_scale_of(modules[path]) for path in ancestors(name))
-        yield ScaledParameter(name, parameter, math.prod(holders, start=settings.lr_scale), settings.weight_decay)
+        lr_scale = math.prod(scales[name.rpartition(".")[0]], start=settings.lr_scale)
+        yield ScaledParameter(name, parameter, lr_scale, settings.weight_decay)
 
 
 def ancestors(name: str) -> list[str]:
@@ -41,4 +46,5 @@ def settle_parameters(model: nn.Module) -> None:
     """Gives the settings of all parameters to the modules that own them, and freezes those with a scale of 0."""
     adopt_settings(model)
     for scaled in named_parameters_with_scales(model):
-        scaled.parameter.requires_grad_(scaled.lr_scale != 0.0)
+        if scaled.parameter.requires_grad is (scaled.lr_scale == 0.0):
+            scaled.parameter.requires_grad_(scaled.lr_scale != 0.0)

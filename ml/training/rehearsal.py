@@ -19,6 +19,7 @@ from ml.layers.experts import Experts
 from ml.layers.loss import Teacher
 from ml.layers.mixers import StochasticMixer
 from ml.layers.protocol import Mixer
+from ml.layers.walk import named_modules
 from ml.models import LanguageModel
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
@@ -77,11 +78,12 @@ class _Stage:
 
     def __init__(self, model: nn.Module, built: Built):
         self.model = model
-        self.paths = {module: tuple(name.split(".")) if name else () for name, module in model.named_modules()}
+        paths = {module: tuple(name.split(".")) if name else () for name, module in named_modules(model)}
         self.equal: dict[Path, list[Path]] = {}
         self.watched: list[_Watched] = []
         self._returned: dict[nn.Module, tuple[nn.Module, object]] = {}
-        self._keep_one_of_each_kind(built)
+        self._keep_one_of_each_kind(paths, built)
+        self.paths = {module: paths[module] for _, module in named_modules(model) if module in paths}
         for module in model.modules():
             if isinstance(module, Experts):
                 module.grouped = False  # a grouped product of shapes alone exists in bfloat16 only
@@ -89,17 +91,18 @@ class _Stage:
             for child in module.children():
                 child.register_forward_hook(lambda child, _, output, parent=module: self._note(parent, child, output))
 
-    def _keep_one_of_each_kind(self, built: Built) -> None:
-        sequences = [module for module in self.paths if isinstance(module, BlockSequence)]
-        blocks = {self.paths[block]: block for sequence in sequences for block in sequence.blocks}
-        holders = {child: module for module in self.paths for child in module.children()}
+    def _keep_one_of_each_kind(self, paths: dict[nn.Module, Path], built: Built) -> None:
+        sequences = [module for module in paths if isinstance(module, BlockSequence)]
+        blocks = {paths[block]: block for sequence in sequences for block in sequence.blocks}
+        holders = {child: module for module in paths for child in module.children()}
         kinds: dict[tuple, list[Path]] = {}
+        absent = _Absent()
         for path, kind in built.kinds(blocks).items():
             kinds.setdefault((path[:-1], kind), []).append(path)
         for first, *others in kinds.values():
             self.equal[first] = [first, *others]
             for path in others:
-                holders[blocks[path]]._modules[path[-1]] = _Absent()
+                holders[blocks[path]]._modules[path[-1]] = absent
             if not isinstance(blocks[first], BlockSequence):
                 self.watched.append(_Watched(blocks[first]))
                 holders[blocks[first]]._modules[first[-1]] = self.watched[-1]
@@ -175,7 +178,7 @@ class _Stage:
 
 
 class _Absent(Mixer):
-    """Placeholder of a block that equals an earlier one."""
+    """Placeholder of the blocks that equal an earlier one."""
 
     separates_documents = True  # the trainer has asked the block itself
 

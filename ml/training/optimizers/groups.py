@@ -40,7 +40,8 @@ def group_parameters(
     """
     groups: dict[tuple[float, float | None], ParameterGroup] = {}
     for name, parameter, lr_scale, weight_decay in parameters:
-        parameter.requires_grad_(lr_scale != 0.0)
+        if parameter.requires_grad is (lr_scale == 0.0):
+            parameter.requires_grad_(lr_scale != 0.0)
         if lr_scale != 0.0:
             group = groups.setdefault((lr_scale, weight_decay), ParameterGroup(lr_scale, weight_decay, [], []))
             group.names.append(name)
