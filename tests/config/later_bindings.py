@@ -1,13 +1,16 @@
 """Configurations to save, bindings to put on top of them, and what one configuration comes to."""
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
 import ml
+import ml.training  # registers what a file can name
 from ml.api import build_trainer
-from ml.config import ConfigError, ImportedValue
+from ml.building import _trainer_on_meta
+from ml.config import ConfigError, load
 
 LEFT_OUT = "the saved run left out its value"
 TRAINING = ("data/standard_library.gin", "training/default.gin")
@@ -62,27 +65,37 @@ def meaning(config: ml.Config) -> Meaning:
     )
 
 
-def loaded(recipe: str, bindings: Iterable[str], imported: Iterable[ImportedValue] = ()) -> ml.Config | ConfigError:
-    """A recipe with bindings, or why it is refused."""
+def unrehearsed(files: Iterable[str], bindings: Iterable[str]) -> ml.Config | ConfigError:
+    """Loads a configuration without passing tensors through its model, or returns why it is refused.
+
+    Equal models pass or fail alike, and the comparison of two configurations shows whether their models are equal.
+    """
     try:
-        return ml.load(RECIPES[recipe], [*TOLD.get(recipe, REPEATED), *bindings], imported=imported)
+        return load(list(files), list(bindings), root=_trainer_on_meta, shipped=ml.SHIPPED_CONFIGS)
     except ConfigError as error:
         return error
+
+
+@functools.lru_cache(maxsize=64)
+def _loaded(recipe: str, bindings: tuple[str, ...]) -> ml.Config | ConfigError:
+    return unrehearsed(RECIPES[recipe], [*TOLD.get(recipe, REPEATED), *bindings])
+
+
+def loaded(recipe: str, bindings: Iterable[str]) -> ml.Config | ConfigError:
+    """A recipe with bindings, or why it is refused."""
+    return _loaded(recipe, tuple(bindings))
 
 
 def bound(config: ml.Config, binding: str) -> ml.Config | ConfigError:
     """A binding on top of a saved configuration, or why it is refused."""
-    try:
-        return ml.load(bindings=[config.operative, binding])
-    except ConfigError as error:
-        return error
+    return unrehearsed((), [config.operative, binding])
 
 
-def assert_promise(recipe: str, bindings: list[str], imported: Iterable[ImportedValue] = ()) -> ml.Config | ConfigError:
+def assert_promise(recipe: str, bindings: list[str]) -> ml.Config | ConfigError:
     """Saves the recipe before each binding and compares with the recipe and all bindings so far; returns the last."""
-    config = loaded(recipe, (), imported)
+    config = loaded(recipe, ())
     for count, binding in enumerate(bindings, start=1):
-        direct, config = loaded(recipe, bindings[:count], imported), bound(config, binding)
+        direct, config = loaded(recipe, bindings[:count]), bound(config, binding)
         assert_same(direct, config)
         if isinstance(config, ConfigError):
             break

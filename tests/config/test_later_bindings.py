@@ -73,14 +73,23 @@ SINGLE = [
 ]
 
 
-@pytest.mark.parametrize("binding", SINGLE)
-@pytest.mark.parametrize("recipe", RECIPES)
+# Recipes that differ in kind meet every binding, the others every third one.
+KINDS = ("tiny", "gemma3_1b", "mamba2_1.3b", "deepseek_v3_16b", "vision_language")
+ON_RECIPES = [
+    (recipe, binding)
+    for row, recipe in enumerate(RECIPES)
+    for column, binding in enumerate(SINGLE)
+    if recipe in KINDS or (row + column) % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("recipe", "binding"), ON_RECIPES)
 def test_one_binding_on_a_saved_recipe_is_the_binding_on_its_files(recipe, binding):
     assert_promise(recipe, [binding])
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_bindings_on_a_saved_recipe_mean_what_they_mean_on_its_files(data):
     recipe = data.draw(st.sampled_from(list(RECIPES)), label="recipe")
