@@ -39,6 +39,9 @@ def parallelize(
         from ml.distributed.pipeline.cut import cut
 
         stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), stream_dtype)
+    if compile:  # when it is first called, with all that is replaced below
+        for block in blocks_of(model):
+            vars(block)["forward"] = torch.compile(block.forward)
     if (axis := layout.axis("expert")) is not None:
         from ml.distributed.expert_dispatch import expert_parallel
 
@@ -47,15 +50,12 @@ def parallelize(
         from ml.distributed.tensor import obstacle_to_sequence, tensor_parallel
 
         possible = obstacle_to_sequence(model) is None
-        tensor_parallel(model, axis, sequence=possible if mesh.sequence is None else mesh.sequence)
+        tensor_parallel(model, axis, sequence=possible if mesh.sequence is None else mesh.sequence, is_compiled=compile)
     if (axis := layout.axis("context")) is not None:
         from ml.distributed.stretch import context_parallel
 
         context_parallel(model, axis)
     blocks = list(blocks_of(model))
-    if compile:
-        for block in blocks:
-            block.compile()
     if (sharded := layout.fully_sharded) is not None:
         for root in stages or [model]:
             own = set(root.modules())

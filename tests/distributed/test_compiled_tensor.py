@@ -1,0 +1,40 @@
+"""Compiled blocks on the tensor axis: one graph for all of them, with the loss and gradients of one process."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch._dynamo.utils as dynamo
+from processes import run_ranks
+from tensor_models import SEED, assert_gradients_equal, batch_of, gradients_of, small_model
+
+from ml.distributed import Layout, Mesh, MeshSizes
+from ml.distributed.initialization import materialize_shards
+from ml.distributed.parallelize import parallelize
+from ml.models import materialize
+
+BINDINGS = [
+    "Attention.query_norm = @RMSNorm",
+    "Linear.bias = True",
+    "DecoderBlock.activation_checkpointing = @ActivationCheckpointing",
+]
+
+
+def compiled(world):
+    model = small_model(BINDINGS)
+    batch = batch_of()
+    one = materialize(copy.deepcopy(model), "cpu", SEED)
+    # The graphs alone: this process ends after them.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    parallelize(model, Layout.of(world, MeshSizes(tensor=world.size)), Mesh(tensor=world.size), compile=True)
+    materialize_shards(model, world, "cpu", SEED)
+    _, expected = gradients_of(one, batch)
+    _, found = gradients_of(model, batch)
+    assert_gradients_equal(found, expected)
+    return dynamo.counters["stats"]["unique_graphs"], dict(dynamo.counters["graph_break"])
+
+
+@pytest.mark.slow
+def test_blocks_are_one_graph():
+    assert run_ranks(2, compiled) == [(1, {})] * 2
