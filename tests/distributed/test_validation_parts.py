@@ -30,6 +30,7 @@ CASES = {
     "packed documents": ["TextData.sampling = @PackedDocuments", "Validation.num_tokens = 200"],
     "mixture": [MIXTURE, "Validation.num_tokens = 333"],
     "mixture of experts": ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.num_experts = 3"],
+    "divided experts": ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.num_experts = 6"],
 }
 
 
@@ -40,15 +41,18 @@ def trainer_of(root, bindings):
 
 
 def measured(world, root):
-    """The validation loss of each case, the texts of the first, and what is measured when rank 1 is asked to stop."""
+    """The validation loss of each case, the texts of two, and what is measured when rank 1 is asked to stop."""
     found = {}
     for name, bindings in CASES.items():
-        trainer = trainer_of(root, bindings)
+        axes = [f"Mesh.expert = {world.size}"] if name == "divided experts" else []
+        trainer = trainer_of(root, [*bindings, *axes])
         layout, (one,) = Layout.of(world, trainer.mesh_sizes(world.size)), trainer.open_data().validation_sets
         model = trainer.start(world.device, layout).model
         settings = (model, one.dataset, 3, trainer.precision, world.device)
+        if name in ("all", "divided experts"):
+            texts = trainer.samples.draw(model, trainer.data, trainer.precision, world.device, world)
+            found[f"texts, {name}"] = [text["text"] for text in texts]
         if name == "all":
-            found["texts"] = list(trainer.samples.draw(model, trainer.data, trainer.precision, world.device, world))
             calls = []
             stop = lambda calls=calls: calls.append(1) or (world.rank == world.size - 1 and len(calls) == 2)  # noqa: E731
             found["stopped"] = one.validation.measure(*settings, stop, layout), len(calls)
@@ -68,9 +72,10 @@ def by_one(tmp_path_factory):
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_a_sharded_model_has_the_validation_loss_and_the_texts_of_one_process(by_one, num_ranks):
     root, expected = by_one
-    assert len({text["text"] for text in expected["texts"]}) == 2
+    texts = [f"texts, {name}" for name in ("all", "divided experts")]
+    assert all(len(set(expected[name])) == 2 for name in texts)
     for found in run_ranks(num_ranks, measured, root):
-        assert found["texts"] == expected["texts"]
+        assert all(found[name] == expected[name] for name in texts)
         assert found["stopped"] == (None, 2) == expected["stopped"]
         for name in CASES:
             assert found[name] == pytest.approx(expected[name], rel=1e-6), name  # sums in another order
