@@ -1,6 +1,7 @@
 """Tensor and sequence parallel models compute what one process does."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,16 +10,24 @@ from tensor_models import (
     assert_same_as_one_process,
     batch_of,
     divided,
+    gradients_of,
     small_model,
     tensor_mesh,
 )
 from torch.distributed.tensor.debug import CommDebugMode
 
+from ml.blocks import DecoderBlock, Repeat
 from ml.distributed import MeshError
 from ml.distributed.rules.embeddings import vocabulary_misfit
 from ml.distributed.tensor import obstacle_to_sequence, tensor_misfits, tensor_parallel
+from ml.layers import MLP, Attention
 from ml.layers.loss import Teacher
-from ml.models import materialize
+from ml.layers.vision import PatchEmbedding
+from ml.models import LanguageModel, materialize
+from ml.models.vision_encoder import VisionEncoder
+from ml.models.vision_language_model import VisionLanguageModel
+
+VOCABULARY = 61  # of the model that reads images
 
 NORMAL_BIAS = ["Linear.bias = True", "Linear.bias_initialization = @normal"]
 CASES = {
@@ -50,6 +59,11 @@ CASES = {
     "norms of outputs": ["DecoderBlock.mixer_output_norm = @RMSNorm", "DecoderBlock.mlp_output_norm = @RMSNorm"],
     "learned positions, scale": ["Embeddings.position = @PositionEmbedding", "Embeddings.scale = 5.0"],
     "shared blocks": ["Repeat.shared = True", *NORMAL_BIAS],
+    "one of two mixers": [
+        "DecoderBlock.mixer = @StochasticMixer",
+        "StochasticMixer.mixers = {'whole': @Attention, 'window': @window/Attention}",
+        "window/Attention.window_size = 4",
+    ],
     "checkpointing": ["DecoderBlock.activation_checkpointing = @ActivationCheckpointing", *NORMAL_BIAS],
     "selective checkpointing": ["DecoderBlock.activation_checkpointing = @SelectiveActivationCheckpointing"],
 }
@@ -98,6 +112,46 @@ def further_passes(world):
 
 def test_documents_lengths_teachers_and_further_tokens():
     run_ranks(2, further_passes)
+
+
+def images_and_bfloat16(world):
+    with torch.device("meta"):
+        model = vision_model()
+    batch = batch_of(VOCABULARY - 1)
+    tokens = batch.tokens.clone()
+    tokens[0, 2:4] = tokens[2, 5:7] = VOCABULARY - 1  # an image has two patches
+    images = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(3))
+    assert obstacle_to_sequence(model) is not None
+    assert_same_as_one_process(world, model, batch._replace(tokens=tokens), sequence=False, images=images)
+
+    batch, model = batch_of(), small_model(["LanguageModelHead.z_loss = 0.01"])
+    one, many = materialize(copy.deepcopy(model), "cpu", 3), divided(model, world, sequence=True)
+    _, exact = gradients_of(copy.deepcopy(one), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rounded = gradients_of(one, batch)
+        _, found = gradients_of(many, batch)
+    for name, gradient in exact.items():
+        error, usual = (found[name].full_tensor() - gradient).norm(), (rounded[name] - gradient).norm()
+        assert error < 2 * usual, name  # rounded in other places, but as coarsely
+
+
+def vision_model():
+    """A language model of width 32 that reads images of two patches."""
+    block = partial(DecoderBlock, mlp=partial(MLP, intermediate_size=24))
+    of_text, of_patches = partial(Attention, num_heads=4), partial(Attention, num_heads=2, causal=False, rotary=None)
+    vision = partial(
+        VisionEncoder,
+        hidden_size=16,
+        patches=partial(PatchEmbedding, image_size=(2, 4), patch_size=2),
+        encoder=partial(Repeat, block=partial(block, mixer=of_patches), num_blocks=1),
+    )
+    decoder = partial(Repeat, block=partial(block, mixer=of_text), num_blocks=2)
+    text = partial(LanguageModel, vocab_size=VOCABULARY, hidden_size=32, decoder=decoder)
+    return VisionLanguageModel(image_token_id=VOCABULARY - 1, language_model=text, vision=vision)
+
+
+def test_images_and_bfloat16():
+    run_ranks(2, images_and_bfloat16)
 
 
 def four_ranks(world):

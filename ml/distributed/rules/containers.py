@@ -28,7 +28,8 @@ class BlockRule(Positionwise):
         local = Local(axis)
         for name in list(layer._parameters):
             local.replicate(layer, name, Gradient.OF_STREAM)
-        local.around(layer, "compute")
+        if local.has_views:
+            local.around(layer, "compute")
         if not axis.is_compiled:
             return
         inside = [module for module in layer.modules() if module in axis.shown and not isinstance(module, Experts)]

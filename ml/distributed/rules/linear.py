@@ -38,12 +38,6 @@ class LinearRule(Positionwise):
         if layer.adapter is not None:
             rule_of(layer.adapter).channels(layer.adapter, local, rows)
 
-    def inner(self, layer: Linear, local: Local) -> None:
-        """Every rank computes it on its part of the heads."""
-        for part in layer.modules():
-            for name in list(part._parameters):
-                local.replicate(part, name, Gradient.PARTIAL)
-
 
 class LoRARule(Positionwise):
     """`LoRA`: B (out, rank) is divided with the outputs, A (rank, in) with the inputs; the other one is whole."""
@@ -59,13 +53,6 @@ class LoRARule(Positionwise):
     def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
         local.replicate(layer, "A", Gradient.PARTIAL)
         local.replicate(layer, "B", Gradient.PARTIAL, rows=rows)
-
-
-def whole_within(layer: nn.Module, local: Local) -> None:
-    """Keeps a layer, whose output divided layers read, whole on every rank: its gradient is a sum over them."""
-    for part in layer.modules():
-        for name in list(part._parameters):
-            local.replicate(part, name, Gradient.PARTIAL)
 
 
 register_rule(Linear, LinearRule())
