@@ -14,6 +14,7 @@ from tensor_models import (
     small_model,
     tensor_mesh,
 )
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ml.blocks import DecoderBlock, Repeat
@@ -24,6 +25,8 @@ from ml.layers import MLP, Attention
 from ml.layers.loss import Teacher
 from ml.layers.vision import PatchEmbedding
 from ml.models import LanguageModel, materialize
+from ml.models.generation import generate
+from ml.models.sampling import Sampler
 from ml.models.vision_encoder import VisionEncoder
 from ml.models.vision_language_model import VisionLanguageModel
 
@@ -178,6 +181,13 @@ def logits_and_generation(world):
     one(tokens).square().sum().backward()
     found = many.head.weight.grad.full_tensor()
     torch.testing.assert_close(found, one.head.weight.grad, rtol=1e-4, atol=1e-4 * one.head.weight.grad.abs().max())
+    prompts = [tokens[0, :5].tolist(), tokens[1, :9].tolist()]
+    for use_cache in (True, False):
+        drawn = [
+            list(generate(model, prompts, 6, Sampler(), use_cache=use_cache, shared=torch.clone))
+            for model in (one, many)
+        ]
+        assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))
     # Outside of a pass the layers are those of the whole model.
     assert str(many) == described
     assert [layer.training_flops_per_token(16) for layer in many.modules() if layer is not many] == flops
@@ -186,6 +196,26 @@ def logits_and_generation(world):
 
 def test_logits_and_what_the_layers_declare():
     run_ranks(2, logits_and_generation)
+
+
+def gradients_with_dropout(world):
+    bindings = ["DecoderBlock.dropout = 0.3", "Embeddings.dropout = 0.3", "Attention.dropout = 0.3"]
+    model = small_model([*bindings, "Linear.apply_peft = @LoRA", "LoRA.dropout = 0.3"])
+    found = {}
+    for sequence in (False, True):
+        torch.manual_seed(5)
+        _, gradients = gradients_of(divided(model, world, sequence=sequence).train(), batch_of())
+        replicated = {name: g for name, g in gradients.items() if g.placements == (Replicate(),)}
+        found[sequence] = {name: g.to_local().numpy() for name, g in replicated.items()}
+    return found
+
+
+def test_replicated_weights_stay_equal_with_dropout():
+    first, second = run_ranks(2, gradients_with_dropout)
+    for sequence in (False, True):
+        assert first[sequence].keys() == second[sequence].keys() > set()
+        for name, gradient in first[sequence].items():
+            assert (gradient == second[sequence][name]).all(), name
 
 
 def collectives_of(world):
@@ -232,6 +262,14 @@ PLACE = "(in decoder.block_0.mixer and 1 more)"
         ),
         (["LanguageModel.vocab_size = 257", "GatedMLP.intermediate_size = 37"], 2, []),
         (["Attention.num_kv_heads = 1"], 1, []),
+        (
+            ["GatedMLP.intermediate_size = 37", "Linear.apply_peft = @LoRA", "LoRA.dropout = 0.1"],
+            2,
+            [
+                "GatedMLP.down: LoRA.dropout (0.1) needs inputs (37) whose number is divisible by Mesh.tensor (2) "
+                "(in decoder.block_0.mlp and 1 more)"
+            ],
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(bindings, size, problems):

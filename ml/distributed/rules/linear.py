@@ -23,6 +23,18 @@ class LinearRule(Positionwise):
         if layer.adapter is not None:
             rule_of(layer.adapter).column(layer.adapter, local)
 
+    def misfit_of_row(self, layer: nn.Module, size: int) -> str | None:
+        assert isinstance(layer, Linear)
+        dropout = 0.0 if layer.adapter is None else layer.adapter.dropout
+        if not dropout or layer.in_features % size == 0:
+            return None
+        # Ranks that draw different numbers would disagree in every later dropout of the residual stream.
+        kind = type(layer.adapter).__name__
+        return (
+            f"{kind}.dropout ({dropout}) needs inputs ({layer.in_features}) whose number is divisible by Mesh.tensor "
+            f"({size})"
+        )
+
     def row(self, layer: Linear, local: Local) -> None:
         local.shard(layer, "weight", 1)
         # Each rank adds its share, so that the sum over the ranks has the bias once.
