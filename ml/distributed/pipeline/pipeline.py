@@ -15,6 +15,7 @@ from ml.distributed.fsdp import weights_changed
 from ml.distributed.pipeline.schedules import PipelineSchedule
 from ml.distributed.pipeline.stage import Stage
 from ml.distributed.shards import local
+from ml.distributed.stretch import LossOfStretch
 from ml.layers.loss import LossSums
 from ml.models.language_model import LanguageModel
 from ml.targets import IGNORED
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 class Pipeline:
     """The stages of this rank, and the exchange with the ranks before and after it.
 
-    `model.loss` is replaced by `loss`, so that validation goes through all stages.
+    `model.loss` is replaced by `loss`, so that validation goes through all stages. Where it was the loss of a stretch
+    (context parallel), the stages compute that stretch.
 
     Args:
         model: The model, cut into `stages`.
@@ -51,6 +53,10 @@ class Pipeline:
         self.group = axis.get_group()
         self.rank, self.num_ranks = axis.get_local_rank(), axis.size()
         self.num_stages = self.num_ranks * schedule.stages_per_rank
+        if isinstance(model.loss, LossOfStretch):
+            self.time_shards = model.loss.neighbors.size  # which alone divides the stream along time then
+            for stage in stages:
+                stage.neighbors = model.loss.neighbors
         self._started: tuple[tuple[int, ...], Any] | None = None
         model.loss = self.loss
 

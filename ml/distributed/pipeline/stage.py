@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ml.layers.context import Auxiliary
+from ml.distributed.neighbors import Neighbors
+from ml.distributed.stretch import ContextOfStretch
+from ml.layers.context import Auxiliary, Context
 from ml.layers.loss import LossSums
 from ml.models.language_model import LanguageModel, with_auxiliary
 from ml.targets import IGNORED
@@ -31,6 +33,7 @@ class Stage(nn.Module):
 
     Attributes:
         autocast: Returns the context manager of a forward pass.
+        neighbors: The ranks with the other stretches of the same sequences; None without context parallel.
         measured: The sums of each forward pass since this list was cleared; without a loss except in the last stage.
     """
 
@@ -43,6 +46,7 @@ class Stage(nn.Module):
         self.is_first, self.is_last = index == 0, index == num_stages - 1
         self.dtype = dtype
         self.autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.neighbors: Neighbors | None = None
         self.measured: list[LossSums] = []
         self.blocks = nn.ModuleList(blocks)
         if self.is_first:
@@ -62,7 +66,7 @@ class Stage(nn.Module):
         """Computes a micro-batch.
 
         Args:
-            x: Tokens (B, T), or the residual stream (B, T, H).
+            x: Tokens (B, T), or the residual stream (B, T, H), of a stretch of T with context parallel.
             embedded: (B, T, H) embedded tokens, after the first stage of a model with multi-token prediction.
             targets: (B, T).
             num_targets: Number of targets of the whole step, by which the loss is divided.
@@ -78,8 +82,12 @@ class Stage(nn.Module):
         self, x: Tensor, passed: tuple[Tensor, ...], targets: Tensor, num_targets: int, documents: Tensor | None
     ) -> Tensor | tuple[Tensor, ...]:
         model: LanguageModel = vars(self)["model"]
-        auxiliary = Auxiliary()
-        context = model.context(targets, documents=documents, auxiliary=auxiliary)  # of the shape of the tokens
+        auxiliary = Auxiliary() if self.neighbors is None else None
+        context = model.context(targets, documents=documents, auxiliary=auxiliary)  # `targets`: the shape of the tokens
+        if self.neighbors is not None:
+            context = ContextOfStretch(context, targets, self.neighbors)
+            targets = targets[:, context.stretch]
+            x = x[:, context.stretch] if self.is_first else x
         if self.is_first:
             x = model.embed(x, context)
             passed = (x,) * (self.num_streams - 1)
@@ -89,12 +97,13 @@ class Stage(nn.Module):
         if self.is_last:
             sums = model.loss_of_stream(x, embedded, targets, context)
             self.measured.append(_detached(sums))
-            return (sums.total / num_targets).reshape(1)
+            return (_closed(sums.total, context) / num_targets).reshape(1)
+        assert context.auxiliary is not None
         zero = torch.zeros((), device=x.device)
-        sums = with_auxiliary(LossSums(zero, zero, (targets != IGNORED).sum()), auxiliary)
+        sums = with_auxiliary(LossSums(zero, zero, (targets != IGNORED).sum()), context.auxiliary)
         self.measured.append(_detached(sums))
         losses = [sums.total / num_targets] if sums.total.requires_grad else []
-        sent = self._sent(x, losses), *(self._sent(stream, []) for stream in passed)
+        sent = self._sent(_closed(x, context), losses), *(self._sent(stream, []) for stream in passed)
         return sent if len(sent) > 1 else sent[0]
 
     def _sent(self, stream: Tensor, losses: Sequence[Tensor]) -> Tensor:
@@ -116,6 +125,11 @@ class Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *ctx.ones
+
+
+def _closed(output: Tensor, context: Context) -> Tensor:
+    """A result of a pass, with the gradients of what the mixers sent to other stretches of the sequences."""
+    return context.close(output) if isinstance(context, ContextOfStretch) else output
 
 
 def _detached(sums: LossSums) -> LossSums:

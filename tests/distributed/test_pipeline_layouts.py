@@ -1,0 +1,91 @@
+"""Pipelines together with the other axes of a mesh: three training steps as in one process."""
+
+import torch
+from laid_out import whole
+from pipeline_cases import (
+    FURTHER_TOKENS,
+    LEARNED_POSITIONS,
+    MIXTURE,
+    PATTERN,
+    SIGMOID,
+    TIED,
+    micro_batches,
+    require_equal,
+    trainer_of,
+)
+from processes import run_ranks
+
+from ml.distributed import Layout
+from ml.training.state import named_weights
+from ml.training.step import train_step
+
+CPU = torch.device("cpu")
+CASES = {
+    "data": [*TIED, *LEARNED_POSITIONS, "Mesh.data_shard = 2"],
+    "data, interleaved": [
+        *SIGMOID,
+        "Trainer.skip_step = @SkipStep",
+        "Mesh.data_shard = 2",
+        "Mesh.schedule = @InterleavedOneForwardOneBackward",
+        "FullyShard.reshard_after_forward = False",
+    ],
+    "data, zero bubble": [*MIXTURE, "Mesh.data_shard = 2", "Mesh.schedule = @InterleavedZeroBubble"],
+    "data, zero bubble v": ["Mesh.data_shard = 2", "Mesh.schedule = @ZeroBubbleV"],
+    "replicas": [*FURTHER_TOKENS, "Mesh.data_replicate = 2", "Mesh.data_shard = 1"],
+    "experts": [*MIXTURE, "Mesh.data_shard = 2", "Mesh.expert = 2", "Mesh.schedule = @GPipe"],
+    "tensor": [*MIXTURE, "Mesh.tensor = 2"],
+    "tensor, tied": [*TIED, *LEARNED_POSITIONS, "Mesh.tensor = 2", "Mesh.schedule = @InterleavedOneForwardOneBackward"],
+    "tensor, zero bubble": [*TIED, "Mesh.tensor = 2", "Mesh.schedule = @InterleavedZeroBubble"],
+    "context": [*PATTERN, *TIED, "Mesh.context = 2"],
+    "context, interleaved": [*SIGMOID, "Mesh.context = 2", "Mesh.schedule = @InterleavedOneForwardOneBackward"],
+    "context, further tokens": [*FURTHER_TOKENS, "Mesh.context = 2"],
+}
+
+
+def step_of(trainer, state, step):
+    layout = state.layout
+    batches, num_targets = micro_batches(step, layout.data_rank, layout.num_data_ranks)
+    return train_step(state, batches, trainer.precision, 0.5, CPU, num_targets=num_targets)
+
+
+@torch.no_grad()
+def validation_loss(state):
+    state.model.eval()
+    batches, num_targets = micro_batches(100, state.layout.data_rank, state.layout.num_data_ranks)
+    nats = sum(state.model.loss(**batch.inputs).cross_entropy for batch in batches)
+    state.model.train()
+    return state.layout.sum(nats / num_targets)
+
+
+def require_equal_sums(found, wanted, name):
+    tolerance = 2e-6
+    require_equal(found.loss, wanted.loss, f"{name}: loss", tolerance)
+    require_equal(found.grad_norm, wanted.grad_norm, f"{name}: norm", 1e-5)
+    assert found.parts.keys() == wanted.parts.keys(), name
+    for part, value in found.parts.items():
+        require_equal(value, wanted.parts[part], f"{name}: {part}", tolerance)
+    assert found.loads.keys() == wanted.loads.keys(), name
+    for router, load in found.loads.items():
+        assert load.tolist() == wanted.loads[router].tolist(), f"{name}: {router}"
+
+
+def trains_as_one_process(world, name):
+    trainer = trainer_of([*CASES[name], "Mesh.pipeline = 2"])
+    alone = trainer_of(CASES[name]).start(CPU)
+    state = trainer.start(CPU, Layout.of(world, trainer.mesh_sizes(world.size)))
+    for step in range(3):
+        wanted = step_of(trainer, alone, step)
+        require_equal_sums(step_of(trainer, state, step), wanted, f"{name}, step {step}")
+    weights = named_weights(alone.model)
+    for key, weight in named_weights(state.model).items():
+        require_equal(whole(weight), weights[key], f"{name}: {key}", 1e-5)
+    require_equal(validation_loss(state), validation_loss(alone), f"{name}: validation loss", 2e-6)
+
+
+def all_train(world, names):
+    for name in names:
+        trains_as_one_process(world, name)
+
+
+def test_a_pipeline_on_any_mesh_trains_as_one_process():
+    run_ranks(4, all_train, list(CASES))
