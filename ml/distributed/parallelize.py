@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
 from ml.distributed.fsdp import blocks_of
 from ml.distributed.layout import Layout
 from ml.distributed.mesh import Mesh, MeshSizes
@@ -17,9 +15,7 @@ if TYPE_CHECKING:
     from ml.distributed.pipeline.stage import Stage
 
 
-def parallelize(
-    model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bool, stream_dtype: torch.dtype | None = None
-) -> Pipeline | None:
+def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bool) -> Pipeline | None:
     """Puts a model on the mesh, in place, in the order in which the parts must happen.
 
     With a single process nothing but compilation is done. The names of the parameters do not change.
@@ -29,16 +25,17 @@ def parallelize(
         layout: The mesh and the place of this process in it.
         mesh: The settings of the mesh.
         compile: Whether to compile each block.
-        stream_dtype: Dtype of the residual stream between the stages of a pipeline; None is that of the embeddings.
 
     Returns:
         The pipeline that computes gradients and losses; None where there is none.
     """
     stages: list[Stage] = []
+    time_shards = 1
     if (axis := layout.axis("pipeline")) is not None:
         from ml.distributed.pipeline.cut import cut
 
-        stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), stream_dtype)
+        dtype = None if layout.fully_sharded is None else mesh.sharding.gather_dtype
+        stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), dtype)
     if compile:  # when it is first called, with all that is replaced below
         for block in blocks_of(model):
             vars(block)["forward"] = torch.compile(block.forward)
@@ -50,7 +47,9 @@ def parallelize(
         from ml.distributed.tensor import obstacle_to_sequence, tensor_parallel
 
         possible = obstacle_to_sequence(model) is None
-        tensor_parallel(model, axis, sequence=possible if mesh.sequence is None else mesh.sequence, is_compiled=compile)
+        is_divided = possible if mesh.sequence is None else mesh.sequence
+        tensor_parallel(model, axis, sequence=is_divided, is_compiled=compile)
+        time_shards = axis.size() if is_divided else 1
     if (axis := layout.axis("context")) is not None:
         from ml.distributed.stretch import context_parallel
 
@@ -64,7 +63,7 @@ def parallelize(
         return None
     from ml.distributed.pipeline.pipeline import Pipeline
 
-    return Pipeline(model, stages, mesh.schedule, axis)
+    return Pipeline(model, stages, mesh.schedule, axis, time_shards)
 
 
 def misfits(model: LanguageModel, mesh: Mesh, sizes: MeshSizes) -> Iterator[str]:
@@ -80,6 +79,7 @@ def misfits(model: LanguageModel, mesh: Mesh, sizes: MeshSizes) -> Iterator[str]
 
         if problem := misfit_of_stages(model, mesh.schedule, sizes.pipeline):
             yield problem
+        yield from _misfits_of_schedule(model, mesh, sizes)
     if sizes.tensor > 1:
         from ml.distributed.tensor import obstacle_to_sequence, tensor_misfits
 
@@ -96,3 +96,20 @@ def misfits(model: LanguageModel, mesh: Mesh, sizes: MeshSizes) -> Iterator[str]
 
         if problem := obstacle_to_stretches(model):
             yield problem
+
+
+def _misfits_of_schedule(model: LanguageModel, mesh: Mesh, sizes: MeshSizes) -> Iterator[str]:
+    schedule = mesh.schedule
+    name, is_sharded = type(schedule).__name__, sizes.num_data_ranks * sizes.context > 1
+    if schedule.splits_backward and is_sharded and mesh.sharding.reshard_after_forward:
+        yield f"{name} computes gradients of weights by themselves: FullyShard.reshard_after_forward must be False"
+    if schedule.splits_backward and sizes.context > 1:
+        yield f"{name} computes gradients of weights by themselves: Mesh.context ({sizes.context}) must be 1"
+    has_both_ends = schedule.rank_of(0, sizes.pipeline) == schedule.rank_of(
+        sizes.pipeline * schedule.stages_per_rank - 1, sizes.pipeline
+    )
+    if model.tie_word_embeddings and has_both_ends and is_sharded:
+        yield (
+            f"{name} has the first and the last stage on one rank, where LanguageModel.tie_word_embeddings does not go "
+            "with sharded weights: choose another Mesh.schedule"
+        )

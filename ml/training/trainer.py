@@ -283,9 +283,11 @@ class Trainer:
         if self.sequence_length % sizes.context:
             yield f"Trainer.sequence_length ({self.sequence_length}) is not divisible by Mesh.context ({sizes.context})"
         if sizes.pipeline > 1:
-            part = self.batch_size // sizes.num_data_ranks
+            part, schedule = self.batch_size // sizes.num_data_ranks, type(self.mesh.schedule).__name__
             if problem := self.mesh.schedule.misfit(-(-part // self.micro_batch_size), sizes.pipeline):
-                yield f"{type(self.mesh.schedule).__name__} {problem}; see Trainer.micro_batch_size"
+                yield f"{schedule} {problem}; see Trainer.micro_batch_size"
+            if self.compile and self.mesh.schedule.splits_backward:
+                yield f"{schedule} does not work with compiled blocks: Trainer.compile must be False"
             if self.distillation is not None:
                 yield f"Trainer.distillation does not work in a pipeline: Mesh.pipeline ({sizes.pipeline}) must be 1"
         for name in ("pipeline", "context", "tensor"):
@@ -301,8 +303,7 @@ class Trainer:
         """
         layout = Layout(World(device=device)) if layout is None else layout
         model = copy.deepcopy(self.model)
-        compute_dtype = self.precision.compute_dtype
-        pipeline = parallelize(model, layout, self.mesh, compile=self.compile, stream_dtype=compute_dtype)
+        pipeline = parallelize(model, layout, self.mesh, compile=self.compile)
         materialize_shards(model, layout.world, device, self.seed)
         groups = group_parameters(named_parameters_with_scales(model))
         optimizer = self.optimizer.create(groups)

@@ -1,5 +1,6 @@
 """Pipelines together with the other axes of a mesh: three training steps as in one process."""
 
+import pytest
 import torch
 from laid_out import whole
 from pipeline_cases import (
@@ -16,10 +17,12 @@ from pipeline_cases import (
 from processes import run_ranks
 
 from ml.distributed import Layout
+from ml.training.errors import RunError
 from ml.training.state import named_weights
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
+GATHERED = ["FullyShard.reshard_after_forward = False"]
 CASES = {
     "data": [*TIED, *LEARNED_POSITIONS, "Mesh.data_shard = 2"],
     "data, interleaved": [
@@ -27,10 +30,11 @@ CASES = {
         "Trainer.skip_step = @SkipStep",
         "Mesh.data_shard = 2",
         "Mesh.schedule = @InterleavedOneForwardOneBackward",
-        "FullyShard.reshard_after_forward = False",
+        *GATHERED,
     ],
-    "data, zero bubble": [*MIXTURE, "Mesh.data_shard = 2", "Mesh.schedule = @InterleavedZeroBubble"],
-    "data, zero bubble v": ["Mesh.data_shard = 2", "Mesh.schedule = @ZeroBubbleV"],
+    "data, zero bubble": [*MIXTURE, "Mesh.data_shard = 2", "Mesh.schedule = @InterleavedZeroBubble", *GATHERED],
+    "data, zero bubble v": ["Mesh.data_shard = 2", "Mesh.schedule = @ZeroBubbleV", *GATHERED],
+    "data, bfloat16": ["Mesh.data_shard = 2", "Trainer.precision = @MixedBFloat16"],
     "replicas": [*FURTHER_TOKENS, "Mesh.data_replicate = 2", "Mesh.data_shard = 1"],
     "experts": [*MIXTURE, "Mesh.data_shard = 2", "Mesh.expert = 2", "Mesh.schedule = @GPipe"],
     "tensor": [*MIXTURE, "Mesh.tensor = 2"],
@@ -89,3 +93,36 @@ def all_train(world, names):
 
 def test_a_pipeline_on_any_mesh_trains_as_one_process():
     run_ranks(4, all_train, list(CASES))
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        (
+            ["Mesh.data_shard = 2", "Mesh.schedule = @ZeroBubbleV"],
+            "ZeroBubbleV computes gradients of weights by themselves: FullyShard.reshard_after_forward must be False",
+        ),
+        (
+            ["Mesh.context = 2", "Mesh.schedule = @InterleavedZeroBubble", *GATHERED],
+            r"InterleavedZeroBubble computes gradients of weights by themselves: Mesh.context \(2\) must be 1",
+        ),
+        (
+            [*TIED, "Mesh.data_shard = 2", "Mesh.schedule = @ZeroBubbleV", *GATHERED],
+            "ZeroBubbleV has the first and the last stage on one rank, where LanguageModel.tie_word_embeddings",
+        ),
+        (
+            ["Mesh.tensor = 2", "Mesh.schedule = @ZeroBubbleV", "Trainer.compile = True"],
+            "ZeroBubbleV does not work with compiled blocks: Trainer.compile must be False",
+        ),
+        (
+            ["Mesh.data_shard = 2", "Trainer.micro_batch_size = 4"],
+            r"OneForwardOneBackward needs at least as many micro-batches as Mesh.pipeline \(2\), not 1; see",
+        ),
+        (["Mesh.tensor = 2", "Trainer.samples = @Samples"], r"Trainer.samples .*Mesh.pipeline \(2\) must be 1"),
+        (["Mesh.pipeline = 4", "Mesh.schedule = @ZeroBubbleV"], "4 blocks cannot be divided into 8 stages"),
+    ],
+)
+def test_a_pipeline_that_does_not_fit_is_refused_by_name(bindings, message):
+    pipeline = [] if "Mesh.pipeline = 4" in bindings else ["Mesh.pipeline = 2"]
+    with pytest.raises(RunError, match=message):
+        trainer_of([*pipeline, *bindings]).mesh_sizes(4)

@@ -97,7 +97,7 @@ class Stage(nn.Module):
         if self.is_last:
             sums = model.loss_of_stream(x, embedded, targets, context)
             self.measured.append(_detached(sums))
-            return (_closed(sums.total, context) / num_targets).reshape(1)
+            return torch.stack([_closed(sums.total, context) / num_targets])  # no view, of which FSDP warns
         assert context.auxiliary is not None
         zero = torch.zeros((), device=x.device)
         sums = with_auxiliary(LossSums(zero, zero, (targets != IGNORED).sum()), context.auxiliary)
