@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml.config import child, configurable, require
 from ml.distributed.fsdp import FullyShard
-from ml.distributed.pipeline.schedules import OneForwardOneBackward, PipelineSchedule
+from ml.distributed.schedules import OneForwardOneBackward, PipelineSchedule
 from ml.layers.checks import positive_float
 
 THE_REST = -1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
 from ml.distributed.fsdp import blocks_of
 from ml.distributed.layout import Layout
 from ml.distributed.mesh import Mesh, MeshSizes

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ml.distributed.pipeline.cut import cut
 from ml.distributed.pipeline.pipeline import Pipeline
-from ml.distributed.pipeline.schedules import (
+from ml.distributed.schedules import (
     GPipe,
     InterleavedOneForwardOneBackward,
     InterleavedZeroBubble,

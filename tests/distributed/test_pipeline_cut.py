@@ -10,7 +10,7 @@ from quick_trainers import quick_trainer
 
 from ml.blocks import BlockSequence
 from ml.distributed.pipeline.cut import cut, misfit_of_stages, sizes_of_stages
-from ml.distributed.pipeline.schedules import (
+from ml.distributed.schedules import (
     GPipe,
     InterleavedOneForwardOneBackward,
     InterleavedZeroBubble,

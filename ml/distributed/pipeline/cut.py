@@ -9,8 +9,8 @@ from torch import nn
 
 from ml.blocks.sequence import BlockSequence
 from ml.distributed.pipeline.elsewhere import Elsewhere, TiedEmbeddings
-from ml.distributed.pipeline.schedules import PipelineSchedule
 from ml.distributed.pipeline.stage import Stage
+from ml.distributed.schedules import PipelineSchedule
 from ml.models.language_model import LanguageModel
 
 _PARTS = ("embeddings", "decoder", "head", "multi_token")

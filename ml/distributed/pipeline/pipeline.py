@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ml.distributed.fsdp import weights_changed
-from ml.distributed.pipeline.schedules import PipelineSchedule
 from ml.distributed.pipeline.stage import Stage
+from ml.distributed.schedules import PipelineSchedule
 from ml.distributed.shards import local
 from ml.distributed.stretch import LossOfStretch
 from ml.layers.loss import LossSums
