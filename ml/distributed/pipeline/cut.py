@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ml.blocks.sequence import BlockSequence
-from ml.distributed.pipeline.elsewhere import Elsewhere, TiedEmbeddings
+from ml.distributed.elsewhere import Elsewhere, TiedEmbeddings
 from ml.distributed.pipeline.stage import Stage
 from ml.distributed.schedules import PipelineSchedule
 from ml.models.language_model import LanguageModel

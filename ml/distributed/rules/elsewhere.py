@@ -1,6 +1,6 @@
 """Rules of the placeholders of parts that other ranks of the pipeline hold."""
 
-from ml.distributed.pipeline.elsewhere import Elsewhere
+from ml.distributed.elsewhere import Elsewhere
 from ml.distributed.rules.rule import register_rule
 from ml.distributed.rules.whole import Positionwise
 
