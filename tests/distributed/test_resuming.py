@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from processes import run_ranks
 from quick_trainers import quick_config
+from safetensors.torch import load_file
 
 from ml.api import build_trainer
 from ml.distributed import Layout, World
-from ml.training import RunFolder, train
+from ml.runs import Run
+from ml.training import InitialWeights, RunFolder, train
 
 SETTINGS = """
 LanguageModel.vocab_size = 258
@@ -54,6 +57,7 @@ LAYOUTS = {
     "dense": {1: ["one"], 2: ["data", "tensor", "pipeline"], 4: ["data and tensor", "replicas"]},
     "experts": {1: ["one"], 2: ["expert", "data"], 4: []},
 }
+STARTS = {"one": "data", "data": "one", "pipeline": "data and tensor"}  # from the last weights of another mesh
 SAVED, LAST = 3, 6
 
 
@@ -74,6 +78,10 @@ def run_meshes(world, root, num_ranks, resumes):
                 folder = RunFolder(folder_of(root, model, mesh, source))
                 world.first(functools.partial(prepare, root, model, folder, source, config))
                 train(trainer, data, folder, world.device, layout=layout, stream=io.StringIO())
+            if resumes and (source := STARTS.get(mesh)):
+                weights = InitialWeights(RunFolder(folder_of(root, model, source)).checkpoints / f"step_{LAST}")
+                folder = RunFolder(folder_of(root, model, mesh, f"weights of {source}"))
+                train(trainer, data, folder, world.device, initial=weights, layout=layout, stream=io.StringIO())
 
 
 def prepare(root, model, folder, source, config):
@@ -116,8 +124,40 @@ def test_every_mesh_resumes_from_every_other_with_the_losses_of_one_process(root
         for source in [None, *meshes_of(model)]:
             found = RunFolder(folder_of(root, model, mesh, source)).metrics()
             assert [record["step"] for record in found] == list(range(1, LAST + 1)), (source, mesh)
-            for record, wanted in zip(found, expected, strict=True):
-                losses = {name: value for name, value in wanted.items() if name.endswith("loss")}
-                # Rounding, and its growth by AdamW, which divides small gradients by their size.
-                measured = {name: record[name] for name in losses}
-                assert measured == pytest.approx(losses, rel=1e-5), (source, mesh, record["step"])
+            assert_equal_losses(found, expected)
+
+
+def assert_equal_losses(found, expected):
+    for record, wanted in zip(found, expected, strict=True):
+        losses = {name: value for name, value in wanted.items() if name.endswith("loss")}
+        # Rounding, and its growth by AdamW, which divides small gradients by their size.
+        assert {name: record[name] for name in losses} == pytest.approx(losses, rel=1e-5), record["step"]
+
+
+def test_a_run_starts_from_the_weights_of_a_run_on_another_mesh(root):
+    for model in MODELS:
+        folders = [folder_of(root, model, mesh, f"weights of {source}") for mesh, source in STARTS.items()]
+        first, *others = [RunFolder(folder).metrics() for folder in folders if folder.exists()]
+        assert first[0]["loss"] < 5.0 < RunFolder(folder_of(root, model, "one")).metrics()[0]["loss"]
+        assert others
+        for found in others:
+            assert_equal_losses(found, first)
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"), [("dense", "data and tensor"), ("dense", "pipeline"), ("experts", "expert")]
+)
+def test_one_process_uses_the_run_of_many(root, model, mesh, tmp_path):
+    run, by_one = (Run(folder_of(root, model, each)) for each in (mesh, "one"))
+    (measured,) = run.evaluate()["validation_sets"]
+    assert measured["loss"] == pytest.approx(by_one.metrics()[-1]["validation_loss"], rel=1e-5)
+    texts = [one.generate("7 squared", num_tokens=10, temperature=0.0) for one in (run, by_one)]
+    assert texts[0] == texts[1]
+    run.export(tmp_path / "weights.safetensors")
+    exported, expected = load_file(tmp_path / "weights.safetensors"), run.build().state_dict()
+    weights = by_one.build().state_dict()
+    for name, weight in exported.items():
+        assert torch.equal(weight, expected[name])
+        assert torch.allclose(weight, weights[name], atol=1e-2), name  # of the size of a step of AdamW
+    tied = {name for name in weights if name not in exported}
+    assert all(weights[name] is weights["embeddings.token.weight"] for name in tied)
