@@ -18,6 +18,8 @@ _ALONE = World()
 class Checkpoints:
     """Saves the training state to `checkpoints/step_N`; each folder is written atomically.
 
+    In a run of several processes each one writes the tensors that it holds. A run resumes on any mesh.
+
     Args:
         every: Steps between two checkpoints. The end or a stop of the run always writes one; None writes no other.
         keep: Number of newest checkpoints that are kept; None keeps all.
