@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ml import launcher
 from ml.building import SHIPPED_CONFIGS, build, build_trainer, load
 from ml.config import Config
 from ml.machine import choose_device
@@ -49,12 +50,12 @@ def train(
         UserError: The folder holds another run, or the machine, the data or the initial weights do not fit.
         RunFailure: The loss is not finite, the disk takes no more, or the data is no longer there.
     """
-    from ml.distributed.world import num_processes, started
+    from ml.distributed.world import started
     from ml.runs.launch import Launch
 
     source = Run(init_from) if isinstance(init_from, str | Path) else init_from
     trainer = build_trainer(config)
-    trainer.mesh_sizes(num_processes())  # before the processes wait for each other
+    trainer.mesh_sizes(launcher.num_processes())  # before the processes wait for each other
     with started(choose_device(device), trainer.mesh.timeout) as world:
         launch = Launch(config, trainer, run_dir, world, source, init_may_differ)
         launch.train(sys.stdout if stream is None else stream)

@@ -39,4 +39,5 @@ class OtherProcessFailed(Exception):
 
     def __init__(self, rank: int, message: str, exit_code: int):
         super().__init__(f"rank {rank}: {message}")
+        self.rank = rank
         self.exit_code = exit_code

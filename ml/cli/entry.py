@@ -2,13 +2,16 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
 
+from ml import launcher
 from ml.errors import INTERRUPTED, ArgumentError, OtherProcessFailed, RunFailure, UserError
 
+_SECONDS_FOR_ANOTHER = 10.0
 _GIN_FLAG = re.compile(
     r"""--gin\.(?P<key>(?:'[^']*'|"[^"]*"|[^='"])+?)(?P<operator>\s*[+-]?=)(?P<value>.*)""", re.DOTALL
 )
@@ -44,6 +47,13 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
         _leave("interrupted", INTERRUPTED)
 
 
+def _is_said_by_another() -> bool:
+    """Returns whether another process on this machine finds the same error: before they have met, all read the same."""
+    distributed = sys.modules.get("torch.distributed")
+    have_met = distributed is not None and distributed.is_initialized()
+    return launcher.is_launched() and launcher.local_rank() > 0 and not have_met
+
+
 def _parse(arguments: list[str]) -> list[str]:
     try:
         left = flags.FLAGS(arguments)
@@ -58,5 +68,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _leave(message: str, code: int) -> NoReturn:
+    if _is_said_by_another():
+        time.sleep(_SECONDS_FOR_ANOTHER)  # the launcher ends this process when the other one has ended
     print(message, file=sys.stderr)
     sys.exit(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ml.errors import OtherProcessFailed, UserError
+from ml import launcher
+from ml.errors import OtherProcessFailed, RunFailure, UserError
 
 _Shared = TypeVar("_Shared")
 _CPU = torch.device("cpu")
@@ -165,19 +165,12 @@ def _exit_code(error: Exception) -> int:
     return 2 if isinstance(error, UserError) else 1
 
 
-def num_processes() -> int:
-    """Returns the number of processes that the launcher started, 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_launched() -> bool:
-    """True in a process that `torchrun`, or a launcher with the same environment variables, started with others."""
-    return num_processes() > 1
-
-
 @contextlib.contextmanager
 def started(device: torch.device, timeout: float) -> Iterator[World]:
     """Joins the process group that the environment describes and leaves it at the end.
+
+    After an error the group ends with the process, so that the message of the error comes before those of the processes
+    that lose the connection to this one. A group that exists already is used and left as it is.
 
     Args:
         device: The device of this process: "cpu" takes gloo, "cuda" takes nccl and the device of the local rank.
@@ -185,19 +178,44 @@ def started(device: torch.device, timeout: float) -> Iterator[World]:
 
     Yields:
         The world; a single process where the environment names no others.
+
+    Raises:
+        RunFailure: The connection to another process was lost, or it did not answer in time.
     """
-    if not is_launched():
+    if not launcher.is_launched():
         yield World(device=device)
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", launcher.local_rank())
         torch.cuda.set_device(device)
     limit = datetime.timedelta(seconds=timeout)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=limit)
+    is_own = not dist.is_initialized()
     try:
+        if is_own:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
         hosts = dist.new_group(backend="gloo", timeout=limit)
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, hosts, limit)
-    finally:
+        world = World(dist.get_rank(), dist.get_world_size(), launcher.local_rank(), device, hosts)
+        try:
+            yield world
+        except OtherProcessFailed as error:
+            with contextlib.suppress(RuntimeError):  # when that process has said why and ended
+                dist.recv(torch.empty(1), error.rank, group=hosts)
+            raise
+    except Exception as error:
+        if is_of_connection(error):
+            raise RunFailure(
+                f"rank {launcher.rank()} lost the connection to another process, or waited for it longer than "
+                f"Mesh.timeout ({timeout:g} seconds): see the error of that process. The same command resumes from the "
+                f"last checkpoint"
+            ) from error
+        raise
+    if is_own:
         dist.destroy_process_group()
+
+
+def is_of_connection(error: BaseException | None) -> bool:
+    """Returns whether an error, or what it follows from, is of the connection between processes."""
+    if error is None:
+        return False
+    is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    return is_lost or is_of_connection(error.__cause__)

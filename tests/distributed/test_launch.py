@@ -1,0 +1,153 @@
+"""Runs started by `torchrun`: what they write, say and return, also when a process fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ml.files import locked
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--gin_file=recipes/tiny.gin", "--gin.Trainer.log_every=1", "--gin.Trainer.peak_flops=1e12"]
+UNRULY = '''
+import os, signal, time
+import ml.config
+from ml.data import DataError
+from ml.training import ConstantSchedule
+
+@ml.config.configurable
+class Unruly(ConstantSchedule):
+    """What one process does in step 3."""
+
+    def __init__(self, num_steps, *, what: str):
+        super().__init__(num_steps)
+        self.what = what
+
+    def __call__(self, step):
+        if os.environ.get("RANK") == "1" and step == 3 and self.what:
+            if self.what == "raise":
+                raise RuntimeError("planned by the test")
+            if self.what == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
+        return super().__call__(step)
+'''
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def work(tmp_path):
+    (tmp_path / "unruly.py").write_text(UNRULY)
+    (tmp_path / "text.txt").write_text("".join(f"{number} squared is {number * number}.\n" for number in range(2000)))
+    return tmp_path
+
+
+def start(work, *flags):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=work, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def launched(work, *flags, timeout=240):
+    process = start(work, *flags)
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def alone(work, *flags):
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def metrics(work):
+    file = work / "run" / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_run_is_stopped_and_continued_by_one_process(work):
+    flags = ["--run_dir=run", "--gin.Trainer.num_steps=200", "--gin.Validation.every=None"]
+    process = start(work, *flags)
+    while len(metrics(work)) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    stopped = metrics(work)[-1]["step"]
+    assert f"stopped after step {stopped} of 200 and saved" in output
+    assert output.count("parameters, ") == output.count("stopped after") == 1  # one of the processes has the terminal
+    assert "2 processes (data_shard 2)" in output
+    done = alone(work, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from run/checkpoints/step_{stopped}" in done.stdout
+    assert [record["step"] for record in metrics(work)] == list(range(1, 201))
+    tokens = [record["tokens"] for record in metrics(work)]
+    assert tokens == [256 * step for step in range(1, 201)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gin.Linear.bais=True"], "has no parameter 'bais'"),
+        (["--gin.Mesh.tensor=2", "--gin.Attention.num_kv_heads=1"], "Attention.num_kv_heads (1) is not divisible by"),
+        (["--gin.TextFiles.paths='nowhere.txt'"], "nowhere.txt"),
+    ],
+)
+def test_wrong_input_is_reported_once(work, flags, message):
+    code, output = launched(work, "--run_dir=run", *flags)
+    assert code == 1  # torchrun's; that of the process is in its summary
+    assert output.count(message) == 1, output
+    assert "exitcode  : 2" in output
+    assert 'train.py", line' not in output  # no traceback
+    assert not (work / "run" / "metrics.jsonl").exists()
+
+
+def test_a_folder_with_a_run_in_progress_is_refused(work):
+    (work / "run").mkdir()
+    with locked(work / "run", kept_by_children=True):
+        code, output = launched(work, "--run_dir=run")
+    assert code == 1
+    assert output.count("another process is training in run") == 1
+
+
+def unruly(work, what, timeout=60.0):
+    flags = [
+        "--run_dir=run",
+        "--gin_bindings=import unruly",
+        "--gin.Trainer.schedule=@Unruly",
+        f"--gin.Unruly.what='{what}'",
+        f"--gin.Mesh.timeout={timeout}",
+    ]
+    return launched(work, *flags)
+
+
+def test_an_error_of_one_process_ends_all_and_comes_first(work):
+    code, output = unruly(work, "raise")
+    assert code == 1
+    assert "RuntimeError: planned by the test" in output
+    others = output.find("rank 0 lost the connection to another process")
+    assert others == -1 or others > output.find("planned by the test")
+    assert [record["step"] for record in metrics(work)] == [1, 2]
+
+
+def test_a_killed_process_ends_all(work):
+    code, output = unruly(work, "die")
+    assert code == 1
+    assert "rank 0 lost the connection to another process" in output
+    assert "Signal 9 (SIGKILL)" in output
+    assert [record["step"] for record in metrics(work)] == [1, 2]
+
+
+def test_a_process_that_hangs_ends_all_in_bounded_time(work):
+    begun = time.monotonic()
+    code, output = unruly(work, "hang", timeout=10.0)
+    assert code == 1
+    assert "waited for it longer than Mesh.timeout (10 seconds)" in output
+    assert time.monotonic() - begun < 200  # the process sleeps for 1,000 seconds
