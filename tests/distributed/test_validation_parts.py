@@ -1,11 +1,14 @@
 """Validation and samples of several processes: the numbers and texts of one."""
 
+import itertools
+
 import pytest
 from processes import run_ranks
 from quick_trainers import quick_trainer
 
-from ml.data import Dataset, ImageFormat, ImageTextData, Shapes
+from ml.data import DataError, Dataset, ImageFormat, ImageTextData, Shapes
 from ml.distributed import Layout, World
+from ml.errors import OtherProcessFailed
 
 TINY = """
 LanguageModel.vocab_size = 256
@@ -56,9 +59,26 @@ def measured(world, root):
             calls = []
             stop = lambda calls=calls: calls.append(1) or (world.rank == world.size - 1 and len(calls) == 2)  # noqa: E731
             found["stopped"] = one.validation.measure(*settings, stop, layout), len(calls)
+            settings[1].validation_part = lost_after(
+                2 if world.rank == world.size - 1 else 9, one.dataset.validation_part
+            )
+            with pytest.raises((DataError, OtherProcessFailed)) as lost:
+                one.validation.measure(*settings, layout=layout)
+            found["lost"] = type(lost.value).__name__, str(lost.value)
+            del settings[1].validation_part
         found[name] = one.validation.measure(*settings, layout=layout)
         assert all(module.training for module in model.modules())
     return found
+
+
+def lost_after(num_batches, validation_part):
+    """The batches of a rank, whose file vanishes."""
+
+    def batches(*arguments):
+        yield from itertools.islice(validation_part(*arguments), num_batches)
+        raise DataError("text.txt is gone")
+
+    return batches
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +94,10 @@ def test_a_sharded_model_has_the_validation_loss_and_the_texts_of_one_process(by
     root, expected = by_one
     texts = [f"texts, {name}" for name in ("all", "divided experts")]
     assert all(len(set(expected[name])) == 2 for name in texts)
-    for found in run_ranks(num_ranks, measured, root):
+    for rank, found in enumerate(run_ranks(num_ranks, measured, root)):
+        is_last = rank == num_ranks - 1
+        told = ("DataError", "text.txt is gone")
+        assert found["lost"] == (told if is_last else ("OtherProcessFailed", f"rank {num_ranks - 1}: {told[1]}"))
         assert all(found[name] == expected[name] for name in texts)
         assert found["stopped"] == (None, 2) == expected["stopped"]
         for name in CASES:

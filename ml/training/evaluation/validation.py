@@ -10,7 +10,7 @@ import torch
 
 from ml.config import child, configurable, require
 from ml.config.configurable import reference_to
-from ml.data import Batch, Data, Dataset
+from ml.data import Batch, Data, DataError, Dataset
 from ml.distributed import Layout, World
 from ml.models import LanguageModel
 from ml.targets import IGNORED
@@ -102,7 +102,7 @@ class Validation:
             model.train()
         total = layout.sum(nats).item()
         (num_targets,) = layout.world.host_sum([num_targets if layout.reads_first else 0])
-        num_bytes = dataset.validation_bytes(self.num_tokens)
+        num_bytes = layout.world.first(lambda: dataset.validation_bytes(self.num_tokens))
         return ValidationResult(total / num_targets, total / math.log(2) / num_bytes)
 
 
@@ -116,15 +116,35 @@ def _in_step(batches: Iterator[Batch], empty: Batch, world: World, stop: Callabl
         empty: A batch without targets, for a process that has no more of its own.
         world: The processes.
         stop: Called before each batch.
+
+    Raises:
+        DataError: This process cannot read a batch.
+        OtherProcessFailed: Another process cannot.
     """
     while True:
-        batch = next(batches, None)
-        num_left, num_stopped = world.host_sum([int(batch is not None), int(stop())])
+        read = _next(batches)
+        flags = [read is not None, stop(), isinstance(read, DataError)]
+        num_left, num_stopped, num_failed = world.host_sum([int(flag) for flag in flags])
+        if num_failed:
+            world.together(lambda read=read: _raise(read))
+        if num_stopped:
+            yield None
         if num_stopped or not num_left:
-            if num_stopped:
-                yield None
             return
-        yield empty if batch is None else batch
+        yield read if isinstance(read, Batch) else empty
+
+
+def _next(batches: Iterator[Batch]) -> Batch | DataError | None:
+    """Returns the next batch, the error that prevents it, or None after the last one."""
+    try:
+        return next(batches, None)
+    except DataError as error:
+        return error
+
+
+def _raise(read: Batch | DataError | None) -> None:
+    if isinstance(read, DataError):
+        raise read
 
 
 def _empty(dataset: Dataset) -> Batch:
