@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+import signal
 
 import pytest
 from processes import run_ranks
@@ -12,7 +13,7 @@ from quick_trainers import quick_config
 from ml.api import build_trainer
 from ml.distributed import Layout, World
 from ml.errors import OtherProcessFailed, RunFailure, UserError
-from ml.training import InitialWeights, RunFolder, train
+from ml.training import InitialWeights, RunFolder, loop, train
 from ml.training.checkpoints import state_files
 from ml.training.checkpoints.atomic_folders import damage
 
@@ -30,6 +31,7 @@ CosineSchedule.warmup_steps = 2
 Checkpoints.every = 2
 Checkpoints.keep = None
 """
+VALIDATED = ["Trainer.validation = @Validation", "Validation.every = 4", "Validation.num_tokens = 200"]
 TWO, THREE = ["decoder/Repeat.num_blocks = 2"], ["decoder/Repeat.num_blocks = 3"]
 
 
@@ -65,7 +67,23 @@ def told(world, root):
         shutil.copytree(damaged.parent, damaged.parents[1] / "step_3")  # one that is damaged in a file of rank 1
         os.truncate(damaged.parents[1] / "step_3/__1_0.distcp", 100)
     found["next start"] = run(world, root, "full", TWO)
+    if world.rank == 1:
+        loop.TrainLoop._stops = lambda self: self.state.step == 4  # asked to stop in the validation
+    found["interrupted"] = run(world, root, "interrupted", [*TWO, *VALIDATED])
     return found
+
+
+def killed_in_a_save(world, root):
+    """Trains until rank 1 is killed while it writes step 4."""
+    original = state_files.write_tensors
+    if world.rank == 1:
+        state_files.write_tensors = lambda folder, *others: (
+            os.kill(os.getpid(), signal.SIGKILL) if ".step_4" in str(folder) else original(folder, *others)
+        )
+    try:
+        return str(run(world, root, "killed", TWO))
+    except RuntimeError as error:  # gloo's own, wherever the other process is missing
+        return str(error)
 
 
 def fails_at_step_4(original):
@@ -119,3 +137,28 @@ def test_a_rank_with_a_full_disk_ends_the_run_and_the_next_one_resumes(ranks):
     assert second["next start"] == ""
     assert [record["step"] for record in RunFolder(root / "full").metrics()] == [1, 6]
     assert {path.name for path in checkpoints.iterdir() if damage(path) is None} == {"step_2", "step_4", "step_6"}
+
+
+def test_an_interrupted_validation_is_repeated_by_a_run_on_another_mesh(ranks):
+    root, (first, second) = ranks
+    assert "stopped after step 4 of 6 and saved" in first["interrupted"]
+    assert second["interrupted"] == ""
+    run(World(), root, "whole", [*TWO, *VALIDATED])
+    assert "trained to step 6" in run(World(), root, "interrupted", [*TWO, *VALIDATED])
+    expected, found = (RunFolder(root / name).metrics() for name in ("whole", "interrupted"))
+    assert [record["step"] for record in found] == [record["step"] for record in expected] == [1, 4, 6]
+    for record, wanted in zip(found, expected, strict=True):
+        losses = {name: value for name, value in wanted.items() if name.endswith("loss")}
+        assert {name: record[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+
+
+def test_one_process_resumes_a_run_of_which_a_rank_was_killed_in_a_save(ranks):
+    root, _ = ranks
+    problem, _ = run_ranks(2, killed_in_a_save, str(root), killed=[1])
+    assert problem
+    assert "trained to" not in problem
+    printed = run(World(), root, "killed", TWO)
+    checkpoints = root / "killed/checkpoints"
+    assert f"resuming from {checkpoints / 'step_2'}" in printed
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step_2", "step_4", "step_6"]
+    assert [record["step"] for record in RunFolder(root / "killed").metrics()] == [1, 6]
