@@ -42,7 +42,9 @@ from ml.layers import (
     StochasticMixer,
     YarnRotary,
 )
+from ml.layers.context import Context
 from ml.layers.loss import Teacher
+from ml.layers.protocol import NoProducts
 from ml.models import LanguageModel, materialize
 from ml.targets import IGNORED
 
@@ -85,6 +87,20 @@ def block_of(mixer: Callable[..., nn.Module], hidden_size: int, **options: Any) 
 def further_tokens(num_depths: int, mixer: Callable[..., nn.Module], **options: Any) -> Callable[..., nn.Module]:
     depth = partial(PredictionDepth, block=partial(block_of, mixer, **options))
     return partial(MultiTokenPrediction, num_depths=num_depths, depth=depth)
+
+
+class Twice(NoProducts):
+    """A block that is applied twice."""
+
+    def __init__(self, hidden_size: int, block: Callable[..., nn.Module]):
+        super().__init__()
+        self.block = block(hidden_size)
+
+    def mixing_children(self) -> dict[str, nn.Module]:
+        return {"block": self.block}
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.block(self.block(x, context), context)
 
 
 def hybrid(hidden_size: int) -> nn.Module:
@@ -134,6 +150,9 @@ CASES = {
     "Mamba-2, selectively recomputed": Case(MAMBA2, block=SELECTED, documents=True),
     "Mamba-2, shared blocks": Case(MAMBA2, repeat={"shared": True}),
     "Mamba-2, shared blocks, recomputed": Case(MAMBA2, block=AGAIN, repeat={"shared": True}),
+    "Mamba-2, a block applied twice, recomputed": Case(
+        MAMBA2, model={"decoder": partial(Twice, block=partial(block_of, MAMBA2, **AGAIN))}
+    ),
     "Mamba-2, first block frozen": Case(MAMBA2, frozen=("embeddings.", "decoder.block_0.")),
     "gated delta net": Case(DELTA),
     "gated delta net, documents, recomputed": Case(DELTA, block=AGAIN, documents=True),
@@ -165,6 +184,8 @@ def model_of(case: Case) -> LanguageModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name.endswith(("A_log", "dt_bias")):  # states that outlast a stretch
+                parameter.fill_(-1.0 if name.endswith("A_log") else 0.0)
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.1)
             parameter.requires_grad_(not name.startswith(case.frozen or "-"))
     return model

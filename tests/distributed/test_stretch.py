@@ -17,7 +17,7 @@ from ml.models import LanguageModel, VisionEncoder, VisionLanguageModel
 ON_FOUR = (
     "attention, documents",
     "window over several stretches",
-    "Mamba-2, shared blocks, recomputed",
+    "Mamba-2, a block applied twice, recomputed",
     "hybrid, documents",
 )
 

@@ -62,10 +62,15 @@ def every_case(world, sizes):
         parallelize(model, layout, mesh, compile=False)
         materialize_shards(model, world, "cpu", SEED)
         try:
-            found, found_gradients = gradients_of(model, rows_of(batch, layout.data_rank, layout.num_data_ranks))
+            rows = rows_of(batch, layout.data_rank, layout.num_data_ranks)
+            found, found_gradients = gradients_of(model, rows)
             total = layout.sum(found.total.detach())
             torch.testing.assert_close(total, expected.total.detach(), rtol=LOSS_TOLERANCE, atol=0.0)
             assert_gradients_equal(found_gradients, gradients)
+            model.eval()
+            with torch.no_grad():
+                evaluated = layout.sum(model.loss(**rows.inputs).cross_entropy)
+            torch.testing.assert_close(evaluated, expected.cross_entropy, rtol=LOSS_TOLERANCE, atol=0.0)
         except Exception as error:
             raise AssertionError(name) from error
 
