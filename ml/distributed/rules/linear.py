@@ -43,6 +43,12 @@ class LinearRule(Positionwise):
         if layer.adapter is not None:
             rule_of(layer.adapter).row(layer.adapter, local)
 
+    def inner(self, layer: Linear, local: Local) -> None:
+        """Every rank computes all outputs, of which its heads read all: latent vectors, low-rank projections."""
+        for part in layer.modules():
+            for name in list(part._parameters):
+                local.replicate(part, name, Gradient.PARTIAL)
+
     def channels(self, layer: Linear, local: Local, rows: Sequence[slice]) -> None:
         local.replicate(layer, "weight", Gradient.PARTIAL, rows=rows)
         local.replicate(layer, "bias", Gradient.PARTIAL, rows=rows)
