@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -27,8 +28,8 @@ def materialize_shards(model: _Model, world: World, device: torch.device | str, 
     """Allocates and fills a model as `materialize` does, with the same values bit for bit; a collective call.
 
     Each parameter is drawn once in the world, whole and on the CPU, by one of the processes that hold a part of it. The
-    parameters are shared out by size, so the processes draw at the same time. A process keeps at most one whole
-    parameter and the shard of another besides its own weights.
+    parameters are shared out by size, so the processes draw at the same time. Besides its own weights, a process keeps
+    one whole parameter with the shards that it sends, and one shard that it received.
 
     Args:
         model: On the meta device, with its parameters sharded as `DTensor`s or replicated as plain tensors. Processes
@@ -42,17 +43,21 @@ def materialize_shards(model: _Model, world: World, device: torch.device | str, 
 
     Raises:
         ValueError: As `materialize`.
+        OtherProcessFailed: Another process raised it.
     """
     if world.size == 1:
         return materialize(model, device, seed)
     mine = {draw.name: draw for draw in draws(model, seed)}
     held = holders({name: draw.parameter for name, draw in mine.items()}, world)
+
+    def place(draw: Draw, values: Tensor) -> None:
+        fresh = empty_like(draw.parameter, device)
+        with torch.no_grad():
+            local(fresh).copy_(values)
+        replace_parameter(model, draw.parameter, nn.Parameter(fresh, draw.parameter.requires_grad))
+
     for turn in turns(held, world.size):
-        for draw, values in _exchanged(turn, mine, held, world):
-            fresh = empty_like(draw.parameter, device)
-            with torch.no_grad():
-                local(fresh).copy_(values)
-            replace_parameter(model, draw.parameter, nn.Parameter(fresh, draw.parameter.requires_grad))
+        _exchange(turn, mine, held, world, place)
     reset_buffers(model, device)
     return model
 
@@ -77,28 +82,29 @@ def turns(held: Mapping[str, Holders], num_ranks: int) -> list[list[OwnedDraw]]:
     return [[draws[turn] for draws in owned if turn < len(draws)] for turn in range(longest)]
 
 
-def _exchanged(
-    turn: Sequence[OwnedDraw], mine: Mapping[str, Draw], held: Mapping[str, Holders], world: World
-) -> Iterator[tuple[Draw, Tensor]]:
-    """Draws the parameter of this rank in a turn, sends its shards, and yields the local values of all in the turn."""
-    own, sent = None, []
-    for tag, (name, owner) in enumerate(turn):
-        if owner == world.rank:
-            own = mine[name].values()
-            sent = _sent(own, held[name], tag, world)
+def _exchange(
+    turn: Sequence[OwnedDraw],
+    mine: Mapping[str, Draw],
+    held: Mapping[str, Holders],
+    world: World,
+    place: Callable[[Draw, Tensor], None],
+) -> None:
+    """Draws the parameter of this rank in a turn, sends its shards, and places the local values of all in the turn."""
+    drawn = [(tag, name) for tag, (name, owner) in enumerate(turn) if owner == world.rank]  # at most one
+    own = world.together(lambda: [mine[name].values() for _, name in drawn])
+    sent = [_sent(whole, held[name], tag, world) for (tag, name), whole in zip(drawn, own, strict=True)]
     for tag, (name, owner) in enumerate(turn):
         shard = held[name].shards.get(world.rank)
         if shard is None:
             continue
         if owner == world.rank:
-            assert own is not None
-            yield mine[name], shard.of(own)
+            place(mine[name], shard.of(own[0]))
             continue
         values = torch.empty(shard.sizes, dtype=mine[name].parameter.dtype)
         if values.numel():
             dist.recv(values, owner, group=world.hosts, tag=tag)
-        yield mine[name], values
-    for work, _ in sent:
+        place(mine[name], values)
+    for work, _ in itertools.chain(*sent):
         work.wait()
 
 

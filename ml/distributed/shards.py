@@ -70,7 +70,9 @@ class Sharding(NamedTuple):
 
 def local(tensor: Tensor) -> Tensor:
     """Returns the values that this process holds, sharing memory; the tensor itself if it is not distributed."""
-    return tensor if (distributed := as_distributed(tensor)) is None else distributed._local_tensor
+    if type(tensor) in _PLAIN or (distributed := as_distributed(tensor)) is None:
+        return tensor
+    return distributed._local_tensor
 
 
 def as_distributed(tensor: Tensor) -> DTensor | None:

@@ -1,5 +1,6 @@
 """Initial weights of sharded models: those of one process, each drawn once."""
 
+import weakref
 from unittest import mock
 
 import pytest
@@ -9,18 +10,22 @@ from processes import run_ranks
 
 from ml.distributed.initialization import OwnedDraw, materialize_shards, turns
 from ml.distributed.shards import Holders, Shard
+from ml.errors import OtherProcessFailed
 from ml.models import materialize
 from ml.models.materialize import Draw
 from ml.training.state import named_weights
 
 
 def initial_weights(world, layouts):
-    drawn = []
+    drawn, alive = [], []
     values = Draw.values
 
     def counting(draw):
+        assert all(reference() is None for reference in alive), "one whole parameter at a time"
         drawn.append(draw.name)
-        return values(draw)
+        whole_values = values(draw)
+        alive.append(weakref.ref(whole_values))
+        return whole_values
 
     for layout, bindings in layouts:
         expected = named_weights(materialize(model_of(bindings), seed=3))
@@ -55,6 +60,24 @@ BFLOAT16 = ["Trainer.precision = @PureBFloat16"]
 )
 def test_initial_weights_do_not_depend_on_the_layout(num_ranks, layouts):
     assert run_ranks(num_ranks, initial_weights, layouts) == [len(layouts)] * num_ranks
+
+
+def fails_in_rank_1(world):
+    def failing(draw):
+        if world.rank == 1:
+            raise ValueError("planned")
+        return torch.zeros(draw.parameter.shape)
+
+    with mock.patch.object(Draw, "values", failing), pytest.raises((ValueError, OtherProcessFailed)) as raised:
+        materialize_shards(lay_out(model_of(), world, "fsdp"), world, "cpu")
+    return type(raised.value).__name__, str(raised.value)
+
+
+def test_an_initialization_that_fails_in_one_rank_ends_all():
+    (other, message), failed = run_ranks(2, fails_in_rank_1)
+    assert failed == ("ValueError", "planned")
+    assert other == "OtherProcessFailed"
+    assert "planned" in message
 
 
 def everywhere(shape, num_ranks):
