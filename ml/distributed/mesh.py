@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ml.config import child, configurable, require
+from ml.config import child, configurable, require, unused
 from ml.distributed.fsdp import FullyShard
 from ml.distributed.schedules import OneForwardOneBackward, PipelineSchedule
 from ml.layers.checks import positive_float
@@ -56,7 +56,7 @@ class Mesh:
         pipeline: Number of processes among which the blocks of the decoder are divided.
         sequence: Whether the residual stream is divided along time over `tensor`, which saves memory; None where the
             model allows it.
-        schedule: Constructor of the schedule of the pipeline.
+        schedule: Constructor of the order in which the stages of the pipeline compute their micro-batches.
         sharding: Constructor of the way in which weights are sharded over the data ranks.
         timeout: Seconds that a collective may take before the run ends with an error.
     """
@@ -90,9 +90,16 @@ class Mesh:
             require(False, open_axes[1], f"is -1, and so is Mesh.{open_axes[0]}: only one axis can be the rest")
         self.stated = MeshSizes(expert=expert, **sizes)
         self.sequence = sequence
-        self.schedule = child("schedule", schedule)
+        unused(pipeline == 1, "schedule", "pipeline")
+        self._schedule = child("schedule", schedule) if pipeline != 1 else None
         self.sharding = child("sharding", sharding)
         self.timeout = positive_float("timeout", timeout)
+
+    @property
+    def schedule(self) -> PipelineSchedule:
+        """The schedule of the pipeline, if there is one."""
+        assert self._schedule is not None
+        return self._schedule
 
     def sizes(self, world_size: int) -> MeshSizes:
         """Returns the size of every axis.

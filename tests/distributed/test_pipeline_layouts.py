@@ -16,6 +16,7 @@ from pipeline_cases import (
 )
 from processes import run_ranks
 
+import ml
 from ml.distributed import Layout
 from ml.training.errors import RunError
 from ml.training.state import named_weights
@@ -75,7 +76,7 @@ def require_equal_sums(found, wanted, name):
 
 def trains_as_one_process(world, name):
     trainer = trainer_of([*CASES[name], "Mesh.pipeline = 2"])
-    alone = trainer_of(CASES[name]).start(CPU)
+    alone = trainer.start(CPU)
     state = trainer.start(CPU, Layout.of(world, trainer.mesh_sizes(world.size)))
     for step in range(3):
         wanted = step_of(trainer, alone, step)
@@ -126,3 +127,8 @@ def test_a_pipeline_that_does_not_fit_is_refused_by_name(bindings, message):
     pipeline = [] if "Mesh.pipeline = 4" in bindings else ["Mesh.pipeline = 2"]
     with pytest.raises(RunError, match=message):
         trainer_of([*pipeline, *bindings]).mesh_sizes(4)
+
+
+def test_a_schedule_without_a_pipeline_is_refused():
+    with pytest.raises(ml.ConfigError, match=r"Mesh.schedule has no effect where Mesh.pipeline = 1"):
+        ml.load("base.gin", bindings=["Mesh.schedule = @GPipe"])
