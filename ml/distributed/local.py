@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -195,6 +195,11 @@ class Local:
     def show_as(self, module: nn.Module, name: str, part: Any) -> None:
         """Shows an attribute as `part`."""
         self._sizes.append((module, name, getattr(module, name), part))
+
+    def read_all_positions(self) -> None:
+        """Makes gradients whole: the layer reads all positions also where the residual stream is divided."""
+        whole = {Gradient.OF_STREAM: Gradient.WHOLE}
+        self._views = [replace(view, gradient=whole.get(view.gradient, view.gradient)) for view in self._views]
 
     def _place(
         self,

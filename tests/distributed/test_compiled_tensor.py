@@ -21,12 +21,15 @@ BINDINGS = [
 ]
 
 
-def compiled(world):
-    model = small_model(BINDINGS)
+EXPERTS = ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.num_experts = 2"]
+
+
+def compiled(world, bindings, is_one_graph):
+    model = small_model(bindings)
     batch = batch_of()
     one = materialize(copy.deepcopy(model), "cpu", SEED)
     # The graphs alone: this process ends after them.
-    torch.compile = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    torch.compile = functools.partial(torch.compile, backend="aot_eager", fullgraph=is_one_graph)
     parallelize(model, Layout.of(world, MeshSizes(tensor=world.size)), Mesh(tensor=world.size), compile=True)
     materialize_shards(model, world, "cpu", SEED)
     _, expected = gradients_of(one, batch)
@@ -37,4 +40,9 @@ def compiled(world):
 
 @pytest.mark.slow
 def test_blocks_are_one_graph():
-    assert run_ranks(2, compiled) == [(1, {})] * 2
+    assert run_ranks(2, compiled, BINDINGS, True) == [(1, {})] * 2
+
+
+@pytest.mark.slow
+def test_blocks_with_a_router_that_reads_all_positions():
+    run_ranks(2, compiled, EXPERTS, False)

@@ -26,6 +26,9 @@ class MixtureRule(Positionwise):
 
     def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
         super().tensor(layer, axis)
+        for part in layer.modules():
+            if part in axis.shown:  # a compiled block shows it before the stream is gathered
+                axis.shown[part].read_all_positions()
         inner, stream = layer.forward, axis.stream
 
         def on_all_positions(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
