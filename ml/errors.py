@@ -29,7 +29,7 @@ class RunFailure(RuntimeError):
 
 
 class OtherProcessFailed(Exception):
-    """Another process of the run failed, and has said why.
+    """Another process of the run failed and reports the reason.
 
     Args:
         rank: The rank of that process.

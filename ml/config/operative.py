@@ -40,7 +40,7 @@ _HEADER = "# The operative config of a run: every value that took effect. Later 
 def fingerprint(operative: str) -> str:
     """Returns the SHA-256 of an operative config, equal for equal runs.
 
-    Options that had no effect, and those that change no result of a run, are left out of it.
+    Options without effect, and options that change no result of a run, are omitted.
     """
     text = "\n\n".join(_sections_with_effect(operative)) + "\n"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -18,7 +18,7 @@ def cause_of(calling: list[Call], parameter: str) -> Cause:
 
 
 def missing_problem(call: Call, parameter: str, binding: Binding | None) -> Problem:
-    """Returns the problem of a required parameter without a value; `binding` requires it, or left out its value."""
+    """Returns the problem of a required parameter without a value; `binding` requires or omits it."""
     name = f"{call.info.name}.{parameter}"
     if binding is not None and binding.is_left_out:
         message = f"{name} must be set: the saved run left out its value, which had no effect there"

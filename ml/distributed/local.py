@@ -147,7 +147,7 @@ class _View:
 
 @dataclass
 class Local:
-    """What a layer shows while it computes.
+    """Local view of a layer, in effect while it computes.
 
     Attributes:
         axis: The axis over which the layer is divided, or replicated.

@@ -198,7 +198,7 @@ def started(device: torch.device, timeout: float) -> Iterator[World]:
         try:
             yield world
         except OtherProcessFailed as error:
-            with contextlib.suppress(RuntimeError):  # when that process has said why and ended
+            with contextlib.suppress(RuntimeError):  # until that process has reported its error and ended
                 dist.recv(torch.empty(1), error.rank, group=hosts)
             raise
     except Exception as error:

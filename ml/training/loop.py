@@ -108,7 +108,7 @@ def train(
 
 
 class Agreement(NamedTuple):
-    """What the processes agree on before a step.
+    """Agreement of all processes before a step.
 
     Attributes:
         num_targets: Targets in the loss of the step, of all processes.

@@ -13,7 +13,7 @@ from ml.layers import LossSums
 
 
 class StepSums(NamedTuple):
-    """What a process adds to the measurements of a step, on the device."""
+    """Contribution of a process to the measurements of a step, on the device."""
 
     loss: Tensor  # () cross entropy, nats per token of all processes
     parts: dict[str, Tensor]  # () each: the other terms of the loss, per token of all processes

@@ -48,7 +48,7 @@ def run(world, root, name, bindings, initial=None):
 
 
 def told(world, root):
-    """What a rank is told in each case."""
+    """Returns the error of a rank in each case."""
     pipeline = [*TWO, "Mesh.pipeline = 2"]
     checkpoint = RunFolder(f"{root}/three").checkpoints / "step_6"
     found = {

@@ -68,7 +68,7 @@ def assert_as_on_one_process(num_ranks, cases):
         for rank, of_rank in enumerate(found):
             (difference, where), _, expected = of_rank[name]
             assert difference < CLOSE_GRADIENT, f"{name}, rank {rank}: {where}"
-        # Each rank has gradients of its own experts and of all other parameters.
+        # Each rank has gradients of its experts and of all other parameters.
         gradients = [of_rank[name][1] for of_rank in found]
         assert set.union(*gradients) == expected
         assert {name for name in expected if ".expert_" not in name} == set.intersection(*gradients)
@@ -96,7 +96,7 @@ def layer_of(**options):
 
 def passes_of_a_layer(world):
     axis = init_device_mesh("cpu", (world.size,))
-    # Ranks have different numbers of tokens.
+    # Ranks have different token counts.
     x = torch.randn(3 + 4 * world.rank, 32, generator=torch.Generator().manual_seed(world.rank))
     for grouped, change in itertools.product((False, True), (lambda model: None, without_preference)):
         whole, layer = layer_of(grouped=grouped), layer_of(grouped=grouped)

@@ -1,4 +1,4 @@
-"""Layers of a user on the tensor axis: with a rule of their own, without one, and where they are refused."""
+"""Layers of a user on the tensor axis: with a custom rule, without one, and where they are refused."""
 
 import pytest
 import torch

@@ -85,7 +85,7 @@ def run_meshes(world, root, num_ranks, resumes):
 
 
 def prepare(root, model, folder, source, config):
-    """Copies a run as it was after step 3 and before the next checkpoint; its metrics go on to step 6."""
+    """Copies a run as it was after step 3 and before the next checkpoint; its metrics continue to step 6."""
     if source is not None:
         shutil.copytree(folder_of(root, model, source), folder.path)
         shutil.rmtree(folder.checkpoints / f"step_{LAST}")

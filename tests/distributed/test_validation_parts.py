@@ -105,7 +105,7 @@ def test_a_sharded_model_has_the_validation_loss_and_the_texts_of_one_process(by
 
 
 class Listed(Dataset):
-    """Data of a user, who says nothing of ranks."""
+    """Custom data that does not know of ranks."""
 
     def __init__(self, batches):
         self.batches = batches

@@ -103,7 +103,7 @@ def test_the_rest_of_the_processes(world_size):
             assert sizes.world_size == world_size
 
 
-def test_a_mesh_of_another_size_says_what_it_is_for():
+def test_a_mesh_of_another_size_is_refused_with_its_size():
     with pytest.raises(MeshError, match=r"Mesh \(data_shard 2 x tensor 4\) is for 8 processes, and there are 4"):
         Mesh(data_shard=2, tensor=4).sizes(4)
     with pytest.raises(MeshError, match=r"Mesh.expert \(3\) does not divide Mesh.data_shard \(4\)"):

@@ -52,7 +52,7 @@ class PositionEmbeddingRule(Rule):
 
 
 def vocabulary_misfit(name: str, vocab_size: int, size: int) -> str | None:
-    """Why a vocabulary cannot be divided: a rank would have no token of it."""
+    """Returns why a vocabulary cannot be divided: a rank would have no token of it."""
     if -(-vocab_size // size) * (size - 1) < vocab_size:
         return None
     return f"{name} ({vocab_size}) leaves a rank of Mesh.tensor ({size}) without a token"

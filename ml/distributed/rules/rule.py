@@ -12,7 +12,7 @@ from ml.distributed.mesh import MeshError
 
 
 class Rule:
-    """How one kind of layer is divided.
+    """Division of one kind of layer over the mesh.
 
     Attributes:
         context: What a mixer needs of the earlier tokens where a sequence is divided over `Mesh.context`: the "keys" of

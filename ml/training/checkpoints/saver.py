@@ -17,7 +17,7 @@ from ml.training.errors import RunFailure
 
 
 class _Report(NamedTuple):
-    """What one process has written, or why it could not."""
+    """Result of the write of one process: its files, or its error."""
 
     part: WrittenPart | None
     entries: Entries
@@ -40,7 +40,7 @@ class Saver:
         *,
         asynchronous: bool,
     ):
-        """Creates a saver; a collective call, as every method is unless it says otherwise.
+        """Creates a saver; a collective call, as every method unless documented otherwise.
 
         Args:
             folder: The folder that holds the checkpoints.

@@ -36,7 +36,7 @@ class Snapshot(NamedTuple):
 
 
 class WrittenPart(NamedTuple):
-    """What one process wrote of a checkpoint.
+    """Part of a checkpoint that one process wrote.
 
     Attributes:
         tensors: The places of its tensors.

@@ -168,5 +168,5 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    """What the plan of a tensor depends on."""
+    """Properties of a tensor that its plan depends on."""
     return TensorShape.of(tensor), sharding_of(tensor)

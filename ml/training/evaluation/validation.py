@@ -113,7 +113,7 @@ def _in_step(batches: Iterator[Batch], empty: Batch, world: World, stop: Callabl
 
     Args:
         batches: The batches of this process.
-        empty: A batch without targets, for a process that has no more of its own.
+        empty: A batch without targets, for a process that has no batch left.
         world: The processes.
         stop: Called before each batch.
 
