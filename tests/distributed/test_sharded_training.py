@@ -21,7 +21,12 @@ KEEPING = ("FullyShard.reshard_after_forward = False",)  # of more than one proc
 CASES = {
     "muon, norms": (*MUON, "Trainer.norms = @Norms"),
     "adafactor, skipping": ("Trainer.optimizer = @Adafactor", *SKIPPING, "Adafactor.learning_rate = 0.3"),
-    "lion, average": ("Trainer.optimizer = @Lion", "Lion.learning_rate = 1e-3", *AVERAGE),
+    "lion, average, shared": (
+        "Trainer.optimizer = @Lion",
+        "Lion.learning_rate = 1e-3",
+        "Repeat.shared = True",
+        *AVERAGE,
+    ),
     "sgd, adapters": (
         "Trainer.optimizer = @SGD",
         "Linear.apply_peft = @LoRA",
