@@ -9,6 +9,7 @@ from processes import run_ranks
 from torch.distributed.tensor import DTensor
 
 from ml.distributed import Layout, MeshSizes
+from ml.training.errors import RunError
 from ml.training.optimizers import apply_schedule
 from ml.training.step import train_step
 
@@ -102,3 +103,12 @@ def test_steps_are_those_of_one_process(sizes, cases):
         assert set.union(*names) == found[0][name][1]
         if sizes.expert > 1:
             assert any(".expert_" in tensor for tensor in names[0] - names[sizes.tensor])
+
+
+def test_a_mesh_that_does_not_fit_the_experts_is_refused_before_anything_is_built():
+    trainer = trainer_of(["Mesh.expert = 3", "Trainer.batch_size = 6"])
+    with pytest.raises(
+        RunError, match=r"num_experts \(4\) is not divisible by Mesh.expert \(3\), which can be 1, 2 or 4"
+    ):
+        trainer.mesh_sizes(3)
+    assert trainer_of(["Mesh.expert = 2"]).mesh_sizes(4).expert == 2
