@@ -21,3 +21,8 @@ def rank() -> int:
 def local_rank() -> int:
     """Returns the index of this process on its machine, 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def num_local_processes() -> int:
+    """Returns the number of processes of the run on this machine, 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_launched() else 1

@@ -1,6 +1,7 @@
 """A run about to start: the rules of its folder, its warnings, and training itself."""
 
 import datetime
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class Launch:
             return
         if self.config.warnings:
             print(report(list(self.config.warnings), "warning"), file=sys.stderr)
-        for warning in warnings_of(self.trainer, self.device, dataset):
+        for warning in warnings_of(self.trainer, self.device, dataset, self.sizes):
             print(f"warning: {warning}", file=sys.stderr)
 
     def write_config(self) -> None:
@@ -91,11 +92,9 @@ class Launch:
         data = world.together(trainer.open_data)
         self.print_warnings(data.training)
         self.write_config()
-        world.first(
-            lambda: folder.write_environment(
-                data=data.describe(), peak_flops=trainer.peak_flops(device).as_json(), mesh=self.sizes._asdict()
-            )
-        )
+        hosts = sorted(set(world.gather(socket.gethostname())))
+        facts = {"mesh": self.sizes._asdict(), "hosts": hosts, "data": data.describe()}
+        world.first(lambda: folder.write_environment(peak_flops=trainer.peak_flops(device).as_json(), **facts))
         if world.is_first:
             print(self._described(data), file=stream, flush=True)
         layout = Layout.of(world, self.sizes)

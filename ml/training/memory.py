@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from ml import launcher
+
 _KIB = 1024
 
 
@@ -16,11 +18,13 @@ def available_memory(device: torch.device) -> int | None:
         device: The device of the run.
 
     Returns:
-        The total memory of a CUDA device, or the available memory of the host; None if unknown.
+        The total memory of a CUDA device, or the available memory of the host, divided among the processes on it; None
+        if unknown.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return available_cpu_memory()
+    available = available_cpu_memory()
+    return None if available is None else available // launcher.num_local_processes()
 
 
 def available_cpu_memory(root: Path = Path("/")) -> int | None:

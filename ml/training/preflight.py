@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ml.data import Dataset
+from ml.distributed import MeshSizes
 from ml.models.summary import memory_of_model, size_text
 from ml.training.memory import available_memory
 from ml.training.summary import memory_of_training
@@ -13,15 +14,20 @@ from ml.training.trainer import Trainer
 MAX_EPOCHS = 10
 
 
-def warnings_of(trainer: Trainer, device: torch.device, dataset: Dataset | None = None) -> list[str]:
+def warnings_of(
+    trainer: Trainer, device: torch.device, dataset: Dataset | None = None, sizes: MeshSizes | None = None
+) -> list[str]:
     """Returns all warnings about a run.
 
     Args:
         trainer: The settings of the run; its model is on the meta device.
         device: The device to train on.
         dataset: The open training data; None uses what is known before the data is opened.
+        sizes: The mesh, over which the memory is divided; None for a single process.
     """
-    needed = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
+    num_parts = 1 if sizes is None else sizes.world_size // sizes.data_replicate
+    whole = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
+    needed = {name: size // num_parts for name, size in whole.items()}
     num_sequences = trainer.num_steps * trainer.batch_size
     if dataset is None:
         epochs = trainer.data.epochs(num_sequences * trainer.sequence_length)

@@ -9,9 +9,12 @@ import torch
 
 from ml.data import ByteTokenizer
 from ml.data.token_files.writing import TokenWriter
+from ml.distributed import MeshSizes
+from ml.models.summary import memory_of_model
 from ml.training import memory, preflight
 from ml.training.memory import available_cpu_memory, available_memory
 from ml.training.preflight import memory_warning, repetition_warnings, warnings_of
+from ml.training.summary import memory_of_training
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -110,3 +113,20 @@ def test_how_often_token_files_are_read_is_known_before_they_are_opened(tiny, tm
     assert warnings_of(tiny(*bindings, "Trainer.num_steps = 250"), CPU) == []  # ten times exactly
     missing = [*bindings, f"TokenFiles.paths = {str(tmp_path / 'missing')!r}"]
     assert warnings_of(tiny(*missing, "Trainer.num_steps = 250000"), CPU) == []
+
+
+def test_memory_is_that_of_one_process_of_a_mesh(tiny, monkeypatch):
+    trainer = tiny()
+    needed = sum({**memory_of_model(trainer.model), **memory_of_training(trainer)}.values())
+    monkeypatch.setattr(preflight, "available_memory", lambda device: needed // 2 + 8)
+    assert len(warnings_of(trainer, CPU)) == 1
+    assert warnings_of(trainer, CPU, sizes=MeshSizes(data_shard=2)) == []
+    assert warnings_of(trainer, CPU, sizes=MeshSizes(tensor=2, data_replicate=2)) == []
+    assert len(warnings_of(trainer, CPU, sizes=MeshSizes(data_replicate=2))) == 1  # each replica has all of it
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(memory, "available_cpu_memory", lambda: 8 * GIB)
+    assert available_memory(CPU) == 2 * GIB
