@@ -15,9 +15,15 @@ class Comparison(NamedTuple):
     ratio: float
 
 
-def compare(first: Callable[[], Any], second: Callable[[], Any], rounds: int, warmup: int = 1) -> Comparison:
-    """Times `first` and `second` alternately, without the first `warmup` rounds."""
-    pairs = [(seconds(first), seconds(second)) for _ in range(warmup + rounds)][warmup:]
+def compare(
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
+    """Times `first` and `second` alternately by a clock, without the first `warmup` rounds."""
+    pairs = [(seconds(first, clock), seconds(second, clock)) for _ in range(warmup + rounds)][warmup:]
     return Comparison(
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
@@ -25,9 +31,9 @@ def compare(first: Callable[[], Any], second: Callable[[], Any], rounds: int, wa
     )
 
 
-def seconds(call: Callable[[], Any]) -> float:
+def seconds(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
     """Returns the seconds of a call, after garbage collection."""
     gc.collect()
-    begun = time.perf_counter()
+    begun = clock()
     call()
-    return time.perf_counter() - begun
+    return clock() - begun

@@ -1,6 +1,7 @@
 """Imports of `ml/`, including imports in functions and for type checkers: no cycles, one direction."""
 
 import ast
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def imported_by(tree: ast.AST, modules: set[str]) -> set[str]:
     return found & modules
 
 
+@functools.cache
 def imports() -> dict[str, set[str]]:
     graph = {}
     for name, file in MODULES.items():
