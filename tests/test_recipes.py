@@ -29,8 +29,13 @@ RECIPES = [
 ]
 SHAPES = sorted(p.relative_to(ml.SHIPPED_CONFIGS).as_posix() for p in ml.SHIPPED_CONFIGS.glob("models/*_[0-9]*.gin"))
 CONFIGS = [*RECIPES, *(shape for shape in SHAPES if shape.replace("models/", "recipes/") not in RECIPES)]
-# GPT-2 small and Llama 3.2 1B as published; the others are counted in transformers' models of the same shape.
-PARAMETERS = {"models/gpt2_124m.gin": 124_439_808, "models/llama_1b.gin": 1_235_814_400}
+# GPT-2 small and Llama 3 as published; the others are counted in transformers' models of the same shape.
+PARAMETERS = {
+    "models/gpt2_124m.gin": 124_439_808,
+    "models/llama_1b.gin": 1_235_814_400,
+    "models/llama_8b.gin": 8_030_261_248,
+    "models/llama_70b.gin": 70_553_706_496,
+}
 PUBLISHED = {
     "models/qwen3_0.6b.gin": (
         "Qwen3",
@@ -87,6 +92,8 @@ SMALL = {
     "recipes/llama_1b.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/gpt2_124m.gin": [*REPEATED, "Attention.num_heads = 4", "MLP.intermediate_size = 64"],
     "recipes/qwen3_0.6b.gin": [*REPEATED, *HEADS, *GATED],
+    "models/llama_8b.gin": [*REPEATED, *HEADS, *GATED],
+    "models/llama_70b.gin": [*REPEATED, *HEADS, *GATED],
     "models/mistral_7b.gin": [*REPEATED, *HEADS, *GATED, "Attention.window_size = 8"],
     "models/mixtral_8x7b.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/gemma3_1b.gin": [*WIDTHS, *HEADS, *GATED, "Pattern.num_blocks = 6", "local/Attention.window_size = 8"],
