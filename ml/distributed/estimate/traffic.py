@@ -1,0 +1,110 @@
+"""Bytes that a rank communicates, by axis of the mesh and kind of collective."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ml.distributed.estimate.observing import Observer
+from ml.distributed.layout import AXES, FULLY_SHARDED, FULLY_SHARDED_EXPERT, Layout
+
+WORLD = "world"  # the axis of a group that is no axis of the mesh
+
+# Parts of the names of operators in `c10d` and `_c10d_functional`. What one rank sends, others receive.
+_KINDS = {
+    "allgather": "all-gather",
+    "all_gather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "allreduce": "all-reduce",
+    "all_reduce": "all-reduce",
+    "alltoall": "all-to-all",
+    "all_to_all": "all-to-all",
+    "broadcast": "broadcast",
+    "send": "send",
+}
+_NAMESPACES = ("c10d", "_c10d_functional", "_dtensor")
+
+
+class Collective(NamedTuple):
+    """A kind of communication.
+
+    Attributes:
+        axis: The axis of the mesh.
+        kind: "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "broadcast" or "send".
+    """
+
+    axis: str
+    kind: str
+
+    def sent(self, payload: float, num_ranks: int) -> float:
+        """Bytes that each rank sends, with the algorithms that send least (rings).
+
+        Args:
+            payload: Bytes of the whole: of the result of an all-gather, of the operand of the others.
+            num_ranks: Number of ranks in the group.
+        """
+        if self.kind == "send":
+            return payload
+        share = payload * (num_ranks - 1) / num_ranks
+        return 2 * share if self.kind == "all-reduce" else share
+
+
+class Traffic(Observer):
+    """Counts the payload and the calls of the collectives of a rank.
+
+    Args:
+        axes: Axis of each process group, by the name of the group.
+
+    Attributes:
+        payload: Bytes of the whole tensors, by kind: the result of an all-gather, the operand of the others.
+        calls: Number of collectives, by kind.
+    """
+
+    def __init__(self, axes: Mapping[str, str]):
+        self.axes = axes
+        self.payload: Counter[Collective] = Counter()
+        self.calls: Counter[Collective] = Counter()
+
+    def see(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        if operation.namespace not in _NAMESPACES:
+            return
+        name = operation.overloadpacket.__name__
+        kind = next((kind for part, kind in _KINDS.items() if part in name), None)
+        if kind is None:  # a wait, or the receiving side
+            return
+        collective = Collective(self.axes.get(_group_of(args), WORLD), kind)
+        self.payload[collective] += max(_num_bytes(one) for one in (*args, *kwargs.values(), result))
+        self.calls[collective] += 1
+
+
+def axes_of(layout: Layout) -> dict[str, str]:
+    """Returns the axis of each process group of the mesh, by the name of the group."""
+    if layout.root is None:
+        return {}
+    names = [*AXES, FULLY_SHARDED, *([FULLY_SHARDED_EXPERT] if layout.sizes.expert > 1 else [])]
+    return {layout.root[name].get_group().group_name: name for name in names if layout.root[name].size() > 1}
+
+
+def ranks_of(layout: Layout) -> dict[str, list[int]]:
+    """Returns the ranks that communicate with this one along each axis, this one among them."""
+    root = layout.root
+    ranks = {} if root is None else {axis: root[axis].mesh.flatten().tolist() for axis in axes_of(layout).values()}
+    return {**ranks, WORLD: list(range(layout.world.size))}
+
+
+def _group_of(args: Iterable[Any]) -> str:
+    """The name of the process group among the arguments of a collective."""
+    for one in args:
+        if isinstance(one, torch.ScriptObject) and "ProcessGroup" in str(one._type()):
+            return dist.ProcessGroup.unbox(one).group_name
+        if isinstance(one, dist.ProcessGroup):
+            return one.group_name
+    return [one for one in args if isinstance(one, str)][-1]
+
+
+def _num_bytes(value: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
