@@ -1,32 +1,60 @@
 """Show the run that a configuration would be."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from ml.building import build_trainer
 from ml.config import Config, explain, select
-from ml.distributed import World
+from ml.distributed import MeshSizes, World
+from ml.distributed.estimate.planned_world import PlannedWorld
 from ml.errors import UserError
 from ml.machine import choose_device
 from ml.models.summary import summarize
 from ml.runs import Run, open_teacher
 from ml.runs.launch import Launch
+from ml.training import Trainer
 from ml.training.summary import memory_of_training, notes, summarize_training
 
 
+class Machines(NamedTuple):
+    """The machines to plan for, as far as the command line tells; facts that are no part of the configuration.
+
+    Attributes:
+        world_size: Number of processes; None for a single one.
+        device_memory: Bytes of a device; None if unknown.
+    """
+
+    world_size: int | None = None
+    device_memory: int | None = None
+
+    @property
+    def is_planned(self) -> bool:
+        """True where a plan is asked for."""
+        return self.world_size is not None or self.device_memory is not None
+
+
 def show(
-    config: Config, run_dir: str | None, pattern: str | None, init_from: Run | None, init_may_differ: Sequence[str]
+    config: Config,
+    run_dir: str | None,
+    pattern: str | None,
+    init_from: Run | None,
+    init_may_differ: Sequence[str],
+    machines: Machines,
 ) -> None:
-    """Prints the model and the sources of its values, and writes the configuration of the run."""
+    """Prints the model, the sources of its values and the plan, and writes the configuration of the run."""
     trainer = build_trainer(config)
-    launch = Launch(config, trainer, run_dir, World(device=choose_device(None)), init_from, init_may_differ)
+    world = World(device=choose_device(None)) if machines.world_size is None else PlannedWorld(size=machines.world_size)
+    launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ)
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
     for note in notes(trainer):
         print(f"\n{note}")
-    launch.print_warnings()
+    if machines.is_planned:
+        _show_plan(trainer, launch.sizes, machines.device_memory)
+    launch.print_warnings(is_here=not machines.is_planned)
     if pattern is not None:
         found = select(config.records(), pattern)
         if not found:
@@ -34,3 +62,20 @@ def show(
         print(f"\n{explain(found)}")
     launch.write_config()
     print(f"\nThe configuration is right, and nothing was trained. It is written to {launch.folder.path}")
+
+
+def _show_plan(trainer: Trainer, sizes: MeshSizes, device_memory: int | None) -> None:
+    """Prints the plan, and what fits into the memory of a device where that is known."""
+    from ml.training import estimate  # the tracing needs parts of torch that take a second to import
+
+    cluster = trainer.cluster
+    print(f"\n{estimate.describe_plan(estimate.plan(trainer, sizes, cluster), device_memory)}")
+    if device_memory is None:
+        return
+    if sizes.world_size == 1:
+        print(f"\n{estimate.describe_fits(estimate.fits(trainer, sizes, cluster, device_memory), device_memory)}")
+        return
+    found = list(estimate.candidates(trainer, sizes.world_size, cluster))
+    print(f"\n{estimate.describe_candidates(found, device_memory)}")
+    for obstacle in estimate.describe_obstacles(found):
+        print(f"not {obstacle}")

@@ -4,6 +4,7 @@ import sys
 from typing import NoReturn
 
 from ml.cli import entry
+from ml.cli.memory_size import parse_memory_size
 from ml.errors import UserError
 
 _HELP = {"--help", "-help", "--helpshort", "-helpshort", "-h", "-?"}
@@ -28,6 +29,7 @@ def main(arguments: list[str], command: str = "train.py") -> NoReturn:
 def _train(flags) -> int:
     if flags.explain is not None and not flags.dry_run:
         raise UserError("--explain goes with --dry_run")
+    device_memory = _device_memory(flags)
     if not flags.gin_file and not flags.gin_bindings:
         raise UserError(f"no configuration: name one with --gin_file=base.gin. There are {', '.join(_shipped())}")
     if flags.init_may_differ and flags.init_from is None:
@@ -47,10 +49,28 @@ def _train(flags) -> int:
     if flags.dry_run:
         from ml.cli import dry_run
 
-        dry_run.show(config, flags.run_dir, flags.explain, init_from=source, init_may_differ=may_differ)
+        machines = dry_run.Machines(flags.world_size, device_memory)
+        dry_run.show(config, flags.run_dir, flags.explain, source, may_differ, machines)
     else:
         api.train(config, flags.run_dir, init_from=source, init_may_differ=may_differ)
     return 0
+
+
+def _device_memory(flags) -> int | None:
+    """The bytes of --device_memory; None without it.
+
+    Raises:
+        UserError: A flag of plans is wrong or has no effect.
+    """
+    for name in ("world_size", "device_memory"):
+        if flags[name].value is not None and not flags.dry_run:
+            raise UserError(f"--{name} goes with --dry_run")
+    if flags.device_memory is None:
+        return None
+    size = parse_memory_size(flags.device_memory)
+    if size is None:
+        raise UserError(f"--device_memory must be a size such as 80GiB, not {flags.device_memory!r}")
+    return size
 
 
 def _shipped() -> list[str]:

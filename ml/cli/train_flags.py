@@ -12,6 +12,14 @@ flags.DEFINE_bool("dry_run", False, "Check everything, show the model and write 
 flags.DEFINE_string(
     "explain", None, "With --dry_run: show the sources of matching parameters, as in 'query/Linear.bias'."
 )
+flags.DEFINE_integer(
+    "world_size", None, "With --dry_run: the number of processes to plan for; no device is needed.", lower_bound=1
+)
+flags.DEFINE_string(
+    "device_memory",
+    None,
+    "With --dry_run: the memory of a device, such as 80GiB; shows what fits into it.",
+)
 flags.DEFINE_string("init_from", None, "The folder of a run that provides the model and the initial weights.")
 flags.DEFINE_multi_string(
     "init_may_differ",

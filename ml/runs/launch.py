@@ -58,17 +58,19 @@ class Launch:
         if init_from is not None:
             self.initial = world.together(lambda: _initial(init_from, init_may_differ, self.trainer))
 
-    def print_warnings(self, dataset: Dataset | None = None) -> None:
+    def print_warnings(self, dataset: Dataset | None = None, *, is_here: bool = True) -> None:
         """Prints the warnings of the configuration and of the preflight to standard error.
 
         Args:
             dataset: The training data where it is open; None takes what is known of it before.
+            is_here: Whether the run is for this machine, whose memory is compared then.
         """
         if not self.world.is_first:
             return
         if self.config.warnings:
             print(report(list(self.config.warnings), "warning"), file=sys.stderr)
-        for warning in warnings_of(self.trainer, self.device, dataset, self.sizes):
+        device = self.device if is_here else None
+        for warning in warnings_of(self.trainer, device, dataset, self.sizes):
             print(f"warning: {warning}", file=sys.stderr)
 
     def write_config(self) -> None:

@@ -15,13 +15,13 @@ MAX_EPOCHS = 10
 
 
 def warnings_of(
-    trainer: Trainer, device: torch.device, dataset: Dataset | None = None, sizes: MeshSizes | None = None
+    trainer: Trainer, device: torch.device | None, dataset: Dataset | None = None, sizes: MeshSizes | None = None
 ) -> list[str]:
     """Returns all warnings about a run.
 
     Args:
         trainer: The settings of the run; its model is on the meta device.
-        device: The device to train on.
+        device: The device to train on; None does not compare its memory.
         dataset: The open training data; None uses what is known before the data is opened.
         sizes: The mesh, over which the memory is divided; None for a single process.
     """
@@ -33,8 +33,8 @@ def warnings_of(
         epochs = trainer.data.epochs(num_sequences * trainer.sequence_length)
     else:
         epochs = dataset.epochs(num_sequences)
-    found = [memory_warning(needed, available_memory(device), device), *repetition_warnings(epochs)]
-    return [warning for warning in found if warning is not None]
+    of_memory = None if device is None else memory_warning(needed, available_memory(device), device)
+    return [*([] if of_memory is None else [of_memory]), *repetition_warnings(epochs)]
 
 
 def memory_warning(needed: Mapping[str, int], available: int | None, device: torch.device) -> str | None:

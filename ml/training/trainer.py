@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,7 @@ from ml.config import child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import sequence_indices
 from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World, misfits, parallelize
+from ml.distributed.estimate.cluster import Cluster
 from ml.distributed.initialization import materialize_shards
 from ml.layers.checks import ADDRESSABLE, positive, positive_float
 from ml.layers.parameter import adopt_settings
@@ -36,6 +37,9 @@ from ml.training.run_data import RunData
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import TrainState
 from ml.training.trackers import Tracker
+
+if TYPE_CHECKING:
+    from ml.distributed.pipeline.pipeline import Pipeline
 
 _TOKEN_BYTES = 8
 _MAX_WORKERS = 1024
@@ -66,6 +70,7 @@ class Trainer:
         profiler: Profile of the operations of a few steps; None for none.
         memory_snapshot: Snapshot of the GPU allocations in a few steps; None for none.
         mesh: Arrangement of the processes of the run.
+        cluster: Machines that `--dry_run` plans for.
         num_steps: Number of optimizer steps of the run.
         batch_size: Number of sequences per optimizer step.
         micro_batch_size: Largest number of sequences per forward pass of a process (gradient accumulation); None for
@@ -101,6 +106,7 @@ class Trainer:
         memory_snapshot: Callable[..., MemorySnapshot] | None = None,
         samples: Callable[..., Samples] | None = None,
         mesh: Callable[..., Mesh] = Mesh,
+        cluster: Callable[..., Cluster] = Cluster,
         num_steps: int = 1000,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
@@ -155,6 +161,7 @@ class Trainer:
         self.memory_snapshot = None if window is None else child("memory_snapshot", window, num_steps)
         self.samples = None if samples is None else child("samples", samples)
         self.mesh = child("mesh", mesh)
+        self.cluster = child("cluster", cluster)
         cast_parameters(self.model, self.precision.parameter_dtype)
         self._require_that_parts_fit()
         self._is_frozen = True
@@ -263,6 +270,15 @@ class Trainer:
             sizes = self.mesh.sizes(num_processes)
         except MeshError as error:
             raise RunError(str(error)) from error
+        self.require_fit(sizes)
+        return sizes
+
+    def require_fit(self, sizes: MeshSizes) -> None:
+        """Checks that a mesh fits the batch and the model.
+
+        Raises:
+            RunError: It does not.
+        """
         num_parts = sizes.num_data_ranks
         if self.batch_size % num_parts:
             raise RunError(
@@ -276,7 +292,6 @@ class Trainer:
         problems = [*misfits(self.model, self.mesh, sizes), *self._mesh_misfits(sizes)]
         if problems:
             raise RunError("\n".join(problems))
-        return sizes
 
     def _mesh_misfits(self, sizes: MeshSizes) -> Iterator[str]:
         """Yields why training, other than the model, does not fit a mesh."""
@@ -305,9 +320,20 @@ class Trainer:
         model = copy.deepcopy(self.model)
         pipeline = parallelize(model, layout, self.mesh, compile=self.compile)
         materialize_shards(model, layout.world, device, self.seed)
+        return self.start_with(model, layout, pipeline)
+
+    def start_with(self, model: LanguageModel, layout: Layout, pipeline: "Pipeline | None") -> TrainState:
+        """Creates the state before step 1 of a model that is allocated and on the mesh.
+
+        Args:
+            model: The model, which the state takes over.
+            layout: The mesh.
+            pipeline: Computes its gradients, from `parallelize`; None for one without stages.
+        """
         groups = group_parameters(named_parameters_with_scales(model))
         optimizer = self.optimizer.create(groups)
         model.train()
+        device = layout.device
         skip_step = None if self.skip_step is None else self.skip_step.start(device)
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 
 from ml.distributed.estimate.observing import Observer
-from ml.distributed.layout import AXES, FULLY_SHARDED, FULLY_SHARDED_EXPERT, Layout
+from ml.distributed.layout import AXES, Layout
 
 WORLD = "world"  # the axis of a group that is no axis of the mesh
 
@@ -77,23 +78,27 @@ class Traffic(Observer):
         if kind is None:  # a wait, or the receiving side
             return
         collective = Collective(self.axes.get(_group_of(args), WORLD), kind)
-        self.payload[collective] += max(_num_bytes(one) for one in (*args, *kwargs.values(), result))
+        self.payload[collective] += _payload(kind, operation, args, kwargs, result)
         self.calls[collective] += 1
 
 
 def axes_of(layout: Layout) -> dict[str, str]:
     """Returns the axis of each process group of the mesh, by the name of the group."""
-    if layout.root is None:
-        return {}
-    names = [*AXES, FULLY_SHARDED, *([FULLY_SHARDED_EXPERT] if layout.sizes.expert > 1 else [])]
-    return {layout.root[name].get_group().group_name: name for name in names if layout.root[name].size() > 1}
+    return {mesh.get_group().group_name: name for name, mesh in _meshes(layout).items()}
 
 
 def ranks_of(layout: Layout) -> dict[str, list[int]]:
     """Returns the ranks that communicate with this one along each axis, this one among them."""
-    root = layout.root
-    ranks = {} if root is None else {axis: root[axis].mesh.flatten().tolist() for axis in axes_of(layout).values()}
+    ranks = {name: mesh.mesh.flatten().tolist() for name, mesh in _meshes(layout).items()}
     return {**ranks, WORLD: list(range(layout.world.size))}
+
+
+def _meshes(layout: Layout) -> dict[str, DeviceMesh]:
+    """The one-dimensional meshes of this rank with more than one rank, by name."""
+    if layout.root is None:
+        return {}
+    meshes = {**{name: layout.root[name] for name in AXES}, **layout.flattened}
+    return {name: mesh for name, mesh in meshes.items() if mesh.size() > 1}
 
 
 def _group_of(args: Iterable[Any]) -> str:
@@ -104,6 +109,13 @@ def _group_of(args: Iterable[Any]) -> str:
         if isinstance(one, dist.ProcessGroup):
             return one.group_name
     return [one for one in args if isinstance(one, str)][-1]
+
+
+def _payload(kind: str, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Bytes of the larger side of a collective; of an exchange, in which ranks may differ, what this rank gives."""
+    if kind == "all-to-all":
+        return _num_bytes(args[1 if operation.namespace == "c10d" else 0])
+    return max(_num_bytes(one) for one in (*args, *kwargs.values(), result))
 
 
 def _num_bytes(value: Any) -> int:

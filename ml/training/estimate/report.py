@@ -1,0 +1,118 @@
+"""Text of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ml.distributed import MeshSizes
+from ml.models.summary import size_text
+from ml.terminal import table
+from ml.training.estimate.candidates import Candidate
+from ml.training.estimate.micro_batches import Fit
+from ml.training.estimate.planning import Plan
+
+_PURPOSES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations",
+    "working": "working memory",
+}
+
+
+def describe_plan(plan: Plan, device_memory: int | None) -> str:
+    """Formats memory, communication and time of a step of one rank.
+
+    Args:
+        plan: The plan.
+        device_memory: Bytes of a device; None if unknown.
+    """
+    steps = f"{plan.num_micro_batches} micro-batch{'es' if plan.num_micro_batches > 1 else ''}"
+    lines = [
+        f"plan              {plan.sizes.world_size:,} processes ({axes_text(plan.sizes)}), a step of {steps} of "
+        f"{plan.micro_batch_size} sequences on each data rank",
+        "",
+        *_memory(plan, device_memory),
+    ]
+    if plan.communication:
+        lines += ["", *_communication(plan)]
+    return "\n".join([*lines, "", *_time(plan)])
+
+
+def describe_candidates(candidates: Iterable[Candidate], device_memory: int) -> str:
+    """Formats a table of meshes, those that fit first, the fastest at the top.
+
+    Args:
+        candidates: The meshes.
+        device_memory: Bytes of a device.
+    """
+    planned = sorted(
+        (candidate.plan for candidate in candidates if candidate.plan is not None),
+        key=lambda plan: (plan.total_memory > device_memory, plan.step_seconds),
+    )
+    rows = [("mesh", "memory of a rank", "", "step time", "tokens/s")]
+    for plan in planned:
+        fits = "fits" if plan.total_memory <= device_memory else "does not fit"
+        time, rate = f"{plan.step_seconds:.3g} s", f"{plan.tokens_per_second:,.0f}"
+        rows.append((axes_text(plan.sizes), size_text(plan.total_memory), fits, time, rate))
+    return "\n".join(table(rows, right=[False, True, False, True, True]))
+
+
+def describe_obstacles(candidates: Iterable[Candidate]) -> list[str]:
+    """Returns a line for each mesh that the run cannot use, with the reason."""
+    return [f"{axes_text(one.sizes)}: {one.obstacle}" for one in candidates if one.obstacle is not None]
+
+
+def describe_fits(fits: Sequence[Fit], device_memory: int) -> str:
+    """Formats a table of the policies of activation checkpointing with the largest micro-batch of each.
+
+    Args:
+        fits: The policies.
+        device_memory: Bytes of the device.
+    """
+    rows = [("activation_checkpointing", "largest micro_batch_size", "memory", "step time")]
+    for fit in fits:
+        if fit.plan is None:
+            rows.append((fit.policy, "none fits", f"more than {size_text(device_memory)}", ""))
+        else:
+            plan = fit.plan
+            time = f"{plan.step_seconds:.3g} s"
+            rows.append((fit.policy, f"{plan.micro_batch_size:,}", size_text(plan.total_memory), time))
+    return "\n".join(table(rows, right=[False, True, True, True]))
+
+
+def axes_text(sizes: MeshSizes) -> str:
+    """Returns the axes of a mesh that are larger than 1."""
+    return " x ".join(f"{name} {size}" for name, size in sizes._asdict().items() if size > 1) or "one process"
+
+
+def _memory(plan: Plan, device_memory: int | None) -> list[str]:
+    rows = [("memory of a rank", "")]
+    rows += [(label, size_text(getattr(plan.memory, name))) for name, label in _PURPOSES.items()]
+    rows.append(("peak", size_text(plan.total_memory)))
+    lines = table(rows, right=[False, True])
+    if device_memory is not None:
+        verdict = "fits" if plan.total_memory <= device_memory else "does not fit"
+        lines[-1] += f"  {verdict} into {size_text(device_memory)}"
+    return lines
+
+
+def _communication(plan: Plan) -> list[str]:
+    rows = [("axis", "collective", "calls a step", "of tensors of", "sent by a rank", "time")]
+    for (axis, kind), one in sorted(plan.communication.items()):
+        sizes = size_text(one.payload), size_text(one.sent)
+        rows.append((axis, kind, f"{one.calls:,.0f}", *sizes, f"{one.seconds:.3g} s"))
+    return table(rows, right=[False, False, True, True, True, True])
+
+
+def _time(plan: Plan) -> list[str]:
+    used = "" if plan.utilization is None else f", {100 * plan.utilization:.0f}% of peak FLOPs (MFU)"
+    parts = [f"computation {plan.work.seconds:.3g} s"]
+    if plan.exposed_seconds:
+        parts.append(f"communication it waits for {plan.exposed_seconds:.3g} s")
+    if plan.overlapped_seconds:
+        parts.append(f"communication meanwhile {plan.overlapped_seconds:.3g} s")
+    return [
+        f"step time         at least {plan.step_seconds:.3g} s: {', '.join(parts)}",
+        f"throughput        at most {plan.tokens_per_second:,.0f} tokens/s{used}",
+    ]

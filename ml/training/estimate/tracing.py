@@ -1,0 +1,158 @@
+"""A step on fake tensors, observed: the code of a run, without its memory and its computation."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ml.data import Batch
+from ml.distributed import Layout, parallelize
+from ml.distributed.estimate.cluster import Cluster
+from ml.distributed.estimate.live_memory import LiveMemory
+from ml.distributed.estimate.observing import Observed
+from ml.distributed.estimate.traffic import Traffic, axes_of
+from ml.distributed.estimate.work import Work as TimeOfOperations
+from ml.distributed.shards import empty_like, local
+from ml.layers.loss import Teacher
+from ml.layers.protocol import Drawn
+from ml.models.materialize import replace_parameter, reset_buffers
+from ml.training.estimate.measurements import Memory, Work
+from ml.training.state import AVERAGE, OPTIMIZER, TrainState
+from ml.training.step import train_step
+from ml.training.trainer import Trainer
+
+_CPU = torch.device("cpu")
+
+
+class Traced(NamedTuple):
+    """Measurements of a step of one rank."""
+
+    memory: Memory
+    work: Work
+
+
+def trace(trainer: Trainer, model: nn.Module, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:
+    """Takes a step of a model on fake tensors.
+
+    Args:
+        trainer: The settings of the run.
+        model: A copy of its model on the meta device, in whole or with some of its blocks; changed.
+        layout: The mesh, of one process or of a planned world.
+        num_micro_batches: Micro-batches of the step.
+        cluster: The rates of the devices.
+    """
+    pipeline = parallelize(model, layout, trainer.mesh, compile=False)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with _quiet(), fake:
+        _allocate(model)
+        state = trainer.start_with(model, layout, pipeline)
+    assert state.replicas  # found once a run, before the step, from indices that are no fake tensors
+    with _quiet(), fake:
+        _warm_up(state)
+        batches = [batch_of(trainer, layout) for _ in range(num_micro_batches)]
+        return _observed_step(trainer, state, batches, cluster)
+
+
+def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cluster: Cluster) -> Traced:
+    for module in state.model.modules():
+        if isinstance(module, Drawn):
+            module.draw(torch.Generator().manual_seed(trainer.seed))
+    state_tensors = [local(tensor) for tensor in state.tensors().values()]
+    buffers = [local(buffer) for buffer in state.model.buffers()]
+    inputs = [tensor for batch in batches for tensor in batch.inputs.values()]
+    live = LiveMemory([*state_tensors, *buffers, *inputs])
+    activations = _measured_forward(state.model, live)
+    time, traffic = TimeOfOperations(cluster), Traffic(axes_of(state.layout))
+    with Observed(live, time, traffic):
+        train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, _teacher(trainer))
+    weights = _num_bytes(state.model.parameters())
+    gradients = _num_bytes(parameter for parameter in state.model.parameters() if parameter.requires_grad)
+    kept = gradients + activations[0] if len(batches) > 1 else max(gradients, activations[0])
+    memory = Memory(weights, gradients, _num_bytes(_own(state)), activations[0], max(live.peak - kept, 0))
+    return Traced(memory, Work(time.seconds, time.flops, traffic.payload, traffic.calls))
+
+
+def _warm_up(state: TrainState) -> None:
+    """Takes a step of the optimizer alone: DTensor finds shapes and placements in the first, with whole tensors."""
+    for parameter in state.trained().values():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _measured_forward(model: Any, live: LiveMemory) -> list[int]:
+    """Collects the bytes that each call of `model.loss` leaves alive."""
+    found: list[int] = []
+    loss = model.loss
+
+    def measured(**inputs: Any) -> Any:
+        before = live.activations()
+        result = loss(**inputs)
+        found.append(live.activations() - before)
+        return result
+
+    vars(model)["loss"] = measured
+    return found
+
+
+def _allocate(model: nn.Module) -> None:
+    """Allocates parameters and buffers on the device of the context; initial values do not matter."""
+    for parameter in list(model.parameters()):
+        replace_parameter(model, parameter, nn.Parameter(empty_like(parameter, _CPU), parameter.requires_grad))
+    reset_buffers(model, _CPU)
+
+
+def batch_of(trainer: Trainer, layout: Layout) -> Batch:
+    """Returns a full micro-batch of one rank; every position has a target."""
+    num_sequences = min(trainer.micro_batch_size, trainer.batch_size // layout.num_data_ranks)
+    tokens = torch.zeros(num_sequences, trainer.sequence_length, dtype=torch.int64)
+    batch = Batch(tokens, torch.zeros_like(tokens), tokens.numel())
+    if trainer.data.separates_documents:
+        batch = batch._replace(documents=torch.zeros_like(tokens))
+    if trainer.image_format is not None:
+        images = torch.zeros(num_sequences, *trainer.image_format.shape)
+        batch = batch._replace(images=images, images_per_sequence=(1,) * num_sequences)
+    return batch
+
+
+def _teacher(trainer: Trainer) -> Any:
+    """Stands in for the teacher of a distillation, whose memory and time are not part of the plan."""
+    distillation = trainer.distillation
+    if distillation is None:
+        return None
+
+    def teach(batch: Batch) -> Teacher:
+        logits = torch.empty(*batch.tokens.shape, trainer.model.vocab_size)
+        return Teacher(logits, distillation.weight, distillation.temperature)
+
+    return teach
+
+
+def _own(state: TrainState) -> list[Tensor]:
+    """Optimizer state and the average of the weights, each tensor once."""
+    found = {id(tensor): tensor for name, tensor in state.tensors().items() if name.startswith((OPTIMIZER, AVERAGE))}
+    return list(found.values())
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(local(tensor).nbytes for tensor in tensors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences warnings of torch about collectives on fake tensors."""
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.tensor", "torch._subclasses.fake_tensor")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,126 @@
+"""Plans of large runs, and what fits into a device."""
+
+import math
+
+import pytest
+
+from ml.api import build_trainer, load
+from ml.distributed import MeshSizes
+from ml.training.estimate import candidates, describe_plan, fits, plan
+from ml.training.estimate.micro_batches import _changed
+
+TENSOR = MeshSizes(data_shard=2, tensor=4)
+FSDP_512 = MeshSizes(data_shard=512)
+LARGE = [
+    "Trainer.precision = @MixedBFloat16",
+    "Trainer.batch_size = 1024",
+    "Trainer.micro_batch_size = 1",
+    "Trainer.sequence_length = 8192",
+    "LanguageModelHead.loss_chunk_size = 4096",
+    "DecoderBlock.activation_checkpointing = @ActivationCheckpointing",
+    "FullyShard.gather_dtype = %bfloat16",
+    "FullyShard.reduce_dtype = %float32",
+]
+
+
+def trainer_of(file, *bindings):
+    return build_trainer(load(file, bindings, allow_unused_bindings=True))
+
+
+def llama_shards(blocks, hidden, intermediate, kv, vocabulary, num_ranks):
+    """Parameters of Llama, and those of the first of `num_ranks` ranks that divide the rows of each."""
+    block = [(hidden, hidden)] * 2 + [(kv, hidden)] * 2 + [(intermediate, hidden)] * 2 + [(hidden, intermediate)]
+    shapes = blocks * [*block, (hidden, 1), (hidden, 1)] + [(vocabulary, hidden)] * 2 + [(hidden, 1)]
+    return sum(map(math.prod, shapes)), sum(math.ceil(rows / num_ranks) * columns for rows, columns in shapes)
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "shape"),
+    [
+        ("models/llama_70b.gin", 70_553_706_496, (80, 8192, 28672, 1024, 128256)),
+        ("models/llama_8b.gin", 8_030_261_248, (32, 4096, 14336, 1024, 128256)),
+    ],
+)
+def test_memory_and_traffic_of_a_large_model_follow_its_formula(file, count, shape):
+    planned = plan(trainer_of(file, *LARGE), FSDP_512, trainer_of(file).cluster)
+    whole, shard = llama_shards(*shape, 512)
+    assert whole == count
+    assert planned.memory.weights == planned.memory.gradients == 4 * shard
+    assert planned.memory.optimizer == pytest.approx(8 * shard, rel=1e-5)  # and a step count of each parameter
+    padded = 512 * shard  # of equal shards
+    by_kind = {key.kind: one.payload for key, one in planned.communication.items()}
+    # Two micro-batches: weights gathered in bfloat16 forward and backward, gradients summed in float32.
+    assert by_kind["all-gather"] == 2 * 2 * 2 * padded
+    assert by_kind["reduce-scatter"] == 2 * 4 * padded
+    # 8 FLOPs a parameter and token with recomputation, besides attention.
+    assert planned.work.flops == pytest.approx(8 * whole * 2 * 8192, rel=0.15)
+    assert planned.step_seconds >= planned.flops_per_token * 2 * 8192 / planned.peak_flops
+    assert planned.utilization < 1.0
+
+
+def test_a_mixture_of_experts_is_planned():
+    trainer = trainer_of("models/mixtral_8x7b.gin", *LARGE)
+    planned = plan(trainer, FSDP_512, trainer.cluster)
+    shard = sum(math.ceil(p.shape[0] / 512) * math.prod(p.shape[1:]) for p in trainer.model.parameters())
+    assert planned.memory.weights == 4 * shard
+    assert planned.utilization < 1.0
+
+
+@pytest.mark.parametrize(
+    "bindings",
+    [
+        ["decoder/Repeat.num_blocks = 5", "Trainer.micro_batch_size = 1"],
+        ["decoder/Repeat.num_blocks = 4", "block_1/DecoderBlock.mixer = @Mamba2", "Trainer.max_grad_norm = None"],
+        ["decoder/Repeat.num_blocks = 4", "decoder/Repeat.shared = True", "Trainer.micro_batch_size = 2"],
+    ],
+)
+def test_blocks_and_micro_batches_are_multiplied_as_they_are_traced(bindings, monkeypatch):
+    trainer = trainer_of("recipes/tiny.gin", *bindings)
+    sizes = MeshSizes(data_shard=1)
+    planned = plan(trainer, sizes, trainer.cluster)
+    monkeypatch.setattr("ml.training.estimate.planning.kinds_of_blocks", each_block_alone)
+    whole = plan(trainer, sizes, trainer.cluster)
+    assert planned.memory._replace(working=0) == whole.memory._replace(working=0)
+    assert planned.memory.working == pytest.approx(whole.memory.working, rel=0.1)
+    assert planned.work.flops == whole.work.flops
+    assert planned.work.seconds == pytest.approx(whole.work.seconds, rel=1e-3)
+
+
+def each_block_alone(model):
+    return [[f"decoder.{name}"] for name in model.decoder.named_blocks()]
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not():
+    trainer = trainer_of("recipes/tiny.gin", "Trainer.batch_size = 16")
+    memory = 12 * 2**20
+    found = {fit.policy: fit.plan for fit in fits(trainer, MeshSizes(), trainer.cluster, memory)}
+    sizes = [one.micro_batch_size for one in found.values()]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 1
+    best = found["None"]
+    assert best.total_memory <= memory
+    larger = plan(_changed(trainer, micro_batch_size=2 * best.micro_batch_size), MeshSizes(), trainer.cluster)
+    assert larger.total_memory > memory
+
+
+def test_nothing_fits_into_less_than_the_weights():
+    trainer = trainer_of("recipes/tiny.gin")
+    assert all(fit.plan is None for fit in fits(trainer, MeshSizes(), trainer.cluster, 2**20))
+
+
+def test_meshes_that_a_run_cannot_use_have_a_reason():
+    trainer = trainer_of("recipes/tiny.gin", "Trainer.batch_size = 4", "Cluster.devices_per_node = 4")
+    found = {one.sizes: one for one in candidates(trainer, 8, trainer.cluster)}
+    whole = found[MeshSizes(data_shard=8)]
+    assert whole.plan is None
+    assert "Trainer.batch_size (4) is not divisible by the 8 data ranks" in whole.obstacle
+    assert found[MeshSizes(data_shard=4, context=2)].plan is not None
+    assert "Attention.num_kv_heads (2) is not divisible by Mesh.tensor (4)" in found[TENSOR].obstacle
+
+
+def test_a_plan_is_described():
+    trainer = trainer_of("recipes/tiny.gin")
+    text = describe_plan(plan(trainer, MeshSizes(data_shard=2), trainer.cluster), 2**30)
+    assert "2 processes (data_shard 2), a step of 1 micro-batch of 2 sequences" in text
+    assert "fits into 1.0 GiB" in text
+    assert "fsdp  all-gather" in text
