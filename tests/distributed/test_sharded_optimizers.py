@@ -173,7 +173,7 @@ def test_state_is_distributed_as_the_weights(two_ranks):
     assert all(distributed for _, distributed, _ in two_ranks)
 
 
-def test_muon_takes_two_x_shape_and_elementwise_steps_none(two_ranks):
+def test_muon_takes_two_collectives_a_shape_and_elementwise_steps_none(two_ranks):
     for _, _, found in two_ranks:
         for optimizer in ("AdamW", "Lion", "SGD"):
             assert found[optimizer][:2] == (0, 0), optimizer
