@@ -14,6 +14,7 @@ CASES = {
         ("Mesh.sequence = False",),
     ),
     "uneven vocabulary and width": (("LanguageModel.vocab_size = 257", "GatedMLP.intermediate_size = 37"), ()),
+    "stretches of sequences": ((), ("Mesh.context = 2",)),
     "multi-token prediction": (("LanguageModel.multi_token = @MultiTokenPrediction",), ()),
     "LoRA, checkpointing": (
         (
