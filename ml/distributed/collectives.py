@@ -13,19 +13,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
+from torch.distributed.distributed_c10d import GroupName
 
 
-def all_reduce(x: Tensor, group: str, operation: str = "sum") -> Tensor:
+def all_reduce(x: Tensor, group: GroupName, operation: str = "sum") -> Tensor:
     """Sum, or another reduction, of x over the ranks; without a gradient."""
     return functional.wait_tensor(functional.all_reduce(x.contiguous(), operation, group))
 
 
-def all_gather(x: Tensor, dim: int, group: str) -> Tensor:
+def all_gather(x: Tensor, dim: int, group: GroupName) -> Tensor:
     """Concatenation of the ranks' x, of equal shapes, along `dim`; without a gradient."""
     return functional.wait_tensor(functional.all_gather_single(x.contiguous(), dim, group))
 
 
-def reduce_scatter(x: Tensor, dim: int, group: str) -> Tensor:
+def reduce_scatter(x: Tensor, dim: int, group: GroupName) -> Tensor:
     """This rank's part, along `dim`, of the sum of x over the ranks; without a gradient."""
     return functional.wait_tensor(functional.reduce_scatter_single(x.contiguous(), "sum", dim, group))
 
@@ -34,7 +35,7 @@ class Copy(torch.autograd.Function):
     """Identity of a replicated tensor that each rank uses in its own way: the gradients are summed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: GroupName) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
@@ -47,7 +48,7 @@ class Sum(torch.autograd.Function):
     """Sum over the ranks, which all use it in the same way: the gradient is passed on."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: GroupName) -> Tensor:
         return all_reduce(x, group)
 
     @staticmethod
@@ -59,7 +60,7 @@ class Gather(torch.autograd.Function):
     """Concatenation along `dim` that each rank uses in its own way: the gradients are summed and divided again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, group: GroupName) -> Tensor:
         ctx.dim, ctx.group = dim, group
         return all_gather(x, dim, group)
 
@@ -72,7 +73,7 @@ class ReduceScatter(torch.autograd.Function):
     """Sum over the ranks, of which each keeps its part along `dim`: the gradients are concatenated."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, group: GroupName) -> Tensor:
         ctx.dim, ctx.group = dim, group
         return reduce_scatter(x, dim, group)
 
@@ -88,7 +89,7 @@ class Join(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...], rank: int, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...], rank: int, group: GroupName) -> Tensor:
         ctx.sizes, ctx.rank = sizes, rank
         widest = max(sizes)
         padded = torch.nn.functional.pad(x, (0, widest - x.shape[-1]))
@@ -107,7 +108,7 @@ class Whole(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, size: int, rank: int, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, rank: int, group: GroupName) -> Tensor:
         ctx.dim, ctx.size, ctx.rank = dim, size, rank
         return all_gather(x, dim, group)
 
@@ -120,7 +121,7 @@ class Part(torch.autograd.Function):
     """This rank's part, along `dim`, of what all ranks have: the gradients are concatenated."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, size: int, rank: int, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, rank: int, group: GroupName) -> Tensor:
         ctx.dim, ctx.group = dim, group
         return x.chunk(size, dim)[rank].contiguous()
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from ml.distributed.collectives import Copy, Gather, ReduceScatter, Sum
@@ -84,7 +85,7 @@ class TensorAxis:
         return self.mesh.get_local_rank()
 
     @functools.cached_property
-    def group(self) -> str:
+    def group(self) -> GroupName:
         """Name of the process group."""
         return self.mesh.get_group().group_name
 

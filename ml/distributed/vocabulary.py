@@ -4,13 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.distributed_c10d import GroupName
 
 from ml.distributed.collectives import Sum, all_reduce
 from ml.layers.loss import LossSums, Teacher
 from ml.targets import IGNORED
 
 
-def divided_cross_entropy_sums(logits: Tensor, targets: Tensor, z_loss: float, first: int, group: str) -> LossSums:
+def divided_cross_entropy_sums(
+    logits: Tensor, targets: Tensor, z_loss: float, first: int, group: GroupName
+) -> LossSums:
     """As `ml.layers.loss.cross_entropy_sums`, from the logits of this rank's tokens.
 
     Args:
@@ -25,7 +28,7 @@ def divided_cross_entropy_sums(logits: Tensor, targets: Tensor, z_loss: float, f
 
 
 def divided_distilled_sums(
-    logits: Tensor, targets: Tensor, teacher: Teacher, z_loss: float, first: int, group: str
+    logits: Tensor, targets: Tensor, teacher: Teacher, z_loss: float, first: int, group: GroupName
 ) -> LossSums:
     """As `ml.layers.loss.distilled_sums`; the logits of the teacher are those of the whole vocabulary, (n, V)."""
     hard = divided_cross_entropy_sums(logits, targets, z_loss, first, group)
@@ -39,7 +42,7 @@ def divided_distilled_sums(
     return hard._replace(total=(1 - teacher.weight) * hard.total).with_part("distillation_loss", soft)
 
 
-def _log_sum_exp(logits: Tensor, group: str) -> Tensor:
+def _log_sum_exp(logits: Tensor, group: GroupName) -> Tensor:
     largest = all_reduce(logits.detach().amax(-1), group, "max")
     return largest + Sum.apply((logits - largest[..., None]).exp().sum(-1), group).log()
 
@@ -49,7 +52,7 @@ class _DividedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, z_loss: float, first: int, group: str
+        ctx: Any, logits: Tensor, targets: Tensor, z_loss: float, first: int, group: GroupName
     ) -> tuple[Tensor, Tensor]:
         indices = targets - first
         is_own = (indices >= 0) & (indices < logits.shape[-1])

@@ -44,7 +44,7 @@ class BlockRule(Positionwise):
                 for shown in all_shown:
                     shown.hide()
 
-        layer.forward = forward
+        vars(layer)["forward"] = forward
 
 
 class LanguageModelRule(Positionwise):
@@ -61,7 +61,8 @@ class LanguageModelRule(Positionwise):
                 return f"{type(layer).__name__}.{name} ({type(child).__name__}) has no rule for Mesh.tensor"
         return None
 
-    def tensor(self, layer: LanguageModel, axis: TensorAxis) -> None:
+    def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
+        assert isinstance(layer, LanguageModel)
         super().tensor(layer, axis)
         context, loss_in_context = layer.context, layer.loss_in_context
 
@@ -74,7 +75,7 @@ class LanguageModelRule(Positionwise):
             axis.stream.start(tokens.shape[1], axis.size, is_loss=True)
             return loss_in_context(tokens, *args, **kwargs)
 
-        layer.context, layer.loss_in_context = context_of_pass, loss_of_stretch
+        vars(layer).update(context=context_of_pass, loss_in_context=loss_of_stretch)
 
 
 class StochasticRule(Positionwise):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ class ConvolutionRule(AllPositions):
             local.replicate(layer, name, Gradient.PARTIAL, rows=rows)
 
 
-def _channels(layer: ShortConvolutionMixer) -> tuple[int]:
+def _channels(layer: Any) -> tuple[int]:
     return (layer.x.out_features,)
 
 

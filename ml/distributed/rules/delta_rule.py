@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml.distributed.rules.rule import register_rule
 from ml.distributed.rules.split import Split
 from ml.layers.mixers.gated_delta_net import GatedDeltaNet
 from ml.layers.mixers.kimi_delta_attention import KimiDeltaAttention
 
 
-def _query_key_value(layer: GatedDeltaNet | KimiDeltaAttention) -> tuple[int, int, int]:
+def _query_key_value(layer: Any) -> tuple[int, int, int]:
     return layer.query.out_features, layer.key.out_features, layer.value.out_features
 
 

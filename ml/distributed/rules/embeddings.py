@@ -24,9 +24,11 @@ class TokenEmbeddingRule(Rule):
     """`TokenEmbedding`: the vocabulary is divided; each rank looks up its own tokens, and the results are summed."""
 
     def misfit(self, layer: nn.Module, size: int) -> str | None:
+        assert isinstance(layer, TokenEmbedding)
         return vocabulary_misfit(f"{type(layer).__name__}.vocab_size", layer.weight.shape[0], size)
 
-    def tensor(self, layer: TokenEmbedding, axis: TensorAxis) -> None:
+    def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
+        assert isinstance(layer, TokenEmbedding)
         vocab_size = layer.weight.shape[0]
         first, count = axis.start(vocab_size), axis.share(vocab_size)
         local = Local(axis)
@@ -39,13 +41,13 @@ class TokenEmbeddingRule(Rule):
             is_own = (indices >= 0) & (indices < count)
             return axis.leave(inner(indices.where(is_own, 0)) * is_own[..., None])
 
-        layer.forward = forward
+        vars(layer)["forward"] = forward
 
 
 class PositionEmbeddingRule(Rule):
     """`PositionEmbedding`: whole on every rank, which adds the positions of its residual stream."""
 
-    def tensor(self, layer: PositionEmbedding, axis: TensorAxis) -> None:
+    def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
         local = Local(axis)
         local.replicate(layer, "weight", Gradient.OF_STREAM)
         local.around(layer, leave=lambda y: axis.own_positions(y if y.dim() == 3 else y[None]))

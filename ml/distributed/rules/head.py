@@ -22,12 +22,14 @@ class HeadRule(Rule):
     """`LanguageModelHead`: the vocabulary is divided; no rank ever has the logits of all tokens for the loss."""
 
     def misfit(self, layer: nn.Module, size: int) -> str | None:
+        assert isinstance(layer, LanguageModelHead)
         kind = type(layer)
         if kind.sums is not LanguageModelHead.sums:
             return f"{kind.__name__} sums its loss in its own way, which has no rule for Mesh.tensor"
         return vocabulary_misfit(f"{kind.__name__}.vocab_size", layer.vocab_size, size)
 
-    def tensor(self, layer: LanguageModelHead, axis: TensorAxis) -> None:
+    def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
+        assert isinstance(layer, LanguageModelHead)
         divide(layer.norm, axis)
         Local(axis).around(layer.norm, leave=axis.enter)
         shares, first = axis.shares(layer.vocab_size), axis.start(layer.vocab_size)
@@ -42,9 +44,12 @@ class HeadRule(Rule):
                 return divided_cross_entropy_sums(logits, targets, layer.z_loss, first, axis.group)
             return divided_distilled_sums(logits, targets, teacher, layer.z_loss, first, axis.group)
 
-        whole = layer.forward
-        layer.forward = lambda *args: Join.apply(whole(*args), shares, axis.rank, axis.group)
-        layer.sums = sums
+        divided = layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            return Join.apply(divided(*args, **kwargs), shares, axis.rank, axis.group)
+
+        vars(layer).update(forward=forward, sums=sums)
 
 
 def _with_local_weight(method: Any) -> Any:

@@ -16,7 +16,8 @@ from ml.layers.lora import LoRA
 class LinearRule(Positionwise):
     """`Linear`: W (out, in) divided by rows (`column`) or by columns (`row`), with its adapter."""
 
-    def column(self, layer: Linear, local: Local) -> None:
+    def column(self, layer: nn.Module, local: Local) -> None:
+        assert isinstance(layer, Linear)
         local.shard(layer, "weight", 0)
         local.shard(layer, "bias", 0)
         local.resize(layer, "out_features")
@@ -35,7 +36,8 @@ class LinearRule(Positionwise):
             f"({size})"
         )
 
-    def row(self, layer: Linear, local: Local) -> None:
+    def row(self, layer: nn.Module, local: Local) -> None:
+        assert isinstance(layer, Linear)
         local.shard(layer, "weight", 1)
         # Each rank adds its share, so that the sum over the ranks has the bias once.
         local.replicate(layer, "bias", Gradient.PARTIAL, scale=1 / local.axis.size)
@@ -43,13 +45,14 @@ class LinearRule(Positionwise):
         if layer.adapter is not None:
             rule_of(layer.adapter).row(layer.adapter, local)
 
-    def inner(self, layer: Linear, local: Local) -> None:
+    def within(self, layer: nn.Module, local: Local) -> None:
         """Every rank computes all outputs, of which its heads read all: latent vectors, low-rank projections."""
         for part in layer.modules():
             for name in list(part._parameters):
                 local.replicate(part, name, Gradient.PARTIAL)
 
-    def channels(self, layer: Linear, local: Local, rows: Sequence[slice]) -> None:
+    def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
+        assert isinstance(layer, Linear)
         local.replicate(layer, "weight", Gradient.PARTIAL, rows=rows)
         local.replicate(layer, "bias", Gradient.PARTIAL, rows=rows)
         local.show_as(layer, "out_features", sum(part.stop - part.start for part in rows))
@@ -67,6 +70,11 @@ class LoRARule(Positionwise):
     def row(self, layer: nn.Module, local: Local) -> None:
         local.shard(layer, "A", 1)
         local.replicate(layer, "B", Gradient.PARTIAL)
+
+    def within(self, layer: nn.Module, local: Local) -> None:
+        for part in layer.modules():
+            for name in list(part._parameters):
+                local.replicate(part, name, Gradient.PARTIAL)
 
     def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
         local.replicate(layer, "A", Gradient.PARTIAL)

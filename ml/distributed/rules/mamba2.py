@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -42,8 +43,9 @@ class Mamba2Rule(Split):
             return super().channels_of(layer, name, axis)
         assert isinstance(layer, Mamba2)
         (heads,) = super().channels_of(layer, name, axis)
-        B = _states(layer, _groups(layer, axis), after=layer.x.out_features)
-        C = _states(layer, _groups(layer, axis), after=layer.x.out_features + layer.B.out_features)
+        size, of_groups = layer.num_heads * layer.head_size, layer.num_groups * layer.state_size
+        B = _states(layer, _groups(layer, axis), after=size)
+        C = _states(layer, _groups(layer, axis), after=size + of_groups)
         return [heads, B, C]
 
 
@@ -58,7 +60,7 @@ def _states(layer: Mamba2, groups: slice, after: int = 0) -> slice:
     return slice(after + groups.start * layer.state_size, after + groups.stop * layer.state_size)
 
 
-def _channels(layer: Mamba2) -> tuple[int]:
+def _channels(layer: Any) -> tuple[int]:
     return (layer.x.out_features,)
 
 

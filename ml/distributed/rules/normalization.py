@@ -18,7 +18,7 @@ from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNor
 class NormRule(Positionwise):
     """A normalization of the residual stream, or of each head within a divided layer: whole on every rank."""
 
-    def inner(self, layer: nn.Module, local: Local) -> None:
+    def within(self, layer: nn.Module, local: Local) -> None:
         for name in list(layer._parameters):
             local.replicate(layer, name, Gradient.PARTIAL)
 

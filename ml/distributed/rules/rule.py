@@ -60,7 +60,7 @@ class Rule:
         """Returns why `row` cannot divide a linear layer over `size` ranks; None where it can."""
         return None
 
-    def inner(self, layer: nn.Module, local: Local) -> None:
+    def within(self, layer: nn.Module, local: Local) -> None:
         """Keeps a layer within a divided layer whole: each rank applies it to its heads or channels."""
         raise self._refusal(layer, local, "the heads of a layer")
 

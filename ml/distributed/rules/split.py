@@ -83,7 +83,7 @@ class Split(Rule):
         return channels
 
     def _children(self, layer: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-        roles = {"column": self.columns, "row": self.rows, "inner": self.inner, "channels": self.segments}
+        roles = {"column": self.columns, "row": self.rows, "within": self.inner, "channels": self.segments}
         for role, names in roles.items():
             for name in names:
                 child = getattr(layer, name)
