@@ -107,8 +107,10 @@ class MultiTokenPrediction(NoProducts, Stack):
             embedded, targets = context.later(embedded), context.later(targets, fill=IGNORED)
             x = depth(x, embedded, context)
             inside = targets
-            if documents is not None:  # without targets whose input is in another document
+            if (
+                documents is not None and context.documents is not None
+            ):  # without targets whose input is in another document
                 documents = context.later(documents, fill=-1)
-                inside = targets.where(documents == context.documents, IGNORED)
+                inside = targets.where(documents.eq(context.documents), IGNORED)
             predictions.append((x, inside))
         return predictions

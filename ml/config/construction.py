@@ -110,8 +110,8 @@ class Build:
             outer, self._called, start = self._called, set(), len(self.calls)
             try:
                 made[name] = self.child(name, constructor, args, kwargs, _NOTHING, _NOTHING)
-                if kind is not None and self._is_repeatable(copier) and (copy := copier.copies_of(made[name])):
-                    copiers[kind] = copy, _first(self.calls[start:])
+                if kind is not None and self._is_repeatable(copier) and (copies := copier.copies_of(made[name])):
+                    copiers[kind] = copies, _first(self.calls[start:])
             finally:
                 self._called |= outer
         return made

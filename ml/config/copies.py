@@ -30,7 +30,7 @@ def all_calls(calls: Iterable[Call]) -> Iterator[Call]:
 
 
 def _inside(copy: Call, original: Call) -> Iterator[Call]:
-    moved = {original: copy}
+    moved: dict[Call | None, Call] = {original: copy}
     for call in all_calls(original.inside):
         path = (*copy.path, *call.path[len(original.path) :])
         here = Call(path, call.info, call.plan, moved[call.parent], call.arguments, call.suggestions)

@@ -4,12 +4,12 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from ml.layers.protocol import NoProducts, Stack, lr_scale_of
+from ml.layers.protocol import Stack, lr_scale_of
 from ml.models.declarations import depth_of
 from ml.models.flops import flops_per_token
 
 
-class Elsewhere(NoProducts, Stack):
+class Elsewhere(Stack):
     """Placeholder of a part that another rank holds; has no parameters.
 
     It declares the depth and the FLOPs of the part, so that those of the model, and with them the initial values of the

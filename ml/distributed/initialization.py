@@ -73,7 +73,8 @@ def turns(held: Mapping[str, Holders], num_ranks: int) -> list[list[OwnedDraw]]:
         The turns, the same in every process.
     """
     sizes = {name: torch.Size(holding.shape).numel() for name, holding in held.items()}
-    load, owned = [0] * num_ranks, [[] for _ in range(num_ranks)]
+    load = [0] * num_ranks
+    owned: list[list[OwnedDraw]] = [[] for _ in range(num_ranks)]
     for name in sorted(held, key=lambda name: (-sizes[name], name)):
         owner = min(held[name].shards, key=lambda rank: (load[rank], rank))
         load[owner] += sizes[name]

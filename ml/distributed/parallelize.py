@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ml.distributed.fsdp import blocks_of
 from ml.distributed.layout import Layout
@@ -58,7 +59,8 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
         context_parallel(model, axis)
     blocks = list(blocks_of(model))
     if (sharded := layout.fully_sharded) is not None:
-        for root in stages or [model]:
+        roots: Sequence[nn.Module] = stages or [model]
+        for root in roots:
             own = set(root.modules())
             mesh.sharding.shard(root, [b for b in blocks if b in own], sharded, layout.fully_sharded_expert)
     if (axis := layout.axis("pipeline")) is None:

@@ -75,7 +75,7 @@ def adopt_settings(model: nn.Module) -> None:
         found = {name: settings for name in own if (settings := settings_of(module, name)) is not None}
         if found:
             vars(module)["parameter_settings"] = found
-        fresh += [parameter for name in own if "settings" in vars(parameter := module._parameters[name])]
+        fresh += [p for p in module._parameters.values() if p is not None and "settings" in vars(p)]
     for parameter in fresh:
         vars(parameter).pop("settings", None)
 

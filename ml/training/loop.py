@@ -208,6 +208,7 @@ class TrainLoop:
                 agreed = self._agree(read)
                 if agreed.stop:
                     return
+                assert isinstance(read, list)  # otherwise they have agreed to end
                 take = self.advance if self.state.step else self.begin
                 take(read, agreed)
 

@@ -33,8 +33,7 @@ CASES_OF_STEPS = {
 def steps(bindings, layout, sizes):
     """Loss, norm and loads of each step, and the state after the last one."""
     num_micro_batches = sizes.pipeline  # of each data rank
-    axes = [] if layout is None else [f"Mesh.{axis} = {size}" for axis, size in sizes._asdict().items()]
-    trainer = trainer_of([DAMPED, *axes, *bindings])
+    trainer = trainer_of([DAMPED, *bindings])
     state = trainer.start(torch.device("cpu"), layout)
     results = []
     for step in range(1, NUM_STEPS + 1):

@@ -92,6 +92,7 @@ def misfit_of_stages(model: LanguageModel, schedule: PipelineSchedule, num_ranks
 
 def ordered_blocks(model: LanguageModel) -> Iterator[str]:
     """Yields the paths of the innermost blocks of the decoder, in the order in which a token passes them."""
+    assert isinstance(model.decoder, BlockSequence)
     yield from _ordered(model.decoder, "decoder")
 
 

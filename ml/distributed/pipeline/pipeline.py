@@ -58,7 +58,7 @@ class Pipeline:
             for stage in stages:
                 stage.neighbors = model.loss.neighbors
         self._started: tuple[tuple[int, ...], Any] | None = None
-        model.loss = self.loss
+        vars(model)["loss"] = self.loss
 
     def gradients(
         self,
@@ -169,7 +169,7 @@ class Pipeline:
         if not self.model.tie_word_embeddings or ends[0] == ends[1] or self.rank not in ends:
             return
         weight = self.model.tied_weight
-        if weight is None or not weight.requires_grad:
+        if weight is None or weight.grad is None:
             return
         gradient = local(weight.grad)
         peer = ends[1] if self.rank == ends[0] else ends[0]

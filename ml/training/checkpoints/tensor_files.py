@@ -42,12 +42,12 @@ class WritePlan(NamedTuple):
     Attributes:
         layouts: Shape and placement of each tensor that this process holds, by name.
         part: The tensors that this process writes.
-        index: The index of the tensors of all processes; None except in rank 0.
+        metadata: The index of the tensors of all processes; None except in rank 0.
     """
 
     layouts: Mapping[str, tuple[Any, ...]]
     part: SavePlan
-    index: Metadata | None
+    metadata: Metadata | None
 
     @property
     def names(self) -> Collection[str]:
@@ -125,10 +125,10 @@ def write_index(folder: Path, plan: WritePlan, written: list[list[WriteResult]])
     """
     from torch.distributed.checkpoint import FileSystemWriter
 
-    assert plan.index is not None
+    assert plan.metadata is not None
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(is_coordinator=True)
-    writer.finish(plan.index, written)
+    writer.finish(plan.metadata, written)
     return ".metadata"
 
 

@@ -144,8 +144,8 @@ def continue_texts(
         ValueError: There is no prompt, a prompt is empty, or the learned positions of the model are exceeded.
     """
     texts = [StreamedText(tokenizer, prompt, stops, separator) for prompt in prompts]
-    settings = {"num_choices": tokenizer.vocab_size, "shared": shared}
-    for tokens in generate(model, prompts, num_tokens, sampler, seed, **settings):
+    steps = generate(model, prompts, num_tokens, sampler, seed, num_choices=tokenizer.vocab_size, shared=shared)
+    for tokens in steps:
         for row, token in enumerate(tokens.tolist()):
             texts[row].add(token)
             if show is not None:

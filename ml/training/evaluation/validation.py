@@ -1,5 +1,6 @@
 """Validation loss on held-out text."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ def _in_step(batches: Iterator[Batch], empty: Batch, world: World, stop: Callabl
         flags = [read is not None, stop(), isinstance(read, DataError)]
         num_left, num_stopped, num_failed = world.host_sum([int(flag) for flag in flags])
         if num_failed:
-            world.together(lambda read=read: _raise(read))
+            world.together(functools.partial(_raise, read))
         if num_stopped:
             yield None
         if num_stopped or not num_left:
