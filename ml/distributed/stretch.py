@@ -235,7 +235,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, *others: Tensor) -> Tensor:
         ctx.others = [other.new_zeros(()) for other in others]
-        return output.view_as(output)
+        return output.clone()  # no view, of which FSDP warns
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
