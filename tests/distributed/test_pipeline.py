@@ -172,7 +172,7 @@ def trains(world, names):
 
 
 def test_every_schedule_and_model_trains_as_one_process():
-    ranks = run_ranks(2, trains, list(CASES))
+    ranks = run_ranks(2, trains, list(CASES), timeout=480.0)
     for name in CASES:
         whole = ranks[0][name][1]
         held = [ranks[rank][name][0] for rank in range(2)]

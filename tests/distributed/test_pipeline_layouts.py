@@ -93,7 +93,7 @@ def all_train(world, names):
 
 
 def test_a_pipeline_on_any_mesh_trains_as_one_process():
-    run_ranks(4, all_train, list(CASES))
+    run_ranks(4, all_train, list(CASES), timeout=480.0)
 
 
 @pytest.mark.parametrize(
