@@ -297,6 +297,12 @@ class Trainer:
         """Yields why training, other than the model, does not fit a mesh."""
         if self.sequence_length % sizes.context:
             yield f"Trainer.sequence_length ({self.sequence_length}) is not divisible by Mesh.context ({sizes.context})"
+        stretch = self.sequence_length // sizes.context
+        if self.mesh.sequence and stretch % sizes.tensor:
+            tokens = f"Trainer.sequence_length ({self.sequence_length})"
+            if sizes.context > 1:
+                tokens += f" / Mesh.context ({sizes.context})"
+            yield f"{tokens} is not divisible by Mesh.tensor ({sizes.tensor}), which Mesh.sequence needs"
         if sizes.pipeline > 1:
             part, schedule = self.batch_size // sizes.num_data_ranks, type(self.mesh.schedule).__name__
             if problem := self.mesh.schedule.misfit(-(-part // self.micro_batch_size), sizes.pipeline):

@@ -1,10 +1,13 @@
 """Training over data and tensor ranks: the losses, norms and validation of one process."""
 
+import re
+
 import pytest
-from distributed_runs import all_trained, trained
+from distributed_runs import all_trained, built, trained
 from processes import run_ranks
 
 from ml.distributed import World
+from ml.training.errors import RunError
 
 TEXT = "".join(f"{number} squared is {number * number}.\n" for number in range(300))
 CASES = {
@@ -30,6 +33,26 @@ CASES = {
         (),
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("mesh", "num_processes", "problem"),
+    [
+        ("Mesh.sequence = True", 2, "Trainer.sequence_length (18) is not divisible by Mesh.tensor (4)"),
+        ("Mesh.context = 2", 2, None),
+        ("Mesh.sequence = None", 1, None),
+    ],
+)
+def test_a_stated_division_of_the_stream_needs_a_length_that_fits(tmp_path, mesh, num_processes, problem):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    bindings = ("Trainer.sequence_length = 18", "Attention.num_kv_heads = 4", "Mesh.tensor = 4", mesh)
+    trainer = built(str(text), bindings)
+    if problem is None:
+        assert trainer.mesh_sizes(4 * num_processes).tensor == 4
+    else:
+        with pytest.raises(RunError, match=re.escape(problem)):
+            trainer.mesh_sizes(4 * num_processes)
 
 
 @pytest.mark.slow
