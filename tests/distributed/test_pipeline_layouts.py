@@ -46,6 +46,18 @@ CASES = {
     "context, further tokens": [*FURTHER_TOKENS, "Mesh.context = 2"],
 }
 
+OF_EIGHT = {
+    "data, tensor": [
+        *TIED,
+        *MIXTURE,
+        "Mesh.data_shard = 2",
+        "Mesh.tensor = 2",
+        "Mesh.schedule = @InterleavedOneForwardOneBackward",
+        *GATHERED,
+    ],
+    "data, context": [*PATTERN, "Mesh.data_replicate = 2", "Mesh.data_shard = 1", "Mesh.context = 2"],
+}
+
 
 def step_of(trainer, state, step):
     layout = state.layout
@@ -75,7 +87,7 @@ def require_equal_sums(found, wanted, name):
 
 
 def trains_as_one_process(world, name):
-    trainer = trainer_of([*CASES[name], "Mesh.pipeline = 2"])
+    trainer = trainer_of([*(CASES | OF_EIGHT)[name], "Mesh.pipeline = 2"])
     alone = trainer.start(CPU)
     state = trainer.start(CPU, Layout.of(world, trainer.mesh_sizes(world.size)))
     for step in range(3):
@@ -92,8 +104,9 @@ def all_train(world, names):
         trains_as_one_process(world, name)
 
 
-def test_a_pipeline_on_any_mesh_trains_as_one_process():
-    run_ranks(4, all_train, list(CASES), timeout=480.0)
+@pytest.mark.parametrize(("num_ranks", "cases"), [(4, CASES), (8, OF_EIGHT)], ids=["4 ranks", "8 ranks"])
+def test_a_pipeline_on_any_mesh_trains_as_one_process(num_ranks, cases):
+    run_ranks(num_ranks, all_train, list(cases), timeout=480.0)
 
 
 @pytest.mark.parametrize(
