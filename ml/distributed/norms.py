@@ -84,11 +84,11 @@ def scale_(tensors: Iterable[Tensor | None], factor: Tensor) -> None:
 
     Args:
         tensors: Gradients; None is skipped.
-        factor: () factor on their device.
+        factor: () factor; copied to their device, which synchronizes if they are offloaded to the CPU.
     """
     values = [local(tensor) for tensor in tensors if tensor is not None]
     if values:
-        torch._foreach_mul_(values, factor)
+        torch._foreach_mul_(values, factor.to(values[0].device))
 
 
 def clip_(gradients: Iterable[Tensor | None], norm: Tensor, max_norm: float) -> None:

@@ -61,7 +61,8 @@ def train_step(
     if state.pipeline is not None and state.sum_names is None:
         state.sum_names = SumNames.of(sums).of_all(state.layout.world)
     names = state.sum_names or SumNames.of(sums)
-    sums, squares = summed(state.layout, names, sums, local_squares(gradients, state.replicas))
+    squares = local_squares(gradients, state.replicas).to(device, non_blocking=True)  # offloaded ones are on the CPU
+    sums, squares = summed(state.layout, names, sums, squares)
     dtype = torch.promote_types(next(iter(trained.values())).dtype, torch.float32)
     grad_norms, grad_norm = squares.sqrt().to(dtype), squares.sum().sqrt().to(dtype)
     if max_grad_norm is not None:

@@ -29,7 +29,8 @@ def rolled_back_where(undo: Tensor | None, tensors: Sequence[Tensor]) -> Iterato
     if undo is not None:
         with torch.no_grad():
             for tensor, old in zip(tensors, before, strict=True):
-                torch.where(undo, old, tensor, out=tensor)
+                # Weights that are offloaded are on the CPU, and the decision is on the GPU.
+                torch.where(undo.to(tensor.device), old, tensor, out=tensor)
 
 
 def portions(tensors: Sequence[T]) -> Iterator[list[T]]:
