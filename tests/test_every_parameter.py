@@ -478,7 +478,19 @@ def starts(*bindings: str) -> bool:
         what_is_built(*bindings)
     except (ValueError, TypeError, RuntimeError, AttributeError):
         return False
+    except Exception:
+        if not dry_run_refuses(*bindings):
+            raise
+        return False
     return True
+
+
+def dry_run_refuses(*bindings: str) -> bool:
+    try:
+        ml.load(bindings=[TINY, *(line.strip() for text in bindings for line in text.splitlines())])
+    except ConfigError:
+        return True
+    return False
 
 
 def module_of(info: Configurable) -> str:
@@ -725,6 +737,11 @@ def test_a_parameter_has_an_effect(name, parameter):
             continue
         except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             failure = error  # the reference matches the signature but not its use
+            continue
+        except Exception as error:  # such as a KeyError in such a use
+            if not dry_run_refuses(*base, binding):
+                raise
+            failure = error
             continue
         tried.append(binding)
     assert tried, f"no other value of {name}.{parameter} is valid; the last one that was: {failure!r}"
