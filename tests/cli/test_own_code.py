@@ -2,10 +2,10 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 import ml
 from ml.config import ConfigError
@@ -33,8 +33,7 @@ CANARY = "open({!r}, 'w').close()\n"
 
 
 def python(*arguments, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(*arguments, cwd=cwd)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -2,11 +2,10 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 import ml
 
@@ -31,7 +30,7 @@ def test_gin_blocks_load_over_the_tiny_recipe(text):
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_blocks_run(text, tmp_path):
     (tmp_path / "block.py").write_text(text)
-    subprocess.run([sys.executable, "block.py"], cwd=tmp_path, check=True, capture_output=True)
+    assert run_python(tmp_path / "block.py", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
