@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from warm_python import run_python
 
 import ml
 from ml.cli import verbs
@@ -16,8 +17,7 @@ from ml.training import RunFolder, train
 @pytest.fixture
 def call(tmp_path):
     def run(*arguments, check=0):
-        command = [sys.executable, "-m", "ml", *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        done = run_python("-m", "ml", *arguments, cwd=tmp_path)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == check, done.stdout + done.stderr
         return done.stdout if check == 0 else done.stderr
