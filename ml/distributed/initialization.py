@@ -24,7 +24,14 @@ class OwnedDraw(NamedTuple):
     owner: int
 
 
-def materialize_shards(model: _Model, world: World, device: torch.device | str, seed: int = 0) -> _Model:
+def materialize_shards(
+    model: _Model,
+    world: World,
+    device: torch.device | str,
+    seed: int = 0,
+    *,
+    weights_on: torch.device | str | None = None,
+) -> _Model:
     """Allocates and fills a model as `materialize` does, with the same values bit for bit; a collective call.
 
     Each parameter is drawn once in the world, whole and on the CPU, by one of the processes that hold a part of it. The
@@ -37,6 +44,8 @@ def materialize_shards(model: _Model, world: World, device: torch.device | str, 
         world: All processes.
         device: Where the shards and buffers are allocated.
         seed: Of the initial values.
+        weights_on: Where the shards are allocated instead, if they are offloaded; None for `device`. Ignored for a
+            single process.
 
     Returns:
         The model.
@@ -51,7 +60,7 @@ def materialize_shards(model: _Model, world: World, device: torch.device | str, 
     held = holders({name: draw.parameter for name, draw in mine.items()}, world)
 
     def place(draw: Draw, values: Tensor) -> None:
-        fresh = empty_like(draw.parameter, device)
+        fresh = empty_like(draw.parameter, device if weights_on is None else weights_on)
         with torch.no_grad():
             local(fresh).copy_(values)
         replace_parameter(model, draw.parameter, nn.Parameter(fresh, draw.parameter.requires_grad))

@@ -325,7 +325,9 @@ class Trainer:
         layout = Layout(World(device=device)) if layout is None else layout
         model = copy.deepcopy(self.model)
         pipeline = parallelize(model, layout, self.mesh, compile=self.compile)
-        materialize_shards(model, layout.world, device, self.seed)
+        is_offloaded = self.mesh.sharding.offload and layout.fully_sharded is not None
+        weights_on = torch.device("cpu") if is_offloaded else None
+        materialize_shards(model, layout.world, device, self.seed, weights_on=weights_on)
         return self.start_with(model, layout, pipeline)
 
     def start_with(self, model: LanguageModel, layout: Layout, pipeline: "Pipeline | None") -> TrainState:

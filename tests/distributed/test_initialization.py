@@ -9,7 +9,7 @@ from laid_out import lay_out, model_of, whole
 from processes import run_ranks
 
 from ml.distributed.initialization import OwnedDraw, materialize_shards, turns
-from ml.distributed.shards import Holders, Shard
+from ml.distributed.shards import Holders, Shard, local
 from ml.errors import OtherProcessFailed
 from ml.models import materialize
 from ml.models.materialize import Draw
@@ -60,6 +60,15 @@ BFLOAT16 = ["Trainer.precision = @PureBFloat16"]
 )
 def test_initial_weights_do_not_depend_on_the_layout(num_ranks, layouts):
     assert run_ranks(num_ranks, initial_weights, layouts) == [len(layouts)] * num_ranks
+
+
+def offloaded(world):
+    model = materialize_shards(lay_out(model_of(), world, "fsdp"), world, "meta", weights_on="cpu")
+    return {local(one).device.type for one in model.parameters()}, {one.device.type for one in model.buffers()}
+
+
+def test_offloaded_weights_are_on_another_device_than_buffers():
+    assert run_ranks(2, offloaded) == [({"cpu"}, {"meta"})] * 2
 
 
 def fails_in_rank_1(world):
