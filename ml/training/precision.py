@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ml.config import configurable
@@ -47,7 +48,9 @@ class MixedBFloat16(Precision):
 
     @contextlib.contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        # The cache would keep the casts of the gathered weights of FSDP alive, and with them the whole model.
+        is_cached = not (dist.is_available() and dist.is_initialized())
+        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=is_cached):
             yield
 
 

@@ -46,6 +46,7 @@ class Attention(Mixer):
     """
 
     separates_documents = True
+    kernel = staticmethod(dot_product_attention)
     causal: bool
 
     def __init__(
@@ -127,7 +128,7 @@ class Attention(Mixer):
         if context.cache is not None:
             key, value = self._with_kept(key, value, context)
             documents = None if documents is None else documents[:, -key.shape[2] :]
-        return dot_product_attention(
+        return self.kernel(
             query,
             key,
             value,

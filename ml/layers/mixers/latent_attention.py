@@ -45,6 +45,7 @@ class LatentAttention(Mixer):
 
     causal = True
     separates_documents = True
+    kernel = staticmethod(dot_product_attention)
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class LatentAttention(Mixer):
         return mixed if bias is None else mixed + bias.unflatten(0, (self.num_heads, 1, -1)).to(mixed.dtype)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, documents: Tensor | None) -> Tensor:
-        return dot_product_attention(
+        return self.kernel(
             query,
             key,
             value,

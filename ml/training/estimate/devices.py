@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from ml.layers.experts import Experts
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher, plain_sums
+from ml.layers.mixers import Attention, LatentAttention
+from ml.layers.mixers.dot_product_attention import library_attention
 from ml.targets import IGNORED
 
 
@@ -19,6 +21,8 @@ def as_on_gpu(model: nn.Module, compute_dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, LanguageModelHead) and type(module).sums is LanguageModelHead.sums:
             vars(module)["sums"] = _Sums(module)
+        if isinstance(module, Attention | LatentAttention):
+            vars(module)["kernel"] = library_attention
         if isinstance(module, Experts) and module.grouped is None and module.obstacle_to_grouping is None:
             module.grouped = compute_dtype == torch.bfloat16
 

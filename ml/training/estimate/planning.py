@@ -144,14 +144,15 @@ def _extrapolated(trainer: Trainer, layout: Layout, num_micro_batches: int, clus
     one_of_each = [kind[-1] for kind in kinds]
     base = _measured(trainer, layout, one_of_each, num_micro_batches, cluster)
     memory, work = [(1.0, base.memory)], [(1.0, base.work)]
+    working = base.memory.working
     for kind in kinds:
         if (others := len(kind) - 1) > 0:
             more = _measured(trainer, layout, [*one_of_each, kind[0]], num_micro_batches, cluster)
             memory += [(others, more.memory), (-others, base.memory)]
             work += [(others, more.work), (-others, base.work)]
-    total = combined_memory(memory)
-    # Where a larger peak lies elsewhere, the difference of two blocks is not that of many.
-    return Traced(total._replace(working=max(total.working, base.memory.working)), combined_work(work))
+            # Two blocks are gathered or computed again at a time, never more.
+            working = max(working, more.memory.working)
+    return Traced(combined_memory(memory)._replace(working=working), combined_work(work))
 
 
 def _measured(
