@@ -172,15 +172,16 @@ def fails(world, folder):
     writer = Checkpoints(keep=1).open(Path(folder), lambda: None, world)
     writer.save(taken(1, tensors_of(world, mesh, 1)))
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for rank, module, name in (
-        (1, state_files, "write_tensors"),
-        (3, atomic_folders, "flush_to_disk"),
-        (0, saver, "publish"),
+    for rank, module, name, error in (
+        (1, state_files, "write_tensors", full),
+        (3, atomic_folders, "flush_to_disk", full),
+        (0, saver, "publish", full),
+        (2, state_files, "write_tensors", KeyError("unexpected")),
     ):
         original = getattr(module, name)
         writer.wait()
         if world.rank == rank:
-            setattr(module, name, raising(full))
+            setattr(module, name, raising(error))
         told.append(outcome(lambda: writer.save(taken(2, tensors_of(world, mesh, 2))), writer.wait))
         setattr(module, name, original)
     world.first(lambda: setattr(saver, "begin", lambda folder: None))
@@ -212,7 +213,7 @@ def test_a_rank_that_cannot_write_ends_the_save_of_all_and_leaves_the_last_one(t
     folder = tmp_path / "checkpoints"
     of_ranks = run_ranks(4, fails, str(folder))
     for case, (first, *others) in enumerate(zip(*of_ranks, strict=True)):
-        reason = "No space left on device" if case < 3 else "No such file or directory"
+        reason = [*["No space left on device"] * 3, "KeyError: 'unexpected'", "No such file or directory"][case]
         assert first[0] == "RunFailure"
         assert f"step 2 could not be written to {folder}: {reason}; the one of step 1 is untouched" in first[1]
         assert set(others) == {("OtherProcessFailed", f"rank 0: {first[1]}")}

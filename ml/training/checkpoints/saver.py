@@ -106,13 +106,17 @@ class Saver:
 
     def _write(self, taken: Snapshot, plan: WritePlan, wait_for_copy: Callable[[], None]) -> None:
         """Writes the part of this process; rank 0 publishes the checkpoint once all parts are on the disk."""
-        report = self._report(taken, plan, wait_for_copy)
+        unexpected = None
+        try:
+            report = self._report(taken, plan, wait_for_copy)
+        except Exception as error:  # the other processes wait for a report
+            report, unexpected = _Report(None, {}, f"{type(error).__name__}: {error}"), error
         try:
             reports = self._world_of_thread.collect(report)
         except RuntimeError as error:  # another process died
             raise RunFailure(self._failed(taken.step, _reason(error))) from error
         if reports is not None:
-            self._publish(taken, plan, reports)
+            self._publish(taken, plan, reports, unexpected)
 
     def _report(self, taken: Snapshot, plan: WritePlan, wait_for_copy: Callable[[], None]) -> _Report:
         folder = temporary(self._of(taken.step))
@@ -123,10 +127,12 @@ class Saver:
         except (OSError, RuntimeError) as error:  # torch's file writer raises RuntimeError
             return _Report(None, {}, _reason(error))
 
-    def _publish(self, taken: Snapshot, plan: WritePlan, reports: list[_Report]) -> None:
+    def _publish(self, taken: Snapshot, plan: WritePlan, reports: list[_Report], unexpected: Exception | None) -> None:
         folder = self._of(taken.step)
         hidden = temporary(folder)
         try:
+            if unexpected is not None:
+                raise unexpected
             for report in reports:
                 if report.problem is not None:
                     raise RuntimeError(report.problem)

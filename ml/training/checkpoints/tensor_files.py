@@ -72,11 +72,9 @@ def plan_writing(tensors: Mapping[str, Tensor], world: World, known: WritePlan |
     planner = DefaultSavePlanner()
     planner.set_up_planner(dict(tensors), is_coordinator=world.is_first)
     parts = world.collect(planner.create_local_plan())
-    index, dealt = None, None
-    if parts is not None:
-        dealt, index = planner.create_global_plan(parts)
-        dealt = FileSystemWriter(Path()).prepare_global_plan(dealt)  # names the files by rank
-    return WritePlan(layouts, world.deal(dealt), index)
+    dealt, metadata = world.together(lambda: ([], None) if parts is None else planner.create_global_plan(parts))
+    dealt = FileSystemWriter(Path()).prepare_global_plan(dealt)  # names the files by rank
+    return WritePlan(layouts, world.deal(dealt), metadata)
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], plan: WritePlan) -> list[WriteResult]:
