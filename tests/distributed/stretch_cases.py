@@ -51,6 +51,7 @@ from ml.targets import IGNORED
 BATCH_SIZE, LENGTH, VOCABULARY, HIDDEN = 2, 16, 64, 32
 # Of the largest entry. The models are float64, their losses are computed in float32.
 TOLERANCE = 1e-6
+TOLERANCE_OF_BFLOAT16 = 0.03  # of 8 bits, and of gradients that are rounded before they are summed
 
 
 class Case(NamedTuple):
@@ -64,6 +65,7 @@ class Case(NamedTuple):
     teacher: bool = False
     frozen: tuple[str, ...] = ()  # parameters whose names start with one of these
     first_masked: bool = False  # no targets in the first stretch
+    autocast: bool = False  # to bfloat16
 
 
 ATTENTION = partial(Attention, num_heads=4, num_kv_heads=2)
@@ -167,6 +169,8 @@ CASES = {
     "experts with a loss": Case(
         ATTENTION, block={"mlp": partial(EXPERTS, router=partial(SoftmaxRouter, auxiliary_loss=0.1, z_loss=0.01))}
     ),
+    "hybrid, bfloat16": Case(ATTENTION, model={"decoder": hybrid}, autocast=True),
+    "gated delta net, bfloat16, recomputed": Case(DELTA, block=AGAIN, documents=True, autocast=True),
     "no targets in the first stretch": Case(MAMBA2, first_masked=True),
     "distillation": Case(ATTENTION, teacher=True),
     "further tokens": Case(ATTENTION, model={"multi_token": further_tokens(2, ATTENTION)}),
@@ -188,7 +192,7 @@ def model_of(case: Case) -> LanguageModel:
                 parameter.fill_(-1.0 if name.endswith("A_log") else 0.0)
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.1)
             parameter.requires_grad_(not name.startswith(case.frozen or "-"))
-    return model
+    return model.float() if case.autocast else model
 
 
 def inputs_of(case: Case, seed: int) -> dict[str, Any]:
@@ -212,7 +216,8 @@ def inputs_of(case: Case, seed: int) -> dict[str, Any]:
 def measured(model: LanguageModel, case: Case) -> dict[str, Tensor]:
     """Loss, parts, loads and gradients over two micro-batches, and the loss of a third without training."""
     # As in a pipeline: the second forward pass before the first backward pass.
-    losses = [model.loss(**inputs_of(case, seed)) for seed in (1, 2)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.autocast):
+        losses = [model.loss(**inputs_of(case, seed)) for seed in (1, 2)]
     results: dict[str, Tensor] = {}
     for sums in losses:
         sums.total.backward()
@@ -278,6 +283,6 @@ def _difference(case: Case, axis: Any) -> list[tuple[str, float]]:
         dist.all_reduce(value)
         # The gradient of a bias of keys is 0 but for rounding.
         error = (value - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-3)
-        if not error < TOLERANCE:
+        if not error < (TOLERANCE_OF_BFLOAT16 if case.autocast else TOLERANCE):
             wrong.append((name, error.item()))
     return wrong

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 from processes import run_ranks
-from stretch_cases import CASES, differences
+from stretch_cases import CASES, differences, inputs_of, model_of
 from torch.distributed.device_mesh import init_device_mesh
 
 from ml.blocks import DecoderBlock, Repeat
 from ml.distributed.neighbors import Neighbors
-from ml.distributed.stretch import obstacle_to_length, obstacle_to_stretches
+from ml.distributed.stretch import context_parallel, obstacle_to_length, obstacle_to_stretches
 from ml.layers import Attention, Mixer, PatchEmbedding, Rotary, TwoDimensionalRotary
 from ml.models import LanguageModel, VisionEncoder, VisionLanguageModel
 
@@ -35,6 +35,26 @@ def test_stretches_on_two_ranks_equal_one_process(on_two, name):
 def test_stretches_on_four_ranks_equal_one_process():
     for found in run_ranks(4, differences, list(ON_FOUR)):
         assert found == {name: [] for name in ON_FOUR}
+
+
+def compiled_loss(world):
+    """Loss and gradients with compiled blocks, and without: (loss, gradients) each."""
+    results = []
+    for is_compiled in (True, False):
+        model = model_of(CASES["Mamba-2"])
+        for block in model.decoder.blocks:
+            if is_compiled:
+                block.compile(backend="aot_eager")
+        context_parallel(model, axis_of(world))
+        total = model.loss(**inputs_of(CASES["Mamba-2"], 1)).total
+        total.backward()
+        results.append((total.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_exchange_outside_of_their_graphs():
+    run_ranks(2, compiled_loss)
 
 
 def axis_of(world):
