@@ -17,6 +17,7 @@ from ml.models.flops import flops_per_token
 from ml.training.estimate.devices import as_on_gpu
 from ml.training.estimate.measurements import Memory, Work, combined_memory, combined_work
 from ml.training.estimate.tracing import Traced, trace
+from ml.training.errors import RunError
 from ml.training.trainer import Trainer
 
 # Axes whose collectives run while the device computes: weights are gathered ahead, gradients are reduced afterward.
@@ -114,7 +115,12 @@ def plan(trainer: Trainer, sizes: MeshSizes, cluster: Cluster) -> Plan:
         trainer: The settings of the run.
         sizes: A mesh that fits them.
         cluster: The machines.
+
+    Raises:
+        RunError: The mesh has a pipeline, whose stages differ and are not traced.
     """
+    if sizes.pipeline > 1:
+        raise RunError(f"memory and time of a pipeline are not planned: Mesh.pipeline ({sizes.pipeline}) must be 1")
     part = trainer.batch_size // sizes.num_data_ranks
     micro_batch_size = min(trainer.micro_batch_size, part)
     num_micro_batches = part // micro_batch_size
@@ -163,17 +169,13 @@ def _measured(
     keep_blocks(model, paths)
     if cluster.is_gpu:
         as_on_gpu(model, trainer.precision.compute_dtype)
-    first = trace(trainer, _copied(model), layout, 1, cluster)
+    first = trace(trainer, copy.deepcopy(model), layout, 1, cluster)
     if num_micro_batches == 1:
         return first
     second = trace(trainer, model, layout, 2, cluster)
     later = num_micro_batches - 1
     work = combined_work([(1.0, first.work), (later, second.work), (-later, first.work)])
     return Traced(second.memory, work)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)
 
 
 def _communication(key: Collective, calls: float, payload: float, ranks: list[int], cluster: Cluster) -> Communication:

@@ -30,7 +30,7 @@ def describe_plan(plan: Plan, device_memory: int | None) -> str:
     steps = f"{plan.num_micro_batches} micro-batch{'es' if plan.num_micro_batches > 1 else ''}"
     lines = [
         f"plan              {plan.sizes.world_size:,} processes ({axes_text(plan.sizes)}), a step of {steps} of "
-        f"{plan.micro_batch_size} sequences on each data rank",
+        f"{plan.micro_batch_size} sequence{'s' if plan.micro_batch_size > 1 else ''} on each data rank",
         "",
         *_memory(plan, device_memory),
     ]

@@ -1,0 +1,81 @@
+"""train.py --dry_run for machines that are not there: flags, messages, exit codes and what is saved."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ml.cli.memory_size import parse_memory_size
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--gin_file=recipes/tiny.gin", "--gin.Trainer.batch_size=8", "--run_dir=run")
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Runs train.py in an empty folder; returns the finished process."""
+
+    def run(*arguments, check):
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == check, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--world_size=8"], "--world_size goes with --dry_run"),
+        (["--device_memory=24GiB"], "--device_memory goes with --dry_run"),
+        (["--dry_run", "--device_memory=lots"], "--device_memory must be a size such as 80GiB, not 'lots'"),
+        (["--dry_run", "--world_size=0"], "world_size"),
+        (["--dry_run", "--world_size=6"], "Trainer.batch_size (8) is not divisible by the 6 data ranks"),
+        (["--dry_run", "--world_size=8", "--gin.Mesh.tensor=3"], "their number must be a multiple of 3"),
+        (
+            ["--dry_run", "--world_size=8", "--gin.Mesh.pipeline=2", "--gin.Trainer.micro_batch_size=1"],
+            "Mesh.pipeline (2) must be 1",
+        ),
+    ],
+)
+def test_wrong_flags_end_with_one_message(train, flags, message):
+    assert message in train(*TINY, *flags, check=2).stderr
+
+
+def test_a_plan_is_shown_and_not_saved(train, tmp_path):
+    plain = train(*TINY, "--dry_run", check=0)
+    assert "plan " not in plain.stdout
+    saved = (tmp_path / "run" / "operative_config.gin").read_text()
+    planned = train(*TINY, "--dry_run", "--world_size=8", "--device_memory=1.5 MiB", check=0)
+    assert "8 processes (data_shard 8), a step of 1 micro-batch of 1 sequence on each data rank" in planned.stdout
+    assert "fsdp  all-gather" in planned.stdout
+    assert "does not fit into 1.5 MiB" in planned.stdout
+    assert "not tensor 8" in planned.stdout
+    assert (tmp_path / "run" / "operative_config.gin").read_text() == saved
+
+
+def test_one_device_is_told_its_micro_batches(train):
+    shown = train(*TINY, "--dry_run", "--device_memory=12MiB", check=0).stdout
+    assert "@SelectiveActivationCheckpointing" in shown
+    assert "largest micro_batch_size" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("80GiB", 80 * 2**30),
+        ("80 GB", 80 * 10**9),
+        ("1.5tib", 3 * 2**39),
+        ("100B", 100),
+        ("80", None),
+        ("0GiB", None),
+        ("-1GiB", None),
+        ("GiB", None),
+        ("5iB", None),
+    ],
+)
+def test_sizes_of_memory(text, size):
+    assert parse_memory_size(text) == size
