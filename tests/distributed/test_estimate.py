@@ -36,7 +36,7 @@ def model_of(*bindings):
         ("DecoderBlock.mlp = @MixtureOfExperts", [[0, 1, 2, 3]]),
     ],
 )
-def test_blocks_are_alike_where_nothing_tells_them_apart(binding, kinds):
+def test_blocks_are_alike_where_all_settings_and_shapes_are(binding, kinds):
     expected = [[f"decoder.block_{index}" for index in kind] for kind in kinds]
     assert kinds_of_blocks(model_of(binding)) == expected
 

@@ -1,4 +1,4 @@
-"""What layers do on a GPU and not on a CPU, where a plan is traced."""
+"""Paths that layers take on a GPU and not on a CPU, where a plan is traced."""
 
 import torch
 from torch import Tensor, nn

@@ -30,7 +30,7 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What a rank does in a step.
+    """Operations and collectives of a rank in a step.
 
     Attributes:
         seconds: Time of the operations at the peak rates of the device.

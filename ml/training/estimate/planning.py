@@ -6,18 +6,16 @@ import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch import nn
-
 from ml.distributed import Layout, MeshSizes
 from ml.distributed.estimate.cluster import Cluster
 from ml.distributed.estimate.kinds import keep_blocks, kinds_of_blocks
 from ml.distributed.estimate.planned_world import planned_world
 from ml.distributed.estimate.traffic import Collective, ranks_of
 from ml.models.flops import flops_per_token
+from ml.training.errors import RunError
 from ml.training.estimate.devices import as_on_gpu
 from ml.training.estimate.measurements import Memory, Work, combined_memory, combined_work
 from ml.training.estimate.tracing import Traced, trace
-from ml.training.errors import RunError
 from ml.training.trainer import Trainer
 
 # Axes whose collectives run while the device computes: weights are gathered ahead, gradients are reduced afterward.
