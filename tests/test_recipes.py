@@ -5,6 +5,7 @@ To accept a change: JUNIPER_UPDATE_GOLDEN=1 python -m pytest tests/test_recipes.
 
 import io
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -19,7 +20,9 @@ import ml
 from ml.api import build_trainer
 from ml.data import ByteTokenizer, TokenFiles
 from ml.data.token_files.writing import TokenWriter
+from ml.distributed.estimate.cluster import Cluster
 from ml.training import RunFolder, train
+from ml.training.estimate.planning import plan
 
 GOLDEN = Path(__file__).parent / "golden"
 README = Path(__file__).parents[1] / "README.md"
@@ -81,6 +84,7 @@ WIDTHS = ["LanguageModel.vocab_size = 256", "LanguageModel.hidden_size = 32"]
 REPEATED = [*WIDTHS, "decoder/Repeat.num_blocks = 2"]
 HEADS = ["Attention.num_heads = 4", "Attention.num_kv_heads = 2", "Attention.head_size = 8"]
 GATED = ["GatedMLP.intermediate_size = 48"]
+ONE_PROCESS = ["Mesh.data_shard = -1", "Mesh.data_replicate = 1", "Mesh.tensor = 1"]
 SMALL = {
     "base.gin": [],
     "recipes/tiny.gin": [],
@@ -90,6 +94,8 @@ SMALL = {
     "recipes/vision_language.gin": ["Shapes.num_images = 60", "Trainer.sequence_length = 56"],
     "recipes/llama_30m.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/llama_1b.gin": [*REPEATED, *HEADS, *GATED],
+    "recipes/llama_8b_hsdp.gin": [*REPEATED, *HEADS, *GATED, *ONE_PROCESS],
+    "recipes/llama_70b_tensor.gin": [*REPEATED, *HEADS, *GATED, *ONE_PROCESS],
     "recipes/gpt2_124m.gin": [*REPEATED, "Attention.num_heads = 4", "MLP.intermediate_size = 64"],
     "recipes/qwen3_0.6b.gin": [*REPEATED, *HEADS, *GATED],
     "models/llama_8b.gin": [*REPEATED, *HEADS, *GATED],
@@ -230,3 +236,13 @@ def test_every_shipped_file_is_used_by_a_recipe():
     assert shipped - used == {"training/muon.gin", "tests/kill.gin"}
     ml.load(["base.gin", "training/muon.gin"])
     ml.load("tests/kill.gin")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["recipes/llama_8b_hsdp.gin", "recipes/llama_70b_tensor.gin"])
+def test_memory_of_a_gpu_is_that_of_the_dry_run(recipe):
+    hardware = stated((ml.SHIPPED_CONFIGS / recipe).read_text())["hardware"]
+    nodes, gpus, gib = map(int, re.match(r"(\d+) nodes of (\d+) GPUs with 80 GB: (\d+) GiB", hardware).groups())
+    trainer = build_trainer(ml.load(recipe, bindings=["TokenFiles.paths = 'tokens'"]))
+    planned = plan(trainer, trainer.mesh_sizes(nodes * gpus), Cluster())
+    assert math.ceil(planned.total_memory / 2**30) == gib
