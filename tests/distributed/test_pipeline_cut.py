@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from quick_trainers import quick_trainer
+from quick_trainers import quick_config, quick_trainer
 
 from ml.blocks import BlockSequence
 from ml.distributed.pipeline.cut import cut, misfit_of_stages, sizes_of_stages
@@ -198,3 +198,12 @@ def test_the_number_of_micro_batches_is_checked(schedule, num_micro_batches, mes
         assert problem is None
     else:
         assert re.search(message, problem)
+
+
+def test_a_schedule_is_no_part_of_the_fingerprint():
+    pipeline = [*TINY, "Mesh.pipeline = 2"]
+    fingerprints = {
+        quick_config(bindings).fingerprint
+        for bindings in (TINY, pipeline, [*pipeline, "Mesh.schedule = @GPipe", "GPipe.head_as_blocks = 1"])
+    }
+    assert len(fingerprints) == 1
