@@ -3,10 +3,10 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -27,9 +27,7 @@ def folder(tmp_path):
 
 def python(folder: Path, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess:
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
-    )
+    done = run_python(*arguments, cwd=folder, env=environment)
     assert fails or done.returncode == 0, done.stderr
     return done
 

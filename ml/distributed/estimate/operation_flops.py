@@ -36,7 +36,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, keys: float) -> float:
 
 
 def _blockwise(args: Sequence[Any], _: Mapping[str, Any]) -> float:
-    query, key, value, _, _, causal, window_size, *_ = args
+    query, key, value = args[:3]
+    causal, window_size = args[5:7]
     return _attention(query, key, value, mean_visible_keys(key.shape[2], causal, window_size))
 
 

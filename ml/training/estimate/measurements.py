@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -54,8 +54,8 @@ def combined_memory(terms: Iterable[tuple[float, Memory]]) -> Memory:
 def combined_work(terms: Iterable[tuple[float, Work]]) -> Work:
     """Returns the sum of factors times work."""
     seconds = flops = 0.0
-    payload: Counter[Collective] = Counter()
-    calls: Counter[Collective] = Counter()
+    payload: dict[Collective, float] = defaultdict(float)
+    calls: dict[Collective, float] = defaultdict(float)
     for factor, work in terms:
         seconds += factor * work.seconds
         flops += factor * work.flops

@@ -21,6 +21,7 @@ from ml.distributed.estimate.work import Work as TimeOfOperations
 from ml.distributed.shards import empty_like, local
 from ml.layers.loss import Teacher
 from ml.layers.protocol import Drawn
+from ml.models import LanguageModel
 from ml.models.materialize import replace_parameter, reset_buffers
 from ml.training.estimate.measurements import Memory, Work
 from ml.training.state import AVERAGE, OPTIMIZER, TrainState
@@ -37,7 +38,7 @@ class Traced(NamedTuple):
     work: Work
 
 
-def trace(trainer: Trainer, model: nn.Module, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:
+def trace(trainer: Trainer, model: LanguageModel, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:
     """Takes a step of a model on fake tensors.
 
     Args:
