@@ -34,6 +34,7 @@ def llama_shards(blocks, hidden, intermediate, kv, vocabulary, num_ranks):
     return sum(map(math.prod, shapes)), sum(math.ceil(rows / num_ranks) * columns for rows, columns in shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "count", "shape"),
     [
@@ -58,6 +59,7 @@ def test_memory_and_traffic_of_a_large_model_follow_its_formula(file, count, sha
     assert planned.utilization < 1.0
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_planned():
     trainer = trainer_of("models/mixtral_8x7b.gin", *LARGE)
     planned = plan(trainer, FSDP_512, trainer.cluster)
