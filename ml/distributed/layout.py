@@ -46,6 +46,9 @@ class Layout:
         flattened = {FULLY_SHARDED: root["shard", "context", "expert"]._flatten(FULLY_SHARDED)}
         if sizes.expert > 1:
             flattened[FULLY_SHARDED_EXPERT] = root["shard", "context"]._flatten(FULLY_SHARDED_EXPERT)
+        for mesh in (root, *flattened.values()):
+            for group in mesh.get_all_groups():
+                world.set_limit(group)
         return Layout(world, sizes, root, flattened)
 
     @property

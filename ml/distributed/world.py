@@ -156,6 +156,10 @@ class World:
         """Returns the error to raise where every process finds the same one: the error itself in rank 0."""
         return error if self.is_first else OtherProcessFailed(0, str(error), _exit_code(error))
 
+    def set_limit(self, group: dist.ProcessGroup) -> None:
+        """Gives a process group `limit`; torch creates the groups of a mesh with limits of its own."""
+        dist.distributed_c10d._set_pg_timeout(self.limit, group)
+
     def barrier(self) -> None:
         """Waits for all processes."""
         self.host_sum([0])
@@ -192,9 +196,9 @@ def started(device: torch.device, timeout: float) -> Iterator[World]:
     is_own = not dist.is_initialized()
     try:
         if is_own:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
+            _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", limit)
         hosts = dist.new_group(backend="gloo", timeout=limit)
-        world = World(dist.get_rank(), dist.get_world_size(), launcher.local_rank(), device, hosts)
+        world = World(dist.get_rank(), dist.get_world_size(), launcher.local_rank(), device, hosts, limit)
         try:
             yield world
         except OtherProcessFailed as error:
@@ -211,6 +215,18 @@ def started(device: torch.device, timeout: float) -> Iterator[World]:
         raise
     if is_own:
         dist.destroy_process_group()
+
+
+def _join(backend: str, limit: datetime.timedelta) -> None:
+    """Joins the process group of the environment, also after leaving an earlier one in the same process.
+
+    The store of the launcher keeps the addresses of the earlier group, so each group has its own prefix there.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    store.set_timeout(limit)
+    number = store.add(f"groups_of_rank_{rank}", 1)
+    store = dist.PrefixStore(f"group_{number}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 
 def is_of_connection(error: BaseException | None) -> bool:

@@ -91,7 +91,7 @@ def _rank(rank: int, size: int, rendezvous: str, writer: Any, function: Callable
     try:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=limit)
         hosts = dist.new_group(backend="gloo", timeout=limit)
-        result = function(World(rank, size, rank, torch.device("cpu"), hosts), *args)
+        result = function(World(rank, size, rank, torch.device("cpu"), hosts, limit), *args)
         answer = (True, result)
     except BaseException:
         answer = (False, traceback.format_exc())

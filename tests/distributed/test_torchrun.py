@@ -151,3 +151,25 @@ def test_a_process_that_hangs_ends_all_in_bounded_time(work):
     assert code == 1
     assert "waited for it longer than Mesh.timeout (10 seconds)" in output
     assert time.monotonic() - begun < 200  # the process sleeps for 1,000 seconds
+
+
+TWICE = """
+import io, ml
+bindings = ["TextFiles.paths = 'text.txt'", "Mesh.timeout = 60.0", "Trainer.num_steps = 5"]
+bindings += ["Trainer.log_every = 1", "Trainer.peak_flops = 1e12"]
+config = ml.load("recipes/tiny.gin", bindings=bindings)
+for name in ("one", "two"):
+    ml.train(config, name, device="cpu", stream=io.StringIO())
+"""
+
+
+def test_two_runs_one_after_the_other_in_the_same_processes(work):
+    (work / "twice.py").write_text(TWICE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "twice.py"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    first, second = ((work / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in (first, second)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 5

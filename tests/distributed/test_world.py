@@ -1,12 +1,16 @@
 """The processes of a run, their mesh, and the place of each in it."""
 
+import dataclasses
+import datetime
 import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import RankFailure, run_ranks
 
 from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World
+from ml.distributed.world import started
 from ml.errors import OtherProcessFailed, UserError
 
 
@@ -88,6 +92,35 @@ def test_each_part_of_the_batch_is_counted_once(sizes):
     assert all(total == [sizes.num_data_ranks] for *_, total in found)
     # Context and pipeline ranks measure parts of a sequence's loss, tensor ranks all measure the same.
     assert all(total == 4 / sizes.tensor for *_, total, _ in found)
+
+
+def waits_alone(world):
+    layout = Layout.of(
+        dataclasses.replace(world, limit=datetime.timedelta(seconds=1)), MeshSizes(data_shard=2, tensor=2)
+    )
+    lost = []
+    for mesh in (layout.axis("tensor"), layout.fully_sharded):
+        if world.is_first:
+            try:
+                dist.all_reduce(torch.ones(1), group=mesh.get_group())
+            except RuntimeError as error:
+                lost.append("timed out" in str(error).lower())
+    world.barrier()
+    return lost
+
+
+def test_a_collective_of_an_axis_waits_no_longer_than_the_limit():
+    assert run_ranks(4, waits_alone, timeout=60.0)[0] == [True, True]
+
+
+def limit_of_started(world):
+    with started(world.device, 77.0) as joined:
+        joined.barrier()  # a process that ends breaks the connections that another is still making
+        return joined.limit.total_seconds()
+
+
+def test_the_timeout_is_the_limit_of_the_world():
+    assert run_ranks(2, limit_of_started) == [77.0, 77.0]
 
 
 @pytest.mark.parametrize("world_size", range(1, 17))

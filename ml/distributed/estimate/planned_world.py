@@ -30,6 +30,9 @@ class PlannedWorld(World):
         """Returns `value` once for each process."""
         return [value] * self.size
 
+    def set_limit(self, group: dist.ProcessGroup) -> None:
+        """Does nothing: no collective waits."""
+
 
 @contextlib.contextmanager
 def planned_world(size: int, rank: int = 0) -> Iterator[World]:
