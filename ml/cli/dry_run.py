@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from ml import launcher
 from ml.building import build_trainer
 from ml.config import Config, explain, select
 from ml.distributed import MeshSizes, World
@@ -43,9 +44,16 @@ def show(
     init_may_differ: Sequence[str],
     machines: Machines,
 ) -> None:
-    """Prints the model, the sources of its values and the plan, and writes the configuration of the run."""
+    """Prints the model, the sources of its values and the plan, and writes the configuration of the run.
+
+    Of several processes of a launcher, whose number the mesh is checked against, the first one does so.
+    """
+    if launcher.rank() > 0:
+        return
     trainer = build_trainer(config)
-    world = World(device=choose_device(None)) if machines.world_size is None else PlannedWorld(size=machines.world_size)
+    num_processes = launcher.num_processes() if machines.world_size is None else machines.world_size
+    device = choose_device(None)
+    world = World(device=device) if num_processes == 1 else PlannedWorld(size=num_processes, device=device)
     launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ)
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))

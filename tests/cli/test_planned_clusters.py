@@ -1,5 +1,6 @@
 """train.py --dry_run for machines that are not there: flags, messages, exit codes and what is saved."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ TINY = ("--gin_file=recipes/tiny.gin", "--gin.Trainer.batch_size=8", "--run_dir=
 def train(tmp_path):
     """Runs train.py in an empty folder; returns the finished process."""
 
-    def run(*arguments, check):
+    def run(*arguments, check, **environment):
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        variables = {**os.environ, **environment}
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == check, done.stdout + done.stderr
         return done
@@ -55,6 +57,16 @@ def test_a_plan_is_shown_and_not_saved(train, tmp_path):
     assert "does not fit into 1.5 MiB" in planned.stdout
     assert "not tensor 8" in planned.stdout
     assert (tmp_path / "run" / "operative_config.gin").read_text() == saved
+
+
+def test_under_a_launcher_the_first_process_checks_the_mesh_of_all(train):
+    first, second = (
+        train(*TINY, "--dry_run", "--gin.Mesh.tensor=2", check=0, RANK=rank, WORLD_SIZE="2") for rank in "01"
+    )
+    assert "The configuration is right" in first.stdout
+    assert second.stdout == ""
+    flags = (*TINY, "--dry_run", "--gin.Mesh.tensor=3")
+    assert "does not divide 2 processes" in train(*flags, check=2, RANK="0", WORLD_SIZE="2").stderr
 
 
 def test_one_device_is_told_its_micro_batches(train):
