@@ -51,13 +51,17 @@ def show(
     if launcher.rank() > 0:
         return
     trainer = build_trainer(config)
-    num_processes = launcher.num_processes() if machines.world_size is None else machines.world_size
+    num_processes = machines.world_size
+    if num_processes is None:
+        num_processes = launcher.num_processes() if launcher.is_launched() else trainer.mesh.smallest_world
     device = choose_device(None)
     world = World(device=device) if num_processes == 1 else PlannedWorld(size=num_processes, device=device)
     launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ)
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
+    if launch.sizes.world_size > 1:
+        print(f"\nmesh              {launch.sizes.world_size} processes: {launch.sizes}")
     for note in notes(trainer):
         print(f"\n{note}")
     if machines.is_planned:

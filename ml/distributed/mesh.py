@@ -30,6 +30,10 @@ class MeshSizes(NamedTuple):
         """Number of processes."""
         return self.data_replicate * self.data_shard * self.context * self.tensor * self.pipeline
 
+    def __str__(self) -> str:
+        """The axes that divide something: "data_shard 4 x tensor 2"."""
+        return " x ".join(f"{name} {size}" for name, size in self._asdict().items() if size > 1) or "one process"
+
     @property
     def num_data_ranks(self) -> int:
         """Number of parts into which the sequences of a batch are divided."""
@@ -100,6 +104,13 @@ class Mesh:
         """The schedule of the pipeline, if there is one."""
         assert self._schedule is not None
         return self._schedule
+
+    @property
+    def smallest_world(self) -> int:
+        """Smallest number of processes that the mesh is for."""
+        stated = self.stated._replace(expert=1)
+        rest = self.stated.expert if self.stated.data_shard == THE_REST else 1
+        return rest * math.prod(size for size in stated if size != THE_REST)
 
     def sizes(self, world_size: int) -> MeshSizes:
         """Returns the size of every axis.

@@ -106,8 +106,9 @@ class Launch:
         """Returns one line about the run: its size, its data, its devices and its folder."""
         count = sum(parameter.numel() for parameter in self.trainer.model.parameters())
         tokens = f"{data.training.num_train_tokens:,} tokens to train on"
-        axes = " x ".join(f"{name} {size}" for name, size in self.sizes._asdict().items() if size > 1)
-        where = f"{self.world.size} processes ({axes}), {self.device.type}" if self.world.size > 1 else self.device
+        where = (
+            f"{self.world.size} processes ({self.sizes}), {self.device.type}" if self.world.size > 1 else self.device
+        )
         return f"{self.config.name}: {count:,} parameters, {tokens}, {where}, {self.folder.path}"
 
 

@@ -47,6 +47,15 @@ def test_wrong_flags_end_with_one_message(train, flags, message):
     assert message in train(*TINY, *flags, check=2).stderr
 
 
+def test_a_stated_mesh_is_checked_without_its_processes(train):
+    shown = train(*TINY, "--dry_run", "--gin.Mesh.tensor=2", "--gin.Mesh.context=2", check=0)
+    assert "mesh              4 processes: context 2 x tensor 2" in shown.stdout
+    refused = train(*TINY, "--dry_run", "--gin.Mesh.tensor=4", check=2)
+    assert "Attention.num_kv_heads (2) is not divisible by Mesh.tensor (4)" in refused.stderr
+    experts = train(*TINY, "--dry_run", "--gin.Mesh.expert=2", check=2)
+    assert "Mesh.expert is 2, and the model has no MixtureOfExperts" in experts.stderr
+
+
 def test_a_plan_is_shown_and_not_saved(train, tmp_path):
     plain = train(*TINY, "--dry_run", check=0)
     assert "plan " not in plain.stdout
