@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from ml.distributed.fsdp import blocks_of
+from ml.distributed.images import encode_always
 from ml.distributed.layout import Layout
 from ml.distributed.mesh import Mesh, MeshSizes
 from ml.models.language_model import LanguageModel
+from ml.models.vision_language_model import VisionLanguageModel
 
 if TYPE_CHECKING:
     from ml.distributed.pipeline.pipeline import Pipeline
@@ -59,6 +61,8 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
         context_parallel(model, axis)
     blocks = list(blocks_of(model))
     if (sharded := layout.fully_sharded) is not None:
+        if isinstance(model, VisionLanguageModel):
+            encode_always(model)
         roots: Sequence[nn.Module] = stages or [model]
         for root in roots:
             own = set(root.modules())
