@@ -42,7 +42,7 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
     except RunFailure as error:
         _leave(str(error), 1)
     except OtherProcessFailed as error:
-        sys.exit(error.exit_code)  # it says why
+        sys.exit(error.exit_code)  # it reports the reason
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED)
 

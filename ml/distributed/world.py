@@ -157,7 +157,7 @@ class World:
         return error if self.is_first else OtherProcessFailed(0, str(error), _exit_code(error))
 
     def set_limit(self, group: dist.ProcessGroup) -> None:
-        """Gives a process group `limit`; torch creates the groups of a mesh with limits of its own."""
+        """Gives a process group `limit`; torch creates the groups of a mesh with separate limits."""
         dist.distributed_c10d._set_pg_timeout(self.limit, group)
 
     def barrier(self) -> None:
