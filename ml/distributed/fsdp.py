@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ENTRIES = ("loss",)  # methods of a model that are called from outside besides `forward`
 
 
-@configurable(neutral=True)
+@configurable(neutral=["reshard_after_forward", "offload"])
 class FullyShard:
     """Sharding of weights, gradients and optimizer state (Zhao et al., 2023, as `torch.distributed.fsdp.fully_shard`).
 

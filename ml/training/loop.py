@@ -1,6 +1,7 @@
 """The training loop, from the first step or the newest checkpoint to the last step."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -354,7 +355,7 @@ class TrainLoop:
             return
         self.state.unvalidated = None
         record |= validated
-        self.run.append_metrics(record)
+        self.world.first(lambda: self.run.append_metrics(record))
         self.progress.report(record)
         self.tracking.log(record)
 
@@ -400,8 +401,8 @@ class TrainLoop:
         trainer = self.trainer
         assert trainer.samples is not None  # otherwise they are never due
         for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device, self.world):
-            if self.world.is_first:
-                self._samples.append({"step": self.state.step, **record})
+            sample = {"step": self.state.step, **record}
+            self.world.first(functools.partial(self._samples.append, sample))
             self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")
         self.throughput.restart()
 
