@@ -83,9 +83,10 @@ def _configurables(module: str) -> Iterator[ast.ClassDef | ast.FunctionDef]:
 
 def _is_configurable(node: ast.AST) -> bool:
     decorators = getattr(node, "decorator_list", ())
-    if any(isinstance(d, ast.Call) and ast.unparse(d.func) == "configurable" for d in decorators):
+    calls = [d for d in decorators if isinstance(d, ast.Call) and ast.unparse(d.func) == "configurable"]
+    if any(call.args or any(keyword.arg != "neutral" for keyword in call.keywords) for call in calls):
         raise UnclearError("a decorator with options")
-    return any(isinstance(d, ast.Name) and d.id == "configurable" for d in decorators)
+    return bool(calls) or any(isinstance(d, ast.Name) and d.id == "configurable" for d in decorators)
 
 
 def _find(module: str, node: ast.AST) -> Found:

@@ -30,7 +30,15 @@ TOLD = {
     "hybrid_1.5b": ["TokenFiles.paths = 'tokens'", "Pattern.num_blocks = 4"],
     **{
         name: ["TokenFiles.paths = 'tokens'", *REPEATED]
-        for name in ("gpt2_124m", "llama_1b", "mamba2_1.3b", "qwen3_0.6b", "token_files_30m")
+        for name in (
+            "gpt2_124m",
+            "llama_1b",
+            "llama_8b_hsdp",
+            "llama_70b_tensor",
+            "mamba2_1.3b",
+            "qwen3_0.6b",
+            "token_files_30m",
+        )
     },
 }
 # For each mixer what it must be told where a recipe was made for another one.

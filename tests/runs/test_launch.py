@@ -93,9 +93,12 @@ def test_a_stopped_run_returns_is_not_finished_and_resumes(load, run, tmp_path, 
 
 
 def test_a_dry_folder_has_taken_no_step(load, tmp_path):
+    from ml.building import build_trainer
+    from ml.distributed import World
     from ml.runs.launch import Launch
 
-    Launch(load(), tmp_path / "dry", torch.device("cpu")).write_config()
+    config = load()
+    Launch(config, build_trainer(config), tmp_path / "dry", World()).write_config()
     run = ml.open_run(tmp_path / "dry")
     assert (run.step, run.is_finished) == (0, False)
 

@@ -134,7 +134,7 @@ def test_spread_of_known_loads(load, expected):
 def test_the_balance_of_a_router_is_of_the_whole_step_and_is_saved(tiny, run_in):
     (state, result), *_ = steps_of(tiny(*EXPERTS), 1)
     router = state.model.decoder.block_0.mlp.router
-    load = result.loads[router]
+    load = result.loads["decoder.block_0.mlp.router"]
     assert load.sum() == 4 * 16 * 2  # sequences, tokens, experts of a token: both micro-batches
     torch.testing.assert_close(router.balance_bias, 0.01 * torch.sign(load.mean() - load))
     folder, _, _ = run_in(tiny(*EXPERTS))
