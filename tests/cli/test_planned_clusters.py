@@ -37,10 +37,7 @@ def train(tmp_path):
         (["--dry_run", "--world_size=0"], "world_size"),
         (["--dry_run", "--world_size=6"], "Trainer.batch_size (8) is not divisible by the 6 data ranks"),
         (["--dry_run", "--world_size=8", "--gin.Mesh.tensor=3"], "their number must be a multiple of 3"),
-        (
-            ["--dry_run", "--world_size=8", "--gin.Mesh.pipeline=2", "--gin.Trainer.micro_batch_size=1"],
-            "Mesh.pipeline (2) must be 1",
-        ),
+        (["--dry_run", "--world_size=8", "--gin.Mesh.pipeline=8"], "blocks cannot be divided into 8 stages"),
     ],
 )
 def test_wrong_flags_end_with_one_message(train, flags, message):
@@ -66,6 +63,17 @@ def test_a_plan_is_shown_and_not_saved(train, tmp_path):
     assert "does not fit into 1.5 MiB" in planned.stdout
     assert "not tensor 8" in planned.stdout
     assert (tmp_path / "run" / "operative_config.gin").read_text() == saved
+
+
+def test_a_pipeline_is_planned_with_its_stage_and_its_bubble(train):
+    flags = ("--gin.Mesh.pipeline=2", "--gin.Trainer.micro_batch_size=1", "--device_memory=1GiB")
+    shown = train(*TINY, *flags, "--dry_run", "--world_size=4", check=0).stdout
+    assert "4 processes (data_shard 2 x pipeline 2), a step of 4 micro-batches of 1 sequence" in shown
+    assert "of 2, which needs most)" in shown
+    assert "bubble of the pipeline" in shown
+    assert "pipeline  send" in shown
+    table = shown[shown.index("tokens/s\n") :]
+    assert "data_shard 2 x pipeline 2" in table
 
 
 def test_under_a_launcher_the_first_process_checks_the_mesh_of_all(train):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,3 +79,23 @@ def _kind(value: Any, paths: Mapping[nn.Module, str]) -> Hashable:
     if hasattr(value, "__dict__"):
         return type(value), kind(vars(value))
     return type(value), id(value)
+
+
+def in_middle_of(model: Any, paths: Sequence[str]) -> None:
+    """Lets a model with blocks `paths` alone have as many before and after them, in place, so that it can be cut.
+
+    Args:
+        model: A language model on the meta device, whose other blocks are removed.
+        paths: Paths of the blocks, in the order in which a token passes them.
+    """
+    decoder = model.decoder
+    blocks = {path.removeprefix("decoder."): model.get_submodule(path) for path in paths}
+    for module in decoder.modules():
+        if isinstance(module, BlockSequence):
+            vars(module)["named_blocks"] = dict
+    ends = []
+    for end in ("before", "after"):
+        ends.append({f"{end}_{index}": copy.deepcopy(block) for index, block in enumerate(blocks.values())})
+        for name, block in ends[-1].items():
+            decoder.add_module(name, block)
+    vars(decoder)["named_blocks"] = functools.partial(dict, {**ends[0], **blocks, **ends[1]})

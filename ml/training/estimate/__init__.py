@@ -2,7 +2,8 @@
 
 from ml.training.estimate.candidates import Candidate, candidates
 from ml.training.estimate.micro_batches import Fit, fits
-from ml.training.estimate.planning import Plan, plan
+from ml.training.estimate.planning import plan
+from ml.training.estimate.plans import Plan
 from ml.training.estimate.report import describe_candidates, describe_fits, describe_obstacles, describe_plan
 
 __all__ = [

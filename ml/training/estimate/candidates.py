@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 from ml.distributed import MeshSizes
 from ml.distributed.estimate.cluster import Cluster
+from ml.distributed.pipeline.cut import misfit_of_stages
+from ml.distributed.schedules import OneForwardOneBackward
 from ml.errors import UserError
 from ml.layers.experts import Experts
-from ml.training.estimate.planning import Plan, plan
+from ml.training.estimate.planning import plan
+from ml.training.estimate.plans import Plan
+from ml.training.estimate.settings import with_schedule
 from ml.training.trainer import Trainer
 
 
@@ -29,6 +33,8 @@ def candidates(trainer: Trainer, world_size: int, cluster: Cluster) -> Iterator[
         world_size: Number of processes.
         cluster: The machines.
     """
+    if trainer.mesh.stated.pipeline == 1:
+        trainer = with_schedule(trainer, OneForwardOneBackward())
     for sizes in meshes(trainer, world_size, cluster):
         try:
             trainer.require_fit(sizes)
@@ -38,7 +44,10 @@ def candidates(trainer: Trainer, world_size: int, cluster: Cluster) -> Iterator[
 
 
 def meshes(trainer: Trainer, world_size: int, cluster: Cluster) -> list[MeshSizes]:
-    """Returns the meshes: FSDP over all processes, over each node with replicas, and with each other axis."""
+    """Returns the meshes: FSDP over all processes, over each node with replicas, and with each other axis.
+
+    Those with a pipeline only where the model can be cut into its stages.
+    """
     node = cluster.devices_per_node
     most_experts = max((len(one.in_order) for one in trainer.model.modules() if isinstance(one, Experts)), default=1)
     found = [MeshSizes(data_shard=world_size)]
@@ -46,6 +55,8 @@ def meshes(trainer: Trainer, world_size: int, cluster: Cluster) -> list[MeshSize
         found.append(MeshSizes(data_replicate=world_size // node, data_shard=node))
     for size in _powers_of_two(min(node, world_size)):
         found += [sizes for axis in ("tensor", "context") for sizes in _with_rest(world_size, **{axis: size})]
+        if misfit_of_stages(trainer.model, trainer.mesh.schedule, size) is None:
+            found += _with_rest(world_size, pipeline=size)
     found += [
         MeshSizes(data_shard=world_size, expert=size)
         for size in _powers_of_two(min(most_experts, world_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +12,9 @@ from ml.blocks.activation_checkpointing import ActivationCheckpointing, Selectiv
 from ml.blocks.decoder_block import DecoderBlock
 from ml.distributed import MeshSizes
 from ml.distributed.estimate.cluster import Cluster
-from ml.training.estimate.planning import Plan, plan
+from ml.training.estimate.planning import plan
+from ml.training.estimate.plans import Plan
+from ml.training.estimate.settings import changed
 from ml.training.trainer import Trainer
 
 _POLICIES: dict[str, Callable[..., Callable[..., Tensor]] | None] = {
@@ -50,7 +52,7 @@ def fits(trainer: Trainer, sizes: MeshSizes, cluster: Cluster, device_memory: in
         with_policy = _with_policy(trainer, policy)
 
         def planned(size: int, trainer: Trainer = with_policy) -> Plan:
-            return plan(_changed(trainer, micro_batch_size=size), sizes, cluster)
+            return plan(changed(trainer, micro_batch_size=size), sizes, cluster)
 
         found.append(Fit(name, _largest(divisors, planned, device_memory)))
     return found
@@ -74,11 +76,4 @@ def _with_policy(trainer: Trainer, policy: Callable[..., Callable[..., Tensor]] 
     for module in model.modules():
         if isinstance(module, DecoderBlock):
             module.activation_checkpointing = None if policy is None else policy()
-    return _changed(trainer, model=model)
-
-
-def _changed(trainer: Trainer, **settings: Any) -> Trainer:
-    """A trainer with other settings; the trainer itself is frozen."""
-    changed = copy.copy(trainer)
-    vars(changed).update(settings)
-    return changed
+    return changed(trainer, model=model)

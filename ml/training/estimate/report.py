@@ -9,7 +9,7 @@ from ml.models.summary import size_text
 from ml.terminal import table
 from ml.training.estimate.candidates import Candidate
 from ml.training.estimate.micro_batches import Fit
-from ml.training.estimate.planning import Plan
+from ml.training.estimate.plans import Plan
 
 _PURPOSES = {
     "weights": "weights",
@@ -87,7 +87,7 @@ def axes_text(sizes: MeshSizes) -> str:
 
 
 def _memory(plan: Plan, device_memory: int | None) -> list[str]:
-    rows = [("memory of a rank", "")]
+    rows = [(f"memory of a rank{_stages(plan)}", "")]
     rows += [(label, size_text(getattr(plan.memory, name))) for name, label in _PURPOSES.items()]
     rows.append(("peak", size_text(plan.total_memory)))
     lines = table(rows, right=[False, True])
@@ -95,6 +95,13 @@ def _memory(plan: Plan, device_memory: int | None) -> list[str]:
         verdict = "fits" if plan.total_memory <= device_memory else "does not fit"
         lines[-1] += f"  {verdict} into {size_text(device_memory)}"
     return lines
+
+
+def _stages(plan: Plan) -> str:
+    if not plan.stages:
+        return ""
+    name = "stage" if len(plan.stages) == 1 else "stages"
+    return f" ({name} {', '.join(map(str, plan.stages))} of {plan.num_stages}, which needs most)"
 
 
 def _communication(plan: Plan) -> list[str]:
@@ -110,6 +117,8 @@ def _time(plan: Plan) -> list[str]:
     parts = [f"computation {plan.work.seconds:.3g} s"]
     if plan.exposed_seconds:
         parts.append(f"communication it waits for {plan.exposed_seconds:.3g} s")
+    if plan.bubble_seconds:
+        parts.append(f"bubble of the pipeline {plan.bubble_seconds:.3g} s")
     if plan.overlapped_seconds:
         parts.append(f"communication meanwhile {plan.overlapped_seconds:.3g} s")
     return [

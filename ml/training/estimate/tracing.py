@@ -16,6 +16,7 @@ from ml.distributed import Layout, parallelize
 from ml.distributed.estimate.cluster import Cluster
 from ml.distributed.estimate.live_memory import LiveMemory
 from ml.distributed.estimate.observing import Observed
+from ml.distributed.estimate.planned_stage import PlannedStage
 from ml.distributed.estimate.traffic import Traffic, axes_of
 from ml.distributed.estimate.work import Work as TimeOfOperations
 from ml.distributed.shards import empty_like, local
@@ -32,10 +33,19 @@ _CPU = torch.device("cpu")
 
 
 class Traced(NamedTuple):
-    """Measurements of a step of one rank."""
+    """Measurements of a step of one rank.
+
+    Attributes:
+        memory: Bytes by purpose.
+        work: Operations and collectives.
+        stream_bytes: Bytes of a micro-batch between two stages of a pipeline.
+        tied_bytes: Bytes of the gradient of a weight that the first and the last stage of a pipeline have.
+    """
 
     memory: Memory
     work: Work
+    stream_bytes: float = 0.0
+    tied_bytes: float = 0.0
 
 
 def trace(trainer: Trainer, model: LanguageModel, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:
@@ -44,7 +54,7 @@ def trace(trainer: Trainer, model: LanguageModel, layout: Layout, num_micro_batc
     Args:
         trainer: The settings of the run.
         model: A copy of its model on the meta device, in whole or with some of its blocks; changed.
-        layout: The mesh, of one process or of a planned world.
+        layout: The mesh, of one process or of a planned world; in a pipeline this rank has one stage.
         num_micro_batches: Micro-batches of the step.
         cluster: The rates of the devices.
     """
@@ -68,7 +78,9 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     buffers = [local(buffer) for buffer in state.model.buffers()]
     inputs = [tensor for batch in batches for tensor in batch.inputs.values()]
     live = LiveMemory([*state_tensors, *buffers, *inputs])
-    activations = _measured_forward(state.model, live)
+    stage = None if state.pipeline is None else PlannedStage(state.pipeline, live)
+    state.pipeline = stage
+    activations = _measured_forward(state.model, live) if stage is None else stage.activations
     time, traffic = TimeOfOperations(cluster), Traffic(axes_of(state.layout))
     with Observed(live, time, traffic):
         train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, _teacher(trainer))
@@ -76,7 +88,8 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     gradients = _num_bytes(parameter for parameter in state.model.parameters() if parameter.requires_grad)
     kept = gradients + activations[0] if len(batches) > 1 else max(gradients, activations[0])
     memory = Memory(weights, gradients, _num_bytes(_own(state)), activations[0], max(live.peak - kept, 0))
-    return Traced(memory, Work(time.seconds, time.flops, traffic.payload, traffic.calls))
+    work = Work(time.seconds, time.flops, traffic.payload, traffic.calls)
+    return Traced(memory, work) if stage is None else Traced(memory, work, stage.stream_bytes, stage.tied_bytes)
 
 
 def _warm_up(state: TrainState) -> None:

@@ -7,7 +7,9 @@ import pytest
 from ml.api import build_trainer, load
 from ml.distributed import MeshSizes
 from ml.training.estimate import candidates, describe_plan, fits, plan
-from ml.training.estimate.micro_batches import _changed
+from ml.training.estimate.plans import PIPELINE_SEND
+from ml.training.estimate.settings import changed
+from ml.training.estimate.stages import ranks_of_pipeline
 
 TENSOR = MeshSizes(data_shard=2, tensor=4)
 FSDP_512 = MeshSizes(data_shard=512)
@@ -60,6 +62,29 @@ def test_memory_and_traffic_of_a_large_model_follow_its_formula(file, count, sha
 
 
 @pytest.mark.slow
+def test_a_large_model_is_planned_in_four_stages():
+    trainer = trainer_of("models/llama_8b.gin", *LARGE, "Mesh.pipeline = 4")
+    sizes = MeshSizes(pipeline=4, data_shard=16)
+    ranks = ranks_of_pipeline(trainer, sizes, 64, trainer.cluster)
+    blocks, _ = llama_shards(8, 4096, 14336, 1024, 0, 16)
+    blocks -= 4096  # the last norm
+    wanted = [blocks + 128256 * 4096, blocks, blocks, blocks + 128256 * 4096 + 4096]
+    assert [rank.memory.weights for rank in ranks] == [4 * parameters / 16 for parameters in wanted]
+    assert [rank.stages for rank in ranks] == [(0,), (1,), (2,), (3,)]
+    # The stream of 8,192 tokens in bfloat16, forward and backward, once at the ends and twice in the middle.
+    stream = 2 * 8192 * 4096
+    assert [rank.work.payload[PIPELINE_SEND] for rank in ranks] == [64 * borders * stream for borders in (1, 2, 2, 1)]
+
+
+def test_meshes_with_a_pipeline_are_those_into_which_the_model_can_be_cut():
+    trainer = trainer_of("recipes/tiny.gin", "decoder/Repeat.num_blocks = 3", "Trainer.batch_size = 16")
+    trainer = changed(trainer, micro_batch_size=1)
+    found = {one.sizes: one for one in candidates(trainer, 4, trainer.cluster)}
+    assert found[MeshSizes(pipeline=2, data_shard=2)].plan.stages
+    assert MeshSizes(pipeline=4) not in found
+
+
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_planned():
     trainer = trainer_of("models/mixtral_8x7b.gin", *LARGE)
     planned = plan(trainer, FSDP_512, trainer.cluster)
@@ -101,7 +126,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
     assert len(set(sizes)) > 1
     best = found["None"]
     assert best.total_memory <= memory
-    larger = plan(_changed(trainer, micro_batch_size=2 * best.micro_batch_size), MeshSizes(), trainer.cluster)
+    larger = plan(changed(trainer, micro_batch_size=2 * best.micro_batch_size), MeshSizes(), trainer.cluster)
     assert larger.total_memory > memory
 
 
