@@ -33,7 +33,8 @@ CASES_OF_STEPS = {
 def steps(bindings, layout, sizes):
     """Loss, norm and loads of each step, and the state after the last one."""
     num_micro_batches = sizes.pipeline  # of each data rank
-    trainer = trainer_of([DAMPED, *bindings])
+    mesh = [] if sizes.pipeline == 1 else [f"Mesh.pipeline = {sizes.pipeline}"]
+    trainer = trainer_of([DAMPED, *mesh, *bindings])
     state = trainer.start(torch.device("cpu"), layout)
     results = []
     for step in range(1, NUM_STEPS + 1):
