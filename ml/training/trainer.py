@@ -45,7 +45,7 @@ _TOKEN_BYTES = 8
 _MAX_WORKERS = 1024
 
 
-@configurable(neutral=["mesh"])
+@configurable(neutral=["mesh", "cluster"])
 class Trainer:
     """Settings of a run, built on the meta device without touching a file; `train` runs them.
 

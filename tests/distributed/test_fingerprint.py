@@ -29,3 +29,9 @@ def test_a_dtype_that_rounds_makes_another_run(binding):
     removed, added = difference(plain.operative, changed.operative)
     assert removed.startswith(f"- {key} = None")
     assert added.startswith(f"+ {key} = ")
+
+
+def test_the_cluster_of_a_plan_is_no_part_of_the_run():
+    plain, changed = tiny(), tiny("Cluster.devices_per_node = 4")
+    assert changed.fingerprint == plain.fingerprint
+    assert not any("cluster" in line.lower() for line in difference("", changed.operative))
