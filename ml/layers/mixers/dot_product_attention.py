@@ -21,42 +21,25 @@ def dot_product_attention(
     sinks: Tensor | None = None,
     documents: Tensor | None = None,
     dropout: float = 0.0,
+    on_cpu: bool | None = None,
 ) -> Tensor:
     """Computes `attention_reference` by the fastest path, with the same arguments.
 
-    On the CPU torch's kernel is slow in bfloat16 and where query and value differ in size, and it computes masked
-    scores outside a window. There, attention takes one block of queries at a time.
-    """
-    options: dict[str, Any] = {"causal": causal, "window_size": window_size, "scale": scale, "documents": documents}
-    is_narrow = window_size is not None and is_mostly_hidden(window_size, key.shape[2], causal)
-    is_slow_dtype_or_shape = query.dtype == bfloat16 or query.shape[-1] != value.shape[-1]
-    if query.device.type == "cpu" and (is_slow_dtype_or_shape or is_narrow) and not dropout:
-        return blockwise_attention(query, key, value, **options, soft_cap=soft_cap, sinks=sinks)
-    return library_attention(query, key, value, **options, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
+    `on_cpu` takes the path of a CPU, or of a GPU; None takes that of the query's device.
 
-
-def library_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    causal: bool = True,
-    window_size: int | None = None,
-    scale: float | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    documents: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Computes `attention_reference` by torch's kernel, with the same arguments: the path of a GPU.
-
-    The kernel supports neither caps nor sinks; with them, attention takes one block of queries at a time.
+    torch's kernel supports neither caps nor sinks. On the CPU it is slow in bfloat16 and where query and value differ
+    in size, and it computes masked scores outside a window. There, attention takes one block of queries at a time.
     """
     num_queries, num_keys = query.shape[2], key.shape[2]
+    has_more = soft_cap is not None or sinks is not None
     options: dict[str, Any] = {"causal": causal, "window_size": window_size, "scale": scale, "documents": documents}
-    if soft_cap is not None or sinks is not None:
-        if dropout:
-            return attention_reference(query, key, value, **options, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
+    if has_more and dropout:
+        return attention_reference(query, key, value, **options, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
+    is_narrow = window_size is not None and is_mostly_hidden(window_size, num_keys, causal)
+    is_slow_dtype_or_shape = query.dtype == bfloat16 or query.shape[-1] != value.shape[-1]
+    on_cpu = query.device.type == "cpu" if on_cpu is None else on_cpu
+    slow_in_library = on_cpu and (is_slow_dtype_or_shape or is_narrow)
+    if has_more or (slow_in_library and not dropout):
         return blockwise_attention(query, key, value, **options, soft_cap=soft_cap, sinks=sinks)
     mask, is_causal = None, False
     is_windowed = window_size is not None and window_size < num_keys

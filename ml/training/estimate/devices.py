@@ -1,5 +1,7 @@
 """Paths that layers take on a GPU and not on a CPU, where a plan is traced."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from ml.layers.experts import Experts
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher, plain_sums
 from ml.layers.mixers import Attention, LatentAttention
-from ml.layers.mixers.dot_product_attention import library_attention
+from ml.layers.mixers.dot_product_attention import dot_product_attention
 from ml.targets import IGNORED
 
 
@@ -22,7 +24,7 @@ def as_on_gpu(model: nn.Module, compute_dtype: torch.dtype) -> None:
         if isinstance(module, LanguageModelHead) and type(module).sums is LanguageModelHead.sums:
             vars(module)["sums"] = _Sums(module)
         if isinstance(module, Attention | LatentAttention):
-            vars(module)["kernel"] = library_attention
+            vars(module)["kernel"] = functools.partial(dot_product_attention, on_cpu=False)
         if isinstance(module, Experts) and module.grouped is None and module.obstacle_to_grouping is None:
             module.grouped = compute_dtype == torch.bfloat16
 
