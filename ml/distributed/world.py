@@ -143,6 +143,16 @@ class World:
             value = function()
         except Exception as raised:
             error = raised
+        self.require_none(error)
+        return value  # type: ignore[return-value]
+
+    def require_none(self, error: Exception | None) -> None:
+        """Ends all processes if one of them has an error; a collective call.
+
+        Raises:
+            Exception: The error, in the first process that has one.
+            OtherProcessFailed: Another process has one.
+        """
         told = None if error is None else (str(error), _exit_code(error))
         for rank, problem in enumerate(self.gather(told)):
             if problem is not None and rank == self.rank:
@@ -150,7 +160,6 @@ class World:
                 raise error
             if problem is not None:
                 raise OtherProcessFailed(rank, *problem)
-        return value  # type: ignore[return-value]
 
     def common(self, error: Exception) -> Exception:
         """Returns the error to raise where every process finds the same one: the error itself in rank 0."""

@@ -234,7 +234,7 @@ class TrainLoop:
         flags = [self._stops(), self.requests.save, isinstance(read, Exception), self.saver.has_failed]
         num_targets, num_tokens, stop, save, unread, unsaved = self.world.host_sum([*counts, *map(int, flags)])
         if unread:
-            self.world.together(lambda: _raised(read))
+            self.world.require_none(read if isinstance(read, Exception) else None)
         if unsaved:
             self.saver.wait()
         return Agreement(num_targets, num_tokens, stop > 0, save > 0)
@@ -429,12 +429,6 @@ class TrainLoop:
     def _seconds(self) -> float:
         """Returns the duration of the run so far, over all of its processes."""
         return self._seconds_before + time.monotonic() - self._begun
-
-
-def _raised(read: list[Batch] | Exception) -> None:
-    """Raises the error that prevented a step, if there is one."""
-    if isinstance(read, Exception):
-        raise read
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -1,6 +1,5 @@
 """Validation loss on held-out text."""
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -127,7 +126,7 @@ def _in_step(batches: Iterator[Batch], empty: Batch, world: World, stop: Callabl
         flags = [read is not None, stop(), isinstance(read, DataError)]
         num_left, num_stopped, num_failed = world.host_sum([int(flag) for flag in flags])
         if num_failed:
-            world.together(functools.partial(_raise, read))
+            world.require_none(read if isinstance(read, DataError) else None)
         if num_stopped:
             yield None
         if num_stopped or not num_left:
@@ -141,11 +140,6 @@ def _next(batches: Iterator[Batch]) -> Batch | DataError | None:
         return next(batches, None)
     except DataError as error:
         return error
-
-
-def _raise(read: Batch | DataError | None) -> None:
-    if isinstance(read, DataError):
-        raise read
 
 
 def _empty(dataset: Dataset) -> Batch:
