@@ -121,9 +121,11 @@ class Layout:
 
         The ranks of the tensor axis measure the same and count once. Does not synchronize the device.
         """
-        if self.coordinate("tensor") != 0:
-            values = torch.zeros_like(values)
-        return self.world.sum(values)
+        return self.world.sum(self.counted_once(values))
+
+    def counted_once(self, values: Tensor) -> Tensor:
+        """Returns the values in one rank of the tensor axis, whose ranks measure the same, and zeros in the others."""
+        return values if self.coordinate("tensor") == 0 else torch.zeros_like(values)
 
     def _size(self, name: str) -> int:
         return dict(zip(AXES, _dimensions(self.sizes), strict=True))[name]

@@ -77,9 +77,7 @@ def summed(layout: Layout, names: SumNames, sums: StepSums, squares: Tensor) -> 
     scalars = [sums.loss, *(sums.parts.get(name, zero) for name in names.parts)]
     loads = [sums.loads.get(name, zero.expand(size)) for name, size in names.routers]
     measured = torch.cat([torch.stack(scalars).double(), *(load.double() for load in loads)])
-    if layout.coordinate("tensor") != 0:
-        measured.zero_()
-    reduced = layout.world.sum(torch.cat([measured, squares]))
+    reduced = layout.world.sum(torch.cat([layout.counted_once(measured), squares]))
     sizes = [size for _, size in names.routers]
     loss_and_parts, *of_routers, squares = reduced.split([len(scalars), *sizes, len(squares)])
     loss, *values = loss_and_parts.float().unbind()
