@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ml.distributed import Layout
 from ml.distributed.norms import Replicas, replicas
+from ml.layers import Balanced
 from ml.models import LanguageModel
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
@@ -76,6 +77,11 @@ class TrainState:
     def module_names(self) -> dict[nn.Module, str]:
         """The name of each module of the model."""
         return {module: name for name, module in self.model.named_modules()}
+
+    @functools.cached_property
+    def balanced(self) -> dict[str, Balanced]:
+        """The routers of the model that are changed by the load of their experts, by name."""
+        return {name: module for module, name in self.module_names.items() if isinstance(module, Balanced)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors by name: "model/NAME", "optimizer/PARAMETER/KEY", "weight_average/NAME", ..."""

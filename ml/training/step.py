@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ml.data import Batch
 from ml.distributed.norms import clip_, local_squares
-from ml.layers import Balanced
 from ml.training.distillation import TeacherModel
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.precision import Precision
@@ -71,8 +70,8 @@ def train_step(
     vars(state.optimizer)["found_inf"] = None if skipped is None else skipped.float()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    for router, name in state.module_names.items():
-        if name in sums.loads and isinstance(router, Balanced):
+    for name, router in state.balanced.items():
+        if name in sums.loads:
             with rolled_back_where(skipped, list(router.buffers())):
                 router.balance(sums.loads[name])
     state.step += 1
