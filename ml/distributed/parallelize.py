@@ -41,8 +41,9 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
 
         dtype = None if layout.fully_sharded is None else mesh.sharding.gather_dtype
         stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), dtype)
+    blocks = list(blocks_of(model))
     if compile:  # when it is first called, with all that is replaced below
-        for block in blocks_of(model):
+        for block in blocks:
             vars(block)["forward"] = torch.compile(block.forward)
     if (axis := layout.axis("expert")) is not None:
         from ml.distributed.expert_dispatch import expert_parallel
@@ -59,7 +60,6 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
         from ml.distributed.stretch import context_parallel
 
         context_parallel(model, axis)
-    blocks = list(blocks_of(model))
     if (sharded := layout.fully_sharded) is not None:
         if isinstance(model, VisionLanguageModel):
             encode_always(model)
