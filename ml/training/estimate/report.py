@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ml.distributed import MeshSizes
 from ml.models.summary import size_text
 from ml.terminal import table
 from ml.training.estimate.candidates import Candidate
@@ -29,7 +28,7 @@ def describe_plan(plan: Plan, device_memory: int | None) -> str:
     """
     steps = f"{plan.num_micro_batches} micro-batch{'es' if plan.num_micro_batches > 1 else ''}"
     lines = [
-        f"plan              {plan.sizes.world_size:,} processes ({axes_text(plan.sizes)}), a step of {steps} of "
+        f"plan              {plan.sizes.world_size:,} processes ({plan.sizes}), a step of {steps} of "
         f"{plan.micro_batch_size} sequence{'s' if plan.micro_batch_size > 1 else ''} on each data rank",
         "",
         *_memory(plan, device_memory),
@@ -54,13 +53,13 @@ def describe_candidates(candidates: Iterable[Candidate], device_memory: int) -> 
     for plan in planned:
         fits = "fits" if plan.total_memory <= device_memory else "does not fit"
         time, rate = f"{plan.step_seconds:.3g} s", f"{plan.tokens_per_second:,.0f}"
-        rows.append((axes_text(plan.sizes), size_text(plan.total_memory), fits, time, rate))
+        rows.append((str(plan.sizes), size_text(plan.total_memory), fits, time, rate))
     return "\n".join(table(rows, right=[False, True, False, True, True]))
 
 
 def describe_obstacles(candidates: Iterable[Candidate]) -> list[str]:
     """Returns a line for each mesh that the run cannot use, with the reason."""
-    return [f"{axes_text(one.sizes)}: {one.obstacle}" for one in candidates if one.obstacle is not None]
+    return [f"{one.sizes}: {one.obstacle}" for one in candidates if one.obstacle is not None]
 
 
 def describe_fits(fits: Sequence[Fit], device_memory: int) -> str:
@@ -79,11 +78,6 @@ def describe_fits(fits: Sequence[Fit], device_memory: int) -> str:
             time = f"{plan.step_seconds:.3g} s"
             rows.append((fit.policy, f"{plan.micro_batch_size:,}", size_text(plan.total_memory), time))
     return "\n".join(table(rows, right=[False, True, True, True]))
-
-
-def axes_text(sizes: MeshSizes) -> str:
-    """Returns the axes of a mesh that are larger than 1."""
-    return " x ".join(f"{name} {size}" for name, size in sizes._asdict().items() if size > 1) or "one process"
 
 
 def _memory(plan: Plan, device_memory: int | None) -> list[str]:
