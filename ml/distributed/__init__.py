@@ -4,9 +4,10 @@ from ml.distributed.fsdp import FullyShard, weights_changed
 from ml.distributed.layout import Layout
 from ml.distributed.mesh import Mesh, MeshError, MeshSizes
 from ml.distributed.parallelize import misfits, parallelize
-from ml.distributed.world import World
+from ml.distributed.world import ALONE, World
 
 __all__ = [
+    "ALONE",
     "FullyShard",
     "Layout",
     "Mesh",

@@ -174,6 +174,9 @@ class World:
         self.host_sum([0])
 
 
+ALONE = World()  # a single process
+
+
 def _exit_code(error: Exception) -> int:
     return 2 if isinstance(error, UserError) else 1
 

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml.distributed import World
+from ml.distributed import ALONE, World
 from ml.files import flush_to_disk, sha256_of_file
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 
-_ALONE = World()
 
 Entries = Mapping[str, Mapping[str, Any]]  # size and hash of each file, by its name
 
@@ -81,7 +80,7 @@ def remove_leftovers(parent: Path) -> list[Path]:
     return [path.with_name(path.name.removeprefix(".").removesuffix(".tmp")) for path in leftovers]
 
 
-def damage(folder: Path, world: World = _ALONE) -> str | None:
+def damage(folder: Path, world: World = ALONE) -> str | None:
     """Checks a committed folder against its manifest; a collective call.
 
     Args:

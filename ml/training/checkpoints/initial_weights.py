@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ml.distributed import World
+from ml.distributed import ALONE, World
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints.weight_files import read_weights
 
-_ALONE = World()
 _MOST_NAMES = 5  # in a message
 
 
@@ -25,7 +24,7 @@ class InitialWeights(NamedTuple):
     checkpoint: Path
     may_differ: tuple[str, ...] = ()
 
-    def read(self, model: nn.Module, say: Callable[[str], None], world: World = _ALONE) -> None:
+    def read(self, model: nn.Module, say: Callable[[str], None], world: World = ALONE) -> None:
         """Loads the weights into `model` and logs those that keep their initialization; adapters may be missing.
 
         A model on the meta device is only compared with the checkpoint.

@@ -5,16 +5,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ml.distributed import World
+from ml.distributed import ALONE, World
 from ml.training.checkpoints.tensor_files import TensorShape
 from ml.training.errors import RunError
 
-_ALONE = World()
 _MOST_NAMES = 20  # in a message
 
 
 def require_equal(
-    folder: Path, saved: Mapping[str, TensorShape], expected: Mapping[str, Tensor], world: World = _ALONE
+    folder: Path, saved: Mapping[str, TensorShape], expected: Mapping[str, Tensor], world: World = ALONE
 ) -> None:
     """Requires equal names, shapes and dtypes; a collective call.
 

@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml.config import configurable, require
-from ml.distributed import World
+from ml.distributed import ALONE, World
 from ml.training.checkpoints.atomic_folders import damage, remove_leftovers
 from ml.training.checkpoints.saver import Saver
 from ml.training.checkpoints.state_files import read_counts
 from ml.training.errors import RunError
-
-_ALONE = World()
 
 
 @configurable
@@ -47,7 +45,7 @@ class Checkpoints:
         """Returns True if a run of `num_steps` steps saves after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
 
-    def open(self, folder: Path, before_commit: Callable[[], None], world: World = _ALONE) -> Saver:
+    def open(self, folder: Path, before_commit: Callable[[], None], world: World = ALONE) -> Saver:
         """Returns a saver of checkpoints in `folder`; a collective call.
 
         Args:
@@ -63,7 +61,7 @@ class Checkpoints:
         return is_one_of_the_newest or (self.keep_every is not None and step % self.keep_every == 0)
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = _ALONE) -> Path | None:
+def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = ALONE) -> Path | None:
     """Returns the newest valid checkpoint in `folder`, or None in a new run; a collective call.
 
     Args:

@@ -8,14 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ml.distributed import World, weights_changed
+from ml.distributed import ALONE, World, weights_changed
 from ml.distributed.shards import local
 from ml.training.checkpoints.mismatches import require_equal
 from ml.training.checkpoints.tensor_files import TensorShape, read_tensors, tensor_shapes
 from ml.training.errors import RunError
 from ml.training.state import AVERAGE, MODEL, named_weights
-
-_ALONE = World()
 
 
 @torch.no_grad()
@@ -26,7 +24,7 @@ def read_weights(
     may_differ: Iterable[str] = (),
     *,
     average: bool = False,
-    world: World = _ALONE,
+    world: World = ALONE,
 ) -> list[str]:
     """Loads the weights of a checkpoint into `model`, in place, on any mesh; a collective call.
 

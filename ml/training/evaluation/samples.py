@@ -11,7 +11,7 @@ import torch
 
 from ml.config import configurable, require, unused
 from ml.data import Data
-from ml.distributed import World
+from ml.distributed import ALONE, World
 from ml.files import write_atomically
 from ml.layers.checks import non_negative
 from ml.models import LanguageModel
@@ -19,8 +19,6 @@ from ml.models.sampling import Sampler
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.continuations import continue_texts, encode_prompt
 from ml.training.precision import Precision
-
-_ALONE = World()
 
 
 @configurable
@@ -93,7 +91,7 @@ class Samples:
         data: Data,
         precision: Precision,
         device: torch.device,
-        world: World = _ALONE,
+        world: World = ALONE,
     ) -> Iterator[dict[str, str]]:
         """Yields each prompt with its continuation; leaves the model in training mode. A collective call.
 
