@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from ml.distributed.estimate.observing import Observer
+from ml.distributed.estimate.observing import Observer, tensors_in
 
 _GATHERED = "split_with_sizes_copy"  # writes the gathered weights of an FSDP unit
 
@@ -32,9 +31,8 @@ class LiveMemory(Observer):
 
     def see(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         is_gathering = operation.overloadpacket.__name__ == _GATHERED
-        for leaf in tree_leaves((kwargs.get("out"), result)):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage(), is_gathering)
+        for tensor in tensors_in((kwargs.get("out"), result)):
+            self._add(tensor.untyped_storage(), is_gathering)
         if self._bound > self.peak:
             self._bound = sum(self._count().values())
             self.peak = max(self.peak, self._bound)

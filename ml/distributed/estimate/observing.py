@@ -4,8 +4,12 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+OF_COMMUNICATION = ("c10d", "_c10d_functional", "_dtensor")  # namespaces of operators
 
 
 class Observer(abc.ABC):
@@ -43,3 +47,8 @@ class Observed(TorchDispatchMode):
             for observer in self.observers:
                 observer.see(func, args, kwargs, result)
         return result
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Returns the tensors in arguments or results, however they are nested."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

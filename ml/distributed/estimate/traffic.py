@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils._pytree import tree_leaves
 
-from ml.distributed.estimate.observing import Observer
+from ml.distributed.estimate.observing import OF_COMMUNICATION, Observer, tensors_in
 from ml.distributed.layout import AXES, Layout
 
 WORLD = "world"  # the axis of a group that is no axis of the mesh
@@ -27,7 +25,6 @@ _KINDS = {
     "broadcast": "broadcast",
     "send": "send",
 }
-_NAMESPACES = ("c10d", "_c10d_functional", "_dtensor")
 
 
 class Collective(NamedTuple):
@@ -71,7 +68,7 @@ class Traffic(Observer):
         self.calls: Counter[Collective] = Counter()
 
     def see(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        if operation.namespace not in _NAMESPACES:
+        if operation.namespace not in OF_COMMUNICATION:
             return
         name = operation.overloadpacket.__name__
         kind = next((kind for part, kind in _KINDS.items() if part in name), None)
@@ -119,4 +116,4 @@ def _payload(kind: str, operation: Any, args: Sequence[Any], kwargs: Mapping[str
 
 
 def _num_bytes(value: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return sum(tensor.nbytes for tensor in tensors_in(value))

@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ml.distributed.estimate.cluster import Cluster
-from ml.distributed.estimate.observing import Observer
+from ml.distributed.estimate.observing import OF_COMMUNICATION, Observer, tensors_in
 from ml.distributed.estimate.operation_flops import flops_of
 
 _LOOKUPS = ("embedding", "index_select", "gather", "index")  # read as much as they return, not their whole operand
-_OF_COMMUNICATION = ("c10d", "_c10d_functional", "_dtensor")
 
 
 class Work(Observer):
@@ -35,16 +32,12 @@ class Work(Observer):
 
     def see(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         name = operation.overloadpacket.__name__
-        if operation.namespace in _OF_COMMUNICATION or operation.is_view or "empty" in name:
+        if operation.namespace in OF_COMMUNICATION or operation.is_view or "empty" in name:
             return
         flops = flops_of(operation, args, kwargs, result)
-        operands = _tensors((args, kwargs))
-        written = sum(tensor.nbytes for tensor in _tensors(result))
+        operands = tensors_in((args, kwargs))
+        written = sum(tensor.nbytes for tensor in tensors_in(result))
         read = written if name in _LOOKUPS else sum(tensor.nbytes for tensor in operands)
         dtype = operands[0].dtype if operands else torch.float32
         self.flops += flops
         self.seconds += max(flops / self.cluster.peak(dtype), (read + written) / self.cluster.memory_bandwidth)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
