@@ -113,10 +113,8 @@ def _misfits_of_schedule(model: LanguageModel, mesh: Mesh, sizes: MeshSizes) -> 
         yield f"{name} computes gradients of weights by themselves: FullyShard.reshard_after_forward must be False"
     if schedule.splits_backward and sizes.context > 1:
         yield f"{name} computes gradients of weights by themselves: Mesh.context ({sizes.context}) must be 1"
-    has_both_ends = schedule.rank_of(0, sizes.pipeline) == schedule.rank_of(
-        sizes.pipeline * schedule.stages_per_rank - 1, sizes.pipeline
-    )
-    if model.tie_word_embeddings and has_both_ends and is_sharded:
+    first, last = schedule.ranks_of_ends(sizes.pipeline)
+    if model.tie_word_embeddings and first == last and is_sharded:
         yield (
             f"{name} has the first and the last stage on one rank, where LanguageModel.tie_word_embeddings does not go "
             "with sharded weights: choose another Mesh.schedule"

@@ -36,6 +36,14 @@ class PipelineSchedule(abc.ABC):
         self.embeddings_as_blocks = embeddings_as_blocks
         self.head_as_blocks = head_as_blocks
 
+    def num_stages(self, num_ranks: int) -> int:
+        """Returns the number of stages of all ranks."""
+        return num_ranks * self.stages_per_rank
+
+    def ranks_of_ends(self, num_ranks: int) -> tuple[int, int]:
+        """Returns the ranks of the first and of the last stage."""
+        return self.rank_of(0, num_ranks), self.rank_of(self.num_stages(num_ranks) - 1, num_ranks)
+
     def stages_of(self, rank: int, num_ranks: int) -> list[int]:
         """Returns the indices of the stages of a rank, in order."""
         return [rank + turn * num_ranks for turn in range(self.stages_per_rank)]

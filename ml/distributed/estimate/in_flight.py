@@ -27,7 +27,7 @@ def orders_of(schedule: PipelineSchedule, num_ranks: int, num_micro_batches: int
     """
     from torch.distributed.pipelining import PipelineStage
 
-    num_stages = num_ranks * schedule.stages_per_rank
+    num_stages = schedule.num_stages(num_ranks)
     tensor = torch.empty(1, device="meta", requires_grad=True)
     with planned_world(num_ranks):
         stages = [

@@ -40,7 +40,7 @@ def cut(
     if problem := misfit_of_stages(model, schedule, num_ranks):
         raise ValueError(problem)
     dtype = dtype or next(model.embeddings.parameters()).dtype
-    parts = _parts(model, schedule, num_ranks)
+    parts = blocks_of_stages(model, schedule, num_ranks)
     mine = schedule.stages_of(rank, num_ranks)
     blocks = [[model.get_submodule(path) for path in parts[index]] for index in mine]
     for index, paths in enumerate(parts):
@@ -81,7 +81,7 @@ def misfit_of_stages(model: LanguageModel, schedule: PipelineSchedule, num_ranks
     for path, module in model.decoder.named_modules(prefix="decoder"):
         if isinstance(module, BlockSequence) and type(module).forward is not BlockSequence.forward:
             return f"{path} ({type(module).__name__}) does not only call its blocks one after another: {advice}"
-    num_blocks, num_stages = len(list(ordered_blocks(model))), num_ranks * schedule.stages_per_rank
+    num_blocks, num_stages = len(list(ordered_blocks(model))), schedule.num_stages(num_ranks)
     if num_blocks < num_stages:
         return (
             f"{num_blocks} blocks cannot be divided into {num_stages} stages (Mesh.pipeline {num_ranks} x "
@@ -123,17 +123,17 @@ def _ordered(sequence: BlockSequence, path: str) -> Iterator[str]:
             yield f"{path}.{name}"
 
 
-def _parts(model: LanguageModel, schedule: PipelineSchedule, num_ranks: int) -> list[list[str]]:
-    """The paths of the blocks of each stage."""
+def blocks_of_stages(model: LanguageModel, schedule: PipelineSchedule, num_ranks: int) -> list[list[str]]:
+    """Returns the paths of the blocks of each stage."""
     paths = list(ordered_blocks(model))
-    sizes = sizes_of_stages(len(paths), num_ranks * schedule.stages_per_rank, schedule)
+    sizes = sizes_of_stages(len(paths), schedule.num_stages(num_ranks), schedule)
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
     return [paths[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _shared(model: LanguageModel, schedule: PipelineSchedule, num_ranks: int) -> str | None:
     held: dict[nn.Parameter, int] = {}
-    for stage, paths in enumerate(_parts(model, schedule, num_ranks)):
+    for stage, paths in enumerate(blocks_of_stages(model, schedule, num_ranks)):
         for path in paths:
             for name, parameter in model.get_submodule(path).named_parameters(prefix=path):
                 other = held.setdefault(parameter, stage)
@@ -146,7 +146,7 @@ def _shared(model: LanguageModel, schedule: PipelineSchedule, num_ranks: int) ->
 
 
 def _frozen(model: LanguageModel, schedule: PipelineSchedule, num_ranks: int) -> str | None:
-    parts = _parts(model, schedule, num_ranks)
+    parts = blocks_of_stages(model, schedule, num_ranks)
     for rank in range(num_ranks):
         mine = schedule.stages_of(rank, num_ranks)
         held = [model.get_submodule(path) for index in mine for path in parts[index]]

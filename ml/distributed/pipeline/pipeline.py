@@ -52,7 +52,7 @@ class Pipeline:
         self.time_shards = time_shards
         self.group = axis.get_group()
         self.rank, self.num_ranks = axis.get_local_rank(), axis.size()
-        self.num_stages = self.num_ranks * schedule.stages_per_rank
+        self.num_stages = schedule.num_stages(self.num_ranks)
         if isinstance(model.loss, LossOfStretch):
             self.time_shards = model.loss.neighbors.size  # which alone divides the stream along time then
             for stage in stages:
@@ -165,7 +165,7 @@ class Pipeline:
 
     def _sum_tied_gradient(self) -> None:
         """Sums the gradient of a tied weight over the first and the last stage, to the same bits in both."""
-        ends = [self.schedule.rank_of(stage, self.num_ranks) for stage in (0, self.num_stages - 1)]
+        ends = self.schedule.ranks_of_ends(self.num_ranks)
         if not self.model.tie_word_embeddings or ends[0] == ends[1] or self.rank not in ends:
             return
         weight = self.model.tied_weight

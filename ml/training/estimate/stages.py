@@ -11,7 +11,7 @@ from ml.distributed.estimate.in_flight import Order, bubble, orders_of, peak_in_
 from ml.distributed.estimate.kinds import in_middle_of, kinds_of_blocks
 from ml.distributed.estimate.planned_world import planned_world
 from ml.distributed.estimate.traffic import Collective, ranks_of
-from ml.distributed.pipeline.cut import ordered_blocks, sizes_of_stages
+from ml.distributed.pipeline.cut import blocks_of_stages, ordered_blocks
 from ml.distributed.schedules import GPipe
 from ml.training.errors import RunError
 from ml.training.estimate.extrapolation import extrapolated, with_blocks
@@ -56,16 +56,14 @@ def ranks_of_pipeline(
         RunError: One rank has a tied weight in its first and its last stage.
     """
     schedule, num_ranks = trainer.mesh.schedule, sizes.pipeline
-    num_stages = num_ranks * schedule.stages_per_rank
-    if (
-        trainer.model.tie_word_embeddings
-        and len({schedule.rank_of(end, num_ranks) for end in (0, num_stages - 1)}) == 1
-    ):
+    num_stages = schedule.num_stages(num_ranks)
+    first, last = schedule.ranks_of_ends(num_ranks)
+    if trainer.model.tie_word_embeddings and first == last:
         raise RunError(
             f"{type(schedule).__name__} has the first and the last stage on one rank, which is not planned with "
             "LanguageModel.tie_word_embeddings: choose another Mesh.schedule"
         )
-    stages = _measured_stages(trainer, sizes, num_stages, cluster)
+    stages = _measured_stages(trainer, sizes, cluster)
     orders = orders_of(schedule, num_ranks, num_micro_batches)
     found = []
     for coordinate, order in enumerate(orders):
@@ -88,18 +86,15 @@ def ranks_of_pipeline(
     return found
 
 
-def _measured_stages(trainer: Trainer, sizes: MeshSizes, num_stages: int, cluster: Cluster) -> list[_Stage]:
+def _measured_stages(trainer: Trainer, sizes: MeshSizes, cluster: Cluster) -> list[_Stage]:
     """Measures each stage; of those with the same kinds of blocks and no end of the model, one."""
-    schedule, paths = trainer.mesh.schedule, list(ordered_blocks(trainer.model))
     kinds = kinds_of_blocks(trainer.model)
     known: dict[Hashable, _Stage] = {}
-    found = []
-    start = 0
-    for index, size in enumerate(sizes_of_stages(len(paths), num_stages, schedule)):
-        own = paths[start : start + size]
-        start += size
+    found: list[_Stage] = []
+    stages = blocks_of_stages(trainer.model, trainer.mesh.schedule, sizes.pipeline)
+    for index, own in enumerate(stages):
         own_kinds = [[path for path in own if path in kind] for kind in kinds]
-        place = _FIRST if index == 0 else _LAST if index == num_stages - 1 else _MIDDLE
+        place = _FIRST if index == 0 else _LAST if index == len(stages) - 1 else _MIDDLE
         key = place, tuple(map(len, own_kinds))
         if key not in known:
             known[key] = _measured(trainer, sizes, [kind for kind in own_kinds if kind], place, cluster)
@@ -148,7 +143,7 @@ def _memory(own: Mapping[int, _Stage], num_stages: int, order: Order, num_micro_
 def _work(own: Mapping[int, _Stage], trainer: Trainer, num_ranks: int) -> tuple[Work, Work]:
     """Work of the stages of a rank: once in a step, and for each micro-batch."""
     schedule, num_streams = trainer.mesh.schedule, 1 if trainer.model.multi_token is None else 2
-    num_stages = num_ranks * schedule.stages_per_rank
+    num_stages = schedule.num_stages(num_ranks)
     once, later = [], []
     for index, stage in own.items():
         later.append((1.0, stage.later))
