@@ -16,11 +16,11 @@ from ml.config.errors import Problem
 from ml.config.failures import missing_attribute
 from ml.config.scopes import compress
 from ml.layers.experts import Experts
-from ml.layers.loss import Teacher
 from ml.layers.mixers import StochasticMixer
 from ml.layers.protocol import Mixer
 from ml.layers.walk import named_modules
 from ml.models import LanguageModel
+from ml.training.placeholders import placeholder_batch, placeholder_teacher
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
 
@@ -247,18 +247,9 @@ def _without_memory(tensor: Tensor) -> Tensor:
 
 def _inputs(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
     """Returns the arguments of the loss: tokens, and documents, images and a teacher if the run has them."""
-    model = trainer.model
-    batch_size = min(2, trainer.micro_batch_size)
-    tokens = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
-    inputs: dict[str, Any] = {"tokens": tokens, "targets": tokens}
-    if trainer.data.separates_documents:
-        inputs["documents"] = torch.zeros_like(tokens)
-    if trainer.image_format is not None:
-        inputs["images"] = torch.empty(batch_size, *trainer.image_format.shape)
-    if trainer.distillation is not None:
-        logits = torch.empty(batch_size, num_tokens, model.vocab_size)
-        inputs["teacher"] = Teacher(logits, trainer.distillation.weight, trainer.distillation.temperature)
-    return inputs
+    batch = placeholder_batch(trainer, min(2, trainer.micro_batch_size), num_tokens)
+    teacher = placeholder_teacher(trainer, batch)
+    return batch.inputs if teacher is None else {**batch.inputs, "teacher": teacher}
 
 
 def _describe(output: object) -> str:

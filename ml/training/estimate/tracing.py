@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -20,11 +21,11 @@ from ml.distributed.estimate.planned_stage import PlannedStage
 from ml.distributed.estimate.traffic import Traffic, axes_of
 from ml.distributed.estimate.work import Work as TimeOfOperations
 from ml.distributed.shards import empty_like, local
-from ml.layers.loss import Teacher
 from ml.layers.protocol import Drawn
 from ml.models import LanguageModel
 from ml.models.materialize import replace_parameter, reset_buffers
 from ml.training.estimate.measurements import Memory, Work
+from ml.training.placeholders import placeholder_batch, placeholder_teacher
 from ml.training.state import AVERAGE, OPTIMIZER, TrainState
 from ml.training.step import train_step
 from ml.training.trainer import Trainer
@@ -81,9 +82,11 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     stage = None if state.pipeline is None else PlannedStage(state.pipeline, live)
     state.pipeline = stage
     activations = _measured_forward(state.model, live) if stage is None else stage.activations
+    # Stands in for the teacher of a distillation, whose memory and time are not part of the plan.
+    teacher: Any = None if trainer.distillation is None else functools.partial(placeholder_teacher, trainer)
     time, traffic = TimeOfOperations(cluster), Traffic(axes_of(state.layout))
     with Observed(live, time, traffic):
-        train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, _teacher(trainer))
+        train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, teacher)
     weights = _num_bytes(state.model.parameters())
     gradients = _num_bytes(parameter for parameter in state.model.parameters() if parameter.requires_grad)
     kept = gradients + activations[0] if len(batches) > 1 else max(gradients, activations[0])
@@ -125,27 +128,7 @@ def _allocate(model: nn.Module) -> None:
 def batch_of(trainer: Trainer, layout: Layout) -> Batch:
     """Returns a full micro-batch of one rank; every position has a target."""
     num_sequences = min(trainer.micro_batch_size, trainer.batch_size // layout.num_data_ranks)
-    tokens = torch.zeros(num_sequences, trainer.sequence_length, dtype=torch.int64)
-    batch = Batch(tokens, torch.zeros_like(tokens), tokens.numel())
-    if trainer.data.separates_documents:
-        batch = batch._replace(documents=torch.zeros_like(tokens))
-    if trainer.image_format is not None:
-        images = torch.zeros(num_sequences, *trainer.image_format.shape)
-        batch = batch._replace(images=images, images_per_sequence=(1,) * num_sequences)
-    return batch
-
-
-def _teacher(trainer: Trainer) -> Any:
-    """Stands in for the teacher of a distillation, whose memory and time are not part of the plan."""
-    distillation = trainer.distillation
-    if distillation is None:
-        return None
-
-    def teach(batch: Batch) -> Teacher:
-        logits = torch.empty(*batch.tokens.shape, trainer.model.vocab_size)
-        return Teacher(logits, distillation.weight, distillation.temperature)
-
-    return teach
+    return placeholder_batch(trainer, num_sequences, trainer.sequence_length)
 
 
 def _own(state: TrainState) -> list[Tensor]:
