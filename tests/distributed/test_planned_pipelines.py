@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from counted_steps import counted, trainer_of
 from processes import run_ranks
-from torch.profiler import ProfilerActivity, profile
 
-from ml.api import build_trainer, load
-from ml.distributed import Layout, MeshSizes
+from ml.distributed import MeshSizes
 from ml.distributed.estimate.in_flight import bubble, orders_of, peak_in_flight
-from ml.distributed.estimate.observing import Observed
-from ml.distributed.estimate.traffic import Traffic, axes_of
 from ml.distributed.schedules import (
     GPipe,
     InterleavedOneForwardOneBackward,
@@ -17,14 +14,10 @@ from ml.distributed.schedules import (
     OneForwardOneBackward,
     ZeroBubbleV,
 )
-from ml.distributed.shards import local
 from ml.training.errors import RunError
 from ml.training.estimate import plan
 from ml.training.estimate.plans import PIPELINE_SEND
 from ml.training.estimate.stages import ranks_of_pipeline
-from ml.training.estimate.tracing import batch_of
-from ml.training.state import OPTIMIZER
-from ml.training.step import train_step
 
 CPU = torch.device("cpu")
 MODEL = """
@@ -57,51 +50,23 @@ SHARDED_CASES = {
 }
 
 
-def trainer_of(bindings):
-    return build_trainer(load("recipes/tiny.gin", [MODEL + bindings], allow_unused_bindings=True))
-
-
-def counted(world, cases):
-    """Returns for each case the traffic of this rank in its second step, its streams, and the bytes of its shards."""
-    found = {}
-    for name, (sizes, bindings) in cases.items():
-        trainer = trainer_of(bindings)
-        layout = Layout.of(world, sizes)
-        state = trainer.start(CPU, layout)
-        part = trainer.batch_size // sizes.num_data_ranks
-        batches = [batch_of(trainer, layout)] * (part // trainer.micro_batch_size)
-        targets = trainer.batch_size * trainer.sequence_length
-        step = (state, batches, trainer.precision, trainer.max_grad_norm, CPU, None, targets)
-        train_step(*step)
-        traffic = Traffic(axes_of(layout))
-        with Observed(traffic):
-            train_step(*step)
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            train_step(*step)
-        sends = sum(event.name == "gloo:send" for event in profiled.events())
-        weights = sum(local(parameter).nbytes for parameter in state.model.parameters())
-        own = {id(tensor): tensor for key, tensor in state.tensors().items() if key.startswith(OPTIMIZER)}
-        optimizer = sum(local(tensor).nbytes for tensor in own.values())
-        found[name] = dict(traffic.payload), dict(traffic.calls), sends, weights, optimizer
-    return found
-
-
 @pytest.fixture(scope="module")
 def of_two():
-    return run_ranks(2, counted, CASES)
+    return run_ranks(2, counted, MODEL, CASES)
 
 
 @pytest.fixture(scope="module")
 def of_four():
-    return run_ranks(4, counted, SHARDED_CASES)
+    return run_ranks(4, counted, MODEL, SHARDED_CASES)
 
 
 def require_plan_of(name, case, coordinate, measured):
     sizes, bindings = case
-    trainer = trainer_of(bindings)
+    trainer = trainer_of(MODEL + bindings)
     num_micro_batches = trainer.batch_size // sizes.num_data_ranks // trainer.micro_batch_size
     planned = ranks_of_pipeline(trainer, sizes, num_micro_batches, trainer.cluster)[coordinate]
-    payload, calls, sends, weights, optimizer = measured[name]
+    payload, calls, events, weights, optimizer = measured[name]
+    sends = sum(event == "gloo:send" for event, *_ in events)
     assert sends == planned.work.calls[PIPELINE_SEND]
     assert (planned.memory.weights, planned.memory.optimizer) == (weights, optimizer)
     # Vectors of norms and losses have the entries of all stages, of which the plan knows those of one.
@@ -146,7 +111,7 @@ def test_micro_batches_in_flight_are_those_of_the_papers(schedule, most, num_mic
 
 
 def test_activations_of_the_stages_are_those_of_the_whole_model():
-    trainer = trainer_of("Trainer.micro_batch_size = 12\nMesh.schedule = @GPipe")
+    trainer = trainer_of(MODEL + "Trainer.micro_batch_size = 12\nMesh.schedule = @GPipe")
     whole = plan(trainer, MeshSizes(), trainer.cluster).memory
     ranks = ranks_of_pipeline(trainer, TWO, 1, trainer.cluster)
     stream = 4 * 12 * 16 * trainer.model.hidden_size
@@ -156,7 +121,7 @@ def test_activations_of_the_stages_are_those_of_the_whole_model():
 
 
 def test_a_plan_has_the_memory_of_the_largest_rank_and_waits_for_the_slowest():
-    trainer = trainer_of("Trainer.micro_batch_size = 3")
+    trainer = trainer_of(MODEL + "Trainer.micro_batch_size = 3")
     planned = plan(trainer, TWO, trainer.cluster)
     ranks = ranks_of_pipeline(trainer, TWO, 4, trainer.cluster)
     assert planned.memory in [rank.memory for rank in ranks]
@@ -168,7 +133,7 @@ def test_a_plan_has_the_memory_of_the_largest_rank_and_waits_for_the_slowest():
 
 
 def test_a_tied_weight_of_one_rank_is_not_planned():
-    trainer = trainer_of("Mesh.schedule = @ZeroBubbleV\nLanguageModel.tie_word_embeddings = True")
+    trainer = trainer_of(MODEL + "Mesh.schedule = @ZeroBubbleV\nLanguageModel.tie_word_embeddings = True")
     with pytest.raises(RunError, match="ZeroBubbleV has the first and the last stage on one rank"):
         plan(trainer, TWO, trainer.cluster)
 
