@@ -22,7 +22,7 @@ from ml.training import ConstantSchedule
 
 @ml.config.configurable
 class Unruly(ConstantSchedule):
-    """What one process does in step 3."""
+    """A schedule that fails in step 3 of rank 1: it raises, kills its process or hangs."""
 
     def __init__(self, num_steps, *, what: str):
         super().__init__(num_steps)

@@ -110,11 +110,11 @@ def _time(plan: Plan) -> list[str]:
     used = "" if plan.utilization is None else f", {100 * plan.utilization:.0f}% of peak FLOPs (MFU)"
     parts = [f"computation {plan.work.seconds:.3g} s"]
     if plan.exposed_seconds:
-        parts.append(f"communication it waits for {plan.exposed_seconds:.3g} s")
+        parts.append(f"blocking communication {plan.exposed_seconds:.3g} s")
     if plan.bubble_seconds:
         parts.append(f"bubble of the pipeline {plan.bubble_seconds:.3g} s")
     if plan.overlapped_seconds:
-        parts.append(f"communication meanwhile {plan.overlapped_seconds:.3g} s")
+        parts.append(f"overlapped communication {plan.overlapped_seconds:.3g} s")
     return [
         f"step time         at least {plan.step_seconds:.3g} s: {', '.join(parts)}",
         f"throughput        at most {plan.tokens_per_second:,.0f} tokens/s{used}",
