@@ -30,6 +30,11 @@ Validation.num_tokens = 500
 """
 
 
+def squares(count: int) -> str:
+    """Returns a text to train on."""
+    return "".join(f"{number} squared is {number * number}.\n" for number in range(count))
+
+
 def built(text_file: str, bindings: tuple[str, ...] = ()) -> Trainer:
     """Builds the tiny trainer with further bindings."""
 

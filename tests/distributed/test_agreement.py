@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from distributed_runs import built
+from distributed_runs import built, squares
 from processes import run_ranks
 
 from ml.data import DataError
@@ -69,7 +69,7 @@ def every_case(world, folder, text_file):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreement")
-    (folder / "text.txt").write_text("".join(f"{number} squared is {number * number}.\n" for number in range(200)))
+    (folder / "text.txt").write_text(squares(200))
     return folder, run_ranks(2, every_case, str(folder), str(folder / "text.txt"))
 
 

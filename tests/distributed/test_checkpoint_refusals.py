@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+from distributed_runs import squares
 from processes import run_ranks
 from quick_trainers import quick_config
 
@@ -98,7 +99,7 @@ def fails_at_step_4(original):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    (root / "text.txt").write_text("".join(f"{number} squared is {number * number}.\n" for number in range(200)))
+    (root / "text.txt").write_text(squares(200))
     run(World(), root, "three", THREE)
     shutil.copytree(root / "three", root / "three of one")
     return root, run_ranks(2, told, str(root))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_runs import squares
 from processes import run_ranks
 from quick_trainers import quick_config
 from safetensors.torch import load_file
@@ -99,7 +100,7 @@ def prepare(root, model, folder, source, config):
 def root(tmp_path_factory):
     """Every model on every mesh, from the start and from each other's checkpoints."""
     root = tmp_path_factory.mktemp("runs")
-    (root / "text.txt").write_text("".join(f"{number} squared is {number * number}.\n" for number in range(200)))
+    (root / "text.txt").write_text(squares(200))
     run_meshes(World(), root, 1, False)
     run_ranks(4, run_meshes, str(root), 4, False)
     run_ranks(2, run_both, str(root), 2)

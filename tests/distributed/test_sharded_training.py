@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distributed_runs import all_trained, built, trained
+from distributed_runs import all_trained, built, squares, trained
 from processes import run_ranks
 
 from ml.distributed import Layout, World
@@ -48,7 +48,7 @@ STEPS = ("Trainer.num_steps = 6",)
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text("".join(f"{number} squared is {number * number}.\n" for number in range(200)))
+    file.write_text(squares(200))
     return str(file)
 
 

@@ -3,13 +3,13 @@
 import re
 
 import pytest
-from distributed_runs import all_trained, built, trained
+from distributed_runs import all_trained, built, squares, trained
 from processes import run_ranks
 
 from ml.distributed import World
 from ml.training.errors import RunError
 
-TEXT = "".join(f"{number} squared is {number * number}.\n" for number in range(300))
+TEXT = squares(300)
 CASES = {
     "sequence parallel": ((), ()),
     "whole stream, accumulation, tied": (

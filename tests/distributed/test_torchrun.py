@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed_runs import squares
 
 from ml.files import locked
 
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def work(tmp_path):
     (tmp_path / "unruly.py").write_text(UNRULY)
-    (tmp_path / "text.txt").write_text("".join(f"{number} squared is {number * number}.\n" for number in range(2000)))
+    (tmp_path / "text.txt").write_text(squares(2000))
     return tmp_path
 
 

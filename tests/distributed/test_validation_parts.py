@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from distributed_runs import squares
 from processes import run_ranks
 from quick_trainers import quick_trainer
 
@@ -84,7 +85,7 @@ def lost_after(num_batches, validation_part):
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory):
     root = tmp_path_factory.mktemp("texts")
-    (root / "text.txt").write_text("".join(f"{number} squared is {number * number}.\n" for number in range(200)))
+    (root / "text.txt").write_text(squares(200))
     (root / "short.txt").write_text("".join(f"{number} and {number + 1}\n\n" for number in range(40)))
     return root, measured(World(), root)
 
