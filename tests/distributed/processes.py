@@ -1,5 +1,6 @@
 """Runs a function in several processes joined by gloo, forked from one process that has imported torch and Juniper."""
 
+import contextlib
 import datetime
 import multiprocessing
 import os
@@ -97,4 +98,7 @@ def _rank(rank: int, size: int, rendezvous: str, writer: Any, function: Callable
         answer = (False, traceback.format_exc())
     writer.send_bytes(pickle.dumps(answer))
     writer.close()
+    with contextlib.suppress(RuntimeError):  # what this rank sent may still be on its way to the others
+        if answer[0]:
+            dist.barrier(group=hosts)
     os._exit(0)  # without the teardown of the process group, which waits for ranks that failed
