@@ -242,7 +242,9 @@ class TrainLoop:
     def batches(self) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each remaining step, loaded in the background."""
         steps = range(self.state.step + 1, self.trainer.num_steps + 1)
-        return self.throughput.waiting(prefetched(self._load, steps, self.trainer.num_loader_workers))
+        skipped = self.state.sequences - self.state.step * self.trainer.batch_size  # 0 if the batch size never changed
+        load = functools.partial(self._load, skipped=skipped)
+        return self.throughput.waiting(prefetched(load, steps, self.trainer.num_loader_workers))
 
     @contextlib.contextmanager
     def reading_data(self) -> Iterator[None]:
@@ -297,6 +299,7 @@ class TrainLoop:
         apply_schedule(self.state.optimizer, trainer.schedule(step))
         settings = (trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
         result = train_step(self.state, batches, *settings, agreed.num_targets)
+        self.state.sequences += trainer.batch_size
         self.throughput.count(agreed.num_targets, agreed.num_tokens)
         self.progress.advance(step)
         if trainer.is_logged(step) or self._due_validations():
@@ -342,9 +345,10 @@ class TrainLoop:
                 "resumes from there"
             )
 
-    def _load(self, step: int) -> list[Batch]:
+    def _load(self, step: int, skipped: int) -> list[Batch]:
         part = (self.layout.data_rank, self.layout.num_data_ranks)
-        batches = self.trainer.batches(self.data.training, step, *part)
+        consumed = (step - 1) * self.trainer.batch_size + skipped
+        batches = self.trainer.batches(self.data.training, step, *part, consumed=consumed)
         return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
 
     def _record(self, record: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ class TrainState:
         pipeline: Computes gradients and losses over the stages of a pipeline; None where there is none.
         step: Number of steps taken.
         tokens: Number of targets in the loss so far.
+        sequences: Number of training sequences consumed so far, the position in the data.
         seconds: Duration of the run so far, over all of its processes.
         sum_names: Names of what the stages of a pipeline measure, after the first step.
         unvalidated: The record of a step whose validation was interrupted, or None.
@@ -56,6 +57,7 @@ class TrainState:
     pipeline: "Pipeline | None" = None
     step: int = 0
     tokens: int = 0
+    sequences: int = 0
     seconds: float = 0.0
     unvalidated: dict[str, Any] | None = None
     sum_names: SumNames | None = None

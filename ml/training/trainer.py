@@ -351,7 +351,9 @@ class Trainer:
         """Returns the trained parameters of `model`, on the meta device, grouped by lr_scale and weight decay."""
         return group_parameters(named_parameters_with_scales(self.model))
 
-    def batches(self, dataset: Dataset, step: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
+    def batches(
+        self, dataset: Dataset, step: int, rank: int = 0, num_ranks: int = 1, consumed: int | None = None
+    ) -> list[Batch]:
         """Returns the micro-batches of a rank in a step.
 
         Args:
@@ -359,11 +361,13 @@ class Trainer:
             step: The step, from 1.
             rank: Index of the process.
             num_ranks: Number of processes that share the batch.
+            consumed: Sequences of all earlier steps; None if each had `batch_size` of them.
 
         Raises:
             DataError: They cannot be read, or contain a token outside the vocabulary of the model.
         """
-        numbers = sequence_indices(step, self.batch_size, rank, num_ranks)
+        consumed = (step - 1) * self.batch_size if consumed is None else consumed
+        numbers = sequence_indices(consumed, self.batch_size, rank, num_ranks)
         batch = dataset.batch(numbers.start, len(numbers)).require_below(self.model.vocab_size)
         return batch.split(self.micro_batch_size)
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def sequence_indices(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> range:
+def sequence_indices(consumed: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> range:
     """Returns the indices of the sequences that a rank processes in a step.
 
     Ranks take equal contiguous slices: together, in rank order, they are the same batch for any number of ranks.
 
     Args:
-        step: Step, counted from 1.
+        consumed: Sequences of all earlier steps.
         batch_size: Sequences per step on all ranks.
         rank: Rank of the process.
         num_ranks: Number of ranks; must divide `batch_size`.
@@ -19,7 +19,7 @@ def sequence_indices(step: int, batch_size: int, rank: int = 0, num_ranks: int =
     assert 0 <= rank < num_ranks
     assert batch_size % num_ranks == 0, f"{num_ranks} ranks cannot share {batch_size} sequences"
     size = batch_size // num_ranks
-    first = (step - 1) * batch_size + rank * size
+    first = consumed + rank * size
     return range(first, first + size)
 
 

@@ -1,6 +1,7 @@
 """The files of a checkpoint: writing a training state and restoring it bit for bit."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) 
     counts = {
         "step": state.step,
         "tokens": state.tokens,
+        "sequences": state.sequences,
         "seconds": state.seconds,
         "data_sha256": data_sha256,
         "unvalidated": state.unvalidated,
@@ -125,7 +127,20 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
     world.together(lambda: read_tensors(folder, expected))
     weights_changed(state.model)
     state.step, state.tokens, state.seconds = counts["step"], counts["tokens"], counts["seconds"]
+    state.sequences = world.first(lambda: _sequences(folder, counts))
     state.unvalidated = counts["unvalidated"]
+
+
+def _sequences(folder: Path, counts: Mapping[str, Any]) -> int:
+    """Returns the sequences consumed before a checkpoint; an old one does not count them and had one batch size."""
+    if "sequences" in counts:
+        return counts["sequences"]
+    batch_size = re.search(
+        r"^Trainer\.batch_size = (\d+)$", (folder / OPERATIVE_CONFIG).read_text("utf-8"), re.MULTILINE
+    )
+    if batch_size is None:
+        raise RunError(f"{folder} does not say how much data it consumed: it has neither `sequences` nor a batch size")
+    return counts["step"] * int(batch_size[1])
 
 
 def _require_same_data(folder: Path, counts: Mapping[str, Any], data_sha256: str) -> None:
