@@ -1,4 +1,4 @@
-"""Warnings before a run starts: too little memory, data that repeats too often."""
+"""Warnings before a run starts: too little memory, emulated products, data that repeats too often."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,7 @@ from ml.data import Dataset
 from ml.distributed import MeshSizes
 from ml.models.summary import memory_of_model, size_text
 from ml.training.memory import available_memory
+from ml.training.products import warning_of_products
 from ml.training.summary import memory_of_training
 from ml.training.trainer import Trainer
 
@@ -21,7 +22,7 @@ def warnings_of(
 
     Args:
         trainer: The settings of the run; its model is on the meta device.
-        device: The device to train on; None does not compare its memory.
+        device: The device to train on; None checks neither its memory nor its products.
         dataset: The open training data; None uses what is known before the data is opened.
         sizes: The mesh, over which the memory is divided; None for a single process.
     """
@@ -33,8 +34,18 @@ def warnings_of(
         epochs = trainer.data.epochs(num_sequences * trainer.sequence_length)
     else:
         epochs = dataset.epochs(num_sequences)
-    of_memory = None if device is None else memory_warning(needed, available_memory(device), device)
-    return [*([] if of_memory is None else [of_memory]), *repetition_warnings(epochs)]
+    of_device = [] if device is None else _warnings_of_device(trainer, device, needed)
+    return [*of_device, *repetition_warnings(epochs)]
+
+
+def _warnings_of_device(trainer: Trainer, device: torch.device, needed: Mapping[str, int]) -> list[str]:
+    """Returns the warnings about the device."""
+    precision = trainer.precision
+    of_products = warning_of_products(
+        device, precision.compute_dtype, f"Trainer.precision = @{type(precision).__name__}"
+    )
+    found = (memory_warning(needed, available_memory(device), device), of_products)
+    return [warning for warning in found if warning is not None]
 
 
 def memory_warning(needed: Mapping[str, int], available: int | None, device: torch.device) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ml.machine import num_usable_cores
+from ml.training.products import multiplies_natively
 
 _SECONDS_OF_MEASURING = 0.25
 _SMALLEST, _LARGEST = 512, 16384  # rows of the matrices
@@ -62,11 +63,14 @@ class PeakFlops(NamedTuple):
 def peak_flops(device: torch.device, dtype: torch.dtype, stated: float | None = None) -> PeakFlops:
     """Returns the peak FLOPs of a device: configured, else listed, else measured.
 
+    The peak is that of float32 where products in `dtype` are emulated, because the rest of a step would exceed theirs.
+
     Args:
         device: The device.
         dtype: The dtype of the operands of matrix products.
         stated: FLOPs per second from the configuration; None to look up or measure.
     """
+    dtype = dtype if multiplies_natively(device, dtype) else torch.float32
     compute_type = _compute_type(device, dtype)
     if stated is not None:
         return PeakFlops(stated, compute_type, "Trainer.peak_flops")

@@ -16,6 +16,7 @@ from ml.training.optimizers.combined import CombinedOptimizer
 from ml.training.optimizers.groups import ParameterGroup
 from ml.training.optimizers.optimizer import Assignment, Optimizer
 from ml.training.optimizers.portioned import Portion, PortionedOptimizer
+from ml.training.products import cpu_multiplies_bfloat16
 
 # Quintic polynomial of Jordan et al. (2024): steep at 0, so few iterations bring singular values near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -33,7 +34,8 @@ class Muon(Optimizer):
     m += (1 - momentum) · (g - m); w -= lr · scale · orthogonal(m) + lr · weight_decay · w. A weight is a matrix if it
     has two dimensions and its name matches one of `matrices` and none of `exclude`. All other parameters, which include
     embeddings and head by default, are trained by `others`. Weights of one shape are orthogonalized together, in
-    bfloat16; the processes that share them orthogonalize different ones.
+    bfloat16 (in float32 on a CPU without bfloat16 instructions); the processes that share them orthogonalize different
+    ones.
 
     Args:
         learning_rate: Peak learning rate of the matrices, scaled by the schedule.
@@ -128,7 +130,9 @@ class MuonAlgorithm(PortionedOptimizer):
         directions = torch._foreach_lerp(gradients, means, momentum) if group["nesterov"] else means
         steps = [] if sharding is None else divisions(shape, sharding)
         whole = gathered(torch.stack(directions).bfloat16(), steps)  # (m, rows, columns)
-        changes = scattered(orthogonal(whole, group["num_iterations"]), len(weights), steps)
+        products = torch.float32 if whole.device.type == "cpu" and not cpu_multiplies_bfloat16() else whole.dtype
+        made = orthogonal(whole.to(products), group["num_iterations"]).to(whole.dtype)
+        changes = scattered(made, len(weights), steps)
         rows, columns = shape
         if group["update_rms"] is None:
             scale = math.sqrt(max(1.0, rows / columns))

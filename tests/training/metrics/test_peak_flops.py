@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ml.training import products
 from ml.training.metrics.peak_flops import listed_peak, measured_peak, peak_flops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -55,11 +56,13 @@ def test_float32_on_cuda_is_what_torch_was_told_it_is(monkeypatch, precision, te
     peak = peak_flops(CUDA, torch.float32)
     assert peak.flops_per_second == pytest.approx(teraflops * 1e12, rel=0.01)
     assert peak.source == "listed for NVIDIA H200"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert peak_flops(CUDA, torch.bfloat16).flops_per_second == pytest.approx(989e12, rel=0.01)
 
 
 def test_what_is_stated_beats_what_is_listed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert peak_flops(CUDA, torch.bfloat16, 5e14) == (5e14, "bfloat16", "Trainer.peak_flops")
 
 
@@ -114,7 +117,8 @@ def test_measuring_leaves_the_number_of_threads_alone():
     ("precision", "compute_type"),
     [("Float32", "float32"), ("MixedBFloat16", "bfloat16"), ("PureBFloat16", "bfloat16")],
 )
-def test_the_peak_of_a_run_is_that_of_its_matrix_products(tiny, precision, compute_type):
+def test_the_peak_of_a_run_is_that_of_its_matrix_products(tiny, monkeypatch, precision, compute_type):
+    monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: True)
     assert tiny(f"Trainer.precision = @{precision}").peak_flops(CPU).compute_type == compute_type
 
 
