@@ -241,7 +241,21 @@ RUNS = {
         Profiler.first_step = 2
         Trainer.memory_snapshot = @MemorySnapshot""",
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
-    "few are kept": "Checkpoints.keep = 1",
+    "few are kept": """
+        Checkpoints.keep = 1
+        Checkpoints.keep_best = 'validation_loss'
+        Validation.every = 1
+        AdamW.learning_rate = 1.0""",
+    "saved by time": "Checkpoints.every = None\nCheckpoints.every_minutes = 1e-9",
+    "early stopping": """
+        Trainer.weight_average = @ExponentialMovingAverage
+        Trainer.early_stopping = @EarlyStopping
+        EarlyStopping.metric = 'average_validation_loss'
+        EarlyStopping.patience = 2
+        ExponentialMovingAverage.warmup = False
+        Validation.every = 1
+        AdamW.learning_rate = 0.3""",
+    "stopped early": "Trainer.early_stopping = @EarlyStopping\nAdamW.learning_rate = 1.0\nValidation.every = 1",
 }
 BASES = MODELS | RUNS
 TIMING = MACHINE_METRICS

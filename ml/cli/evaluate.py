@@ -7,7 +7,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from ml.cli.run_arguments import add_run_argument
+from ml.cli.run_arguments import add_run_argument, add_step_argument
 from ml.errors import UserError
 from ml.runs.evaluation import Evaluation
 from ml.terminal import table
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task_folder", help="a folder with definitions of further tasks")
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: what the task states)")
     parser.add_argument("--limit", type=int, help="at most this many questions of each task")
-    parser.add_argument("--step", type=int, help="step of the checkpoint; the newest by default")
+    add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--context", type=int, help="most tokens that one is predicted from (default: as in training)")
     parser.add_argument("--stride", type=int, help="tokens between two windows of a text (default: half the context)")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ml.cli.run_arguments import add_run_argument
+from ml.cli.run_arguments import add_run_argument, add_step_argument
 from ml.errors import UserError
 
 
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=Path, help="what to write, such as weights.safetensors; one that is there is replaced"
     )
-    parser.add_argument("--step", type=int, help="of the checkpoint; the newest if left out")
+    add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
 
 

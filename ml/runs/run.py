@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ml.data.tokenizers import Tokenizer
     from ml.models import LanguageModel
     from ml.training import Trainer
+    from ml.training.checkpoints.policy import StepName
 
 _MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
 
@@ -35,7 +36,7 @@ class GenerateOptions(TypedDict, total=False):
     min_p: float | None
     stop: str | Sequence[str]
     seed: int
-    step: int | None
+    step: StepName
     average: bool
     device: str | torch.device | None
     show: Callable[[int, str], None] | None
@@ -77,17 +78,20 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True after the last step of the run. A stopped run resumes by `ml.train(run.config, run.path)`."""
-        counts = self._counts()
-        return counts.get("step", 0) >= self._trainer.num_steps and counts["unvalidated"] is None
+        """True after the last step or early stopping. A stopped run resumes by `ml.train(run.config, run.path)`."""
+        from ml.training.checkpoints.state_files import restore_lowest
+
+        counts, lowest = self._counts(), self._trainer.lowest()
+        restore_lowest(counts, lowest)
+        return self._trainer.is_end(counts.get("step", 0), lowest) and counts["unvalidated"] is None
 
     def build(
-        self, step: int | None = None, device: str | torch.device = "cpu", *, average: bool = False
+        self, step: StepName = None, device: str | torch.device = "cpu", *, average: bool = False
     ) -> LanguageModel:
         """Builds the model with the weights of a checkpoint.
 
         Args:
-            step: Step of the checkpoint; None for the newest whole one.
+            step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
             device: Where the model is put.
             average: Takes the running average of the weights instead of the last ones.
 
@@ -104,7 +108,7 @@ class Run:
         read_weights(checkpoint, model, average=average)
         return model.eval()
 
-    def checkpoint(self, step: int | None = None) -> Path:
+    def checkpoint(self, step: StepName = None) -> Path:
         """The folder of a checkpoint; None is the newest whole one.
 
         Raises:
@@ -141,7 +145,7 @@ class Run:
         min_p: float | None = None,
         stop: str | Sequence[str] = (),
         seed: int = 0,
-        step: int | None = None,
+        step: StepName = None,
         average: bool = False,
         device: str | torch.device | None = None,
         show: Callable[[int, str], None] | None = None,
@@ -160,7 +164,7 @@ class Run:
             min_p: Skips tokens with less than this part of the probability of the most likely one; None for no limit.
             stop: Text before which to stop, or several. The separator of documents always stops.
             seed: Seed of the draws. What is drawn for a prompt depends on the seed and its index alone.
-            step: Step of the checkpoint; None for the newest whole one.
+            step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
             average: Takes the running average of the weights instead of the last ones.
             device: Where to generate; None for the GPU where there is one.
             show: Called with the index of a text and all of it that is certain, as it grows.
@@ -192,7 +196,7 @@ class Run:
         settings: Generation,
         prompts: Sequence[str],
         *,
-        step: int | None = None,
+        step: StepName = None,
         average: bool = False,
         device: str | torch.device | None = None,
         show: Callable[[int, str], None] | None = None,
@@ -213,7 +217,7 @@ class Run:
         context: int | None = None,
         stride: int | None = None,
         batch_size: int = 8,
-        step: int | None = None,
+        step: StepName = None,
         average: bool = False,
         device: str | torch.device | None = None,
     ) -> dict[str, Any]:
@@ -229,7 +233,7 @@ class Run:
             context: Most tokens that one is predicted from; None for the length of training.
             stride: Tokens between two windows of a text; None for half the context.
             batch_size: Windows or requests at once.
-            step: Step of the checkpoint; None for the newest whole one.
+            step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
             average: Takes the running average of the weights instead of the last ones.
             device: Where to evaluate; None for the GPU where there is one.
 
@@ -259,7 +263,7 @@ class Run:
         self,
         settings: Evaluation,
         *,
-        step: int | None = None,
+        step: StepName = None,
         average: bool = False,
         device: str | torch.device | None = None,
     ) -> dict[str, Any]:
@@ -272,12 +276,12 @@ class Run:
         counts = read_counts(self.checkpoint(step))
         return {"run": str(self.path), "step": counts["step"], **evaluate(settings, subject)}
 
-    def export(self, file: str | Path, step: int | None = None, *, average: bool = False) -> int:
+    def export(self, file: str | Path, step: StepName = None, *, average: bool = False) -> int:
         """Writes the weights of a checkpoint alone to a safetensors file.
 
         Args:
             file: What to write; one that is there is replaced.
-            step: Step of the checkpoint; None for the newest whole one.
+            step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
             average: Takes the running average of the weights instead of the last ones.
 
         Returns:
@@ -304,7 +308,7 @@ class Run:
     def _trainer(self) -> Trainer:
         return build_trainer(self.config)
 
-    def _model(self, step: int | None, device: torch.device, average: bool) -> LanguageModel:
+    def _model(self, step: StepName, device: torch.device, average: bool) -> LanguageModel:
         """The model of a checkpoint, in evaluation mode. The last one that was asked for stays loaded."""
         key = (self.checkpoint(step), device, average)
         if key not in self._loaded:

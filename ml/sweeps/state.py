@@ -1,5 +1,6 @@
 """State of a sweep member, from its folder and the exit code of its last process."""
 
+import contextlib
 import enum
 import os
 import signal
@@ -58,7 +59,7 @@ class State:
 def state_of(run: PlannedRun, exit_code: int | None = None) -> State:
     """The state of a run, after its process has ended with a code or where there was none.
 
-    A run is finished when its folder has a valid checkpoint of the last step.
+    A run is finished when its folder has a valid checkpoint of the last step, or early stopping ended it.
     """
     metrics = parse_metrics(run.folder.metrics_file)
     if _is_finished(run):
@@ -94,8 +95,10 @@ def exit_text(code: int | None) -> str:
 def _is_finished(run: PlannedRun) -> bool:
     if not run.folder.checkpoints.is_dir():
         return False
-    try:
-        ml.open_run(run.folder.path).checkpoint(run.num_steps)
-    except UserError:  # there is none of that step, or it is damaged
-        return False
-    return True
+    opened = ml.open_run(run.folder.path)
+    with contextlib.suppress(UserError):  # there is none of that step, or it is damaged
+        opened.checkpoint(run.num_steps)
+        return True
+    with contextlib.suppress(UserError):
+        return opened.is_finished  # builds the trainer: it may have been stopped early
+    return False

@@ -30,7 +30,7 @@ from ml.training.records import Records
 from ml.training.run_data import RunData
 from ml.training.run_folder import ReadOnlyRunFolder, RunFolder
 from ml.training.signals import Requests, handled_signals
-from ml.training.state import OPTIMIZER
+from ml.training.state import EARLY_STOPPING, OPTIMIZER
 from ml.training.step import train_step
 from ml.training.summary import notes
 from ml.training.trackers import Tracking
@@ -163,13 +163,17 @@ class TrainLoop:
             progress.say(note)
         self._first_step = 0
         self._saved_step = 0
-        self._begun = time.monotonic()
+        self._begun = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
 
     @property
     def is_finished(self) -> bool:
         """True once the last step is taken and validated."""
-        return self.state.step >= self.trainer.num_steps and self.state.unvalidated is None
+        return self._is_at_end and self.state.unvalidated is None
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self.trainer.is_end(self.state.step, self.state.lowest)
 
     def resume(self, initial: InitialWeights | None = None) -> None:
         """Resumes from the newest valid checkpoint and removes the metrics after it.
@@ -204,7 +208,7 @@ class TrainLoop:
         """Takes the remaining steps, until a request to stop."""
         self._first_step = self.state.step
         with self.reading_data(), contextlib.closing(self.batches()) as steps:
-            while self.state.step < self.trainer.num_steps:
+            while not self._is_at_end:
                 read = self._next(steps)
                 agreed = self._agree(read)
                 if agreed.stop:
@@ -231,7 +235,7 @@ class TrainLoop:
         batches = read if isinstance(read, list) else []
         own = batches if self.layout.reads_first else []
         counts = [sum(batch.num_targets for batch in own), sum(batch.tokens.numel() for batch in own)]
-        flags = [self._stops(), self.requests.save, isinstance(read, Exception), self.saver.has_failed]
+        flags = [self._stops(), self._saves(), isinstance(read, Exception), self.saver.has_failed]
         num_targets, num_tokens, stop, save, unread, unsaved = self.world.host_sum([*counts, *map(int, flags)])
         if unread:
             self.world.require_none(read if isinstance(read, Exception) else None)
@@ -311,7 +315,7 @@ class TrainLoop:
             self.throughput.restart()
         if agreed.save:
             self.requests.save = False
-        if agreed.save or trainer.checkpoints.is_due(step, trainer.num_steps):
+        if agreed.save or self.state.is_best or trainer.checkpoints.is_due(step, trainer.num_steps):
             self.save()
 
     def save(self) -> None:
@@ -325,7 +329,7 @@ class TrainLoop:
         self._require_finite()
         self.state.seconds = self._seconds()
         self.saver.save(snapshot(self.state, self._data_sha256, self.run.operative_config()))
-        self._saved_step = self.state.step
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
         self.throughput.restart()
 
     def finish(self) -> None:
@@ -336,7 +340,7 @@ class TrainLoop:
         self.progress.close()
         step, num_steps = self.state.step, self.trainer.num_steps
         if self.is_finished:
-            self.progress.say(f"trained to step {step}: {self.run.path}")
+            self.progress.say(f"trained to step {step}{self._why_early()}: {self.run.path}")
         elif step == 0:
             self.progress.say("stopped before the first step")
         else:
@@ -344,6 +348,13 @@ class TrainLoop:
                 f"stopped after step {step} of {num_steps} and saved; the same command with --run_dir={self.run.path} "
                 "resumes from there"
             )
+
+    def _why_early(self) -> str:
+        lowest = self.state.lowest.get(EARLY_STOPPING)
+        if lowest is None or self.state.step >= self.trainer.num_steps:
+            return ""
+        value = "was never finite" if lowest.value is None else f"was lowest at step {lowest.step} ({lowest.value:.6g})"
+        return f" of {self.trainer.num_steps}, because {lowest.metric} {value}"
 
     def _load(self, step: int, skipped: int) -> list[Batch]:
         part = (self.layout.data_rank, self.layout.num_data_ranks)
@@ -362,6 +373,8 @@ class TrainLoop:
         self.world.first(lambda: self.run.append_metrics(record))
         self.progress.report(record)
         self.tracking.log(record)
+        for lowest in self.state.lowest.values():
+            lowest.update(record)
 
     def _due_validations(self) -> list[ValidationSet]:
         """Returns the validation sets that are due after the current step."""
@@ -399,6 +412,11 @@ class TrainLoop:
     def _stops(self) -> bool:
         """Returns whether this process was requested to stop."""
         return self.requests.stop is not None
+
+    def _saves(self) -> bool:
+        """Returns whether this process was requested to save, or the first one saves by time."""
+        is_due = self.world.is_first and self.trainer.checkpoints.is_due_by_time(time.monotonic() - self._saved_at)
+        return self.requests.save or is_due
 
     def _sample(self) -> None:
         self._require_finite()

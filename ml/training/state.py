@@ -11,6 +11,7 @@ from ml.distributed import Layout
 from ml.distributed.norms import Replicas, replicas
 from ml.layers import Balanced
 from ml.models import LanguageModel
+from ml.training.evaluation.lowest import Lowest
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
 from ml.training.optimizers.weight_average import WeightAverage
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Prefixes of the names of saved tensors.
 MODEL, OPTIMIZER, AVERAGE, SKIP = "model/", "optimizer/", "weight_average/", "skip_step/"
+# The uses of the lowest values of validation metrics.
+BEST_VALIDATION, EARLY_STOPPING = "best_validation", "early_stopping"
 
 
 @dataclass
@@ -45,6 +48,7 @@ class TrainState:
         seconds: Duration of the run so far, over all of its processes.
         sum_names: Names of what the stages of a pipeline measure, after the first step.
         unvalidated: The record of a step whose validation was interrupted, or None.
+        lowest: The lowest values of the validation metrics that decide on checkpoints and on the end of the run.
     """
 
     model: LanguageModel
@@ -61,6 +65,13 @@ class TrainState:
     seconds: float = 0.0
     unvalidated: dict[str, Any] | None = None
     sum_names: SumNames | None = None
+    lowest: dict[str, Lowest] = field(default_factory=dict)
+
+    @property
+    def is_best(self) -> bool:
+        """True if the validation of the current step is the best one so far."""
+        best = self.lowest.get(BEST_VALIDATION)
+        return best is not None and best.step == self.step > 0
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Returns the trained parameters by name."""

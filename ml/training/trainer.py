@@ -1,7 +1,7 @@
 """Settings of a run: the model, the data, and the components of training."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +21,11 @@ from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError
+from ml.training.evaluation.early_stopping import EarlyStopping
+from ml.training.evaluation.lowest import Lowest
 from ml.training.evaluation.samples import Samples
 from ml.training.evaluation.validation import Validation
-from ml.training.evaluation.validation_sets import build_validations, open_sets
+from ml.training.evaluation.validation_sets import build_validations, metrics_of, open_sets
 from ml.training.metrics.norms import Norms
 from ml.training.metrics.peak_flops import PeakFlops, peak_flops
 from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_parameters
@@ -35,7 +37,7 @@ from ml.training.profiling.profiler import Profiler
 from ml.training.profiling.step_windows import StepWindow
 from ml.training.run_data import RunData
 from ml.training.schedules import CosineSchedule, Schedule
-from ml.training.state import TrainState
+from ml.training.state import BEST_VALIDATION, EARLY_STOPPING, TrainState
 from ml.training.trackers import Tracker
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Trainer:
         validation: Validation on held-out text: one set, several sets by name, or None for no validation. Names are
             scopes: `{'books': @Validation}` measures `books/Validation.data`.
         checkpoints: Interval and retention of checkpoints.
+        early_stopping: End of a run whose validation no longer improves, `@EarlyStopping`; None takes all steps.
         samples: Text samples during training; None for none.
         distillation: Distillation from a trained model; None for none.
         skip_step: Skipping of steps with a loss spike, `@SkipStep`; None takes every step.
@@ -97,6 +100,7 @@ class Trainer:
         precision: Callable[..., Precision] = Float32,
         validation: Callable[..., Validation] | dict[str, Callable[..., Validation]] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
+        early_stopping: Callable[..., EarlyStopping] | None = None,
         distillation: Callable[..., Distillation] | None = None,
         skip_step: Callable[..., SkipStep] | None = None,
         weight_average: Callable[..., ExponentialMovingAverage] | None = None,
@@ -151,6 +155,7 @@ class Trainer:
         self.precision = child("precision", precision)
         self.validations = build_validations(validation)
         self.checkpoints = child("checkpoints", checkpoints)
+        self.early_stopping = None if early_stopping is None else child("early_stopping", early_stopping)
         self.distillation = None if distillation is None else child("distillation", distillation)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
         self.weight_average = None if weight_average is None else child("weight_average", weight_average)
@@ -192,6 +197,14 @@ class Trainer:
         require(trains, "model", "has nothing to train: every lr_scale is 0")
         problem = self.optimizer.misfit(self.groups()) if trains else None
         require(problem is None, "optimizer", f"does not fit the model: {problem}")
+        measured = [metric for name in self.validations for metric in metrics_of(name)]
+        if self.weight_average is not None:
+            measured += [f"average_{metric}" for metric in measured]
+        there = f"; the run measures {', '.join(measured)}" if measured else ": it needs Trainer.validation"
+        compared = {BEST_VALIDATION: "checkpoints", EARLY_STOPPING: "early_stopping"}
+        for use, lowest in self.lowest().items():
+            is_measured = lowest.metric in measured
+            require(is_measured, compared[use], f"compares {lowest.metric!r}, which is not measured{there}")
         can_skip = self.skip_step is None or self.optimizer.can_skip
         require(can_skip, "skip_step", f"cannot be used with {type(self.optimizer).__name__}")
 
@@ -345,7 +358,25 @@ class Trainer:
         skip_step = None if self.skip_step is None else self.skip_step.start(device)
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)
-        return TrainState(model, optimizer, groups, nowhere, skip_step, average, layout, pipeline)
+        parts = (skip_step, average, layout, pipeline)
+        return TrainState(model, optimizer, groups, nowhere, *parts, lowest=self.lowest())
+
+    def lowest(self) -> dict[str, Lowest]:
+        """Returns the lowest values of validation metrics before the first step, by their use."""
+        uses = {BEST_VALIDATION: self.checkpoints.start()}
+        if self.early_stopping is not None:
+            uses[EARLY_STOPPING] = self.early_stopping.start()
+        return {use: lowest for use, lowest in uses.items() if lowest is not None}
+
+    def is_end(self, step: int, lowest: Mapping[str, Lowest]) -> bool:
+        """Returns True if no step is taken after `step`.
+
+        Args:
+            step: The number of steps taken.
+            lowest: The lowest values of validation metrics so far, as from `lowest`.
+        """
+        stops = self.early_stopping is not None and self.early_stopping.is_reached(lowest[EARLY_STOPPING])
+        return stops or step >= self.num_steps
 
     def groups(self) -> list[ParameterGroup]:
         """Returns the trained parameters of `model`, on the meta device, grouped by lr_scale and weight decay."""

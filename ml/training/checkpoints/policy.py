@@ -3,13 +3,16 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from ml.config import configurable, require
 from ml.distributed import ALONE, World
+from ml.layers.checks import positive_float
 from ml.training.checkpoints.atomic_folders import damage, remove_leftovers
 from ml.training.checkpoints.saver import Saver
-from ml.training.checkpoints.state_files import read_counts
+from ml.training.checkpoints.state_files import best_step, read_counts
 from ml.training.errors import RunError
+from ml.training.evaluation.lowest import Lowest
 
 
 @configurable
@@ -22,6 +25,9 @@ class Checkpoints:
         every: Steps between two checkpoints. The end or a stop of the run always writes one; None writes no other.
         keep: Number of newest checkpoints that are kept; None keeps all.
         keep_every: Also keeps every checkpoint whose step is a multiple of this number; None keeps only the newest.
+        keep_best: Metric of a validation, such as "validation_loss", of which the checkpoint with the lowest value is
+            also kept. It is saved after the validation, whatever `every`; None keeps none for its metrics.
+        every_minutes: Also saves once this many minutes have passed since the last checkpoint; None saves by steps.
         asynchronous: Whether training continues during the write; needs host memory for a copy of the state.
     """
 
@@ -30,20 +36,34 @@ class Checkpoints:
         every: int | None = 500,
         keep: int | None = 2,
         keep_every: int | None = None,
+        keep_best: str | None = None,
+        every_minutes: float | None = None,
         asynchronous: bool = True,
     ):
         for name, number in {"every": every, "keep": keep, "keep_every": keep_every}.items():
             require(number is None or number > 0, name, f"must be positive, not {number}")
         needless = keep is None and keep_every is not None
         require(not needless, "keep_every", "has no effect where Checkpoints.keep = None keeps all")
+        if every_minutes is not None:
+            positive_float("every_minutes", every_minutes)
         self.every = every
         self.keep = keep
         self.keep_every = keep_every
+        self.keep_best = keep_best
+        self.every_minutes = every_minutes
         self.asynchronous = asynchronous
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Returns True if a run of `num_steps` steps saves after `step`."""
         return step == num_steps or (self.every is not None and step % self.every == 0)
+
+    def is_due_by_time(self, seconds: float) -> bool:
+        """Returns True if a run saves that many seconds after its last checkpoint."""
+        return self.every_minutes is not None and seconds >= 60.0 * self.every_minutes
+
+    def start(self) -> Lowest | None:
+        """Returns the lowest value of the metric of `keep_best` before the first step; None without one."""
+        return None if self.keep_best is None else Lowest(self.keep_best)
 
     def open(self, folder: Path, before_commit: Callable[[], None], world: World = ALONE) -> Saver:
         """Returns a saver of checkpoints in `folder`; a collective call.
@@ -59,6 +79,10 @@ class Checkpoints:
         """Returns True if the checkpoint of `step` is kept when `num_newer` newer ones exist."""
         is_one_of_the_newest = self.keep is None or num_newer < self.keep
         return is_one_of_the_newest or (self.keep_every is not None and step % self.keep_every == 0)
+
+
+StepName = int | Literal["best"] | None
+BEST = "best"
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = ALONE) -> Path | None:
@@ -85,22 +109,26 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = A
     return None
 
 
-def open_checkpoint(folder: Path, step: int | None = None) -> Path:
+def open_checkpoint(folder: Path, step: StepName = None) -> Path:
     """Returns the folder of a valid checkpoint.
 
     Args:
         folder: The folder that holds the checkpoints.
-        step: The step of the checkpoint; None for the newest valid one.
+        step: The step of the checkpoint; None for the newest valid one, "best" for that of `Checkpoints.keep_best`.
 
     Raises:
         RunError: No such checkpoint exists, or it is damaged.
     """
     steps = dict(_found(folder))
-    if step is None:
+    if step is None or step == BEST:
         newest = next(valid_checkpoints(folder), None)
         if newest is None:
             raise RunError(f"there is no valid checkpoint in {folder}")
-        return newest
+        if step is None:
+            return newest
+        step = best_step(read_counts(newest))
+        if step is None:
+            raise RunError(f"no best checkpoint is known in {folder}: set Checkpoints.keep_best to keep it")
     if step not in steps:
         there = ", ".join(map(str, steps)) or "none"
         raise RunError(f"there is no checkpoint of step {step} in {folder}; there are: {there}")

@@ -144,16 +144,16 @@ class Saver:
             raise RunFailure(self._failed(taken.step, _reason(error))) from error
         finally:
             discard(folder)
-        self._remove_old()
+        self._remove_old(taken.best_step)
 
     def _failed(self, step: int, reason: str) -> str:
         before = [there for there, _ in self._there() if there != step]
         last = f"the one of step {max(before)} is untouched" if before else "there is no earlier one"
         return f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {last}"
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, best_step: int | None) -> None:
         for num_newer, (step, path) in enumerate(reversed(self._there())):
-            if not self._is_kept(step, num_newer):
+            if step != best_step and not self._is_kept(step, num_newer):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _of(self, step: int) -> Path:

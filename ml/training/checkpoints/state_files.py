@@ -20,11 +20,13 @@ from ml.training.checkpoints.tensor_files import (
     write_tensors,
 )
 from ml.training.errors import RunError
-from ml.training.state import OPTIMIZER, TrainState
+from ml.training.evaluation.lowest import Lowest
+from ml.training.state import BEST_VALIDATION, OPTIMIZER, TrainState
 
 TRAINING = "training.json"
 OPERATIVE_CONFIG = "operative_config.gin"
 UNTOUCHED = "untouched"  # in the values of a checkpoint
+_LOWEST = "lowest"
 
 
 class Snapshot(NamedTuple):
@@ -34,6 +36,11 @@ class Snapshot(NamedTuple):
     tensors: dict[str, Tensor]
     counts: dict[str, Any]
     operative_config: str | None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose checkpoint is kept for its validation; None for none."""
+        return best_step(self.counts)
 
 
 class WrittenPart(NamedTuple):
@@ -64,6 +71,7 @@ def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) 
         "seconds": state.seconds,
         "data_sha256": data_sha256,
         "unvalidated": state.unvalidated,
+        _LOWEST: {name: lowest.as_json() for name, lowest in state.lowest.items()},
         UNTOUCHED: [name for name, each in state.trained().items() if not state.optimizer.state.get(each)],
     }
     return Snapshot(state.step, state.tensors(), counts, operative_config)
@@ -103,6 +111,17 @@ def read_counts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / TRAINING).read_text("utf-8"))
 
 
+def restore_lowest(counts: Mapping[str, Any], lowest: Mapping[str, Lowest]) -> None:
+    """Continues the comparison of validations from the values of a checkpoint."""
+    for name, each in lowest.items():
+        each.restore(counts.get(_LOWEST, {}).get(name))
+
+
+def best_step(counts: Mapping[str, Any]) -> int | None:
+    """Returns the step of the best validation, by the values of the newest checkpoint; None if none is known."""
+    return counts.get(_LOWEST, {}).get(BEST_VALIDATION, {}).get("step") or None
+
+
 def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
     """Restores a checkpoint into `state`, in place, on any mesh; a collective call.
 
@@ -129,6 +148,7 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
     state.step, state.tokens, state.seconds = counts["step"], counts["tokens"], counts["seconds"]
     state.sequences = world.first(lambda: _sequences(folder, counts))
     state.unvalidated = counts["unvalidated"]
+    restore_lowest(counts, state.lowest)
 
 
 def _sequences(folder: Path, counts: Mapping[str, Any]) -> int:

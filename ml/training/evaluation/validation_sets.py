@@ -25,6 +25,12 @@ def _build_named(constructors: Mapping[str, Callable[..., Validation]]) -> dict[
     return {name: child(name, one, defaults={"num_tokens": None}) for name, one in constructors.items()}
 
 
+def metrics_of(name: str) -> list[str]:
+    """Returns the names of the metrics of a validation set, in the order of `ValidationResult`."""
+    prefix = f"validation_{name}" if name else "validation"
+    return [f"{prefix}_loss", f"{prefix}_bits_per_byte"]
+
+
 class ValidationSet(NamedTuple):
     """A validation set with open data."""
 
@@ -34,8 +40,7 @@ class ValidationSet(NamedTuple):
 
     def record(self, result: ValidationResult) -> dict[str, float]:
         """Returns the metrics of the set for `metrics.jsonl`."""
-        prefix = f"validation_{self.name}" if self.name else "validation"
-        return {f"{prefix}_loss": result.loss, f"{prefix}_bits_per_byte": result.bits_per_byte}
+        return dict(zip(metrics_of(self.name), result, strict=True))
 
 
 def open_sets(
