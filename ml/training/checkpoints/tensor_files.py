@@ -1,7 +1,7 @@
 """Named tensors on disk, in the format of `torch.distributed.checkpoint` (DCP).
 
 Each process writes one file of tensors, rank 0 the index `.metadata`, and any number of processes read their parts
-back. DCP is imported lazily because the import takes time.
+back. Reading executes nothing that a file contains. DCP is imported lazily because the import takes time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ml.distributed import World
 from ml.distributed.shards import sharding_of
+from ml.training.checkpoints.index_file import INDEX, read_index
+from ml.training.checkpoints.tensor_archive import read_tensor
+from ml.training.errors import RunError
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
@@ -127,20 +130,17 @@ def write_index(folder: Path, plan: WritePlan, written: list[list[WriteResult]])
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(is_coordinator=True)
     writer.finish(plan.metadata, written)
-    return ".metadata"
+    return INDEX
 
 
 def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
-    """Returns dtype and shape of each tensor that `write_tensors` wrote to `folder`."""
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    """Returns dtype and shape of each tensor that `write_tensors` wrote to `folder`.
 
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {
-        name: TensorShape(entry.properties.dtype, tuple(entry.size))
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    Raises:
+        RunError: The index is not one of tensors alone, or does not fit the files.
+    """
+    entries = read_index(folder).state_dict_metadata
+    return {name: TensorShape(entry.properties.dtype, tuple(entry.size)) for name, entry in entries.items()}
 
 
 @torch.no_grad()
@@ -152,17 +152,25 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
     Args:
         folder: The folder that `write_tensors` wrote to.
         into: The tensors to fill, with the names, dtypes and shapes of the written ones.
+
+    Raises:
+        RunError: A file does not contain the tensors that the index names.
     """
-    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+    from torch.distributed.checkpoint import DefaultLoadPlanner
 
     into = {name: tensor for name, tensor in into.items() if not tensor.is_meta}
-    planner, reader = DefaultLoadPlanner(), FileSystemReader(folder)
-    metadata = reader.read_metadata()
-    planner.set_up_planner(into, metadata, is_coordinator=True)
-    reader.set_up_storage_reader(metadata, True)
-    plans = planner.create_global_plan([reader.prepare_local_plan(planner.create_local_plan())])
-    (plan,) = reader.prepare_global_plan(plans)
-    reader.read_data(planner.finish_plan(plan), planner).wait()
+    planner, index = DefaultLoadPlanner(), read_index(folder)
+    planner.set_up_planner(into, index, is_coordinator=True)
+    (plan,) = planner.create_global_plan([planner.create_local_plan()])
+    for item in planner.finish_plan(plan).items:
+        place, entry = index.storage_data[item.storage_index], index.state_dict_metadata[item.storage_index.fqn]
+        (shape,) = {chunk.sizes for chunk in entry.chunks if chunk.offsets == item.storage_index.offset}
+        saved = read_tensor(folder / place.relative_path, place.offset, place.length)
+        if TensorShape.of(saved) != TensorShape(entry.properties.dtype, tuple(shape)):
+            raise RunError(f"{folder / place.relative_path} has {TensorShape.of(saved)} for {item.storage_index.fqn}")
+        for dimension, (begin, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+            saved = saved.narrow(dimension, begin, length)
+        planner.resolve_tensor(item).copy_(saved)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
