@@ -1,11 +1,13 @@
 """Names of metrics, the same in plots, tables and trackers."""
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 SEPARATOR = "/"
 """Between the name of an object in `metrics.jsonl` and that of a value in it; names of modules have dots."""
+
+_LARGEST = sys.float_info.max
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -13,7 +15,7 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}{SEPARATOR}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
             yield f"{prefix}{name}", value
 
 

@@ -12,7 +12,7 @@ import ml
 PACKAGE = Path(ml.__file__).parent
 # Each package may import those before it.
 ORDER = (
-    "errors", "files", "launcher", "machine", "metric_names", "optional", "targets", "terminal", "version",
+    "errors", "files", "run_files", "launcher", "machine", "metric_names", "optional", "targets", "terminal", "version",
     "config", "data", "layers", "blocks", "models", "distributed", "training", "interop",
     "building", "runs", "api", "plots", "sweeps", "cli", "__main__",
 )  # fmt: skip

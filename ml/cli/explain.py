@@ -1,11 +1,11 @@
 """Explain a run: the source and location of the parameters that match a pattern, and the values they overrode."""
 
 import argparse
-import json
 from pathlib import Path
 
 from ml.config.provenance import Record, explain, select
 from ml.errors import UserError
+from ml.run_files import read_json, require_self_contained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,12 @@ def read_provenance(folder: Path) -> list[Record]:
         UserError: where there is no run, or its provenance cannot be read.
     """
     path = folder / "provenance.json"
+    require_self_contained(folder)
     try:
-        return [Record.from_json(record) for record in json.loads(path.read_text(encoding="utf-8"))["records"]]
+        return [Record.from_json(record) for record in read_json(path)["records"]]
     except FileNotFoundError:
         raise UserError(f"there is no run in {folder}: it has no provenance.json") from None
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error

@@ -59,8 +59,17 @@ class Record:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Record":
-        """Returns the record that `as_json` wrote."""
-        return cls(**{**record, "overrode": tuple(Origin(**origin) for origin in record["overrode"])})
+        """Returns the record that `as_json` wrote.
+
+        Raises:
+            ValueError | KeyError | TypeError: It is not such a record.
+        """
+        overrode = tuple(Origin(**origin) for origin in record["overrode"])
+        texts = [*record.values(), *(text for o in overrode for text in (o.value, o.source, o.location))]
+        is_text = [isinstance(text, str) and (text.isprintable() or "\n" in text) for text in texts]
+        if is_text.count(False) != 2 or not isinstance(record["explicit"], bool):  # that, and `overrode`
+            raise ValueError("a record has values other than text")
+        return cls(**{**record, "overrode": overrode})
 
 
 def records(

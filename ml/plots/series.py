@@ -1,6 +1,5 @@
 """Metrics of a run as points to draw. Imports neither torch nor matplotlib."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from ml.config.errors import did_you_mean
 from ml.errors import UserError
 from ml.metric_names import SEPARATOR, flat
+from ml.run_files import parse_record, require_self_contained
 
 X_AXES = ("tokens", "step", "seconds")
 
@@ -64,6 +64,7 @@ def read_metrics(folder: Path) -> Metrics:
     Raises:
         UserError: There is no run, or it has no metrics yet.
     """
+    require_self_contained(folder)
     if not (folder / "operative_config.gin").is_file():
         raise UserError(f"there is no run in {folder}: it has no operative_config.gin")
     metrics = parse_metrics(folder / "metrics.jsonl")
@@ -133,8 +134,8 @@ def require_metric(name: str, runs: Iterable[Metrics]) -> None:
 
 def _parse(line: bytes) -> dict[str, float] | None:
     """The flat record of a line; None if the line is invalid."""
+    record, _ = parse_record(line)
     try:
-        record = json.loads(line)
-    except ValueError:
+        return None if record is None else dict(flat(record))
+    except RecursionError:  # of objects in objects
         return None
-    return dict(flat(record)) if isinstance(record, dict) and isinstance(record.get("step"), int) else None

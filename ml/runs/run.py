@@ -12,6 +12,7 @@ from ml.config import Config, ImportedValue
 from ml.config.configurable import Configurable
 from ml.errors import UserError
 from ml.machine import choose_device
+from ml.run_files import require_self_contained
 from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
 from ml.runs.generation import Generated, Generation, generate_texts
 
@@ -57,6 +58,7 @@ class Run:
         self._trust_code = trust_code
         self.path = Path(path)
         self._operative = self.path / "operative_config.gin"
+        require_self_contained(self.path)
         if not self._operative.is_file():
             raise UserError(f"there is no run in {self.path}: it has no operative_config.gin")
         self._loaded: dict[tuple[Path, torch.device, bool], LanguageModel] = {}
@@ -104,6 +106,7 @@ class Run:
         from ml.training.checkpoints.weight_files import read_weights
 
         checkpoint = self.checkpoint(step)
+        read_weights(checkpoint, self._trainer.model, average=average)  # on the meta device: only compared
         model = build(self.config, device)
         read_weights(checkpoint, model, average=average)
         return model.eval()

@@ -1,6 +1,7 @@
 """The folder of a run."""
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from ml.config.code import CODE_FOLDER
 from ml.config.components import Component
 from ml.files import LockedError, locked, write_atomically
+from ml.run_files import read_json, read_records, require_self_contained
 from ml.training.environment import describe_environment
 from ml.training.errors import RunError, RunFailure
 
@@ -34,8 +36,10 @@ class RunFolder:
         """Creates the folder if it does not exist.
 
         Raises:
+            UserError: A symbolic link leaves it.
             RunFailure: It cannot be created.
         """
+        require_self_contained(self.path)
         with self._disk("create"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
 
@@ -74,11 +78,17 @@ class RunFolder:
             for component in code:
                 file = self.path / CODE_FOLDER / component.file
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(component.source)
+                write_atomically(file, component.source)
 
     def operative_config(self) -> str | None:
         """Reads `operative_config.gin`; None in a folder without a run."""
-        return self.operative.read_text("utf-8") if self.operative.exists() else None
+        require_self_contained(self.path)
+        try:
+            return self.operative.read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.operative} cannot be read: {error}") from error
 
     def write_environment(self, **facts: Any) -> None:
         """Records the environment of this start of the run; earlier starts are kept, oldest first.
@@ -87,9 +97,9 @@ class RunFolder:
             facts: Further facts by name, as JSON values.
         """
         earlier = []
-        if self.environment.exists():
-            with contextlib.suppress(json.JSONDecodeError):
-                last = json.loads(self.environment.read_text("utf-8"))
+        with contextlib.suppress(FileNotFoundError):
+            last = read_json(self.environment)
+            if isinstance(last, dict):
                 earlier = [*last.pop("earlier", []), last]
         found = {**describe_environment(), **facts, "earlier": earlier}
         with self._disk("write to"):
@@ -108,12 +118,21 @@ class RunFolder:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Reads all complete lines of `metrics.jsonl`; skips a line truncated by a crash."""
-        return list(self._records())
+        """Reads all complete lines of `metrics.jsonl`; skips a line truncated by a crash.
+
+        Raises:
+            UserError: A line is damaged.
+        """
+        return list(read_records(self.metrics_file))
 
     def truncate_metrics(self, step: int) -> None:
-        """Removes the metrics after `step`, because those steps are taken again."""
-        kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
+        """Removes the metrics after `step`, because those steps are taken again.
+
+        Raises:
+            UserError: A line before them is damaged.
+        """
+        before = itertools.takewhile(lambda record: record["step"] <= step, read_records(self.metrics_file))
+        kept = [json.dumps(record) + "\n" for record in before]
         with self._disk("write metrics to"):
             write_atomically(self.metrics_file, "".join(kept))
 
@@ -121,14 +140,6 @@ class RunFolder:
         """Flushes the metrics to disk."""
         with self._disk("write metrics to"), self.metrics_file.open("a") as file:
             os.fsync(file.fileno())
-
-    def _records(self) -> Iterator[dict[str, Any]]:
-        if not self.metrics_file.exists():
-            return
-        with self.metrics_file.open(encoding="utf-8") as file:
-            for line in file:
-                with contextlib.suppress(json.JSONDecodeError):
-                    yield json.loads(line)
 
     @contextlib.contextmanager
     def _disk(self, verb: str) -> Iterator[None]:

@@ -8,12 +8,14 @@ sibling, which is never read, or, on a file system where renaming is not atomic,
 
 import json
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml.distributed import ALONE, World
 from ml.files import flush_to_disk, sha256_of_file
+from ml.run_files import read_json
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
@@ -104,13 +106,34 @@ def damage(folder: Path, world: World = ALONE) -> str | None:
 def _manifest_of(folder: Path) -> tuple[Entries, str | None]:
     """Returns the entries of a committed folder, or a problem."""
     try:
+        for name in (MARKER, MANIFEST):
+            if not stat.S_ISREG((folder / name).lstat().st_mode):
+                return {}, f"{name} is not a regular file"
         if (folder / MARKER).read_text("utf-8") != _marker_of(folder / MANIFEST):
             return {}, f"{MARKER} does not match {MANIFEST}"
-        return json.loads((folder / MANIFEST).read_text("utf-8"))["files"], None
+        return _checked(read_json(folder / MANIFEST)), None
     except FileNotFoundError as error:
         return {}, f"{Path(error.filename).name} is missing: it was never finished, or lost since"
     except (OSError, ValueError) as error:
         return {}, f"it cannot be read: {error}"
+
+
+def _checked(manifest: Any) -> Entries:
+    """Returns the entries of a manifest, each with a file name, a size and a hash.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{MANIFEST} has no files")
+    for name, entry in entries.items():
+        if name in ("", "..") or name != Path(name).name or "\0" in name:
+            raise ValueError(f"{MANIFEST} names {name!r}, which is not in the folder")
+        fits = isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
+        if not fits or type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
+            raise ValueError(f"{MANIFEST} has no size and hash of {name!r}")
+    return entries
 
 
 def _marker_of(manifest: Path) -> str:
@@ -119,9 +142,11 @@ def _marker_of(manifest: Path) -> str:
 
 def _damage_of_file(file: Path, size: int, sha256: str) -> str | None:
     try:
-        actual_size = file.stat().st_size
-        if actual_size != size:
-            return f"{file.name} has {actual_size} bytes instead of {size}"
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{file.name} is not a regular file"
+        if found.st_size != size:
+            return f"{file.name} has {found.st_size} bytes instead of {size}"
         return None if sha256_of_file(file) == sha256 else f"{file.name} has changed since it was written"
     except FileNotFoundError:
         return f"{file.name} is missing"

@@ -13,14 +13,15 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ml.training.errors import RunError
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 INDEX = ".metadata"
 
@@ -44,7 +45,19 @@ _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(valu
 _FILE_NAME = re.compile(r"\w+\.distcp", re.ASCII)
 
 
-def read_index(folder: Path) -> Metadata:
+class Index(NamedTuple):
+    """The tensors of a checkpoint.
+
+    Attributes:
+        tensors: Dtype, shape and parts of each tensor, by name.
+        places: The place of each part: a file, an offset and a length in bytes.
+    """
+
+    tensors: dict[str, TensorStorageMetadata]
+    places: dict[MetadataIndex, _StorageInfo]
+
+
+def read_index(folder: Path) -> Index:
     """Reads the index of a checkpoint.
 
     Every tensor in it has a plausible size: its parts make up its shape, and the files hold that many bytes.
@@ -115,10 +128,10 @@ def _unpickled(content: bytes) -> Any:
     return _Unpickler(content).load()
 
 
-def _index(root: Any, folder: Path) -> Metadata:
-    """Builds torch's index from the records."""
+def _index(root: Any, folder: Path) -> Index:
+    """Builds the index from the records."""
     from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+    from torch.distributed.checkpoint.metadata import MetadataIndex
 
     _require(root, "Metadata")
     entries = {
@@ -131,7 +144,7 @@ def _index(root: Any, folder: Path) -> Metadata:
         places[key] = _StorageInfo(*_place(info))
     _require_whole(entries, places)
     _require_in_files(places, folder)
-    return Metadata(entries, storage_data=places)
+    return Index(entries, places)
 
 
 def _tensor(name: str, entry: Any) -> TensorStorageMetadata:
@@ -165,7 +178,8 @@ def _place(info: Any) -> tuple[str, int, int]:
         raise ValueError(f"it names the file {file!r}")
     if info.state.get("transform_descriptors"):
         raise ValueError(f"{file} is compressed or encrypted")
-    return file, *_numbers((info.field("offset"), info.field("length")))
+    offset, length = _numbers((info.field("offset"), info.field("length")))
+    return file, offset, length
 
 
 def _require_whole(entries: Mapping[str, TensorStorageMetadata], places: Mapping[Any, Any]) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ml.distributed import weights_changed
+from ml.run_files import read_json
+from ml.training.checkpoints.counts import require_counts
 from ml.training.checkpoints.mismatches import listed, require_equal
 from ml.training.checkpoints.tensor_files import (
     TensorShape,
@@ -107,8 +109,13 @@ def write_rest(folder: Path, taken: Snapshot, plan: WritePlan, parts: Sequence[W
 
 
 def read_counts(folder: Path) -> dict[str, Any]:
-    """Reads the values of a checkpoint that are not tensors."""
-    return json.loads((folder / TRAINING).read_text("utf-8"))
+    """Reads the values of a checkpoint that are not tensors.
+
+    Raises:
+        UserError: The file has other values.
+        OSError: It cannot be read.
+    """
+    return require_counts(read_json(folder / TRAINING), folder / TRAINING)
 
 
 def restore_lowest(counts: Mapping[str, Any], lowest: Mapping[str, Lowest]) -> None:

@@ -15,7 +15,7 @@ from ml.training.errors import RunError
 def read_tensor(file: Path, offset: int, length: int) -> Tensor:
     """Reads the tensor in a part of a file, on the host, and executes nothing.
 
-    The memory that it takes is at most `length`: what the archive says of its content is compared with its size.
+    It takes memory for at most `length` bytes: the sizes in the archive are compared with its own.
 
     Args:
         file: The file.
@@ -30,7 +30,7 @@ def read_tensor(file: Path, offset: int, length: int) -> Tensor:
             part = _Part(whole, offset, length)
             _require_plain(part)
             part.seek(0)
-            tensor = torch.load(part, map_location="cpu", weights_only=True)
+            tensor = torch.load(io.BufferedReader(part), map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises many types

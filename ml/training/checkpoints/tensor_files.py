@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ml.distributed import World
 from ml.distributed.shards import sharding_of
-from ml.training.checkpoints.index_file import INDEX, read_index
+from ml.training.checkpoints.index_file import INDEX, Index, read_index
 from ml.training.checkpoints.tensor_archive import read_tensor
 from ml.training.errors import RunError
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
     from torch.distributed.checkpoint.planner import SavePlan
     from torch.distributed.checkpoint.storage import WriteResult
 
@@ -139,7 +139,7 @@ def tensor_shapes(folder: Path) -> dict[str, TensorShape]:
     Raises:
         RunError: The index is not one of tensors alone, or does not fit the files.
     """
-    entries = read_index(folder).state_dict_metadata
+    entries = read_index(folder).tensors
     return {name: TensorShape(entry.properties.dtype, tuple(entry.size)) for name, entry in entries.items()}
 
 
@@ -157,20 +157,28 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
         RunError: A file does not contain the tensors that the index names.
     """
     from torch.distributed.checkpoint import DefaultLoadPlanner
+    from torch.distributed.checkpoint.metadata import Metadata
 
     into = {name: tensor for name, tensor in into.items() if not tensor.is_meta}
     planner, index = DefaultLoadPlanner(), read_index(folder)
-    planner.set_up_planner(into, index, is_coordinator=True)
+    planner.set_up_planner(into, Metadata(dict(index.tensors)), is_coordinator=True)
     (plan,) = planner.create_global_plan([planner.create_local_plan()])
     for item in planner.finish_plan(plan).items:
-        place, entry = index.storage_data[item.storage_index], index.state_dict_metadata[item.storage_index.fqn]
-        (shape,) = {chunk.sizes for chunk in entry.chunks if chunk.offsets == item.storage_index.offset}
-        saved = read_tensor(folder / place.relative_path, place.offset, place.length)
-        if TensorShape.of(saved) != TensorShape(entry.properties.dtype, tuple(shape)):
-            raise RunError(f"{folder / place.relative_path} has {TensorShape.of(saved)} for {item.storage_index.fqn}")
+        part = _read_part(folder, index, item.storage_index)
         for dimension, (begin, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-            saved = saved.narrow(dimension, begin, length)
-        planner.resolve_tensor(item).copy_(saved)
+            part = part.narrow(dimension, begin, length)
+        planner.resolve_tensor(item).copy_(part)
+
+
+def _read_part(folder: Path, index: Index, which: MetadataIndex) -> Tensor:
+    """Reads a part of a tensor as a whole, on the host; it has the dtype and shape in the index."""
+    place, tensor = index.places[which], index.tensors[which.fqn]
+    assert which.index is not None  # the plan numbers the parts
+    expected = TensorShape(tensor.properties.dtype, tuple(tensor.chunks[which.index].sizes))
+    part = read_tensor(folder / place.relative_path, place.offset, place.length)
+    if TensorShape.of(part) != expected:
+        raise RunError(f"{folder / place.relative_path} has {TensorShape.of(part)} for {which.fqn}, not {expected}")
+    return part
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

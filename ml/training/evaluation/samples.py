@@ -1,6 +1,7 @@
 """Text samples of the model during training."""
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ml.files import write_atomically
 from ml.layers.checks import non_negative
 from ml.models import LanguageModel
 from ml.models.sampling import Sampler
+from ml.run_files import read_records
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.continuations import continue_texts, encode_prompt
 from ml.training.precision import Precision
@@ -144,11 +146,16 @@ class SampleFile:
             file.write(json.dumps(record) + "\n")
 
     def truncate(self, step: int) -> None:
-        """Removes the samples after `step` and a line truncated by a crash."""
+        """Removes the samples after `step` and a line truncated by a crash.
+
+        Raises:
+            UserError: A line before them is damaged.
+        """
         if not self.path.exists():
             return
+        before = itertools.takewhile(lambda record: record["step"] <= step, self.records())
+        kept = "".join(json.dumps(record) + "\n" for record in before)
         with self._disk():
-            kept = "".join(json.dumps(record) + "\n" for record in self.records() if record["step"] <= step)
             write_atomically(self.path, kept)
 
     def flush(self) -> None:
@@ -158,11 +165,8 @@ class SampleFile:
                 os.fsync(file.fileno())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yields all complete lines."""
-        with self.path.open(encoding="utf-8") as file:
-            for line in file:
-                with contextlib.suppress(json.JSONDecodeError):
-                    yield json.loads(line)
+        """Returns all complete lines."""
+        return read_records(self.path)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
