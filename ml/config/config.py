@@ -22,6 +22,7 @@ from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
 from ml.config.provenance import Record, records, value_at
 from ml.config.python_values import python_statements
+from ml.config.saved_origins import origins_of
 from ml.config.statements import Binding, Layer, MacroDefinition
 
 Bindings = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
@@ -95,7 +96,10 @@ class Config:
 
     def provenance(self) -> dict[str, Any]:
         """Returns the content of provenance.json."""
-        return {"fingerprint": self.fingerprint, "records": [record.as_json() for record in self.records()]}
+        effective = [binding for binding in self._analysis.bindings if binding in self._effects.effective]
+        statements = origins_of(effective, self._names.spell)
+        records = [record.as_json() for record in self.records()]
+        return {"fingerprint": self.fingerprint, "statements": statements, "records": records}
 
     def as_imported(self, belongs: Callable[[Configurable], bool], source: str) -> list[ImportedValue]:
         """Returns the values of certain components as the imported layer of another configuration.
@@ -291,7 +295,7 @@ def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
             lines.append(f"# left out: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")
             lines.append(f"# {text:<58}  # {statement.location}")
         else:
-            lines.append(f"{text:<60}  # {statement.location}")
+            lines.append(f"{text:<60}  # {statement.location.origin}")
     return "\n".join(lines) + "\n"
 
 

@@ -3,10 +3,23 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ml.errors import UserError
 
 _MAX_QUOTED = 400  # characters
+
+
+class SavedOrigin(NamedTuple):
+    """The origin of a statement of a saved operative config.
+
+    Attributes:
+        source: `imported`, `file` or `flag`.
+        location: The place of the statement in the files or flags of the saved run.
+    """
+
+    source: str
+    location: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +31,24 @@ class Location:
         line: The line number, from 1; None for a flag of one line.
         via: The place of the later statement that determined the value: a macro definition or an operation. None if
             there is none.
+        saved: The origin of a statement of a saved operative config; None for any other.
     """
 
     source: str
     line: int | None = None
     via: "Location | None" = None
+    saved: SavedOrigin | None = None
 
     def __str__(self) -> str:
         place = self.source if self.line is None else f"{self.source}:{self.line}"
         return place if self.via is None else f"{place} via {self.via}"
+
+    @property
+    def origin(self) -> str:
+        """The place in the files or flags of the run that first set the value."""
+        if self.saved is None:
+            return str(self)
+        return self.saved.location if self.via is None else f"{self.saved.location} via {self.via}"
 
     @property
     def last(self) -> "Location":

@@ -11,12 +11,14 @@ from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import Unreadable, statements
 from ml.config.limits import unusable
 from ml.config.lost import Lost
+from ml.config.saved_origins import read_origins
 from ml.config.search_path import SearchPath
 from ml.config.statements import CODE_KEY, Layer
 from ml.config.syntax import Assignment, Include
 
 CODE_STATEMENT = tuple(CODE_KEY.split("."))
 LAYER_STATEMENT = ("juniper", "layer")  # `juniper.layer = 'default'`: the layer of the rest of the file
+_LAYER = f"\n{'.'.join(LAYER_STATEMENT)} = "  # in an operative config
 _WITHOUT_PLACE = ("singleton", "gin.singleton")  # the scope is the name of the shared object, not a place
 
 
@@ -148,9 +150,10 @@ class Reader:
         """
         lines = text.splitlines()
         numbered = including or len([line for line in lines if line.strip()]) > 1
+        saved = read_origins(including[-1], text) if including and _LAYER in text else {}
         for number, statement in statements(text):
-            location = Location(source, number if numbered else None)
             quoted = lines[number - 1] if number <= len(lines) else ""
+            location = Location(source, number if numbered else None, saved=saved.get(quoted))
             if isinstance(statement, Unreadable):
                 if statement.lost:
                     self.lost.add_text(statement.lost)

@@ -111,7 +111,7 @@ def _origins(call: Call, spec: ParameterSpec, spell: Callable[[Configurable], st
     saved = [suggested.saved[parameter]] if parameter in suggested.saved else []
     for binding in [*saved, *(candidate.binding for candidate in call.plan.candidates.get(parameter, ()))]:
         for state in binding.states:
-            origin = Origin(text_of(state.value, spell), state.source.name.lower(), str(state.location))
+            origin = Origin(text_of(state.value, spell), *state.origin)
             found.append(({Layer.DEFAULT: -1, Layer.PARENT: 1}.get(binding.layer, 3), origin))
     found.sort(key=lambda pair: pair[0])  # stable: candidates stay in their order
     return [origin for _, origin in found]

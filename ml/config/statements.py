@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gin
 
 from ml.config.configurable import Configurable, reference_to
-from ml.config.errors import Location
+from ml.config.errors import Location, SavedOrigin
 from ml.config.values import LEFT_OUT, Constant, short_name, to_text
 
 UNSET = object()
@@ -58,6 +58,13 @@ class State(NamedTuple):
     order: int
     source: Layer
     location: Location
+
+    @property
+    def origin(self) -> SavedOrigin:
+        """The source and the place that first set the value, before a saved operative config was loaded."""
+        saved = self.location.saved
+        source = self.source.name.lower() if saved is None or self.location.via else saved.source
+        return SavedOrigin(source, self.location.origin)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
