@@ -11,6 +11,7 @@ from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import Unreadable, statements
 from ml.config.limits import unusable
 from ml.config.lost import Lost
+from ml.config.migrations import LAYER_LINE, migrated
 from ml.config.saved_origins import read_origins
 from ml.config.search_path import SearchPath
 from ml.config.statements import CODE_KEY, Layer
@@ -18,7 +19,6 @@ from ml.config.syntax import Assignment, Include
 
 CODE_STATEMENT = tuple(CODE_KEY.split("."))
 LAYER_STATEMENT = ("juniper", "layer")  # `juniper.layer = 'default'`: the layer of the rest of the file
-_LAYER = f"\n{'.'.join(LAYER_STATEMENT)} = "  # in an operative config
 _WITHOUT_PLACE = ("singleton", "gin.singleton")  # the scope is the name of the shared object, not a place
 
 
@@ -150,7 +150,10 @@ class Reader:
         """
         lines = text.splitlines()
         numbered = including or len([line for line in lines if line.strip()]) > 1
-        saved = read_origins(including[-1], text) if including and _LAYER in text else {}
+        saved = {}
+        if including and f"\n{LAYER_LINE}'default'" in text:  # an operative config
+            saved = read_origins(including[-1], text)
+            text = self._migrated(text, source)
         for number, statement in statements(text):
             quoted = lines[number - 1] if number <= len(lines) else ""
             location = Location(source, number if numbered else None, saved=saved.get(quoted))
@@ -169,6 +172,13 @@ class Reader:
                     self._expect_code(statement.value, location, quoted, including)
                 else:
                     self._binding(statement, layer, location, quoted, under)
+
+    def _migrated(self, text: str, source: str) -> str:
+        lines = text.splitlines()
+        text, problems = migrated(text)
+        for number, message in problems:
+            self.problems.append(Problem(Location(source, number), message, lines[number - 1]))
+        return text
 
     def _binding(
         self, statement: Assignment, layer: Layer, location: Location, quoted: str, under: tuple[str, ...]
