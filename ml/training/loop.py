@@ -360,7 +360,7 @@ class TrainLoop:
         part = (self.layout.data_rank, self.layout.num_data_ranks)
         consumed = (step - 1) * self.trainer.batch_size + skipped
         batches = self.trainer.batches(self.data.training, step, *part, consumed=consumed)
-        return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
+        return [batch.ready_for(self.device) for batch in batches]
 
     def _record(self, record: dict[str, Any]) -> None:
         """Logs a step after its validation; an interrupted validation is left to the next process."""

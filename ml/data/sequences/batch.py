@@ -128,6 +128,10 @@ class Batch(NamedTuple):
         """Copies the batch to page-locked memory, from which transfers to the GPU are asynchronous."""
         return self._each(Tensor.pin_memory)
 
+    def ready_for(self, device: torch.device) -> Self:
+        """Returns the batch in memory from which it is copied to `device` asynchronously: page-locked for a GPU."""
+        return self.pinned() if device.type == "cuda" else self
+
     def to(self, device: torch.device) -> Self:
         """Copies the batch to `device` asynchronously."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))

@@ -94,7 +94,7 @@ class Validation:
             for batch in _in_step(part, _empty(dataset), layout.world, stop):
                 if batch is None:
                     return None
-                batch = batch.to(device)
+                batch = batch.ready_for(device).to(device)
                 with precision.autocast(device):
                     nats += model.loss(**batch.inputs).cross_entropy
                 num_targets += batch.num_targets

@@ -1,0 +1,33 @@
+"""The pretended CUDA device, compiled once and kept in the cache of pytest."""
+
+import pytest
+from cuda_rules import CudaRules
+from pretended_cuda import library, obstacle, pretended_cuda
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    if (reason := obstacle()) is not None:
+        pytest.skip(reason)
+    return library(request.config.cache.mkdir("pretended_cuda"))
+
+
+@pytest.fixture
+def cuda(device):
+    """Returns a context in which "cuda" is a device without values, and every operation is checked."""
+
+    class Pretended:
+        def __init__(self, may_synchronize=lambda place: False):
+            self.rules = CudaRules(may_synchronize)
+
+        def __enter__(self):
+            self.mode = pretended_cuda(device)
+            self.mode.__enter__()
+            self.rules.__enter__()
+            return self.rules
+
+        def __exit__(self, *error):
+            self.rules.__exit__(*error)
+            return self.mode.__exit__(*error)
+
+    return Pretended

@@ -1,0 +1,68 @@
+"""A run on a CUDA device without values."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ml.data import Batch
+from ml.distributed import Layout, World
+from ml.training import RunFolder, Trainer
+from ml.training.loop import Agreement, TrainLoop
+from ml.training.metrics.progress import NoProgress
+from ml.training.profiling.step_windows import StepWindows
+from ml.training.run_data import RunData
+from ml.training.signals import Requests
+from ml.training.trackers import Tracking
+
+CUDA = torch.device("cuda", 0)
+# Functions in which the host may wait for the device, in a step that logs, validates or saves.
+OF_LOGGING = frozenset(
+    (
+        "training/loop.py: TrainLoop._require_finite",
+        "training/optimizers/skip_step.py: SpikeGuard.problem",
+        "training/records.py: Records.of",
+        "training/records.py: Records.of.<locals>.<dictcomp>",
+        "training/metrics/norms.py: Norms.measure",
+        "training/metrics/router_load.py: load_balance",
+        "training/evaluation/validation.py: Validation.measure",
+    )
+)
+
+
+def run_on_cuda(trainer: Trainer, folder: Path, cuda: Callable, logs: Sequence[bool]) -> None:
+    """Takes steps of a run; only those that log, the first of which saves too, may wait for the device.
+
+    Args:
+        trainer: The trainer.
+        folder: The folder of the run.
+        cuda: The context of the check.
+        logs: Whether each step logs.
+    """
+    data = trainer.open_data()
+    steps = [trainer.batches(data.training, step + 1) for step in range(len(logs))]
+    allowed: frozenset[str] | None = None  # everywhere, until the run is ready
+    with cuda(lambda place: allowed is None or place in allowed):
+        loop = loop_on_cuda(trainer, data, RunFolder(folder))
+        with contextlib.closing(loop.saver):
+            for number, (batches, is_logged) in enumerate(zip(steps, logs, strict=True)):
+                allowed = OF_LOGGING if is_logged else frozenset()
+                advance(loop, batches, save=number == 0 and is_logged)
+            loop.saver.wait()
+
+
+def loop_on_cuda(trainer: Trainer, data: RunData, run: RunFolder) -> TrainLoop:
+    """Returns a run in progress before its first step."""
+    run.create()
+    layout, progress = Layout(World(device=CUDA)), NoProgress()
+    tracking, windows = Tracking((), progress.say), StepWindows((), run.profiles, CUDA, progress.say)
+    return TrainLoop(trainer, data, run, layout, None, progress, Requests(), tracking, windows)
+
+
+def advance(loop: TrainLoop, batches: Sequence[Batch], save: bool) -> None:
+    """Takes the next step of a run on batches that are on the host."""
+    ready = [batch.ready_for(CUDA) for batch in batches]
+    counts = [sum(batch.num_targets for batch in batches), sum(batch.tokens.numel() for batch in batches)]
+    take = loop.advance if loop.state.step else loop.begin
+    take(ready, Agreement(*counts, stop=False, save=save))
