@@ -6,10 +6,12 @@ from pretended_cuda import library, obstacle, pretended_cuda
 
 
 @pytest.fixture(scope="session")
-def device(request):
+def device(request, tmp_path_factory):
     if (reason := obstacle()) is not None:
         pytest.skip(reason)
-    return library(request.config.cache.mkdir("pretended_cuda"))
+    is_kept = request.config.pluginmanager.has_plugin("cacheprovider")
+    folder = request.config.cache.mkdir("pretended_cuda") if is_kept else tmp_path_factory.mktemp("pretended_cuda")
+    return library(folder)
 
 
 @pytest.fixture

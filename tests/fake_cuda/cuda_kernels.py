@@ -15,12 +15,19 @@ _FOR_CUDA = (
 )
 
 
+@functools.cache
 def has_cuda_kernel(operation: Any) -> bool:
     """Returns whether an operator's overload can run on CUDA, in some dtype."""
     name = operation.name()
     if operation.namespace == "aten" and (known := _table().get(name.removeprefix("aten::"))) is not None:
         return known
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in _FOR_CUDA)
+
+
+@functools.cache
+def is_composite(operation: Any) -> bool:
+    """Returns whether an operator's overload is made of others."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd")
 
 
 @functools.cache

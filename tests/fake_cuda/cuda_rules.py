@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_kernels import has_cuda_kernel
+from cuda_kernels import has_cuda_kernel, is_composite
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -18,8 +18,11 @@ import ml
 _PACKAGE = Path(ml.__file__).parent
 # Operations whose result has a shape, or whose checks have an outcome, that the host must read.
 _READ_BY_THE_HOST = frozenset(
-    "_local_scalar_dense nonzero masked_select _unique _unique2 unique_dim unique_consecutive equal bincount histc "
-    "embedding_renorm_ multinomial linalg_inv_ex _linalg_check_errors linalg_lstsq segment_reduce".split()
+    (
+        *("_local_scalar_dense", "equal", "nonzero", "masked_select", "multinomial", "bincount", "histc"),
+        *("_unique", "_unique2", "unique_dim", "unique_consecutive", "embedding_renorm_", "segment_reduce"),
+        *("linalg_inv_ex", "_linalg_check_errors", "linalg_lstsq"),
+    )
 )
 _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"))
 _COPIES = frozenset(("_to_copy", "copy_"))
@@ -47,6 +50,8 @@ class CudaRules(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks for the device of a tensor and such
+            return func(*args, **kwargs)
         if kwargs.get("pin_memory") or func is torch.ops.aten._pin_memory.default:
             return self._pin(func, args, kwargs)
         tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -57,7 +62,10 @@ class CudaRules(TorchDispatchMode):
         if func.namespace == "juniper":
             with self:
                 return OPDEFS[func.name()]._init_fn(*args, **kwargs)
-        if func.namespace != "prim" and not has_cuda_kernel(func):
+        if is_composite(func):  # which autograd takes apart, where it is on
+            with self:
+                return func.decompose(*args, **kwargs)
+        if not has_cuda_kernel(func):
             raise RuleBroken(f"{func} has no CUDA kernel")
         if func._opname in _COPIES and len(devices) > 1:
             return self._copy_between_devices(func, args, kwargs)

@@ -13,6 +13,8 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ml.layers import tracing
+
 SOURCE = Path(__file__).with_name("device.cpp")
 CUDA = torch.device("cuda", 0)
 
@@ -85,9 +87,16 @@ def pretended_cuda(device: ctypes.CDLL) -> Iterator[FakeTensorMode]:
 def _of_python() -> Iterator[contextlib.AbstractContextManager]:
     """Yields replacements of what torch asks a CUDA device in Python."""
     cuda = torch.cuda
-    yield mock.patch.object(cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    yield mock.patch.object(cuda, "is_bf16_supported", lambda *args, **kwargs: True)
-    yield mock.patch.object(cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    yield mock.patch.object(cuda, "manual_seed", lambda seed: None)
-    yield mock.patch.object(cuda, "max_memory_allocated", lambda device: 0)
+    answers = {
+        "is_bf16_supported": True,
+        "get_device_name": "NVIDIA H100 80GB HBM3",
+        "get_device_capability": (9, 0),
+        "manual_seed": None,
+        "max_memory_allocated": 0,
+    }
+    for name, answer in answers.items():
+        yield mock.patch.object(cuda, name, return_value=answer)
+    yield mock.patch.object(cuda.amp.common, "amp_definitely_not_available", return_value=False)
     yield mock.patch.object(cuda, "Event", Event)
+    # Tensors without values stand for ones that have some, which the code must not read.
+    yield mock.patch.object(tracing, "FakeTensor", ())

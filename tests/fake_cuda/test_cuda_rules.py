@@ -57,6 +57,19 @@ def test_a_synchronization_in_the_backward_pass_is_found(cuda):
         ReadsInBackward.apply(torch.ones(3, device=CUDA, requires_grad=True)).sum().backward()
 
 
+@torch.library.custom_op("juniper::reads_for_test", mutates_args=())
+def reads(x: torch.Tensor) -> torch.Tensor:
+    return x * x.max().item()
+
+
+reads.register_fake(torch.empty_like)
+
+
+def test_a_synchronization_inside_an_operator_of_juniper_is_found(cuda):
+    with cuda(), pytest.raises(RuleBroken):
+        reads(torch.ones(3, device=CUDA))
+
+
 @pytest.mark.parametrize("change", [lambda x: x + torch.ones(4), lambda x: torch.cat([x, torch.ones(3, 4)])])
 def test_a_mix_of_devices_is_found(cuda, change):
     with cuda(), pytest.raises((FakeTensorDeviceMismatchError, RuntimeError), match="device"):
@@ -64,7 +77,7 @@ def test_a_mix_of_devices_is_found(cuda, change):
 
 
 def test_an_operation_of_the_cpu_alone_is_found(cuda):
-    with cuda(), pytest.raises(RuleBroken, match="aten.histogram.bin_ct has no CUDA kernel"):
+    with cuda(), pytest.raises(RuleBroken, match=r"aten\.histogram\.bin_ct has no CUDA kernel"):
         torch.histogram(torch.ones(3, device=CUDA), 4)
 
 
@@ -77,7 +90,7 @@ on_cpu.register_fake(torch.empty_like)
 
 
 def test_an_operator_registered_for_the_cpu_alone_is_found(cuda):
-    with cuda(), pytest.raises(RuleBroken, match="juniper_test.on_cpu"):
+    with cuda(), pytest.raises(RuleBroken, match=r"juniper_test\.on_cpu"):
         on_cpu(torch.ones(3, device=CUDA))
 
 

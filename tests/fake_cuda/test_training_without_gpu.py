@@ -1,10 +1,42 @@
-"""A training step on CUDA, of every recipe, mixer and optimizer, on a machine that has no GPU."""
+"""A training step on CUDA, of every recipe, mixer and optimizer, on a machine that has no GPU.
+
+The steps run on tensors without values, under `CudaRules`. Seen are tensors on two devices, shapes that do not fit,
+operations without a CUDA kernel, and each place where the host waits for the device: a value that it reads, a copy that
+it awaits. Not seen are wrong values, the dtypes and sizes that a kernel takes unless torch's function of shapes checks
+them, the kernels that torch chooses by itself (attention runs as its plain formula), memory, and speed.
+"""
 
 import pytest
-from test_recipes import CONFIGS, SMALL, TRAINING, load, write_data
-from training_on_cuda import run_on_cuda
+import torch
+from layers.mixer_cases import MIXERS
+from test_recipes import CONFIGS, RECIPES, SMALL, TRAINING, load, write_data
+from training_on_cuda import CUDA, run_on_cuda
 
 from ml.api import build_trainer
+from ml.blocks import ActivationCheckpointing, DecoderBlock, SelectiveActivationCheckpointing
+from ml.config.configurable import candidates, known_names
+from ml.layers import Context
+from ml.layers.context import places_in_documents
+from ml.models import materialize
+from ml.training.optimizers import Optimizer
+from ml.training.precision import Precision
+
+ONE_STEP = [
+    *(binding for binding in TRAINING if not binding.startswith("Trainer.precision")),
+    "Trainer.num_steps = 1",
+    "Trainer.batch_size = 1",
+]
+SKIP_AND_AVERAGE = [
+    "Trainer.skip_step = @SkipStep",
+    "Trainer.weight_average = @ExponentialMovingAverage",
+]
+B, T, H = 2, 24, 16
+
+
+def subclasses(base: type) -> list[str]:
+    """Returns the names of the subclasses of a class in Juniper."""
+    infos = [info for name in known_names() for info in candidates(name) if info.selector.startswith("ml.")]
+    return sorted(info.name for info in infos if isinstance(info.target, type) and issubclass(info.target, base))
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +48,73 @@ def data(tmp_path_factory):
     return folder
 
 
-BINDINGS = [
-    *TRAINING, "Trainer.batch_size = 1", "Trainer.num_steps = 1",
-]
+@pytest.fixture
+def run(data, tmp_path, monkeypatch, cuda):
+    """Trains a recipe for a few steps and returns the folder of the run."""
+
+    def run(recipe, bindings, logs):
+        monkeypatch.chdir(data)
+        trainer = build_trainer(load(recipe, bindings, allow_unused_bindings=True))
+        run_on_cuda(trainer, tmp_path / "run", cuda, logs)
+        return tmp_path / "run"
+
+    return run
 
 
 @pytest.mark.parametrize("recipe", CONFIGS)
-def test_a_recipe_trains_on_cuda(recipe, data, tmp_path, monkeypatch, cuda):
-    monkeypatch.chdir(data)
-    bindings = [*(b for b in BINDINGS if "precision" not in b), *SMALL[recipe]]
-    trainer = build_trainer(load(recipe, bindings, allow_unused_bindings=True))
-    run_on_cuda(trainer, tmp_path / "run", cuda, [True])
+def test_a_recipe_trains_validates_and_saves(recipe, run):
+    precision = [] if recipe in RECIPES else ["Trainer.precision = @MixedBFloat16"]  # a model alone has none
+    folder = run(recipe, [*ONE_STEP, *precision, *SMALL[recipe]], [True])
+    assert (folder / "checkpoints" / "step_1").is_dir()
+    assert "validation_loss" in (folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("further", [[], SKIP_AND_AVERAGE], ids=["plain", "skip and average"])
+@pytest.mark.parametrize("optimizer", subclasses(Optimizer))
+def test_an_optimizer_steps(optimizer, further, run):
+    bindings = [*TRAINING, "Trainer.num_steps = 9", "Trainer.log_every = 9", *further]
+    one_block = ["Repeat.num_blocks = 1", f"Trainer.optimizer = @{optimizer}"]
+    run("recipes/tiny.gin", [*bindings, *one_block], [True, False])
+
+
+@pytest.mark.parametrize("precision", subclasses(Precision))
+def test_every_precision_accumulates_and_logs_norms(precision, run):
+    bindings = [*TRAINING, "Trainer.norms = @Norms", f"Trainer.precision = @{precision}", "Repeat.num_blocks = 1"]
+    run("recipes/tiny.gin", [*bindings, "Trainer.num_steps = 9", "Trainer.log_every = 9"], [True, False])
+
+
+def inputs(documents: bool) -> tuple[torch.Tensor, Context]:
+    x = torch.ones(B, T, H, device=CUDA, requires_grad=True)
+    if not documents:
+        return x, Context()
+    numbers = torch.zeros(B, T, dtype=torch.int64, device=CUDA)
+    return x, Context(places_in_documents(numbers), numbers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "documents"), [(torch.float32, False), (torch.bfloat16, True)], ids=["float32", "bfloat16, packed"]
+)
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+def test_a_mixer_trains(mixer, dtype, documents, cuda):
+    is_ready = False
+    with cuda(lambda place: not is_ready):
+        layer, (x, context) = materialize(mixer(H), CUDA), inputs(documents)
+        is_ready = True
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            output = layer(x, context)
+        output.float().square().sum().backward()
+    assert (x.grad.device, x.grad.shape) == (CUDA, x.shape)
+    assert all(parameter.grad.device == CUDA for parameter in layer.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("policy", [ActivationCheckpointing, SelectiveActivationCheckpointing])
+def test_activations_are_recomputed(policy, cuda):
+    is_ready = False
+    with cuda(lambda place: not is_ready):
+        layer = materialize(
+            DecoderBlock(H, mixer=MIXERS["attention"], activation_checkpointing=policy, dropout=0.1), CUDA
+        )
+        x, context = inputs(False)
+        is_ready = True
+        layer(x, context).square().sum().backward()
+    assert x.grad.device == CUDA
