@@ -32,7 +32,7 @@ def is_composite(operation: Any) -> bool:
 
 @functools.cache
 def _table() -> dict[str, bool]:
-    """Whether each operator of `native_functions.yaml` has a CUDA kernel: its own, a composite or its delegate's."""
+    """Reads from `native_functions.yaml` which operators have a CUDA kernel: their own, a composite or a delegate's."""
     text = (files("torchgen") / "packaged/ATen/native/native_functions.yaml").read_text("utf-8")
     found, delegates = {}, {}
     for entry in re.split(r"^- func: ", text, flags=re.MULTILINE)[1:]:

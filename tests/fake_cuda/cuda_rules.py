@@ -30,7 +30,7 @@ _UNPINNED = {"pin_memory": False}
 
 
 class RuleBroken(AssertionError):
-    """An operation that fails on CUDA, or makes the host wait for the device. Its traceback is the stack."""
+    """An operation that fails on CUDA or synchronizes. Its traceback is the stack."""
 
 
 class CudaRules(TorchDispatchMode):
@@ -39,8 +39,8 @@ class CudaRules(TorchDispatchMode):
     Tensors of the CPU keep their values. Custom operators of Juniper are looked into.
 
     Args:
-        may_synchronize: Called with the innermost function of Juniper, as `innermost` names it, where the host waits
-            for the device.
+        may_synchronize: Called with the innermost function of Juniper, as `innermost` names it, before a
+            synchronization; False refuses it.
     """
 
     def __init__(self, may_synchronize: Callable[[str], bool]):
@@ -104,7 +104,7 @@ class CudaRules(TorchDispatchMode):
     def _synchronize(self, message: str) -> None:
         place = innermost()
         if not self.may_synchronize(place):
-            raise RuleBroken(f"{message}, for which the host waits for the device in {place}")
+            raise RuleBroken(f"{message}, which synchronizes, in {place}")
 
 
 def _memory(tensor: Tensor) -> int:

@@ -1,9 +1,9 @@
 """A training step on CUDA, of every recipe, mixer and optimizer, on a machine that has no GPU.
 
 The steps run on tensors without values, under `CudaRules`. Seen are tensors on two devices, shapes that do not fit,
-operations without a CUDA kernel, and each place where the host waits for the device: a value that it reads, a copy that
-it awaits. Not seen are wrong values, the dtypes and sizes that a kernel takes unless torch's function of shapes checks
-them, the kernels that torch chooses by itself (attention runs as its plain formula), memory, and speed.
+operations without a CUDA kernel, and every synchronization: a value that the host reads, a copy that it awaits. Not seen
+are wrong values, the dtypes and sizes that a kernel takes unless torch's function of shapes checks them, the kernels
+that torch chooses by itself (attention runs as its plain formula), memory, and speed.
 """
 
 import pytest
@@ -18,6 +18,7 @@ from ml.config.configurable import candidates, known_names
 from ml.layers import Context
 from ml.layers.context import places_in_documents
 from ml.models import materialize
+from ml.training.checkpoints.staging import Staging
 from ml.training.optimizers import Optimizer
 from ml.training.precision import Precision
 
@@ -118,3 +119,18 @@ def test_activations_are_recomputed(policy, cuda):
         is_ready = True
         layer(x, context).square().sum().backward()
     assert x.grad.device == CUDA
+
+
+def test_a_checkpoint_is_staged_in_page_locked_memory_with_one_event(cuda):
+    with cuda() as rules:
+        staging = Staging()
+        tensors = {"weight": torch.ones(3, 2, device=CUDA).T, "step": torch.ones(())}
+        copies, wait = staging.copy(tensors)
+        again, _ = staging.copy(tensors)
+        event = wait.__self__
+        assert (event.is_recorded, event.is_awaited) == (True, False)
+        wait()
+    assert event.is_awaited
+    assert rules.is_pinned(copies["weight"])
+    assert {name: copy.device.type for name, copy in copies.items()} == {"weight": "cpu", "step": "cpu"}
+    assert all(again[name] is copies[name] for name in copies)

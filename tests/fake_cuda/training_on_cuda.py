@@ -17,7 +17,7 @@ from ml.training.signals import Requests
 from ml.training.trackers import Tracking
 
 CUDA = torch.device("cuda", 0)
-# Functions in which the host may wait for the device, in a step that logs, validates or saves.
+# Functions that may synchronize, in a step that logs, validates or saves.
 OF_LOGGING = frozenset(
     (
         "training/loop.py: TrainLoop._require_finite",
@@ -32,7 +32,7 @@ OF_LOGGING = frozenset(
 
 
 def run_on_cuda(trainer: Trainer, folder: Path, cuda: Callable, logs: Sequence[bool]) -> None:
-    """Takes steps of a run; only those that log, the first of which saves too, may wait for the device.
+    """Takes steps of a run; only those that log may synchronize, and the first of them saves.
 
     Args:
         trainer: The trainer.
