@@ -186,7 +186,9 @@ RUNS = {
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01
         Muon.matrices = ('*mixer.*', '*mlp.*')
-        Muon.exclude = ('*query.*', '*key.*')""",
+        Muon.exclude = ('*query.*', '*key.*')
+        Muon.state_format = @Blockwise8BitState
+        Blockwise8BitState.block_size = 8""",
     "phases by steps": phases("num_steps = 3"),
     "phases by fractions": phases("fraction = 0.1"),
     "one phase": "Trainer.schedule = @PhasedSchedule\nPhasedSchedule.phases = {'only': @WarmupPhase}",

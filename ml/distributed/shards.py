@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -141,13 +141,38 @@ def zeros_of_means(tensor: Tensor, dim: int) -> Tensor:
     kept = _with_size_1(tensor.shape, dim)
     if (distributed := as_distributed(tensor)) is None:
         return tensor.new_zeros(kept)
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import Replicate
 
     shares = distributed._local_tensor.new_zeros(_with_size_1(distributed._local_tensor.shape, dim))
     placements = [Replicate() if sharded_dim(one) == tensor.ndim + dim else one for one in distributed.placements]
-    stride = torch.empty(kept, device="meta").stride()
+    return _assembled(shares, kept, distributed, placements)
+
+
+def zeros_of_blocks(tensor: Tensor, size: int) -> Tensor:
+    """Returns float32 zeros for one value of each block of a row, divided as the tensor is.
+
+    Args:
+        tensor: The tensor, (..., n · size), with a whole number of blocks in the rows of every shard.
+        size: Entries of a block.
+
+    Returns:
+        (..., n).
+    """
+    shape = [*tensor.shape[:-1], tensor.shape[-1] // size]
+    if (distributed := as_distributed(tensor)) is None:
+        return tensor.new_zeros(shape, dtype=torch.float32)
+    part = distributed._local_tensor
+    shares = part.new_zeros((*part.shape[:-1], part.shape[-1] // size), dtype=torch.float32)
+    return _assembled(shares, shape, distributed, distributed.placements)
+
+
+def _assembled(shares: Tensor, shape: list[int], like: DTensor, placements: Sequence[Placement]) -> DTensor:
+    """Returns the distributed tensor of a shape with these shares, on the mesh of another one."""
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        shares, distributed.device_mesh, placements, run_check=False, shape=torch.Size(kept), stride=stride
+        shares, like.device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
     )
 
 

@@ -18,10 +18,12 @@ class Precision(abc.ABC):
     Attributes:
         parameter_dtype: The dtype of weights, gradients and optimizer state.
         compute_dtype: The dtype of matrix products.
+        rounds_stochastically: Whether the optimizer rounds updated weights stochastically.
     """
 
     parameter_dtype: torch.dtype
     compute_dtype: torch.dtype
+    rounds_stochastically = False
 
     @abc.abstractmethod
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -59,10 +61,18 @@ class PureBFloat16(Precision):
     """Weights, gradients and optimizer state in bfloat16: a third of the memory of mixed precision.
 
     An update smaller than 2^-9 of its weight is rounded to zero, so expect a higher loss at small learning rates.
+    `stochastic_rounding` avoids that: updates are computed in float32, a few weights at a time, and their expectation
+    is kept (Gupta et al., 2015).
+
+    Args:
+        stochastic_rounding: Whether to round updated weights stochastically instead of to nearest.
     """
 
     parameter_dtype = torch.bfloat16
     compute_dtype = torch.bfloat16
+
+    def __init__(self, stochastic_rounding: bool = False):
+        self.rounds_stochastically = stochastic_rounding
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

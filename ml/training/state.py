@@ -46,6 +46,7 @@ class TrainState:
         tokens: Number of targets in the loss so far.
         sequences: Number of training sequences consumed so far, the position in the data.
         seconds: Duration of the run so far, over all of its processes.
+        rounding_seed: Seed of the stochastic rounding of weights; None rounds to nearest.
         sum_names: Names of what the stages of a pipeline measure, after the first step.
         unvalidated: The record of a step whose validation was interrupted, or None.
         lowest: The lowest values of the validation metrics that decide on checkpoints and on the end of the run.
@@ -63,6 +64,7 @@ class TrainState:
     tokens: int = 0
     sequences: int = 0
     seconds: float = 0.0
+    rounding_seed: int | None = None
     unvalidated: dict[str, Any] | None = None
     sum_names: SumNames | None = None
     lowest: dict[str, Lowest] = field(default_factory=dict)

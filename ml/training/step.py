@@ -10,6 +10,7 @@ from ml.data import Batch
 from ml.distributed.norms import clip_, local_squares
 from ml.training.distillation import TeacherModel
 from ml.training.optimizers.rollback import rolled_back_where
+from ml.training.optimizers.rounding import StochasticRounding
 from ml.training.precision import Precision
 from ml.training.state import TrainState
 from ml.training.step_sums import StepSums, SumNames, summed
@@ -67,7 +68,8 @@ def train_step(
     if max_grad_norm is not None:
         clip_(gradients.values(), grad_norm, max_grad_norm)
     skipped = None if state.skip_step is None else state.skip_step.judge(sums.loss, grad_norm)
-    vars(state.optimizer)["found_inf"] = None if skipped is None else skipped.float()
+    rounding = None if state.rounding_seed is None else StochasticRounding(state.rounding_seed, state.step + 1)
+    vars(state.optimizer).update(found_inf=None if skipped is None else skipped.float(), rounding=rounding)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     for name, router in state.balanced.items():

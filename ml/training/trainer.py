@@ -207,6 +207,9 @@ class Trainer:
             require(is_measured, compared[use], f"compares {lowest.metric!r}, which is not measured{there}")
         can_skip = self.skip_step is None or self.optimizer.can_skip
         require(can_skip, "skip_step", f"cannot be used with {type(self.optimizer).__name__}")
+        can_round = not self.precision.rounds_stochastically or self.optimizer.can_round
+        message = f"cannot be used with stochastic rounding: {type(self.optimizer).__name__} rounds to nearest"
+        require(can_round, "optimizer", message)
 
     def _require_that_data_fits(self, parameter: str, data: Data, name: str = "") -> None:
         problem = self._misfit(data)
@@ -359,7 +362,8 @@ class Trainer:
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)
         parts = (skip_step, average, layout, pipeline)
-        return TrainState(model, optimizer, groups, nowhere, *parts, lowest=self.lowest())
+        seed = self.seed if self.precision.rounds_stochastically else None
+        return TrainState(model, optimizer, groups, nowhere, *parts, lowest=self.lowest(), rounding_seed=seed)
 
     def lowest(self) -> dict[str, Lowest]:
         """Returns the lowest values of validation metrics before the first step, by their use."""

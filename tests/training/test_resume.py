@@ -53,7 +53,10 @@ def test_a_run_that_was_stopped_is_bitwise_the_run_that_was_not(tiny, run_in, mo
     "bindings",
     [
         ["Trainer.precision = @MixedBFloat16"],
-        ["Trainer.precision = @PureBFloat16"],
+        [
+            "Trainer.precision = @PureBFloat16\nPureBFloat16.stochastic_rounding = True",
+            "AdamW.state_format = @Blockwise8BitState\nBlockwise8BitState.block_size = 8",
+        ],
         ["TextData.sampling = @RandomWindows", "block_0/DecoderBlock.lr_scale = 0.0"],
         ["LanguageModel.tie_word_embeddings = True"],
         [

@@ -7,6 +7,7 @@ from ml.training.optimizers.lion import Lion
 from ml.training.optimizers.muon import Muon
 from ml.training.optimizers.optimizer import Assignment, Optimizer
 from ml.training.optimizers.sgd import SGD
+from ml.training.optimizers.state_formats import BFloat16State, Blockwise8BitState, Float32State, StateFormat
 from ml.training.optimizers.state_size import require_whole_state, state_bytes
 
 __all__ = [
@@ -14,10 +15,14 @@ __all__ = [
     "Adafactor",
     "AdamW",
     "Assignment",
+    "BFloat16State",
+    "Blockwise8BitState",
+    "Float32State",
     "Lion",
     "Muon",
     "Optimizer",
     "ParameterGroup",
+    "StateFormat",
     "apply_schedule",
     "group_parameters",
     "require_whole_state",

@@ -11,7 +11,8 @@ from ml.config import configurable, require
 from ml.distributed.shards import zeros_of_means
 from ml.layers.checks import positive_float
 from ml.training.optimizers.optimizer import Optimizer
-from ml.training.optimizers.portioned import Portion, PortionedOptimizer
+from ml.training.optimizers.portion import Portion
+from ml.training.optimizers.portioned import PortionedOptimizer
 
 
 @configurable
@@ -32,6 +33,7 @@ class Adafactor(Optimizer):
     """
 
     can_skip = True
+    can_round = True
 
     def __init__(
         self,

@@ -1,14 +1,19 @@
 """AdamW."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from ml.config import configurable, require
 from ml.distributed.shards import local
 from ml.layers.checks import positive_float
 from ml.training.optimizers.optimizer import Optimizer
+from ml.training.optimizers.portion import Portion
+from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.state_formats import StateFormat
 
 
 @configurable
@@ -23,9 +28,11 @@ class AdamW(Optimizer):
         betas: Decay rates (β₁, β₂) of the running means of the gradient and of its square.
         epsilon: Added to the denominator for numerical stability.
         weight_decay: Weight decay of parameters without a separate one.
+        state_format: Storage of the running means, such as `@Blockwise8BitState`; None is the dtype of the weights.
     """
 
     can_skip = True
+    can_round = True
 
     def __init__(
         self,
@@ -33,8 +40,9 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         epsilon: float = 1e-8,
         weight_decay: float = 0.1,
+        state_format: Callable[..., StateFormat] | None = None,
     ):
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(learning_rate, weight_decay, state_format)
         require(all(0.0 <= beta < 1.0 for beta in betas), "betas", f"must be in [0, 1), not {betas}")
         self.betas = betas
         self.epsilon = positive_float("epsilon", epsilon)
@@ -42,12 +50,14 @@ class AdamW(Optimizer):
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            **self.zeros("exp_avg", parameter),
+            **self.zeros("exp_avg_sq", parameter, is_signed=False),
         }
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return AdamWAlgorithm(settings, betas=self.betas, eps=self.epsilon, fused=True)
+        is_narrow = any(one.dtype == torch.bfloat16 for setting in settings for one in setting["params"])
+        kind = AdamWAlgorithm if self.state_format is None and not is_narrow else PortionedAdamW
+        return kind(settings, betas=self.betas, eps=self.epsilon, fused=True)
 
 
 class AdamWAlgorithm(torch.optim.AdamW):
@@ -58,3 +68,27 @@ class AdamWAlgorithm(torch.optim.AdamW):
         for tensors in lists:
             tensors[:] = map(local, tensors)
         return has_complex
+
+
+class PortionedAdamW(PortionedOptimizer):
+    """`AdamW` in portions, for weights or state with fewer bits than float32."""
+
+    def update(self, portion: Portion, group: dict[str, Any]) -> None:
+        weights, gradients, state, *_ = portion
+        beta1, beta2 = group["betas"]
+        adamw(
+            weights,
+            gradients,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            [],
+            state["step"],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )

@@ -5,11 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ml.training.optimizers.rounding import StochasticRounding
+
 
 class CombinedOptimizer(torch.optim.Optimizer):
     """An optimizer that shares the groups and the state of all `parts`; a step is a step of each."""
 
     found_inf: Tensor | None = None
+    rounding: StochasticRounding | None = None
 
     def __init__(self, parts: list[torch.optim.Optimizer]):
         self.parts = parts
@@ -21,7 +24,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the parts have no common loss
         """Takes a step of each part."""
         for part in self.parts:
-            vars(part)["found_inf"] = self.found_inf
+            vars(part).update(found_inf=self.found_inf, rounding=self.rounding)
             part.step()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Lion."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor, nn
 
 from ml.config import configurable, require
 from ml.training.optimizers.optimizer import Optimizer
-from ml.training.optimizers.portioned import Portion, PortionedOptimizer
+from ml.training.optimizers.portion import Portion
+from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.state_formats import StateFormat
 
 
 @configurable
@@ -21,22 +24,25 @@ class Lion(Optimizer):
         learning_rate: Peak learning rate, scaled by the schedule.
         betas: Interpolation factors (β₁, β₂) of the update and of the momentum.
         weight_decay: Weight decay of parameters without a separate one.
+        state_format: Storage of the momentum, such as `@Blockwise8BitState`; None is the dtype of the weights.
     """
 
     can_skip = True
+    can_round = True
 
     def __init__(
         self,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.3,
+        state_format: Callable[..., StateFormat] | None = None,
     ):
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(learning_rate, weight_decay, state_format)
         require(all(0.0 <= beta < 1.0 for beta in betas), "betas", f"must be in [0, 1), not {betas}")
         self.betas = betas
 
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {"mean": torch.zeros_like(parameter)}
+        return self.zeros("mean", parameter)
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return LionAlgorithm(settings, betas=self.betas)

@@ -15,7 +15,9 @@ from ml.training.optimizers.adamw import AdamW
 from ml.training.optimizers.combined import CombinedOptimizer
 from ml.training.optimizers.groups import ParameterGroup
 from ml.training.optimizers.optimizer import Assignment, Optimizer
-from ml.training.optimizers.portioned import Portion, PortionedOptimizer
+from ml.training.optimizers.portion import Portion
+from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.state_formats import StateFormat
 from ml.training.products import cpu_multiplies_bfloat16
 
 # Quintic polynomial of Jordan et al. (2024): steep at 0, so few iterations bring singular values near 1.
@@ -49,6 +51,7 @@ class Muon(Optimizer):
         matrices: Patterns of parameter names that Muon trains; * matches any text.
         exclude: Patterns of parameter names that `others` trains.
         others: Optimizer of all other parameters, with a separate learning rate: `others/AdamW.learning_rate`.
+        state_format: Storage of the momentum, such as `@Blockwise8BitState`; None is the dtype of the matrices.
     """
 
     def __init__(
@@ -62,8 +65,9 @@ class Muon(Optimizer):
         matrices: tuple[str, ...] = _MATRICES,
         exclude: tuple[str, ...] = _EXCLUDED,
         others: Callable[..., Optimizer] = AdamW,
+        state_format: Callable[..., StateFormat] | None = None,
     ):
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(learning_rate, weight_decay, state_format)
         require(0.0 <= momentum < 1.0, "momentum", f"must be in [0, 1), not {momentum}")
         in_range = 0 < num_iterations <= _MAX_ITERATIONS
         require(in_range, "num_iterations", f"must be from 1 to {_MAX_ITERATIONS}, not {num_iterations}")
@@ -82,6 +86,10 @@ class Muon(Optimizer):
     @property
     def can_skip(self) -> bool:
         return self.others.can_skip
+
+    @property
+    def can_round(self) -> bool:
+        return self.others.can_round
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
         """Returns True if Muon trains the parameter."""
@@ -103,7 +111,7 @@ class Muon(Optimizer):
         return self.others.misfit([group for other, group in self.assign(groups) if other is not self])
 
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(parameter)}
+        return self.zeros("momentum_buffer", parameter)
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return MuonAlgorithm(settings, **self.options)

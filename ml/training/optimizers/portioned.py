@@ -1,58 +1,52 @@
-"""Base class of native optimizers: a step in portions, each of which can be rolled back."""
+"""Base class of native optimizers: a step in portions, each computed in float32 and possibly rolled back."""
 
 import abc
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ml.distributed.shards import Sharding, local, sharding_of
+from ml.distributed.shards import local, shard_of, sharding_of
+from ml.training.optimizers.portion import Portion
 from ml.training.optimizers.rollback import portions, rolled_back_where
-
-
-class Portion(NamedTuple):
-    """Weights of one shape, dtype and sharding, with what a step needs to update them.
-
-    All tensors are those of this process: shards where the weights are divided over processes.
-
-    Attributes:
-        weights: The weights.
-        gradients: Their gradients, which may be overwritten.
-        state: Their state, by key.
-        shape: Shape of a whole weight.
-        sharding: Division of each weight; None if it is not distributed.
-    """
-
-    weights: list[Tensor]
-    gradients: list[Tensor]
-    state: dict[str, list[Tensor]]
-    shape: torch.Size
-    sharding: Sharding | None
+from ml.training.optimizers.rounding import StochasticRounding
+from ml.training.optimizers.widening import Widening
 
 
 class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
     """Updates parameters of one shape, dtype and sharding at once, on the shards of this process.
 
     If `found_inf` is 1, a step leaves everything bitwise unchanged, which takes a copy of each portion and its state
-    during the update. Without `found_inf` there is no copy.
+    during the update. Without `found_inf` there is no copy. Weights and state are widened to float32 during the update
+    if their dtypes differ, or if `rounding` rounds the weights.
     """
 
     found_inf: Tensor | None = None
+    rounding: StochasticRounding | None = None
 
     def __init__(self, settings: list[dict[str, Any]], **defaults: Any):
         super().__init__(settings, defaults)
+        self._widening = Widening()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # gradients are there: none is called
         """Takes a step; skips parameters without a gradient."""
         undo = None if self.found_inf is None else self.found_inf.bool()
         for group in self.param_groups:
+            names = dict(zip(group["params"], group["names"], strict=True))
             for weights in portions([weight for weight in group["params"] if weight.grad is not None]):
                 portion = self._portion(weights)
                 changing = [*portion.weights, *(tensor for tensors in portion.state.values() for tensor in tensors)]
-                with rolled_back_where(undo, changing):
-                    self.update(portion, group)
+                generator = self._generator(weights[0], names[weights[0]])
+                with rolled_back_where(undo, changing), self._widening.of(portion, generator) as wide:
+                    self.update(wide, group)
+
+    def _generator(self, weight: Tensor, name: str) -> torch.Generator | None:
+        """The generator that rounds the portion of a first weight; None if its dtype is not rounded to."""
+        if self.rounding is None or weight.dtype != torch.bfloat16:
+            return None
+        return self.rounding.generator(local(weight).device, name, shard_of(weight).offsets)
 
     def _portion(self, weights: Sequence[Tensor]) -> Portion:
         keys = self.state[weights[0]]

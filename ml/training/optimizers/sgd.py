@@ -1,5 +1,6 @@
 """Stochastic gradient descent."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor, nn
 
 from ml.config import configurable, require
 from ml.training.optimizers.optimizer import Optimizer
-from ml.training.optimizers.portioned import Portion, PortionedOptimizer
+from ml.training.optimizers.portion import Portion
+from ml.training.optimizers.portioned import PortionedOptimizer
+from ml.training.optimizers.state_formats import StateFormat
 
 
 @configurable
@@ -21,9 +24,11 @@ class SGD(Optimizer):
         momentum: Decay rate of the momentum; 0 keeps no state.
         nesterov: Whether the update is momentum · m + g (Nesterov momentum; Sutskever et al., 2013).
         weight_decay: Weight decay of parameters without a separate one.
+        state_format: Storage of the momentum, such as `@Blockwise8BitState`; None is the dtype of the weights.
     """
 
     can_skip = True
+    can_round = True
 
     def __init__(
         self,
@@ -31,15 +36,16 @@ class SGD(Optimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        state_format: Callable[..., StateFormat] | None = None,
     ):
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(learning_rate, weight_decay, state_format)
         require(0.0 <= momentum < 1.0, "momentum", f"must be in [0, 1), not {momentum}")
         require(momentum > 0.0 or not nesterov, "nesterov", "needs SGD.momentum above 0")
         self.momentum = momentum
         self.nesterov = nesterov
 
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(parameter)} if self.momentum else {}
+        return self.zeros("momentum_buffer", parameter) if self.momentum else {}
 
     def algorithm(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return SGDAlgorithm(settings, momentum=self.momentum, nesterov=self.nesterov)
