@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable, unused
+from ml.config import Neutral, child, configurable, unused
 from ml.layers.checks import finite, probability
 from ml.layers.children import optional_child
 from ml.layers.context import Context
@@ -17,7 +17,7 @@ from ml.layers.normalization import RMSNorm
 from ml.layers.protocol import NoProducts
 
 
-@configurable
+@configurable(neutral={"activation_checkpointing": Neutral(rounding=True)})
 class DecoderBlock(NoProducts):
     """Residual block: a mixer, then an MLP. With f one of them and s the `residual_scale`:
 
@@ -62,6 +62,7 @@ class DecoderBlock(NoProducts):
         self.norm_position = norm_position
         self.residual_scale = finite("residual_scale", residual_scale)
         self.dropout = probability("dropout", dropout)
+        self.draws_noise = self.dropout > 0.0
         self.activation_checkpointing = optional_child("activation_checkpointing", activation_checkpointing)
         unused(mlp is None, "mlp_norm", "mlp")
         unused(mlp is None, "mlp_output_norm", "mlp")

@@ -72,6 +72,9 @@ def show(
         if not found:
             raise UserError(f"no parameter matches --explain={pattern}")
         print(f"\n{explain(found)}")
+    if launch.continuation.saved is not None:
+        print(f"\nThe configuration is right, and nothing was trained. The run in {launch.folder.path} is unchanged")
+        return
     launch.write_config()
     print(f"\nThe configuration is right, and nothing was trained. It is written to {launch.folder.path}")
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ml.config.analysis import Analysis, Analyzer
 from ml.config.built import Built
+from ml.config.comparison import difference, fingerprint
 from ml.config.components import Component
 from ml.config.configurable import Configurable, is_outdated
 from ml.config.construction import Build
@@ -17,7 +18,7 @@ from ml.config.errors import ConfigError, Location, Problem, did_you_mean
 from ml.config.garbage import no_garbage_collection
 from ml.config.imported import ImportedValue, imported_statements
 from ml.config.names import Names
-from ml.config.operative import difference, fingerprint, operative_config
+from ml.config.operative import operative_config
 from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
 from ml.config.provenance import Record, records, value_at

@@ -12,7 +12,7 @@ import gin
 
 from ml.config import gin_internals
 from ml.config.annotations import Annotation, annotations_of
-from ml.config.signatures import Configurable, ParameterSpec
+from ml.config.signatures import Configurable, Neutral, ParameterSpec
 from ml.config.values import Reference
 
 
@@ -52,12 +52,13 @@ class _Active(threading.local):
 
 active = _Active()
 _by_selector: dict[str, Configurable] = {}
-_neutral: dict[str, bool | Collection[str]] = {}  # by selector
+_neutral: dict[str, Neutral | Mapping[str, Neutral | None]] = {}  # by selector
 _by_object: dict[int, tuple[Any, Configurable]] = {}  # by id, with the object itself so that the id is not reused
 
 
 # A class stays the class and a function keeps its signature, for type checkers and editors as well as at run time.
 _Target = TypeVar("_Target", bound=Callable[..., Any])
+_Neutral = bool | Neutral | Collection[str] | Mapping[str, Neutral | None]
 
 
 class _Decorator(Protocol):
@@ -74,13 +75,15 @@ def configurable(
     module: str | None = ...,
     allowlist: Sequence[str] | None = ...,
     denylist: Sequence[str] | None = ...,
-    neutral: bool | Collection[str] = ...,
+    neutral: _Neutral = ...,
 ) -> _Decorator: ...
-def configurable(name_or_target: Any = None, /, *, neutral: bool | Collection[str] = (), **options: Any) -> Any:
+def configurable(name_or_target: Any = None, /, *, neutral: _Neutral = (), **options: Any) -> Any:
     """Makes a class or a function configurable. Takes the arguments of `gin.configurable`.
 
-    `neutral` names the parameters, or is True for all of them, that change no result of a run beyond rounding, such as
-    the number of processes that share the work. They are saved and are no part of the fingerprint.
+    `neutral` names the parameters, or is True for all of them, that change no result of a run, such as the interval of
+    checkpoints; `Neutral` declares those that change it by rounding, or that are neutral in some runs. They are saved
+    and are no part of the fingerprint. What a neutral parameter holds as a part is neutral with it, except for the
+    parameters that a dict maps to None.
 
     While a configuration is being built, its bindings fill the parameters that the caller does not pass. At any other
     time the object behaves as under `gin.configurable`.
@@ -91,7 +94,7 @@ def configurable(name_or_target: Any = None, /, *, neutral: bool | Collection[st
 
 
 def _register(
-    target: Callable[..., Any], name: str | None, options: dict[str, Any], neutral: bool | Collection[str]
+    target: Callable[..., Any], name: str | None, options: dict[str, Any], neutral: _Neutral
 ) -> Callable[..., Any]:
     if isinstance(target, type) and "__init__" not in target.__dict__:
         # Gin would wrap the inherited __init__, which is already wrapped: the parent's bindings would then apply too.
@@ -100,17 +103,32 @@ def _register(
     with gin.config.interactive_mode() if _is_defined_again(target, name, options) else nullcontext():
         gin.configurable(name, **options)(target)
     entry = gin_internals.entry_of(target)
-    if neutral:
-        _neutral[entry.selector] = neutral
+    _neutral[entry.selector] = _as_declared(neutral)
     return adopt(entry).target
 
 
-def is_neutral(key: str) -> bool:
-    """Returns whether a parameter, such as "Mesh.tensor", changes no result of a run; see `configurable`."""
-    name, _, parameter = key.rpartition(".")
-    found = candidates(name)
-    declared = [_neutral.get(info.selector, ()) for info in found]
-    return bool(found) and all(some is True or (some and parameter in some) for some in declared)
+def _as_declared(neutral: _Neutral) -> Neutral | Mapping[str, Neutral | None]:
+    if isinstance(neutral, bool):
+        return Neutral() if neutral else {}
+    if isinstance(neutral, Neutral | Mapping):
+        return neutral
+    return dict.fromkeys(neutral, Neutral())
+
+
+def declared_neutral(info: Configurable) -> Neutral | Mapping[str, Neutral | None]:
+    """Returns the neutral parameters of a configurable by name; a single declaration is of all of them.
+
+    A parameter with None changes results even where a neutral parameter holds the configurable.
+    """
+    return _neutral.get(info.selector, {})
+
+
+def holding_for(info: Configurable, product: Any) -> frozenset[str]:
+    """Returns the parameters whose conditional declaration as neutral holds for what a configurable built."""
+    declared = declared_neutral(info)
+    if isinstance(declared, Neutral):
+        return frozenset()
+    return frozenset(name for name, one in declared.items() if one and one.only_if and one.only_if(product))
 
 
 def _is_defined_again(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import gin
 
 from ml.config import gin_internals
 from ml.config.built import Built
-from ml.config.configurable import Configurable, active, constructed_by, newest
+from ml.config.configurable import Configurable, active, constructed_by, holding_for, newest
 from ml.config.copies import Copier
 from ml.config.errors import ConfigError, Location, ParameterError, Problem
 from ml.config.failures import describe_error, missing_attribute
@@ -137,7 +137,7 @@ class Build:
             suggestions = self._suggestions(path, original.info, _NOTHING, _NOTHING)
             inner = original.path[len(path) :]
             call = Call((*path, *inner), original.info, original.plan, original.parent, original.arguments, suggestions)
-            call.unused, call.original = original.unused, original
+            call.unused, call.neutral, call.original = original.unused, original.neutral, original
             self.calls.append(call)
             self._made[id(component)] = call
         return component
@@ -188,7 +188,9 @@ class Build:
         if plan.left_out:
             self._needed(call)
         if self._keep_calls:
-            self._made[id(args[0] if skip else made)] = call
+            product = args[0] if skip else made
+            self._made[id(product)] = call
+            call.neutral = holding_for(info, product)
         return made
 
     def _values(self, call: Call) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _inside(copy: Call, original: Call) -> Iterator[Call]:
     for call in all_calls(original.inside):
         path = (*copy.path, *call.path[len(original.path) :])
         here = Call(path, call.info, call.plan, moved[call.parent], call.arguments, call.suggestions)
-        here.unused = call.unused
+        here.unused, here.neutral = call.unused, call.neutral
         moved[call] = here
         yield here
 

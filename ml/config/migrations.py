@@ -13,7 +13,7 @@ from ml.config.values import LEFT_OUT
 
 LAYER_LINE = "juniper.layer = "
 _LEFT_OUT = f"%{LEFT_OUT.name}"
-_KEY = re.compile(r"(?P<scope>(?:[^\s/=]+/)*)(?P<name>[\w.]+)\.(?P<parameter>\w+) = (?P<value>.*)")
+_KEY = re.compile(r"(?P<scope>(?:[^\s/=]+/)*)(?P<name>[\w.]+)\.(?P<parameter>\w+) = (?P<value>.*?)(?:  # neutral)?")
 
 
 class Renamed(NamedTuple):

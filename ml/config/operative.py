@@ -7,18 +7,19 @@ applies nowhere else. An option that had no effect is listed as `%juniper.left_o
 effective is an error.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import gin
 
+from ml.config.comparison import HEADER, NEUTRAL_SUFFIX
 from ml.config.components import Component
-from ml.config.configurable import is_neutral, reference_to
+from ml.config.configurable import reference_to
 from ml.config.construction import Build
 from ml.config.effects import Effects
 from ml.config.errors import ConfigError, Problem
 from ml.config.names import Names
+from ml.config.neutrality import NeutralParts, is_neutral
 from ml.config.plans import Call
 from ml.config.provenance import text_of
 from ml.config.scopes import compress, parse_range, without_indices
@@ -33,47 +34,6 @@ _TITLES = {
     Layer.IMPORTED: "Imported with a checkpoint",
     Layer.FILE: "Set by configuration files and flags",
 }
-LEFT_OUT_SUFFIX = f" = %{LEFT_OUT.name}"
-_HEADER = "# The operative config of a run: every value that took effect. Later bindings override it.\n"
-
-
-def fingerprint(operative: str) -> str:
-    """Returns the SHA-256 of an operative config, equal for equal runs.
-
-    Options without effect, and options that change no result of a run, are omitted.
-    """
-    text = "\n\n".join(_sections_with_effect(operative)) + "\n"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sections_with_effect(operative: str) -> Iterator[str]:
-    for section in operative.removesuffix("\n").split("\n\n"):
-        lines = [line for line in section.splitlines() if is_heading(line) or not _has_no_effect(line)]
-        if any(not is_heading(line) for line in lines) or section.startswith(_HEADER.rstrip()):
-            yield "\n".join(lines)
-
-
-def _has_no_effect(line: str) -> bool:
-    key, _, _ = line.partition(" = ")
-    return line.endswith(LEFT_OUT_SUFFIX) or is_neutral(key.rpartition("/")[2])
-
-
-def is_heading(line: str) -> bool:
-    """Returns whether a line of an operative config is empty, a comment or the start of a layer."""
-    return not line or line.startswith(("#", "juniper.layer = "))
-
-
-def difference(ours: str, theirs: str) -> list[str]:
-    """Returns the lines with effect that differ between two operative configs, `-` for ours and `+` for theirs."""
-
-    def statements(operative: str) -> dict[str, None]:
-        lines = "\n".join(_sections_with_effect(operative)).splitlines()
-        return {line: None for line in lines if not is_heading(line)}
-
-    mine, other = statements(ours), statements(theirs)
-    removed = [line for line in mine if line not in other]
-    added = [line for line in other if line not in mine]
-    return [f"- {line}" for line in removed] + [f"+ {line}" for line in added]
 
 
 def operative_config(
@@ -100,11 +60,10 @@ def operative_config(
     written = [b for b in effects.effective if b.layer >= Layer.IMPORTED]
     for binding in _canonical_order([*written, *effects.without_effect]):
         section = Layer.IMPORTED if binding.layer is Layer.IMPORTED else Layer.FILE
-        value = binding.value if binding in effects.effective else LEFT_OUT
-        sections[section].append(writer.line(binding.key_by(names.spell), value, str(binding.location)))
+        sections[section].append(writer.binding(binding, binding in effects.effective))
     if writer.problems:
         raise ConfigError(writer.problems)
-    parts = [_HEADER, *(f"{line}\n" for line in sorted({i.text for i in imports}))]
+    parts = [HEADER, *(f"{line}\n" for line in sorted({i.text for i in imports}))]
     if hashes := {component.file: component.sha256 for component in components}:
         parts.append(f"{CODE_KEY} = {text_of(hashes)}\n")
     for layer, lines in sections.items():
@@ -121,26 +80,43 @@ class _Writer:
         self._spell = names.spell
         self.problems: list[Problem] = []
         self.built: dict[Configurable, list[Call]] = {}
+        self._neutral = NeutralParts(calls)
+        self._users: dict[Binding, list[Call]] = {}
         for call in calls:
             self.built.setdefault(call.info, []).append(call)
+            for parameter, candidate in call.plan.strong.items():
+                if parameter not in call.arguments and parameter not in call.unused:
+                    self._users.setdefault(candidate.binding, []).append(call)
 
-    def line(self, key: str, value: object, origin: str) -> str:
-        """Returns `key = value`, or reports that the value of `origin` cannot be written."""
+    def line(self, key: str, value: object, origin: str, users: Iterable[tuple[Call, str]] = ()) -> str:
+        """Returns `key = value`, or reports that the value of `origin` cannot be written.
+
+        A value that changes no result is marked, unless its declaration alone says so.
+        """
+        marked = [self._neutral.contains(call, parameter) for call, parameter in users]
+        is_marked = bool(marked) and all(marked) and not is_neutral(key.rpartition("/")[2])
         try:
-            return f"{key} = {text_of(value, self._spell)}"
+            return f"{key} = {text_of(value, self._spell)}{NEUTRAL_SUFFIX if is_marked else ''}"
         except UnwritableError as error:
             self.problems.append(Problem(None, f"{key} ({origin}): {error}"))
             return ""
 
+    def binding(self, binding: Binding, has_effect: bool) -> str:
+        """Returns the line for a binding."""
+        users = [(call, binding.parameter) for call in self._users.get(binding, ())]
+        value = binding.value if has_effect else LEFT_OUT
+        return self.line(binding.key_by(self._spell), value, str(binding.location), users if has_effect else ())
+
     def default(self, info: Configurable, parameter: str) -> list[str]:
         """Returns the line for a default of the code if a component uses it."""
-        for call in self.built[info]:
-            if _source(call, parameter) is Layer.DEFAULT:
-                saved = call.plan.weak.get(parameter)
-                value = saved.binding.value if saved else info.parameters[parameter].default
-                self._check(info, parameter, value)
-                return [self.line(f"{self._spell(info)}.{parameter}", value, "its default")]
-        return []
+        users = [call for call in self.built[info] if _source(call, parameter) is Layer.DEFAULT]
+        if not users:
+            return []
+        saved = users[0].plan.weak.get(parameter)
+        value = saved.binding.value if saved else info.parameters[parameter].default
+        self._check(info, parameter, value)
+        pairs = ((call, parameter) for call in users)
+        return [self.line(f"{self._spell(info)}.{parameter}", value, "its default", pairs)]
 
     def _check(self, info: Configurable, parameter: str, value: object) -> None:
         """Reports a default that does not fit its annotation, since reading it back would fail."""
@@ -160,9 +136,9 @@ class _Writer:
                 continue
             for parameter in call.suggestions.saved.keys() | call.suggestions.defaults.keys():
                 if _source(call, parameter) is Layer.PARENT:
-                    text = self.line(
-                        "", call.suggestions.value(parameter), f"{call.info.name}.{parameter}, by its parent"
-                    )
+                    origin = f"{call.info.name}.{parameter}, by its parent"
+                    neutral = [] if is_neutral(f"{self._spell(call.info)}.{parameter}") else [(call, parameter)]
+                    text = self.line("", call.suggestions.value(parameter), origin, neutral)
                     kind = (call.parent.info, without_indices(call.suggestions.place), call.info, parameter)
                     values.setdefault(kind, {}).setdefault(text, set()).add(call.suggestions.place)
         lines = []

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from gin import config_parser
 
 from ml.config.code import Code, Places
+from ml.config.comparison import NEUTRAL_SUFFIX
 from ml.config.components import Component, Importer
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import Unreadable, statements
@@ -156,7 +157,9 @@ class Reader:
             text = self._migrated(text, source)
         for number, statement in statements(text):
             quoted = lines[number - 1] if number <= len(lines) else ""
-            location = Location(source, number if numbered else None, saved=saved.get(quoted))
+            location = Location(
+                source, number if numbered else None, saved=saved.get(quoted.removesuffix(NEUTRAL_SUFFIX))
+            )
             if isinstance(statement, Unreadable):
                 if statement.lost:
                     self.lost.add_text(statement.lost)

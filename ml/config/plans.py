@@ -106,9 +106,21 @@ class Call:
         unused: The parameters without effect, with the causes.
         original: The construction that was copied instead of calling the constructor again; None if it was called.
         inside: The recorded calls inside this one, if it was copied.
+        neutral: The parameters whose conditional declaration as neutral holds for what was built.
     """
 
-    __slots__ = ("arguments", "info", "inside", "original", "parent", "path", "plan", "suggestions", "unused")
+    __slots__ = (
+        "arguments",
+        "info",
+        "inside",
+        "neutral",
+        "original",
+        "parent",
+        "path",
+        "plan",
+        "suggestions",
+        "unused",
+    )
 
     def __init__(self, path, info, plan, parent, arguments, suggestions):
         self.path: tuple[str, ...] = path
@@ -120,6 +132,7 @@ class Call:
         self.unused: Mapping[str, tuple[Cause, ...]] = _NOTHING
         self.original: Call | None = None
         self.inside: Sequence[Call] = ()
+        self.neutral: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> list[ParameterSpec]:

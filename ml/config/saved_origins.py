@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ml.config.comparison import fingerprint
 from ml.config.configurable import Configurable
 from ml.config.errors import SavedOrigin
-from ml.config.operative import fingerprint
 from ml.config.provenance import text_of
 from ml.config.statements import Binding, Layer
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 EMPTY = inspect.Parameter.empty
 
@@ -23,6 +23,18 @@ class ParameterSpec:
     annotation: Any
     default: Any
     unresolved: str = ""
+
+
+class Neutral(NamedTuple):
+    """Declaration that a parameter changes no result of a run.
+
+    Attributes:
+        rounding: Whether results are equal within rounding only, and not bitwise.
+        only_if: Returns whether the declaration holds, given what is built; None for always.
+    """
+
+    rounding: bool = False
+    only_if: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

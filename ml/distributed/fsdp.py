@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ml.blocks.sequence import BlockSequence
-from ml.config import configurable
+from ml.config import Neutral, configurable
 from ml.layers.experts import Experts
 
 if TYPE_CHECKING:
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 _ENTRIES = ("loss",)  # methods of a model that are called from outside besides `forward`
 
 
-@configurable(neutral=["reshard_after_forward", "offload"])
+@configurable(
+    neutral={
+        "reshard_after_forward": Neutral(rounding=True),
+        "offload": Neutral(rounding=True),
+        "gather_dtype": None,
+        "reduce_dtype": None,
+    }
+)
 class FullyShard:
     """Sharding of weights, gradients and optimizer state (Zhao et al., 2023, as `torch.distributed.fsdp.fully_shard`).
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ml.config import child, configurable, require, unused
+from ml.config import Neutral, child, configurable, require, unused
 from ml.distributed.fsdp import FullyShard
 from ml.distributed.schedules import OneForwardOneBackward, PipelineSchedule
 from ml.layers.checks import positive_float
@@ -44,7 +44,7 @@ class MeshError(ValueError):
     """A mesh does not fit the number of processes."""
 
 
-@configurable(neutral=True)
+@configurable(neutral=Neutral(rounding=True))
 class Mesh:
     """Arrangement of the processes of a run; has no effect on the result beyond rounding.
 

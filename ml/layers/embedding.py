@@ -106,6 +106,7 @@ class Embeddings(NoProducts):
         super().__init__(lr_scale)
         self.scale = finite("scale", scale)
         self.dropout = probability("dropout", dropout)
+        self.draws_noise = self.dropout > 0.0
         self.token = child("token", token, vocab_size, hidden_size)
         self.position = optional_child("position", position, hidden_size)
 

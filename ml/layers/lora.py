@@ -49,6 +49,7 @@ class LoRA(Adapter):
         rank = positive("rank", rank)
         self.scale = positive_float("alpha", alpha) / (math.sqrt(rank) if rank_stabilized else rank)
         self.dropout = probability("dropout", dropout)
+        self.draws_noise = self.dropout > 0.0
         self.A = weight_child((rank, in_features), A_initialization, name="A")
         self.B = weight_child((out_features, rank), B_initialization, name="B")
 

@@ -15,6 +15,7 @@ declare something is refused where it is needed, with its place and the declarat
 | `scaled_normal`, depths of multi-token prediction | `Stack` | an error in the dry run |
 | a draw in every step | `Drawn` | the layer is not drawn |
 | load balancing without a loss | `Balanced` | the layer is not balanced |
+| another micro-batch size, or compiling, in a resumed run | `Layer` | such a run needs `--extend` |
 
 How a layer is sharded (tensor, context, expert, pipeline) and how its weights map to another format are no part of
 this contract. Both are answered outside the layer, in tables keyed by its type, so that a layer stays pure torch and a
@@ -50,9 +51,13 @@ class Layer(nn.Module):
 
     Attributes:
         lr_scale: Multiplies the learning rate of all parameters in the layer; 0 freezes them.
+        draws_noise: Whether the layer draws random numbers in training, as dropout does.
+        couples_sequences: Whether the loss depends on which sequences are in one micro-batch.
     """
 
     lr_scale: float = 1.0
+    draws_noise: bool = False
+    couples_sequences: bool = False
 
     def __init__(self, lr_scale: float = 1.0):
         super().__init__()

@@ -92,6 +92,7 @@ class SoftmaxRouter(Router):
         self.normalize = normalize
         self.auxiliary_loss = non_negative("auxiliary_loss", auxiliary_loss)
         self.z_loss = non_negative("z_loss", z_loss)
+        self.couples_sequences = self.auxiliary_loss > 0.0 or self.z_loss > 0.0
 
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)  # (N, E)

@@ -7,6 +7,8 @@ from torch import nn
 from ml.layers.protocol import Buffered, Layer, Mixer, Stack
 from ml.layers.walk import named_modules
 
+_NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
 
 def obstacle_to_decoding(mixing: Mapping[str, nn.Module]) -> str | None:
     """The layer that does not decode from a cache, and what to declare; None where all do.
@@ -74,6 +76,22 @@ def obstacle_to_allocation(model: nn.Module) -> str | None:
                 f"meta device: {advice}"
             )
     return None
+
+
+def draws_noise(model: nn.Module) -> bool:
+    """Returns whether a layer draws random numbers in training, or does not declare that it draws none."""
+    return any(_may(module, "draws_noise") for _, module in named_modules(model))
+
+
+def couples_sequences(model: nn.Module) -> bool:
+    """Returns whether the loss depends on which sequences share a micro-batch, or a layer does not declare it."""
+    return any(_may(module, "couples_sequences") for _, module in named_modules(model))
+
+
+def _may(module: nn.Module, declared: str) -> bool:
+    if isinstance(module, Layer):
+        return getattr(module, declared)
+    return not _is_of_torch(module) or bool(module._parameters) or isinstance(module, _NOISY)
 
 
 def obstacle_to_depth(path: str, module: nn.Module) -> str | None:

@@ -3,22 +3,23 @@
 import datetime
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from ml.config import Config, difference, fingerprint
+from ml.config import Config
 from ml.config.errors import report
 from ml.data import Dataset
 from ml.distributed import Layout, World
 from ml.errors import ArgumentError
+from ml.runs.continuation import Continuation, continuation
 from ml.runs.run import Run
 from ml.runs.teacher import open_teacher
 from ml.training import InitialWeights, Outcome, RunData, RunFolder, Trainer, train
+from ml.training.history import describe_start
 from ml.training.preflight import warnings_of
 from ml.training.run_folder import ReadOnlyRunFolder
-
-_MOST_DIFFERENCES = 20
 
 
 class Launch:
@@ -52,7 +53,7 @@ class Launch:
         self.world = world
         self.device = world.device
         self.sizes = trainer.mesh_sizes(world.size)
-        path = world.first(lambda: _folder(config, run_dir))
+        path, self.continuation = world.first(lambda: _placed(config, run_dir))
         self.folder = RunFolder(path) if world.is_first else ReadOnlyRunFolder(path)
         self.initial = None
         if init_from is not None:
@@ -74,14 +75,22 @@ class Launch:
             print(f"warning: {warning}", file=sys.stderr)
 
     def write_config(self) -> None:
-        """Creates the folder and writes the configuration to it."""
+        """Creates the folder and writes the configuration to it, as the first process."""
         config = self.config
+        self.folder.create()
+        self.folder.write_config(config.text, config.operative, config.provenance(), config.components)
 
-        def write() -> None:
-            self.folder.create()
-            self.folder.write_config(config.text, config.operative, config.provenance(), config.components)
+    def _begin(self, step: int, environment: Mapping[str, Any], stream: TextIO) -> None:
+        """Records a start in the locked folder; killed at any moment, it leaves a folder that the same command resumes.
 
-        self.world.first(write)
+        The history comes first: until the configuration is written, a start finds the same change again.
+        """
+        self.continuation.require_unchanged(self.folder)
+        self.folder.append_history(describe_start(step, 0, self.continuation.changed))
+        self.write_config()
+        self.folder.write_environment(**environment)
+        if self.continuation.notice:
+            print(self.continuation.notice, file=stream, flush=True)
 
     def train(self, stream: TextIO) -> Outcome:
         """Trains from the first step, or from the newest checkpoint in the folder.
@@ -93,14 +102,24 @@ class Launch:
         teacher = world.together(lambda: open_teacher(trainer, device))
         data = world.together(trainer.open_data)
         self.print_warnings(data.training)
-        self.write_config()
         hosts = sorted(set(world.gather(socket.gethostname())))
         facts = {"mesh": self.sizes._asdict(), "hosts": hosts, "data": data.describe()}
-        world.first(lambda: folder.write_environment(peak_flops=trainer.peak_flops(device).as_json(), **facts))
+        peak = world.first(lambda: trainer.peak_flops(device).as_json())
         if world.is_first:
             print(self._described(data), file=stream, flush=True)
         layout = Layout.of(world, self.sizes)
-        return train(trainer, data, folder, device, initial=self.initial, layout=layout, teacher=teacher, stream=stream)
+        begun = partial(self._begin, environment={"peak_flops": peak, **facts}, stream=stream)
+        return train(
+            trainer,
+            data,
+            folder,
+            device,
+            initial=self.initial,
+            layout=layout,
+            teacher=teacher,
+            begun=begun,
+            stream=stream,
+        )
 
     def _described(self, data: RunData) -> str:
         """Returns one line about the run: its size, its data, its devices and its folder."""
@@ -119,25 +138,12 @@ def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWe
     return initial
 
 
-def _folder(config: Config, run_dir: str | Path | None) -> Path:
-    """The folder of the run; one that holds another run is refused."""
+def _placed(config: Config, run_dir: str | Path | None) -> tuple[Path, Continuation]:
+    """The folder of the run, and how the run that it holds goes on."""
     if run_dir is None:
         time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        return _unused(Path("runs") / f"{config.name}-{time}")
-    folder = RunFolder(run_dir)
-    saved = folder.operative_config()
-    if saved is not None and fingerprint(saved) != config.fingerprint:
-        lines = difference(saved, config.operative)
-        shown = "\n".join(f"  {line}" for line in lines[:_MOST_DIFFERENCES])
-        more = f"\n  and {len(lines) - _MOST_DIFFERENCES} more" if len(lines) > _MOST_DIFFERENCES else ""
-        raise ArgumentError(
-            "%s holds a run of another configuration. Name another {run_dir}, or load the configuration that is there, "
-            "%s/operative_config.gin. It differs (- there, + here) in\n%s",
-            run_dir,
-            run_dir,
-            shown + more,
-        )
-    return folder.path
+        return _unused(Path("runs") / f"{config.name}-{time}"), Continuation(None)
+    return Path(run_dir), continuation(config, RunFolder(run_dir))
 
 
 def _unused(path: Path) -> Path:

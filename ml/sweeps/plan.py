@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml
-from ml.config import Config, ConfigError, Location, Problem, difference, fingerprint
+from ml.config import Config, ConfigError, Location, Problem, difference
 from ml.config.errors import report
 from ml.errors import UserError
 from ml.sweeps.file import Member, Sweep
@@ -121,9 +121,9 @@ def _require_own_folders(planned: Sequence[PlannedRun]) -> None:
     parts = []
     for run in planned:
         saved = run.folder.operative_config()
-        if saved is None or fingerprint(saved) == run.config.fingerprint:
+        lines = [] if saved is None else difference(saved, run.config.operative)
+        if not lines:
             continue
-        lines = difference(saved, run.config.operative)
         more = [f"  and {len(lines) - _MOST_DIFFERENCES} more"] if len(lines) > _MOST_DIFFERENCES else []
         parts += [f"{run.folder.path} differs in", *(f"  {line}" for line in lines[:_MOST_DIFFERENCES]), *more]
     if parts:

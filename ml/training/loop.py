@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -58,6 +58,7 @@ def train(
     initial: InitialWeights | None = None,
     layout: Layout | None = None,
     teacher: TeacherModel | None = None,
+    begun: Callable[[int], None] = lambda step: None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
     """Trains to the last step and writes metrics, samples and checkpoints to the run folder.
@@ -74,6 +75,7 @@ def train(
         initial: Initial weights of a new run; None for random initialization.
         layout: The mesh of the processes of the run; None for a single process.
         teacher: The teacher of `trainer.distillation`, on `device`; None without distillation.
+        begun: Called in the first process, which holds the folder then, with the last step before this start.
         stream: Receives the progress display.
 
     Returns:
@@ -103,6 +105,7 @@ def train(
         loop = TrainLoop(trainer, data, run, layout, teacher, progress, requests, tracking, recording)
         with contextlib.closing(loop.saver):
             loop.resume(initial)
+            world.first(lambda: begun(loop.state.step))
             loop.run_steps()
             loop.finish()
     return Outcome(loop.state.step, loop.is_finished)

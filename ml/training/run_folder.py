@@ -14,6 +14,7 @@ from ml.files import LockedError, locked, write_atomically
 from ml.run_files import read_json, read_records, require_self_contained
 from ml.training.environment import describe_environment
 from ml.training.errors import RunError, RunFailure
+from ml.training.history import append_start, read_starts
 
 
 class RunFolder:
@@ -28,6 +29,7 @@ class RunFolder:
         self.operative = self.path / "operative_config.gin"
         self.provenance = self.path / "provenance.json"
         self.environment = self.path / "environment.json"
+        self.history_file = self.path / "history.jsonl"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.profiles = self.path / "profiles"
@@ -105,6 +107,28 @@ class RunFolder:
         with self._disk("write to"):
             write_atomically(self.environment, json.dumps(found, indent=1) + "\n")
 
+    @property
+    def is_begun(self) -> bool:
+        """True once a run has started in the folder, and not only a dry run."""
+        is_recorded = any(file.exists() and file.stat().st_size for file in (self.history_file, self.metrics_file))
+        return self.operative.exists() and (is_recorded or any(self.checkpoints.glob("step_*")))
+
+    def append_history(self, record: Mapping[str, Any]) -> None:
+        """Appends the record of a start to `history.jsonl` and flushes it to disk.
+
+        Args:
+            record: The record, from `describe_start`.
+
+        Raises:
+            RunFailure: The file cannot be written.
+        """
+        with self._disk("write the history to"):
+            append_start(self.history_file, record)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Reads the records of all starts, oldest first."""
+        return read_starts(self.history_file)
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends a line to `metrics.jsonl` and closes the file.
 
@@ -165,6 +189,9 @@ class ReadOnlyRunFolder(RunFolder):
         pass
 
     def write_environment(self, **facts: Any) -> None:
+        pass
+
+    def append_history(self, record: Mapping[str, Any]) -> None:
         pass
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ml.blocks import BlockSequence
-from ml.config import child, configurable, require
+from ml.config import Neutral, child, configurable, require
 from ml.data import Batch, Data, DataError, Dataset, ImageFormat, TextData
 from ml.data.sequences.batch_indices import sequence_indices
 from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World, misfits, parallelize
@@ -16,7 +16,7 @@ from ml.distributed.initialization import materialize_shards
 from ml.layers.checks import ADDRESSABLE, positive, positive_float
 from ml.layers.parameter import adopt_settings
 from ml.models import LanguageModel, named_parameters_with_scales
-from ml.models.declarations import obstacle_to_allocation
+from ml.models.declarations import couples_sequences, draws_noise, obstacle_to_allocation
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation
@@ -47,7 +47,29 @@ _TOKEN_BYTES = 8
 _MAX_WORKERS = 1024
 
 
-@configurable(neutral=["mesh", "cluster"])
+def _draws_no_noise(trainer: "Trainer") -> bool:
+    return not draws_noise(trainer.model)
+
+
+def _treats_sequences_alone(trainer: "Trainer") -> bool:
+    return not (draws_noise(trainer.model) or couples_sequences(trainer.model))
+
+
+def _never_stops_early(trainer: "Trainer") -> bool:
+    return trainer.early_stopping is None
+
+
+_WATCHING = ["checkpoints", "trackers", "norms", "profiler", "memory_snapshot", "samples", "log_every"]
+_NEUTRAL = {
+    **dict.fromkeys([*_WATCHING, "peak_flops", "num_loader_workers", "cluster"], Neutral()),
+    "mesh": Neutral(rounding=True),
+    "validation": Neutral(only_if=_never_stops_early),
+    "compile": Neutral(rounding=True, only_if=_draws_no_noise),
+    "micro_batch_size": Neutral(rounding=True, only_if=_treats_sequences_alone),
+}
+
+
+@configurable(neutral=_NEUTRAL)
 class Trainer:
     """Settings of a run, built on the meta device without touching a file; `train` runs them.
 
@@ -77,8 +99,8 @@ class Trainer:
         num_steps: Number of optimizer steps of the run.
         batch_size: Number of sequences per optimizer step.
         micro_batch_size: Largest number of sequences per forward pass of a process (gradient accumulation); None for
-            all of its part of the batch. Changes the result by rounding only, except for the load-balancing loss of
-            routers, which is per micro-batch.
+            all of its part of the batch. Changes the result by rounding only, except for dropout, which draws other
+            numbers, and for the load-balancing loss of routers, which is per micro-batch.
         sequence_length: Number of predicted tokens per sequence.
         max_grad_norm: Clips gradients to this global norm; None does not clip.
         seed: Seed of the initial weights, the order of the data and dropout.

@@ -46,7 +46,15 @@ def train(work):
 
 
 TINY = ("--gin_file=recipes/tiny.gin", f"--gin_bindings={FAST}", "--gin_bindings=TextFiles.paths = 'text.txt'")
-FILES = ["checkpoints", "config.gin", "environment.json", "metrics.jsonl", "operative_config.gin", "provenance.json"]
+FILES = [
+    "checkpoints",
+    "config.gin",
+    "environment.json",
+    "history.jsonl",
+    "metrics.jsonl",
+    "operative_config.gin",
+    "provenance.json",
+]
 
 
 def test_a_run_writes_a_complete_folder_and_resumes_from_it(train, work):
@@ -74,6 +82,7 @@ def test_the_default_folder_is_named_after_the_configuration_and_the_time(train,
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(train, work):
     train(*TINY, "--run_dir=run", "--dry_run", check=0)
+    (work / "run" / "history.jsonl").write_text("{}\n")  # without it the folder holds only a dry run
     before = (work / "run" / "operative_config.gin").read_text()
     done = train(*TINY, "--gin.Linear.bias=True", "--run_dir=run", check=2)
     assert "run holds a run of another configuration" in done.stderr

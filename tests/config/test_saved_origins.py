@@ -62,7 +62,7 @@ def test_an_error_names_the_line_that_was_read(saved):
 
 
 def test_an_edited_file_has_the_places_of_its_lines(saved):
-    saved.write_text(saved.read_text().replace("Trainer.log_every = 5", "Trainer.log_every = 6"))
+    saved.write_text(saved.read_text().replace("Trainer.batch_size = 4", "Trainer.batch_size = 6"))
     found = set_values(ml.load(saved))
     assert all(source == "file" for source, _ in found.values())
     assert all(str(saved.name) in location for _, location in found.values())

@@ -80,6 +80,7 @@ class Attention(Mixer):
         self.soft_cap = None if soft_cap is None else positive_float("soft_cap", soft_cap)
         self.causal = causal
         self.dropout = probability("dropout", dropout)
+        self.draws_noise = self.dropout > 0.0
 
         size, kv_size = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         self.query = child("query", linear, hidden_size, size)

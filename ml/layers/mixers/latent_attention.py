@@ -75,6 +75,7 @@ class LatentAttention(Mixer):
         if softmax_scale is not None:
             self.softmax_scale = positive_float("softmax_scale", softmax_scale)
         self.dropout = probability("dropout", dropout)
+        self.draws_noise = self.dropout > 0.0
         rank = positive("key_value_rank", key_value_rank)
 
         query_size = heads * (self.head_size + self.rotary_size)

@@ -15,7 +15,7 @@ from ml.training.errors import RunError
 from ml.training.evaluation.lowest import Lowest
 
 
-@configurable
+@configurable(neutral=True)
 class Checkpoints:
     """Saves the training state to `checkpoints/step_N`; each folder is written atomically.
 

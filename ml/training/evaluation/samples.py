@@ -23,7 +23,7 @@ from ml.training.evaluation.continuations import continue_texts, encode_prompt
 from ml.training.precision import Precision
 
 
-@configurable
+@configurable(neutral=True)
 class Samples:
     """Generates a continuation of each prompt with a fixed seed, so that only the model changes between samples.
 

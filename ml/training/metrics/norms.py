@@ -12,7 +12,7 @@ from ml.training.optimizers import ParameterGroup
 from ml.training.state import TrainState
 
 
-@configurable
+@configurable(neutral=True)
 class Norms:
     """Logs gradient norms per module and per parameter group of the optimizer.
 

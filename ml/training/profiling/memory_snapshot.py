@@ -9,7 +9,7 @@ from ml.training.errors import RunError
 from ml.training.profiling.step_windows import Finish, StepWindow, whole_file
 
 
-@configurable
+@configurable(neutral=True)
 class MemorySnapshot(StepWindow):
     """Records every allocation on the GPU in a few steps to `profiles/memory_steps_A_to_B.pickle` of the run.
 

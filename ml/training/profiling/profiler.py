@@ -9,7 +9,7 @@ from ml.config import configurable, require
 from ml.training.profiling.step_windows import Finish, StepWindow, whole_file
 
 
-@configurable
+@configurable(neutral=True)
 class Profiler(StepWindow):
     """Records the operations of a few steps with torch.profiler to `profiles/` of the run.
 

@@ -14,7 +14,7 @@ from ml.training.run_folder import RunFolder
 from ml.training.trackers.tracker import Tracker
 
 
-@configurable
+@configurable(neutral=True)
 class TensorBoard(Tracker):
     """Writes event files to `tensorboard/` of the run: every metric by step, and the operative config as text.
 

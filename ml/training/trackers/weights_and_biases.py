@@ -19,7 +19,7 @@ from ml.training.run_folder import RunFolder
 from ml.training.trackers.tracker import Tracker
 
 
-@configurable
+@configurable(neutral=True)
 class WeightsAndBiases(Tracker):
     """Logs every metric by step to Weights & Biases, with the effective parameters as its config.
 

@@ -1,0 +1,66 @@
+"""The history of a run, `history.jsonl`: one record for each start."""
+
+import contextlib
+import datetime
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml
+
+
+def describe_start(step: int, segment: int, changed: Sequence[str]) -> dict[str, Any]:
+    """Returns the record of a start: when, by whom, from where, and what was changed.
+
+    Args:
+        step: The last step before it.
+        segment: The step after which the segment in force begins; 0 for the first.
+        changed: Values that the start changed, `- line` and `+ line` of the operative config.
+    """
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "user": _user(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "version": ml.__version__,
+        "command": [sys.executable, *sys.argv],
+        "first_step": step + 1,
+        "segment": segment,
+        "changed": list(changed),
+    }
+
+
+def append_start(path: Path, record: Mapping[str, Any]) -> None:
+    """Appends a record as a line; a line truncated by a crash stays a line of its own."""
+    with path.open("ab+") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        is_truncated = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * is_truncated + json.dumps(dict(record)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Reads all complete records, oldest first; skips lines that cannot be read."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+def _user() -> str:
+    """The name of the user, or the number of one without a name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
