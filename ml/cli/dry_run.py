@@ -56,6 +56,8 @@ def show(
         num_processes = launcher.num_processes() if launcher.is_launched() else trainer.mesh.smallest_world
     device = choose_device(None)
     world = World(device=device) if num_processes == 1 else PlannedWorld(size=num_processes, device=device)
+    if not machines.is_planned:
+        trainer.check_device(device)
     launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ)
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))

@@ -70,9 +70,33 @@ class Experts(NoProducts):
 
     def is_grouped(self, x: Tensor) -> bool:
         """True where grouped products are used for `x`."""
+        return self._is_grouped_on(x.device.type, x.dtype)
+
+    def _is_grouped_on(self, device_type: str, dtype: torch.dtype) -> bool:
         if self.grouped is not None:
             return self.grouped
-        return x.is_cuda and x.dtype == torch.bfloat16 and self.obstacle_to_grouping is None
+        return device_type == "cuda" and dtype == torch.bfloat16 and self.obstacle_to_grouping is None
+
+    def obstacle_on(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """Grouped products on CUDA, which are in bfloat16."""
+        if not self.grouped or device_type != "cuda" or dtype == torch.bfloat16:
+            return None
+        return (
+            f"MixtureOfExperts.grouped = True needs matrix products in bfloat16 on CUDA, not {_name_of(dtype)}: "
+            "set Trainer.precision = @MixedBFloat16, or MixtureOfExperts.grouped = None"
+        )
+
+    def reason_to_synchronize(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """Experts one at a time on a device, whose counts of tokens the host reads."""
+        if device_type == "cpu" or self._is_grouped_on(device_type, dtype):
+            return None
+        if self.grouped is None and self.obstacle_to_grouping is not None:
+            remedy = f"MixtureOfExperts.grouped {self.obstacle_to_grouping}"
+        else:
+            needed = {"MixtureOfExperts.grouped = None": self.grouped is None}
+            needed["Trainer.precision = @MixedBFloat16"] = dtype == torch.bfloat16
+            remedy = f"set {' and '.join(setting for setting, is_set in needed.items() if not is_set)}"
+        return f"experts are computed one at a time in {_name_of(dtype)}; {remedy}"
 
     def one_by_one(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None) -> Tensor:
         """Each expert on its own tokens, none of which is dropped.
@@ -171,6 +195,10 @@ def _taken(x: Tensor, share: Share) -> Tensor:
 def _add(total: Tensor, share: Share, rows: Tensor) -> None:
     """Adds rows to those of their tokens. No token occurs twice in a share, so the sums are deterministic."""
     total.index_add_(0, share.tokens[: len(rows)], rows.to(total.dtype))
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def computing_dtype(x: Tensor) -> torch.dtype:

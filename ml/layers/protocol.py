@@ -14,6 +14,7 @@ declare something is refused where it is needed, with its place and the declarat
 | scaling learning rates, freezing | `Layer.lr_scale` | an attribute of that name is an error in the dry run |
 | `scaled_normal`, depths of multi-token prediction | `Stack` | an error in the dry run |
 | a draw in every step | `Drawn` | the layer is not drawn |
+| limits of a device | `Layer.obstacle_on` | an error of torch in the first step |
 | load balancing without a loss | `Balanced` | the layer is not balanced |
 | another micro-batch size, or compiling, in a resumed run | `Layer` | such a run needs `--extend` |
 
@@ -99,6 +100,24 @@ class Layer(nn.Module):
             sequence_length: Tokens of the sequence of the model.
         """
         return Workload(sequence_length, 1.0)
+
+    def obstacle_on(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """The setting that a device cannot run, and what to set instead; None if it can.
+
+        Args:
+            device_type: Type of the device, such as "cuda".
+            dtype: The dtype of matrix products.
+        """
+        return None
+
+    def reason_to_synchronize(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """The reason that the forward pass synchronizes with a device, and what to set instead; None if it does not.
+
+        Args:
+            device_type: Type of the device, such as "cuda".
+            dtype: The dtype of matrix products.
+        """
+        return None
 
 
 def lr_scale_of(module: nn.Module) -> float:

@@ -98,7 +98,7 @@ class Launch:
         What is wrong with the machine, the teacher or the data is found before anything is written.
         """
         trainer, device, folder, world = self.trainer, self.device, self.folder, self.world
-        world.together(trainer.check_machine)
+        world.together(lambda: trainer.check_machine(device))
         teacher = world.together(lambda: open_teacher(trainer, device))
         data = world.together(trainer.open_data)
         self.print_warnings(data.training)

@@ -89,7 +89,7 @@ def train(
     """
     if (teacher is None) != (trainer.distillation is None):
         raise RunError("Trainer.distillation goes with a teacher: ml.runs.open_teacher(trainer, device) loads it")
-    trainer.check_machine()
+    trainer.check_machine(device)
     layout = Layout(World(device=device)) if layout is None else layout
     world = layout.world
     run = run if world.is_first else ReadOnlyRunFolder(run.path)

@@ -1,4 +1,4 @@
-"""Warnings before a run starts: too little memory, emulated products, data that repeats too often."""
+"""Warnings before a run starts: too little memory, emulated products, synchronization, data that repeats too often."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ import torch
 from ml.data import Dataset
 from ml.distributed import MeshSizes
 from ml.models.summary import memory_of_model, size_text
+from ml.training.device_limits import synchronizations_on
 from ml.training.memory import available_memory
 from ml.training.products import warning_of_products
 from ml.training.summary import memory_of_training
@@ -45,7 +46,8 @@ def _warnings_of_device(trainer: Trainer, device: torch.device, needed: Mapping[
         device, precision.compute_dtype, f"Trainer.precision = @{type(precision).__name__}"
     )
     found = (memory_warning(needed, available_memory(device), device), of_products)
-    return [warning for warning in found if warning is not None]
+    synchronizations = synchronizations_on(trainer.model, device, precision.compute_dtype)
+    return [*(warning for warning in found if warning is not None), *synchronizations]
 
 
 def memory_warning(needed: Mapping[str, int], available: int | None, device: torch.device) -> str | None:

@@ -19,6 +19,7 @@ from ml.models import LanguageModel, named_parameters_with_scales
 from ml.models.declarations import couples_sequences, draws_noise, obstacle_to_allocation
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
+from ml.training.device_limits import obstacles_on
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError
 from ml.training.evaluation.early_stopping import EarlyStopping
@@ -259,16 +260,32 @@ class Trainer:
         """The configured windows: profiler and memory snapshot."""
         return [window for window in (self.profiler, self.memory_snapshot) if window is not None]
 
-    def check_machine(self) -> None:
-        """Checks before anything is written that the machine can run the trackers, profiler and memory snapshot.
+    def check_machine(self, device: torch.device) -> None:
+        """Checks before anything is written that the machine can run the model, trackers, profiler and memory snapshot.
+
+        Args:
+            device: The device to train on.
 
         Raises:
-            RunError: A library is not installed, or there is no CUDA device.
+            RunError: The device cannot run the model, a library is not installed, or there is no CUDA device.
         """
+        self.check_device(device)
         for tracker in self.trackers:
             tracker.check()
         for window in self.windows:
             window.check()
+
+    def check_device(self, device: torch.device) -> None:
+        """Checks that a device can run the model.
+
+        Args:
+            device: The device to train on.
+
+        Raises:
+            RunError: It cannot.
+        """
+        if obstacles := obstacles_on(self.model, device, self.precision.compute_dtype):
+            raise RunError("\n".join(obstacles))
 
     def peak_flops(self, device: torch.device) -> PeakFlops:
         """Returns the peak FLOPs of a device for the matrix products of the run."""

@@ -1,13 +1,14 @@
 """A training step on CUDA, of every recipe, mixer and optimizer, on a machine that has no GPU.
 
 The steps run on tensors without values, under `CudaRules`. Seen are tensors on two devices, shapes that do not fit,
-operations without a CUDA kernel, and every synchronization: a value that the host reads, a copy that it awaits. Not seen
-are wrong values, the dtypes and sizes that a kernel takes unless torch's function of shapes checks them, the kernels
-that torch chooses by itself (attention runs as its plain formula), memory, and speed.
+operations without a CUDA kernel, and every synchronization: a value that the host reads, a copy that it awaits. Not
+seen are wrong values, the dtypes and sizes that a kernel takes unless torch's function of shapes checks them, the
+kernels that torch chooses by itself (attention runs as its plain formula), memory, and speed.
 """
 
 import pytest
 import torch
+from cuda_rules import RuleBroken
 from layers.mixer_cases import MIXERS
 from test_recipes import CONFIGS, RECIPES, SMALL, TRAINING, load, write_data
 from training_on_cuda import CUDA, run_on_cuda
@@ -19,6 +20,8 @@ from ml.layers import Context
 from ml.layers.context import places_in_documents
 from ml.models import materialize
 from ml.training.checkpoints.staging import Staging
+from ml.training.device_limits import synchronizations_on
+from ml.training.errors import RunError
 from ml.training.optimizers import Optimizer
 from ml.training.precision import Precision
 
@@ -106,6 +109,57 @@ def test_a_mixer_trains(mixer, dtype, documents, cuda):
         output.float().square().sum().backward()
     assert (x.grad.device, x.grad.shape) == (CUDA, x.shape)
     assert all(parameter.grad.device == CUDA for parameter in layer.parameters() if parameter.grad is not None)
+
+
+EXPERTS = {
+    "in float32": ("Float32", [], "in float32; set Trainer.precision = @MixedBFloat16"),
+    "not grouped": ("MixedBFloat16", ["MixtureOfExperts.grouped = False"], "set MixtureOfExperts.grouped = None"),
+    "neither": (
+        "Float32",
+        ["MixtureOfExperts.grouped = False"],
+        "set MixtureOfExperts.grouped = None and Trainer.precision = @MixedBFloat16",
+    ),
+    "of odd sizes": ("MixedBFloat16", ["GatedMLP.intermediate_size = 12"], "grouped takes layers whose sizes"),
+    "grouped": ("MixedBFloat16", [], None),
+    "grouped in bfloat16": ("PureBFloat16", ["MixtureOfExperts.grouped = True"], None),
+}
+
+
+@pytest.mark.parametrize(("precision", "bindings", "warning"), EXPERTS.values(), ids=EXPERTS)
+def test_experts_synchronize_only_with_a_warning(precision, bindings, warning, run):
+    experts = [
+        "DecoderBlock.mlp = @MixtureOfExperts",
+        "MixtureOfExperts.num_experts = 4",
+        "decoder/Repeat.num_blocks = 1",
+    ]
+    bindings = [*experts, "GatedMLP.intermediate_size = 16", *bindings, *ONE_STEP, f"Trainer.precision = @{precision}"]
+    trainer = build_trainer(load("recipes/tiny.gin", bindings, allow_unused_bindings=True))
+    warnings = synchronizations_on(trainer.model, CUDA, trainer.precision.compute_dtype)
+    assert not synchronizations_on(trainer.model, torch.device("cpu"), trainer.precision.compute_dtype)
+    if warning is None:
+        assert not warnings
+        run("recipes/tiny.gin", bindings, [True])
+    else:
+        (found,) = warnings
+        assert found.startswith(
+            "every step synchronizes with cuda, which makes it slower: decoder/block_0/mlp/experts: "
+        )
+        assert warning in found
+        with pytest.raises(RuleBroken, match=r"layers/experts\.py: shares_of_experts"):
+            run("recipes/tiny.gin", bindings, [True])
+
+
+def test_grouped_products_in_float32_are_refused_before_a_run_on_cuda():
+    bindings = ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.grouped = True"]
+    trainer = build_trainer(load("recipes/tiny.gin", bindings))
+    with pytest.raises(RunError) as caught:
+        trainer.check_machine(CUDA)
+    assert str(caught.value) == (
+        "decoder/block_0_to_1/mlp/experts: MixtureOfExperts.grouped = True needs matrix products in bfloat16 on CUDA, "
+        "not float32: set Trainer.precision = @MixedBFloat16, or MixtureOfExperts.grouped = None"
+    )
+    trainer.check_machine(torch.device("cpu"))
+    build_trainer(load("recipes/tiny.gin", [*bindings, "Trainer.precision = @MixedBFloat16"])).check_machine(CUDA)
 
 
 @pytest.mark.parametrize("policy", [ActivationCheckpointing, SelectiveActivationCheckpointing])
