@@ -26,6 +26,7 @@ def train(
     device: str | torch.device | None = None,
     init_from: str | Path | Run | None = None,
     init_may_differ: Sequence[str] = (),
+    extend: bool = False,
     stream: TextIO | None = None,
 ) -> Run:
     """Trains a model, as `juniper train` does. Under `torchrun` all processes make this call and train together.
@@ -41,6 +42,8 @@ def train(
         init_from: The run, or its folder, whose newest weights this one starts from. `ml.load` takes its configuration,
             `imported=run.imported_values()`.
         init_may_differ: Patterns of the names of weights that may differ or be missing there, such as "head.*".
+        extend: Whether the run in `run_dir` may change from its next step on: more steps, another learning rate,
+            schedule or batch size.
         stream: Takes the progress; None for standard output.
 
     Returns:
@@ -57,7 +60,7 @@ def train(
     trainer = build_trainer(config)
     trainer.mesh_sizes(launcher.num_processes())  # before the processes wait for each other
     with started(choose_device(device), trainer.mesh.timeout) as world:
-        launch = Launch(config, trainer, run_dir, world, source, init_may_differ)
+        launch = Launch(config, trainer, run_dir, world, source, init_may_differ, extend)
         launch.train(sys.stdout if stream is None else stream)
         world.barrier()  # the first process may still be writing
     # Its code was executed to make `config`, and the hashes in the operative config hold the copy to it.

@@ -22,11 +22,12 @@ _READ_OR_WRITTEN = (
     "samples.jsonl",
     "run_id.txt",
     "checkpoints",
+    "segments",
     "code",
     "profiles",
     "tensorboard",
 )
-_FOLDERS = ("checkpoints", "code", "profiles", "tensorboard")
+_FOLDERS = ("checkpoints", "segments", "code", "profiles", "tensorboard")
 
 
 def require_self_contained(folder: Path) -> None:

@@ -663,6 +663,7 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
         number = float(current) if is_number(current) else 1.0
         yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
     elif annotation is str:
+        yield from ("'9h'", "'0.001s'")  # durations
         yield from ("'other.txt'", "'another_teacher'", "'others.jsonl'", "'*.log'", "'|'", "'(?s:.)'")
         yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # names of parts in some run
     else:

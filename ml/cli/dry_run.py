@@ -43,6 +43,8 @@ def show(
     init_from: Run | None,
     init_may_differ: Sequence[str],
     machines: Machines,
+    *,
+    extend: bool = False,
 ) -> None:
     """Prints the model, the sources of its values and the plan, and writes the configuration of the run.
 
@@ -58,7 +60,7 @@ def show(
     world = World(device=device) if num_processes == 1 else PlannedWorld(size=num_processes, device=device)
     if not machines.is_planned:
         trainer.check_device(device)
-    launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ)
+    launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ, extend)
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
@@ -75,6 +77,8 @@ def show(
             raise UserError(f"no parameter matches --explain={pattern}")
         print(f"\n{explain(found)}")
     if launch.continuation.saved is not None:
+        if launch.continuation.notice:
+            print(f"\n{launch.continuation.notice}")
         print(f"\nThe configuration is right, and nothing was trained. The run in {launch.folder.path} is unchanged")
         return
     launch.write_config()

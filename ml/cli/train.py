@@ -50,9 +50,9 @@ def _train(flags) -> int:
         from ml.cli import dry_run
 
         machines = dry_run.Machines(flags.world_size, device_memory)
-        dry_run.show(config, flags.run_dir, flags.explain, source, may_differ, machines)
+        dry_run.show(config, flags.run_dir, flags.explain, source, may_differ, machines, extend=flags.extend)
     else:
-        api.train(config, flags.run_dir, init_from=source, init_may_differ=may_differ)
+        api.train(config, flags.run_dir, init_from=source, init_may_differ=may_differ, extend=flags.extend)
     return 0
 
 

@@ -8,6 +8,7 @@ flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later files o
 flags.DEFINE_multi_string("gin_bindings", [], "Gin statements; repeatable. Also written --gin.Linear.bias=False.")
 flags.DEFINE_multi_string("gin_search_path", [], "A search folder for gin files; repeatable.")
 flags.DEFINE_string("run_dir", None, "The folder of the run; an existing run is resumed.")
+flags.DEFINE_bool("extend", False, "With --run_dir: change the run that is there from its next step on.")
 flags.DEFINE_bool("dry_run", False, "Check everything, show the model and write the configuration without training.")
 flags.DEFINE_string(
     "explain", None, "With --dry_run: show the sources of matching parameters, as in 'query/Linear.bias'."

@@ -5,7 +5,7 @@ from typing import Any
 import gin
 
 from ml.config.canonical import UNORDERED
-from ml.config.comparison import compare, difference, fingerprint, neutral_changes
+from ml.config.comparison import Difference, compare, difference, fingerprint, neutral_changes
 from ml.config.config import Bindings, Config, ImportedValue, load
 from ml.config.configurable import configurable
 from ml.config.constructors import child, children, require, unused
@@ -22,6 +22,7 @@ __all__ = [
     "Bindings",
     "Config",
     "ConfigError",
+    "Difference",
     "ImportedValue",
     "Location",
     "Neutral",

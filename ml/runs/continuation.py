@@ -2,9 +2,14 @@
 
 from typing import NamedTuple
 
-from ml.config import Config, compare, neutral_changes
+from ml.building import load
+from ml.config import Config, Difference, compare, neutral_changes
 from ml.errors import ArgumentError
+from ml.runs.changes import Change, change_of
+from ml.runs.segments import current_segment, segment_folders
 from ml.training import RunFolder
+from ml.training.checkpoints.policy import valid_checkpoints
+from ml.training.checkpoints.state_files import read_counts
 from ml.training.errors import RunError
 
 _MOST_DIFFERENCES = 20
@@ -15,51 +20,135 @@ class Continuation(NamedTuple):
 
     Attributes:
         saved: The operative config there; None in a folder without a run.
-        changed: The values that it changes, as `- line` and `+ line` of the operative config.
+        neutral: Values that change no result and that it changes, as `- line` and `+ line` of the operative config.
+        changed: Values that it changes from the next step on.
+        segment: The step after which its configuration is in force; 0 for the first segment.
+        rates: The learning rates around a change; empty without one.
     """
 
     saved: str | None
+    neutral: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    segment: int = 0
+    rates: str = ""
+
+    @property
+    def is_extension(self) -> bool:
+        """True where a new segment begins."""
+        return bool(self.changed)
 
     @property
     def notice(self) -> str:
-        """Lines that report the change; empty without one."""
-        if not self.changed:
-            return ""
-        return f"changed for this start, without effect on the result (- before, + now):\n{shown(self.changed)}"
+        """Lines that report the changes; empty without one."""
+        lines = []
+        if self.changed:
+            lines += [f"changed after step {self.segment} (- before, + from now on):", shown(self.changed), self.rates]
+        if self.neutral:
+            lines += ["changed for this start, without effect on the result (- before, + now):", shown(self.neutral)]
+        return "\n".join(filter(None, lines))
 
-    def require_unchanged(self, folder: RunFolder) -> None:
-        """Requires that no other process has started another run in the folder since the decision.
+    def require_unchanged(self, folder: RunFolder, step: int) -> None:
+        """Requires that no other process has started or trained the run since the decision.
+
+        Args:
+            folder: The run.
+            step: The last step of the run.
 
         Raises:
             RunError: One has.
         """
-        if (folder.operative_config() if folder.is_begun else None) != self.saved:
+        saved = folder.operative_config() if folder.is_begun else None
+        if saved != self.saved or (self.is_extension and step != self.segment):
             raise RunError(f"another process has just changed the run in {folder.path}: start again")
 
 
-def continuation(config: Config, folder: RunFolder) -> Continuation:
+def continuation(config: Config, folder: RunFolder, *, extend: bool = False, trust_code: bool = False) -> Continuation:
     """Decides how a start with a configuration goes on with what a folder holds.
 
     Args:
         config: The configuration.
         folder: The folder; one with only a dry run in it counts as empty.
+        extend: Whether values that change the result may differ, from the next step on.
+        trust_code: Executes the copy of custom modules in the run folder, where values differ.
 
     Raises:
-        UserError: It holds a run with other results.
+        UserError: It holds a run with other results, or one that cannot change so.
     """
     saved = folder.operative_config() if folder.is_begun else None
     if saved is None:
+        if extend:
+            raise ArgumentError("{extend} goes with a {run_dir} that holds a run; there is none in %s", folder.path)
         return Continuation(None)
-    if difference := compare(saved, config.operative):
-        raise ArgumentError(
-            "%s holds a run of another configuration. Name another {run_dir}, or load the configuration that is there, "
-            "%s/operative_config.gin. It differs (- there, + here) in\n%s",
-            folder.path,
-            folder.path,
-            shown(difference.lines),
+    neutral = tuple(neutral_changes(saved, config.operative).lines)
+    difference = compare(saved, config.operative)
+    if not difference:
+        return _resumed(saved, neutral, folder, config, extend)
+    step = newest_step(folder)
+    lines = tuple(difference.lines)
+    if step == 0:
+        if not extend:
+            raise _refused(folder, difference, "add {extend} to begin again with this configuration")
+        return Continuation(saved, neutral, lines)
+    change = change_of(load(folder.operative, trust_code=trust_code), config, difference, step)
+    if problem := _problem(change, folder):
+        raise _refused(folder, difference, problem)
+    if not extend:
+        raise _refused(folder, difference, f"add {{extend}} to change it after step {step}; {change.rates}")
+    return Continuation(saved, neutral, lines, step, change.rates)
+
+
+def _resumed(saved: str, neutral: tuple[str, ...], folder: RunFolder, config: Config, extend: bool) -> Continuation:
+    """The continuation of the newest segment, which must have begun before the newest checkpoint."""
+    segment = current_segment(folder)
+    if segment and (step := newest_step(folder)) < segment:
+        if not extend:
+            raise ArgumentError(
+                "the newest segment of %s begins after step %s, and its newest valid checkpoint is of step %s: add "
+                "{extend} to begin the segment there, or restore the checkpoint",
+                folder.path,
+                segment,
+                step,
+            )
+        earlier = max(start for start in segment_folders(folder.path) if start <= step)
+        before = RunFolder(segment_folders(folder.path)[earlier]).operative_config() or ""
+        return Continuation(saved, neutral, tuple(compare(before, config.operative).lines), step)
+    return Continuation(saved, neutral, segment=segment)
+
+
+def newest_step(folder: RunFolder) -> int:
+    """Returns the step of the newest valid checkpoint of a run; 0 without one."""
+    newest = next(valid_checkpoints(folder.checkpoints), None)
+    return 0 if newest is None else read_counts(newest)["step"]
+
+
+def _problem(change: Change, folder: RunFolder) -> str | None:
+    """Returns why a run cannot change so, and what to type instead; None if it can."""
+    if change.fixed:
+        return (
+            f"{', '.join(change.fixed)} cannot change in a run. Start another one from its weights: the same command "
+            f"with {{init_from}}={folder.path} {{init_step}}={change.step} and another {{run_dir}}"
         )
-    return Continuation(saved, tuple(neutral_changes(saved, config.operative).lines))
+    if change.after.num_steps < change.step:
+        return f"{change.step} steps have been taken: Trainer.num_steps must be at least that"
+    if not change.schedule_is_set and change.moved is not None:
+        hold, rewarm = change.phases()
+        return (
+            f"with {change.after.num_steps} steps the schedule is another one from step {change.moved} on: "
+            f"{change.rates}. Set a schedule that begins where this one is after step {change.step}. To hold the "
+            f"learning rate, add {{extend}} and {{gin_bindings}} with\n\n{hold}\n\nor, to warm up and decay again,\n\n"
+            f"{rewarm}\n"
+        )
+    return None
+
+
+def _refused(folder: RunFolder, difference: Difference, advice: str) -> ArgumentError:
+    return ArgumentError(
+        "%s holds a run of another configuration. Name another {run_dir}, or load the configuration that is there, "
+        "%s/operative_config.gin. It differs (- there, + here) in\n%s\n" + advice.replace("%", "%%"),
+        folder.path,
+        folder.path,
+        shown(difference.lines),
+    )
 
 
 def shown(lines: list[str] | tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from ml.distributed import Layout, World
 from ml.errors import ArgumentError
 from ml.runs.continuation import Continuation, continuation
 from ml.runs.run import Run
+from ml.runs.segments import write_segment
 from ml.runs.teacher import open_teacher
 from ml.training import InitialWeights, Outcome, RunData, RunFolder, Trainer, train
 from ml.training.history import describe_start
@@ -32,6 +33,7 @@ class Launch:
         world: The processes of the run; all of them make this call.
         init_from: The run whose weights this one starts from.
         init_may_differ: Patterns of the names of weights that may differ or be missing there.
+        extend: Whether the run in the folder may change, from its next step on.
 
     Raises:
         UserError: The folder holds a run of another configuration, or the mesh or the initial weights do not fit.
@@ -45,6 +47,7 @@ class Launch:
         world: World,
         init_from: Run | None = None,
         init_may_differ: Sequence[str] = (),
+        extend: bool = False,
     ):
         if init_may_differ and init_from is None:
             raise ArgumentError("{init_may_differ} goes with {init_from}")
@@ -53,7 +56,7 @@ class Launch:
         self.world = world
         self.device = world.device
         self.sizes = trainer.mesh_sizes(world.size)
-        path, self.continuation = world.first(lambda: _placed(config, run_dir))
+        path, self.continuation = world.first(lambda: _placed(config, run_dir, extend))
         self.folder = RunFolder(path) if world.is_first else ReadOnlyRunFolder(path)
         self.initial = None
         if init_from is not None:
@@ -85,12 +88,14 @@ class Launch:
 
         The history comes first: until the configuration is written, a start finds the same change again.
         """
-        self.continuation.require_unchanged(self.folder)
-        self.folder.append_history(describe_start(step, 0, self.continuation.changed))
+        chosen = self.continuation
+        chosen.require_unchanged(self.folder, step)
+        self.folder.append_history(describe_start(step, chosen.segment, [*chosen.changed, *chosen.neutral]))
+        write_segment(self.folder, chosen.segment, self.config, is_new=chosen.is_extension and step > 0)
         self.write_config()
         self.folder.write_environment(**environment)
-        if self.continuation.notice:
-            print(self.continuation.notice, file=stream, flush=True)
+        if chosen.notice:
+            print(chosen.notice, file=stream, flush=True)
 
     def train(self, stream: TextIO) -> Outcome:
         """Trains from the first step, or from the newest checkpoint in the folder.
@@ -138,12 +143,15 @@ def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWe
     return initial
 
 
-def _placed(config: Config, run_dir: str | Path | None) -> tuple[Path, Continuation]:
+def _placed(config: Config, run_dir: str | Path | None, extend: bool) -> tuple[Path, Continuation]:
     """The folder of the run, and how the run that it holds goes on."""
+    if extend and run_dir is None:
+        raise ArgumentError("{extend} goes with {run_dir}")
     if run_dir is None:
         time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         return _unused(Path("runs") / f"{config.name}-{time}"), Continuation(None)
-    return Path(run_dir), continuation(config, RunFolder(run_dir))
+    trusted = bool(config.components)  # its code was executed, and the copy is held to it by its hash
+    return Path(run_dir), continuation(config, RunFolder(run_dir), extend=extend, trust_code=trusted)
 
 
 def _unused(path: Path) -> Path:

@@ -178,6 +178,12 @@ class TrainLoop:
     def _is_at_end(self) -> bool:
         return self.trainer.is_end(self.state.step, self.state.lowest)
 
+    @property
+    def _is_at_stop(self) -> bool:
+        """True once the step of `Trainer.stop_at_step` is taken."""
+        last = self.trainer.stop_at_step
+        return last is not None and self.state.step >= last
+
     def resume(self, initial: InitialWeights | None = None) -> None:
         """Resumes from the newest valid checkpoint and removes the metrics after it.
 
@@ -211,7 +217,7 @@ class TrainLoop:
         """Takes the remaining steps, until a request to stop."""
         self._first_step = self.state.step
         with self.reading_data(), contextlib.closing(self.batches()) as steps:
-            while not self._is_at_end:
+            while not self._is_at_end and not self._is_at_stop:
                 read = self._next(steps)
                 agreed = self._agree(read)
                 if agreed.stop:
@@ -348,9 +354,18 @@ class TrainLoop:
             self.progress.say("stopped before the first step")
         else:
             self.progress.say(
-                f"stopped after step {step} of {num_steps} and saved; the same command with --run_dir={self.run.path} "
-                "resumes from there"
+                f"stopped after step {step} of {num_steps}{self._why_stopped()} and saved; the same command with "
+                f"--run_dir={self.run.path} {self._how_to_go_on()}"
             )
+
+    def _why_stopped(self) -> str:
+        if self._is_at_stop:
+            return f" (Trainer.stop_at_step = {self.trainer.stop_at_step})"
+        is_signaled = self.requests.stop is not None
+        return " (Trainer.stop_after)" if self._is_out_of_time and not is_signaled else ""
+
+    def _how_to_go_on(self) -> str:
+        return "and a later step to stop at resumes from there" if self._is_at_stop else "resumes from there"
 
     def _why_early(self) -> str:
         lowest = self.state.lowest.get(EARLY_STOPPING)
@@ -413,8 +428,13 @@ class TrainLoop:
         return record
 
     def _stops(self) -> bool:
-        """Returns whether this process was requested to stop."""
-        return self.requests.stop is not None
+        """Returns whether this process was requested to stop, or has run for as long as it may."""
+        return self.requests.stop is not None or self._is_out_of_time
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        limit = self.trainer.stop_after
+        return limit is not None and time.monotonic() - self._begun >= limit
 
     def _saves(self) -> bool:
         """Returns whether this process was requested to save, or the first one saves by time."""

@@ -21,6 +21,7 @@ from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.device_limits import obstacles_on
 from ml.training.distillation import Distillation
+from ml.training.durations import parse_duration
 from ml.training.errors import RunError
 from ml.training.evaluation.early_stopping import EarlyStopping
 from ml.training.evaluation.lowest import Lowest
@@ -61,8 +62,9 @@ def _never_stops_early(trainer: "Trainer") -> bool:
 
 
 _WATCHING = ["checkpoints", "trackers", "norms", "profiler", "memory_snapshot", "samples", "log_every"]
+_STOPPING = ["stop_at_step", "stop_after"]
 _NEUTRAL = {
-    **dict.fromkeys([*_WATCHING, "peak_flops", "num_loader_workers", "cluster"], Neutral()),
+    **dict.fromkeys([*_WATCHING, *_STOPPING, "peak_flops", "num_loader_workers", "cluster"], Neutral()),
     "mesh": Neutral(rounding=True),
     "validation": Neutral(only_if=_never_stops_early),
     "compile": Neutral(rounding=True, only_if=_draws_no_noise),
@@ -104,6 +106,10 @@ class Trainer:
             numbers, and for the load-balancing loss of routers, which is per micro-batch.
         sequence_length: Number of predicted tokens per sequence.
         max_grad_norm: Clips gradients to this global norm; None does not clip.
+        stop_at_step: Step after which the process stops with a checkpoint and leaves the rest of `num_steps`, with an
+            unchanged schedule, to the same command with a later value; None for no stop.
+        stop_after: Time after which the process stops so, such as '90m' or '3h'; counts from the start of each process.
+            None for no limit.
         seed: Seed of the initial weights, the order of the data and dropout.
         log_every: Steps between two lines of `metrics.jsonl`.
         peak_flops: Peak FLOPs per second of one device, for the logged utilization (MFU); None looks it up for known
@@ -139,6 +145,8 @@ class Trainer:
         micro_batch_size: int | None = None,
         sequence_length: int = 256,
         max_grad_norm: float | None = 1.0,
+        stop_at_step: int | None = None,
+        stop_after: str | None = None,
         seed: int = 0,
         log_every: int = 10,
         peak_flops: float | None = None,
@@ -156,6 +164,10 @@ class Trainer:
         message = f"times Trainer.sequence_length ({sequence_length}) is more tokens than memory can hold: {batch_size}"
         require(step_fits, "batch_size", message)
         require(max_grad_norm is None or max_grad_norm > 0.0, "max_grad_norm", f"must be positive, not {max_grad_norm}")
+        at_least_one = stop_at_step is None or stop_at_step > 0
+        require(at_least_one, "stop_at_step", f"must be positive, not {stop_at_step}")
+        self.stop_at_step = stop_at_step
+        self.stop_after = None if stop_after is None else parse_duration("stop_after", stop_after)
         require(seed >= 0, "seed", f"must not be negative: {seed}")
         if peak_flops is not None:
             positive_float("peak_flops", peak_flops)

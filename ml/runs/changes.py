@@ -1,0 +1,126 @@
+"""The changes that a run allows from a step on, and what they do to its learning rate."""
+
+import ast
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ml.building import build_trainer
+from ml.config import Config, Difference, Record
+from ml.training import Trainer
+
+_TRAINER = {"num_steps", "batch_size", "max_grad_norm", "schedule", "early_stopping", "validation"}
+_PARTS = {"schedule", "early_stopping", "validation"}  # places, with everything in them
+_OPTIMIZER = "optimizer"  # the place whose numbers may change
+_REWARMED = 20  # a twentieth of the remaining steps warms up again
+
+
+class Rate(NamedTuple):
+    """The learning rate of a step."""
+
+    step: int
+    value: float
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.value:.6g}"
+
+
+class Change(NamedTuple):
+    """What a configuration changes in a run, after its newest checkpoint.
+
+    Attributes:
+        before: The trainer of the run so far.
+        after: The trainer from the next step on.
+        step: The last step of the run so far.
+        schedule_is_set: Whether the schedule is among what changes.
+        fixed: Names of parameters that cannot change in a run.
+    """
+
+    before: Trainer
+    after: Trainer
+    step: int
+    schedule_is_set: bool
+    fixed: list[str]
+
+    @property
+    def moved(self) -> int | None:
+        """The first step taken whose learning rate the schedule would give another value now; None if it has none."""
+        ours, theirs = self.before.schedule, self.after.schedule
+        last = min(self.step, self.before.num_steps, self.after.num_steps)
+        return next((step for step in range(1, last + 1) if ours(step) != theirs(step)), None)
+
+    @property
+    def rates(self) -> str:
+        """The learning rates around the change."""
+        return f"learning rate at {self._before()}; {', '.join(map(str, self._after()))}"
+
+    def _before(self) -> Rate:
+        return Rate(self.step, self.before.learning_rate(self.step))
+
+    def _after(self) -> list[Rate]:
+        first, last = self.step + 1, self.after.num_steps
+        middle = (first + last) // 2
+        steps = sorted({step for step in (first, middle, last) if first <= step <= last})
+        return [Rate(step, self.after.learning_rate(step)) for step in steps]
+
+    def phases(self) -> tuple[str, str]:
+        """Returns gin text of two schedules that begin where the learning rate is: one holds it, one warms up again."""
+        factor, left = self.before.schedule(self.step), self.after.num_steps - self.step
+        done = [f"done/WarmupPhase.{name} = {value!r}" for name, value in (("start", factor), ("end", factor))]
+        done += [f"done/WarmupPhase.num_steps = {self.step}", "Trainer.schedule = @PhasedSchedule"]
+        hold = [*done, "PhasedSchedule.phases = {'done': @WarmupPhase, 'hold': @ConstantPhase}"]
+        warmup = max(1, left // _REWARMED)
+        rewarm = [
+            *done,
+            "PhasedSchedule.phases = {'done': @WarmupPhase, 'rewarm': @WarmupPhase, 'decay': @CosinePhase}",
+            f"rewarm/WarmupPhase.start = {factor!r}",
+            f"rewarm/WarmupPhase.num_steps = {warmup}",
+        ]
+        return "\n".join(hold), "\n".join(rewarm)
+
+
+def change_of(saved: Config, config: Config, difference: Difference, step: int) -> Change:
+    """Returns what a configuration changes in a run.
+
+    Args:
+        saved: The configuration of the run so far.
+        config: The configuration from the next step on.
+        difference: Its difference from the saved one.
+        step: The last step of the run so far.
+    """
+    names = list(dict.fromkeys(one.name for one in [*difference.removed, *difference.added]))
+    found: dict[str, list[tuple[Record | None, Record | None]]] = {name: [] for name in names}
+    for before, after in _changed(saved.records(), config.records()):
+        one = after or before
+        assert one is not None  # otherwise nothing differs
+        name = f"{one.configurable}.{one.parameter}"
+        if name in found:
+            found[name].append((before, after))
+    fixed = [name for name, pairs in found.items() if not pairs or not all(_may_change(*pair) for pair in pairs)]
+    places = [one.path for pairs in found.values() for pair in pairs for one in pair if one is not None]
+    is_set = "Trainer.schedule" in names or any(place.split("/")[0] == "schedule" for place in places)
+    return Change(build_trainer(saved), build_trainer(config), step, is_set, fixed)
+
+
+def _changed(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record | None, Record | None]]:
+    before, after = ({(r.path, r.configurable, r.parameter): r for r in found} for found in (ours, theirs))
+    pairs = [(before.get(key), after.get(key)) for key in dict.fromkeys([*before, *after])]
+    return [(a, b) for a, b in pairs if a is None or b is None or a.value != b.value]
+
+
+def _may_change(before: Record | None, after: Record | None) -> bool:
+    one = after or before
+    assert one is not None  # otherwise nothing differs
+    if one.configurable == "Trainer":
+        return one.parameter in _TRAINER
+    if one.path == _OPTIMIZER:
+        return all(record is not None and _is_number(record.value) for record in (before, after))
+    return one.path.split("/")[0] in _PARTS
+
+
+def _is_number(text: str) -> bool:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(type(part) in (int, float) for part in parts)

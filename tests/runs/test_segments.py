@@ -1,0 +1,134 @@
+"""Runs that are extended: more steps, or other values from a step on, against runs that had them from the start."""
+
+import io
+
+import pytest
+import torch
+from small_run import SMALL
+
+import ml
+from ml.building import build_trainer
+from ml.runs.segments import segment_folders
+from ml.training import loop
+from ml.training.history import read_starts
+from ml.training.metrics.throughput import MACHINE_METRICS
+
+CONSTANT = "Trainer.schedule = @ConstantSchedule"
+WATCHED = ["Trainer.validation = None", "Checkpoints.keep = None"]
+
+
+@pytest.fixture
+def load(folder):
+    def load(*bindings):
+        return ml.load(
+            "recipes/tiny.gin", [*SMALL, *WATCHED, f"TextFiles.paths = {str(folder / 'text.txt')!r}", *bindings]
+        )
+
+    return load
+
+
+def train(config, run_dir, **options):
+    stream = io.StringIO()
+    return ml.train(config, run_dir, device="cpu", stream=stream, **options), stream.getvalue()
+
+
+def measured(run):
+    return [{name: x for name, x in record.items() if name not in MACHINE_METRICS} for record in run.metrics()]
+
+
+def weights(run):
+    return {**dict(run.build().named_parameters()), **dict(run.build(average=True).named_buffers())}
+
+
+def assert_same(ours, theirs):
+    assert measured(ours) == measured(theirs)
+    expected = weights(theirs)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(ours).items())
+
+
+def test_a_run_extended_with_a_constant_schedule_is_bitwise_the_longer_run(load, tmp_path):
+    longer, _ = train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "longer")
+    train(load(CONSTANT), tmp_path / "run")
+    with pytest.raises(ml.UserError, match="add extend to change it after step 4; learning rate at step 4") as refused:
+        train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "run")
+    assert "- Trainer.num_steps = 4\n  + Trainer.num_steps = 8" in str(refused.value)
+    run, printed = train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "run", extend=True)
+    assert "changed after step 4 (- before, + from now on):\n  - Trainer.num_steps = 4" in printed
+    assert_same(run, longer)
+    assert list(segment_folders(run.path)) == [0, 4]
+    assert [(start["segment"], start["first_step"]) for start in read_starts(run.path / "history.jsonl")] == [
+        (0, 1), (4, 5),
+    ]  # fmt: skip
+    again, _ = train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "run")
+    assert again.config == longer.config
+
+
+def test_another_learning_rate_from_a_step_on_equals_the_schedule_that_has_it(load, tmp_path):
+    phases = [
+        "Trainer.num_steps = 8",
+        "Trainer.schedule = @PhasedSchedule",
+        "PhasedSchedule.phases = {'first': @WarmupPhase, 'then': @WarmupPhase}",
+        "first/WarmupPhase.start = 1.0",
+        "first/WarmupPhase.num_steps = 4",
+        "then/WarmupPhase.start = 0.5",
+        "then/WarmupPhase.end = 0.5",
+    ]
+    rate = 0.003
+    expected, _ = train(load(*phases, f"AdamW.learning_rate = {rate}"), tmp_path / "expected")
+    train(load(CONSTANT, f"AdamW.learning_rate = {rate}"), tmp_path / "run")
+    changed = load(CONSTANT, f"AdamW.learning_rate = {rate / 2}", "Trainer.num_steps = 8")
+    run, printed = train(changed, tmp_path / "run", extend=True)
+    assert f"learning rate at step 4: {rate:g}; step 5: {rate / 2:g}, step 6: {rate / 2:g}" in printed
+    assert_same(run, expected)
+
+
+def test_another_batch_size_continues_at_the_next_sequence(load, tmp_path, monkeypatch):
+    taken = []
+    original = loop.TrainLoop._load
+
+    def watched(self, step, skipped):
+        batches = original(self, step, skipped)
+        taken.append((step, [row.tolist() for batch in batches for row in batch.tokens]))
+        return batches
+
+    monkeypatch.setattr(loop.TrainLoop, "_load", watched)
+    train(load(CONSTANT), tmp_path / "run")
+    for batch_size, num_steps in ((6, 6), (2, 9)):
+        config = load(CONSTANT, f"Trainer.batch_size = {batch_size}", f"Trainer.num_steps = {num_steps}")
+        train(config, tmp_path / "run", extend=True)
+    sizes = [4] * 4 + [6] * 2 + [2] * 3
+    assert [(step, len(rows)) for step, rows in sorted(taken)] == list(enumerate(sizes, 1))
+    trainer = build_trainer(load(CONSTANT, "Trainer.batch_size = 1"))
+    dataset = trainer.open_data().training
+    expected = [dataset.batch(number, 1).tokens[0].tolist() for number in range(sum(sizes))]
+    assert [row for _, rows in sorted(taken) for row in rows] == expected
+
+
+def test_a_cosine_whose_end_moves_is_refused_with_phases_that_would_do(load, tmp_path):
+    train(load(), tmp_path / "run")
+    with pytest.raises(ml.UserError, match="the schedule is another one from step 2 on: learning rate at") as refused:
+        train(load("Trainer.num_steps = 8"), tmp_path / "run", extend=True)
+    _, hold, _, rewarm = str(refused.value).split("\n\n")
+    held, _ = train(load("Trainer.num_steps = 8", hold), tmp_path / "run", extend=True)
+    rates = [record["learning_rate"] for record in held.metrics()]
+    assert rates[4:] == [rates[3]] * 4
+    train(load(), tmp_path / "other")
+    warmed, _ = train(load("Trainer.num_steps = 8", rewarm), tmp_path / "other", extend=True)
+    rates = [record["learning_rate"] for record in warmed.metrics()]
+    assert max(rates[4:]) == rates[4] == pytest.approx(max(rates))
+    assert rates[7] == pytest.approx(0.1 * rates[4])
+
+
+@pytest.mark.parametrize("binding", ["LanguageModel.hidden_size = 48", "Trainer.seed = 3", "Trainer.optimizer = @Lion"])
+def test_what_cannot_change_in_a_run_is_refused_by_name(load, run, tmp_path, binding):
+    with pytest.raises(ml.UserError, match=f"{binding.split(' = ')[0]}.* cannot change in a run. Start another") as no:
+        ml.train(ml.load(run.path / "operative_config.gin", [binding]), run.path, extend=True, device="cpu")
+    assert f"init_from={run.path} init_step=4" in str(no.value)
+
+
+def test_extend_needs_a_run(load, tmp_path):
+    with pytest.raises(ml.UserError, match="extend goes with a run_dir that holds a run; there is none in"):
+        train(load(), tmp_path / "run", extend=True)
+    with pytest.raises(ml.UserError, match="extend goes with run_dir"):
+        train(load(), None, extend=True)
+    assert not list(tmp_path.iterdir())
