@@ -22,6 +22,7 @@ from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile
 from ml.training.evaluation.validation_sets import ValidationSet
+from ml.training.host_memory import freeze_objects, keep_freed_pages, unfrozen_afterwards
 from ml.training.metrics.progress import NoProgress, Progress, progress_on
 from ml.training.metrics.throughput import Throughput
 from ml.training.optimizers import apply_schedule, require_whole_state
@@ -95,7 +96,10 @@ def train(
     run = run if world.is_first else ReadOnlyRunFolder(run.path)
     progress = progress_on(stream, trainer.num_steps) if world.is_first else NoProgress()
     trackers, windows = (trainer.trackers, trainer.windows) if world.is_first else ((), ())
+    if device.type == "cpu":
+        keep_freed_pages()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(unfrozen_afterwards())
         requests = stack.enter_context(handled_signals())
         world.first(run.create)
         world.first(lambda: stack.enter_context(run.locked()))
@@ -293,6 +297,7 @@ class TrainLoop:
             require_whole_state(self.trainer.optimizer, [name for name in added if name.startswith(OPTIMIZER)])
         except ValueError as error:
             raise RunError(f"the first step cannot be taken: {error}") from error
+        freeze_objects()
 
     def advance(self, batches: list[Batch], agreed: Agreement) -> None:
         """Takes a step; validates, logs, samples and saves where due.
