@@ -1,91 +1,126 @@
-"""Training speed against transformers: the same Llama, tokens and optimizer, in one process, alternating.
+"""Training steps against transformers and a handwritten model: one Llama, one process, alternating.
 
-A step is forward, loss, backward, clipping and fused AdamW. transformers uses scaled-dot-product attention. bfloat16 is
-measured as autocast over float32 weights and with bfloat16 weights.
+A step is forward, loss, backward, clipping and fused AdamW, with the same weights and tokens on both sides. The first
+losses must agree before anything is timed. Both sides keep the pages of freed tensors, as a run of Juniper does.
 
-    python benchmarks/train_against_transformers.py
+    python benchmarks/train_against_transformers.py --against=transformers --compile --precision=bfloat16
+    python benchmarks/train_against_transformers.py --memory
 """
 
 import argparse
-import contextlib
+import ctypes
+import math
+import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from timing import compare
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from llama_steps import PRECISIONS, Shape, step_of
+from timing import compare, seconds
 
-import ml
+from ml.training.host_memory import keep_freed_pages
 
-HIDDEN, BLOCKS, HEADS, KV_HEADS, INTERMEDIATE = 384, 6, 6, 3, 1024
-PRECISIONS = {
-    "float32": (torch.float32, contextlib.nullcontext),
-    "bfloat16 compute": (torch.float32, lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
-    "bfloat16 weights": (torch.bfloat16, contextlib.nullcontext),
-}
+KINDS = ("juniper", "transformers", "handwritten")
+LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3}  # relative: rounding of the products
+BYTES_PER_WEIGHT = 4 + 8 + 28  # norm, clipping, AdamW: read and written once each
 
 
-def our_model(vocab_size: int) -> nn.Module:
-    sizes = {
-        "LanguageModel.vocab_size": vocab_size,
-        "LanguageModel.hidden_size": HIDDEN,
-        "decoder/Repeat.num_blocks": BLOCKS,
-        "Attention.num_heads": HEADS,
-        "Attention.num_kv_heads": KV_HEADS,
-        "GatedMLP.intermediate_size": INTERMEDIATE,
-    }
-    return ml.build(ml.load("base.gin", [f"{key} = {value}" for key, value in sizes.items()]))
+def fastest(call: Callable[[], object], rounds: int = 5) -> float:
+    """Shortest time of a call, in seconds."""
+    return min(seconds(call) for _ in range(rounds + 1))
 
 
-def their_model(vocab_size: int) -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=HIDDEN,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        intermediate_size=INTERMEDIATE,
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-    )
-    return LlamaForCausalLM(config)
+def product_rate(shape: Shape, dtype: torch.dtype) -> tuple[float, float]:
+    """FLOP/s of the products of the step by themselves: all of them (forward and backward), and the fastest one."""
+    tokens, total, operations, best = shape.batch * shape.length, 0.0, 0.0, 0.0
+    for (inputs, outputs), count in shape.products.items():
+        x, weight = torch.randn(tokens, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+        gradient = torch.randn(tokens, outputs).to(dtype)
+        y, x_gradient, weight_gradient = (torch.empty_like(one) for one in (gradient, x, weight))
+        for left, right, out in (
+            (x, weight.t(), y),
+            (gradient, weight, x_gradient),
+            (gradient.t(), x, weight_gradient),
+        ):
+            taken = fastest(lambda left=left, right=right, out=out: torch.mm(left, right, out=out))
+            flops = 2.0 * tokens * inputs * outputs
+            total, operations, best = total + count * taken, operations + count * flops, max(best, flops / taken)
+    return operations / total, best
 
 
-def training_step(model: nn.Module, loss: Callable[[nn.Module], Tensor], context: Callable) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+def bandwidth() -> float:
+    """Bytes a second, read and written, of a copy beyond the caches."""
+    source = torch.ones(64 * 2**20)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source))
 
-    def step() -> None:
-        with context():
-            value = loss(model)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    return step
+def report_speed(shape: Shape, precision: str, against: list[str], compiles: list[bool], rounds: int) -> None:
+    """Prints tokens a second of both sides, their ratio, and the fractions of the peak and the roofline."""
+    rate, best = product_rate(shape, PRECISIONS[precision].compute_dtype)
+    weights = shape.vocab * shape.hidden + sum(n * i * o for (i, o), n in shape.products.items())
+    roofline = shape.flops / rate + weights * BYTES_PER_WEIGHT / bandwidth()
+    where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{precision}, {shape.batch} x {shape.length} tokens, {where}")
+    print(f"products by themselves: {rate / 1e9:.0f} GFLOP/s all, {best / 1e9:.0f} GFLOP/s the fastest")
+    for kind in against:
+        for compile in compiles:
+            ours, theirs = step_of("juniper", shape, precision, compile), step_of(kind, shape, precision, compile)
+            losses = ours(), theirs()
+            assert math.isclose(*losses, rel_tol=LOSS_TOLERANCE[precision]), f"the losses differ: {losses}"
+            result = compare(ours, theirs, rounds, warmup=1)
+            tokens = shape.batch * shape.length
+            achieved = shape.flops / result.first
+            print(
+                f"{kind:<12} {'compiled' if compile else 'eager':<8} "
+                f"Juniper {tokens / result.first:7,.0f} tokens/s, other {tokens / result.second:7,.0f} tokens/s, "
+                f"ratio {result.ratio:.2f}; Juniper at {achieved / rate:.0%} of the products' rate, "
+                f"{achieved / best:.0%} of the fastest product, {roofline / result.first:.0%} of the roofline",
+                flush=True,
+            )
+
+
+def peak_memory(kind: str, shape: Shape, precision: str, compile: bool) -> int:
+    """Peak resident bytes of two steps after two others, of this process."""
+    if kind == "juniper":
+        keep_freed_pages()
+    step = step_of(kind, shape, precision, compile)
+    step(), step()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    step(), step()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def report_memory(shape: Shape, precision: str, compiles: list[bool]) -> None:
+    """Prints the peak resident memory of each side, measured in a separate process."""
+    context = multiprocessing.get_context("spawn")
+    for compile in compiles:
+        for kind in KINDS:
+            with context.Pool(1) as pool:
+                peak = pool.apply(peak_memory, (kind, shape, precision, compile))
+            state = "compiled" if compile else "eager"
+            print(f"{kind:<12} {precision} {state:<8} peak {peak / 2**20:,.0f} MiB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--sequence_length", type=int, default=256)
-    parser.add_argument("--compile", action="store_true", help="compile both models")
+    parser.add_argument("--against", choices=KINDS[1:], nargs="*", default=KINDS[1:])
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="*", default=tuple(PRECISIONS))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="only compiled, or only eager models")
+    parser.add_argument("--sequence_length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", action="store_true", help="peak memory in separate processes instead of speed")
     arguments = parser.parse_args()
-    shape = (arguments.batch_size, arguments.sequence_length)
-    print(f"{'vocabulary':>10}  {'precision':<16}  {'Juniper':>14}  {'library':>8}  ratio (tokens/s)")
-    for vocab_size in (256, 32_000):
-        for name, (dtype, context) in PRECISIONS.items():
-            ours, theirs = our_model(vocab_size).to(dtype), their_model(vocab_size).to(dtype)
-            assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-            if arguments.compile:
-                ours.loss, theirs.forward = torch.compile(ours.loss), torch.compile(theirs.forward)
-            tokens = torch.randint(vocab_size, shape)
-            our_step = training_step(ours, lambda m, t=tokens: m.loss(t, t).mean, context)
-            their_step = training_step(theirs, lambda m, t=tokens: m(t, labels=t, use_cache=False).loss, context)
-            result = compare(our_step, their_step, arguments.rounds, warmup=2)
-            speeds = [tokens.numel() / taken for taken in (result.first, result.second)]
-            print(f"{vocab_size:>10,}  {name:<16}  {speeds[0]:>14,.0f}  {speeds[1]:>8,.0f}  {result.ratio:.2f}")
+    shape = Shape(length=arguments.sequence_length)
+    compiles = [False, True] if arguments.compile is None else [arguments.compile]
+    for precision in arguments.precision:
+        if arguments.memory:
+            report_memory(shape, precision, compiles)
+        else:
+            keep_freed_pages()
+            report_speed(shape, precision, arguments.against, compiles, arguments.rounds)
 
 
 if __name__ == "__main__":

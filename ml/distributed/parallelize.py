@@ -29,7 +29,7 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
         model: The model, on the meta device.
         layout: The mesh and the place of this process in it.
         mesh: The settings of the mesh.
-        compile: Whether to compile each block.
+        compile: Whether to compile each block, and in a single process the head with the loss.
 
     Returns:
         The pipeline that computes gradients and losses; None where there is none.
@@ -45,6 +45,8 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
     if compile:  # when it is first called, with all that is replaced below
         for block in blocks:
             vars(block)["forward"] = torch.compile(block.forward)
+        if layout.world.size == 1:
+            vars(model.head)["loss"] = torch.compile(model.head.loss)
     if (axis := layout.axis("expert")) is not None:
         from ml.distributed.expert_dispatch import expert_parallel
 

@@ -53,7 +53,9 @@ def cross_entropy_sums(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> 
     The z-loss keeps the logits from drifting (PaLM, section 5).
     """
     logits, targets = logits.flatten(0, -2), targets.flatten()  # (B T, V), (B T)
-    of_device = cpu_sums if logits.device.type == "cpu" else plain_sums
+    # Compiled, torch's functions are one pass over the logits forward and one backward.
+    is_eager_on_cpu = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    of_device = cpu_sums if is_eager_on_cpu else plain_sums
     total, cross_entropy = of_device(logits, targets, z_loss)
     return LossSums(total, cross_entropy.detach(), (targets != IGNORED).sum())
 

@@ -45,8 +45,8 @@ class RotaryEmbedding(NoProducts):
         """Rotates (B, T, N, D) and (B, T, K, D); `positions` is (T), (B, T), or None for 0, 1, ..., T-1."""
         if positions is None:
             positions = torch.arange(query.shape[1], device=query.device)
-        angles = self.angles(positions)[..., None, :]  # (..., T, 1, R / 2)
-        cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+        cos, sin = cosines_and_sines(self.angles(positions)[..., None, :])  # (..., T, 1, R / 2)
+        cos, sin = cos * self.attention_factor, sin * self.attention_factor
         return self.turn(query, cos, sin), self.turn(key, cos, sin)
 
     def in_context(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -76,6 +76,27 @@ def frequencies_of(theta: float | Tensor, size: int, device: torch.device) -> Te
     """theta^(-2i/size) for i = 0, 1, ..., size / 2 - 1, in float32."""
     exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
     return 1.0 / theta**exponents
+
+
+def cosines_and_sines(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each angle.
+
+    Compiled for a CPU they are computed before the rotation: fused into it they would be computed again for every
+    sequence and head, forward and backward, which took longer than the rotation.
+    """
+    if torch.compiler.is_compiling() and angles.device.type == "cpu":
+        return _stored_cosines_and_sines(angles)
+    return angles.cos(), angles.sin()
+
+
+@torch.library.custom_op("juniper::cosines_and_sines", mutates_args=())
+def _stored_cosines_and_sines(angles: Tensor) -> tuple[Tensor, Tensor]:
+    return angles.cos(), angles.sin()
+
+
+@_stored_cosines_and_sines.register_fake
+def _(angles: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(angles), torch.empty_like(angles)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -187,7 +208,7 @@ class DynamicRotary(RotaryEmbedding):
             positions = torch.arange(query.shape[1], device=query.device)
         lengths = positions.amax(-1, keepdim=True) + 1 if lengths is None else lengths
         angles = positions[..., None].float() * self.frequencies_of_lengths(lengths)  # (..., T, R / 2)
-        cos, sin = angles[..., None, :].cos(), angles[..., None, :].sin()
+        cos, sin = cosines_and_sines(angles[..., None, :])
         return self.turn(query, cos, sin), self.turn(key, cos, sin)
 
     def frequencies(self, positions: Tensor) -> Tensor:

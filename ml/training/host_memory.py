@@ -38,7 +38,7 @@ def freeze_objects() -> None:
     """Exempts all objects of the process from garbage collection, except for recent garbage, which is freed first.
 
     A later full collection then visits only newer objects, instead of those of the configuration, the model and
-    compilation: 300,000 in a tiny run, which take 0.2 s, in each process at a step of its own.
+    compilation: 300,000 in a tiny run, which take 0.2 s, in each process at a different step.
     """
     gc.collect(1)
     gc.freeze()

@@ -114,7 +114,8 @@ class Trainer:
         log_every: Steps between two lines of `metrics.jsonl`.
         peak_flops: Peak FLOPs per second of one device, for the logged utilization (MFU); None looks it up for known
             devices, or else measures it.
-        compile: Whether to compile each block with `torch.compile`.
+        compile: Whether to compile each block with `torch.compile`, and in a single process
+            the head with the loss.
         num_loader_workers: Number of threads that load batches in the background; 0 loads each batch when needed. Does
             not change the batches.
     """

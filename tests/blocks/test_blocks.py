@@ -1,5 +1,6 @@
 """The residual block and repeated blocks."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -101,13 +102,12 @@ def test_a_compiled_block_has_no_graph_break_and_equals_the_eager_one(dtype):
     block = materialize(DecoderBlock(H, mixer=mixer)).to(dtype)
     x = random_input(dtype)
     compiled = torch.compile(block, fullgraph=True)
+    exact = copy.deepcopy(block).double()  # the eager block in bfloat16 is further from it than the compiled one
     results = []
-    for function in (block, compiled):
-        block.zero_grad()
-        output = function(x, Context())
+    for module, function in ((exact, exact), (block, compiled)):
+        output = function(x.to(next(module.parameters()).dtype), Context())
         output.square().sum().backward()
-        results.append([output.detach(), *(parameter.grad for parameter in block.parameters())])
-    # Fused kernels keep float32 between steps where eager mode rounds, which is visible in bfloat16.
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+        results.append([output.detach(), *(parameter.grad for parameter in module.parameters())])
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]  # in bfloat16 of sums that nearly cancel
     for eager, fused in zip(*results, strict=True):
         assert (eager - fused).abs().max() <= tolerance * eager.abs().max()

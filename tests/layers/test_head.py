@@ -102,6 +102,21 @@ def test_loss_of_bfloat16_logits_is_computed_in_float32(vocab_size, sums_of):
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2**-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1, "logit_soft_cap": 5.0}, {"loss_chunk_size": 4}], ids=str)
+def test_a_compiled_loss_has_the_value_and_the_gradients_of_the_eager_one(options):
+    layer = head(**options)
+    x, targets = inputs()
+    results = []
+    for loss in (layer.loss, torch.compile(layer.loss, backend="aot_eager")):
+        layer.zero_grad()
+        stream = x.clone().requires_grad_()
+        sums = loss(stream, targets)
+        sums.total.backward()
+        results.append([sums.total, sums.cross_entropy, sums.num_tokens, stream.grad, layer.weight.grad])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

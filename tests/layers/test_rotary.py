@@ -161,3 +161,11 @@ def test_a_packed_document_is_rotated_by_its_own_length():
     torch.testing.assert_close(packed[1:], layer(x[1:], Context()), rtol=1e-6, atol=1e-6)
     unlike = materialize(Attention(16, num_heads=2)).double()
     assert not torch.allclose(packed, unlike(x, Context(places_in_documents(documents), documents)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [Rotary, partial(DynamicRotary, original_length=16), YarnRotary])
+def test_a_compiled_rotation_equals_the_eager_one_in_one_graph(make):
+    rotary = make(8)
+    query, key = torch.randn(2, LENGTH, 4, 8), torch.randn(2, LENGTH, 2, 8)
+    compiled = torch.compile(rotary, backend="aot_eager", fullgraph=True)
+    assert all(map(torch.equal, compiled(query, key, None), rotary(query, key, None)))
