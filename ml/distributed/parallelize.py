@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ml.distributed.compiled_code import forwards_by_kind
 from ml.distributed.fsdp import blocks_of
 from ml.distributed.images import encode_always
 from ml.distributed.layout import Layout
@@ -43,8 +44,8 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
         stages = cut(model, mesh.schedule, axis.get_local_rank(), axis.size(), dtype)
     blocks = list(blocks_of(model))
     if compile:  # when it is first called, with all that is replaced below
-        for block in blocks:
-            vars(block)["forward"] = torch.compile(block.forward)
+        for block, forward in zip(blocks, forwards_by_kind(blocks), strict=True):
+            vars(block)["forward"] = torch.compile(forward)
         if layout.world.size == 1:
             vars(model.head)["loss"] = torch.compile(model.head.loss)
     if (axis := layout.axis("expert")) is not None:
