@@ -5,6 +5,7 @@ Imports no torch.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ _READ_OR_WRITTEN = (
     "profiles",
     "tensorboard",
 )
+SEGMENTS = "segments"
 _FOLDERS = ("checkpoints", "segments", "code", "profiles", "tensorboard")
 
 
@@ -48,6 +50,17 @@ def require_self_contained(folder: Path) -> None:
             continue
     for entry in entries:
         _require_inside(entry, root)
+
+
+def segment_folders(run: Path) -> dict[int, Path]:
+    """Returns the folder of each segment by the step after which it begins, oldest first; empty for a single segment.
+
+    Args:
+        run: The folder of the run.
+    """
+    found = {path: re.fullmatch(r"step_(\d+)", path.name) for path in (run / SEGMENTS).glob("step_*")}
+    is_whole = {path: (path / "operative_config.gin").is_file() for path in found}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match and is_whole[path]))
 
 
 def read_json(path: Path) -> Any:

@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
+from textwrap import indent
 
 from ml.config.provenance import Record, explain, select
 from ml.errors import UserError
-from ml.run_files import read_json, require_self_contained
+from ml.run_files import read_json, require_self_contained, segment_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,11 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the matching parameters, equal blocks together."""
-    found = select(iter(read_provenance(arguments.run)), arguments.pattern)
-    if not found:
+    """Prints the matching parameters, equal blocks together; those of each segment where they differ."""
+    newest = select(iter(read_provenance(arguments.run)), arguments.pattern)
+    folders = segment_folders(arguments.run)
+    found = {step: select(iter(read_provenance(folder)), arguments.pattern) for step, folder in folders.items()}
+    if not newest and not any(found.values()):
         raise UserError(f"no parameter of {arguments.run} matches {arguments.pattern!r}")
-    print(explain(found))
+    values = [[(r.path, r.configurable, r.parameter, r.value) for r in records] for records in found.values()]
+    if all(one == values[0] for one in values):
+        print(explain(newest))
+        return
+    for step, records in found.items():
+        print(f"after step {step}:\n{indent(explain(records) or 'not built', '    ')}")
 
 
 def read_provenance(folder: Path) -> list[Record]:

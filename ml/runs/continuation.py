@@ -5,8 +5,9 @@ from typing import NamedTuple
 from ml.building import load
 from ml.config import Config, Difference, compare, neutral_changes
 from ml.errors import ArgumentError
+from ml.run_files import segment_folders
 from ml.runs.changes import Change, change_of
-from ml.runs.segments import current_segment, segment_folders
+from ml.runs.segments import current_segment
 from ml.training import RunFolder
 from ml.training.checkpoints.policy import valid_checkpoints
 from ml.training.checkpoints.state_files import read_counts

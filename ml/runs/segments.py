@@ -4,21 +4,11 @@ A run that was never extended has one segment and no folder for it. `segments/st
 after step N, from `segments/step_0` on; the files beside `segments` are the newest.
 """
 
-import re
 import shutil
-from pathlib import Path
 
 from ml.config import Config, compare
+from ml.run_files import SEGMENTS, segment_folders
 from ml.training import RunFolder
-
-FOLDER = "segments"
-
-
-def segment_folders(run: Path) -> dict[int, Path]:
-    """Returns the folder of each segment by its first step but one, oldest first; empty for a run with one segment."""
-    found = {path: re.fullmatch(r"step_(\d+)", path.name) for path in (run / FOLDER).glob("step_*")}
-    steps = {int(match[1]): path for path, match in found.items() if match and RunFolder(path).operative.is_file()}
-    return dict(sorted(steps.items()))
 
 
 def current_segment(folder: RunFolder) -> int:
@@ -47,10 +37,10 @@ def write_segment(folder: RunFolder, step: int, config: Config, *, is_new: bool)
     if not known and not is_new:
         return
     if not known:
-        first = RunFolder(folder.path / FOLDER / "step_0")
+        first = RunFolder(folder.path / SEGMENTS / "step_0")
         first.path.mkdir(parents=True, exist_ok=True)
         for name in ("config.gin", "provenance.json", "operative_config.gin"):  # the last one makes it a segment
             shutil.copyfile(folder.path / name, first.path / name)
-    segment = RunFolder(folder.path / FOLDER / f"step_{step}")
+    segment = RunFolder(folder.path / SEGMENTS / f"step_{step}")
     segment.path.mkdir(parents=True, exist_ok=True)
     segment.write_config(config.text, config.operative, config.provenance())

@@ -1,6 +1,7 @@
 """Runs that are extended: more steps, or other values from a step on, against runs that had them from the start."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from small_run import SMALL
 
 import ml
 from ml.building import build_trainer
-from ml.runs.segments import segment_folders
+from ml.cli.verbs import main
+from ml.run_files import segment_folders
 from ml.training import loop
 from ml.training.history import read_starts
 from ml.training.metrics.throughput import MACHINE_METRICS
@@ -61,6 +63,31 @@ def test_a_run_extended_with_a_constant_schedule_is_bitwise_the_longer_run(load,
     ]  # fmt: skip
     again, _ = train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "run")
     assert again.config == longer.config
+
+
+def test_diff_and_explain_know_segments(load, tmp_path, capsys):
+    config = load(CONSTANT)
+    for step, run in ((4, "run"), (4, "other")):
+        train(config, tmp_path / run)
+        assert ml.open_run(tmp_path / run).step == step
+    train(load(CONSTANT, "Trainer.num_steps = 6", "Trainer.batch_size = 2"), tmp_path / "run", extend=True)
+    capsys.readouterr()
+
+    def printed(*arguments):
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    between = printed("diff", tmp_path / "run")
+    assert between.startswith("after step 4:\n    Trainer.num_steps\n      - 4    # flag, --gin_bindings[0]\n      + 6")
+    assert "Trainer.batch_size\n      - 4" in between
+    runs = printed("diff", tmp_path / "other", tmp_path / "run")
+    assert "Trainer.batch_size\n  - 4" in runs
+    assert "run has earlier segments (after step 0), not compared here" in runs
+    assert "other has one segment: it was never extended" in printed("diff", tmp_path / "other")
+    explained = printed("explain", tmp_path / "run", "Trainer.batch_size")
+    assert re.findall(r"after step (\d):\n    Trainer.batch_size = (\d)", explained) == [("0", "4"), ("4", "2")]
+    assert printed("explain", tmp_path / "run", "Trainer.seed").count("Trainer.seed") == 1
+    assert "Trainer.num_steps" in printed("explain", tmp_path / "run" / "segments" / "step_0", "Trainer.num_steps")
 
 
 def test_another_learning_rate_from_a_step_on_equals_the_schedule_that_has_it(load, tmp_path):
