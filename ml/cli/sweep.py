@@ -58,6 +58,8 @@ def _run_all(sweep: "Sweep", planned: "Sequence[PlannedRun]", directory: Path, s
     from ml.sweeps.state import Status
 
     _name_strangers(planned, directory)
+    if longer := [run.member.name for run in planned if run.is_longer]:
+        print(f"extended to more steps: {', '.join(longer)}")
     states, is_stopped = run_members(sweep, planned, directory, watcher_on(sys.stdout, len(planned)))
     print()
     _report(sweep, states, directory, sort_by)

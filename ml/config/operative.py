@@ -91,7 +91,7 @@ class _Writer:
     def line(self, key: str, value: object, origin: str, users: Iterable[tuple[Call, str]] = ()) -> str:
         """Returns `key = value`, or reports that the value of `origin` cannot be written.
 
-        A value that changes no result is marked, unless its declaration alone says so.
+        A value that changes no result is marked, unless its declaration holds for every run.
         """
         marked = [self._neutral.contains(call, parameter) for call, parameter in users]
         is_marked = bool(marked) and all(marked) and not is_neutral(key.rpartition("/")[2])

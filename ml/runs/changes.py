@@ -25,7 +25,7 @@ class Rate(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a configuration changes in a run, after its newest checkpoint.
+    """Changes of a run by a configuration, after its newest checkpoint.
 
     Attributes:
         before: The trainer of the run so far.

@@ -1,4 +1,4 @@
-"""The decision how a start goes on with the run that a folder holds."""
+"""Decision between a new run, a resumed run, an extended run and a refusal."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ _MOST_DIFFERENCES = 20
 
 
 class Continuation(NamedTuple):
-    """What a start does in a folder.
+    """Decision on a start in a folder.
 
     Attributes:
         saved: The operative config there; None in a folder without a run.
@@ -64,7 +64,7 @@ class Continuation(NamedTuple):
 
 
 def continuation(config: Config, folder: RunFolder, *, extend: bool = False, trust_code: bool = False) -> Continuation:
-    """Decides how a start with a configuration goes on with what a folder holds.
+    """Decides whether a start with a configuration resumes or extends the run in a folder, or begins one.
 
     Args:
         config: The configuration.
@@ -127,7 +127,8 @@ def _problem(change: Change, folder: RunFolder) -> str | None:
     if change.fixed:
         return (
             f"{', '.join(change.fixed)} cannot change in a run. Start another one from its weights: the same command "
-            f"with {{init_from}}={folder.path} {{init_step}}={change.step} and another {{run_dir}}"
+            f"with {{init_from}}={folder.path} {{init_step}}={change.step} and another {{run_dir}}, and "
+            "{init_may_differ} for weights of other shapes"
         )
     if change.after.num_steps < change.step:
         return f"{change.step} steps have been taken: Trainer.num_steps must be at least that"

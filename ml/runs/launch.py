@@ -144,7 +144,7 @@ def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWe
 
 
 def _placed(config: Config, run_dir: str | Path | None, extend: bool) -> tuple[Path, Continuation]:
-    """The folder of the run, and how the run that it holds goes on."""
+    """The folder of the run, and the decision on the run that it holds."""
     if extend and run_dir is None:
         raise ArgumentError("{extend} goes with {run_dir}")
     if run_dir is None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml
-from ml.config import Config, ConfigError, Location, Problem, difference
+from ml.config import Config, ConfigError, Location, Problem, compare
 from ml.config.errors import report
 from ml.errors import UserError
+from ml.runs.continuation import continuation
 from ml.sweeps.file import Member, Sweep
 from ml.training.run_folder import RunFolder
 
@@ -25,12 +26,14 @@ class PlannedRun:
         config: Its configuration.
         folder: The folder of its run, which need not exist.
         num_steps: The number of steps of the whole run.
+        is_longer: Whether its folder holds the same run with fewer steps, which is extended.
     """
 
     member: Member
     config: Config
     folder: RunFolder
     num_steps: int
+    is_longer: bool = False
 
     @property
     def log(self) -> Path:
@@ -46,6 +49,7 @@ class PlannedRun:
             *(f"--gin_search_path={folder}" for folder in sweep.gin_search_path),
             *([f"--init_from={sweep.init_from}"] if sweep.init_from else []),
             *(["--allow_unused_bindings"] if sweep.allow_unused_bindings else []),
+            *(["--extend"] if self.is_longer else []),
         ]
         return [sys.executable, str(train), *flags, f"--run_dir={self.folder.path}"]
 
@@ -83,8 +87,7 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
     if failures:
         raise UserError(_report(failures, sweep))
     _require_distinct(planned, sweep)
-    _require_own_folders(planned)
-    return planned
+    return _in_own_folders(planned)
 
 
 def _placed(error: ConfigError, sweep: Sweep, member: Member) -> str:
@@ -116,22 +119,36 @@ def _require_distinct(planned: Sequence[PlannedRun], sweep: Sweep) -> None:
             )
 
 
-def _require_own_folders(planned: Sequence[PlannedRun]) -> None:
-    """Raises UserError where a folder holds a run of another configuration, as after a change of the sweep's file."""
-    parts = []
+def _in_own_folders(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Returns the runs, with those to lengthen.
+
+    Raises:
+        UserError: A folder holds a run of another configuration, as after a change of the sweep's file.
+    """
+    parts: list[str] = []
+    found: list[PlannedRun] = []
     for run in planned:
-        saved = run.folder.operative_config()
-        lines = [] if saved is None else difference(saved, run.config.operative)
-        if not lines:
-            continue
-        more = [f"  and {len(lines) - _MOST_DIFFERENCES} more"] if len(lines) > _MOST_DIFFERENCES else []
-        parts += [f"{run.folder.path} differs in", *(f"  {line}" for line in lines[:_MOST_DIFFERENCES]), *more]
+        saved = run.folder.operative_config() if run.folder.is_begun else None
+        difference = compare(run.config.operative if saved is None else saved, run.config.operative)
+        if {one.name for one in [*difference.removed, *difference.added]} == {"Trainer.num_steps"}:
+            try:
+                extension = continuation(run.config, run.folder, extend=True)
+                found.append(replace(run, is_longer=extension.is_extension))
+            except UserError as error:
+                parts.append(str(error))
+        elif difference:
+            lines = difference.lines
+            more = [f"  and {len(lines) - _MOST_DIFFERENCES} more"] if len(lines) > _MOST_DIFFERENCES else []
+            parts += [f"{run.folder.path} differs in", *(f"  {line}" for line in lines[:_MOST_DIFFERENCES]), *more]
+        else:
+            found.append(run)
     if parts:
         shown = "\n".join(parts)
         raise UserError(
             "the sweep has been changed since these were run: name another --output, remove them, or take the change "
             f"back (- there, + in the file)\n{shown}"
         )
+    return found
 
 
 def _num_steps(config: Config) -> int:

@@ -93,7 +93,7 @@ def exit_text(code: int | None) -> str:
 
 
 def _is_finished(run: PlannedRun) -> bool:
-    if not run.folder.checkpoints.is_dir():
+    if run.is_longer or not run.folder.checkpoints.is_dir():
         return False
     opened = ml.open_run(run.folder.path)
     with contextlib.suppress(UserError):  # there is none of that step, or it is damaged

@@ -36,7 +36,7 @@ def describe_start(step: int, segment: int, changed: Sequence[str]) -> dict[str,
 
 
 def append_start(path: Path, record: Mapping[str, Any]) -> None:
-    """Appends a record as a line; a line truncated by a crash stays a line of its own."""
+    """Appends a record as a line; a line truncated by a crash stays a separate line."""
     with path.open("ab+") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
         is_truncated = file.read(1) not in (b"", b"\n")

@@ -1,5 +1,6 @@
 """Checks before the first run of a sweep: configurations, folders, commands."""
 
+import io
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import ml
 from ml.errors import UserError
 from ml.sweeps.file import read_sweep
 from ml.sweeps.plan import plan
+from ml.sweeps.state import Status, state_of
 
 HEAD = "gin_file = 'recipes/tiny.gin'\n"
 
@@ -67,6 +69,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(planne
     (run,) = planned(f"{HEAD}[grid]\nTrainer.seed = [1]")
     run.folder.create()
     run.folder.write_config(run.config.text, run.config.operative, run.config.provenance())
+    run.folder.append_history({})
     planned(f"{HEAD}[grid]\nTrainer.seed = [1, 2]")
     with pytest.raises(UserError) as error:
         planned(f"{HEAD}gin_bindings = 'Linear.bias = True'\n[grid]\nTrainer.seed = [1, 2]")
@@ -75,6 +78,24 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(planne
     assert f"{tmp_path / 'runs' / 'seed=1'} differs in\n  - Linear.bias = False\n" in message
     assert "\n  + Linear.bias = True" in message
     assert "seed=2" not in message
+
+
+def test_more_steps_and_more_values_extend_a_sweep(planned, tmp_path):
+    (tmp_path / "text.txt").write_text("a text of some words. " * 400)
+    head = f"{HEAD}gin_bindings = [\"TextFiles.paths = '{tmp_path / 'text.txt'}'\", 'Trainer.validation = None', "
+    constant = "'Trainer.schedule = @ConstantSchedule', 'Trainer.num_steps = {}']\n[grid]\nTrainer.seed = {}"
+    (run,) = planned(head + constant.format(2, [1]))
+    ml.train(run.config, run.folder.path, device="cpu", stream=io.StringIO())
+    ours, new = planned(head + constant.format(3, [1, 2]))
+    assert (ours.is_longer, new.is_longer) == (True, False)
+    assert state_of(ours).status is Status.UNFINISHED
+    assert "--extend" in ours.command(read_sweep(tmp_path / "sweep.toml"))
+    ml.train(ours.config, ours.folder.path, extend=True, device="cpu", stream=io.StringIO())
+    ours, _ = planned(head + constant.format(3, [1, 2]))
+    assert (ours.is_longer, state_of(ours).status) == (False, Status.FINISHED)
+    cosine = constant.replace("'Trainer.schedule = @ConstantSchedule', ", "")
+    with pytest.raises(UserError, match="the sweep has been changed since these were run"):
+        planned(head + cosine.format(9, [1]))
 
 
 def test_commands_survive_a_shell(planned, tmp_path):
