@@ -49,5 +49,5 @@ class PhasedSchedule(Schedule):
             if length:
                 span = Span(before, length, begin)
                 placed.append((phase, span))
-                before, begin = before + length, phase.factor(length, span)
+                before, begin = before + length, phase.final(span)
         return placed

@@ -1,7 +1,8 @@
 """Phases of a learning rate schedule.
 
 A phase has a number of steps, or a fraction of the steps of the run, or takes the remaining steps. It begins at the
-final factor of the phase before it (the first phase at 1); its last step has its final factor.
+final factor of the phase before it (the first phase at 1); its last step has its final factor. A final factor of 0 is
+reached one step later, so that no step is taken at learning rate 0.
 """
 
 import abc
@@ -9,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from ml.config import configurable, require
-from ml.training.schedules.schedule import cosine, straight
+from ml.training.schedules.schedule import cosine, progress_of_decay, straight
 
 _MAX_CYCLES = 10_000
 
@@ -52,6 +53,10 @@ class Phase(abc.ABC):
             span: The position of the phase in the run.
         """
 
+    def final(self, span: Span) -> float:
+        """Returns the factor at which the next phase begins."""
+        return self.factor(span.num_steps, span)
+
 
 def _require_factor(value: float, parameter: str) -> None:
     require(0.0 <= value < math.inf, parameter, f"must be at least 0 and finite, not {value}")
@@ -65,7 +70,7 @@ class WarmupPhase(Phase):
         num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
         fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
         start: Factor before the first step.
-        end: Factor of the last step.
+        end: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(
@@ -78,7 +83,10 @@ class WarmupPhase(Phase):
         self.end = end
 
     def factor(self, step: int, span: Span) -> float:
-        return straight(self.start, self.end, step / span.num_steps)
+        return straight(self.start, self.end, progress_of_decay(step, span.num_steps, self.end))
+
+    def final(self, span: Span) -> float:
+        return self.end
 
 
 @configurable
@@ -106,7 +114,10 @@ class CurvePhase(Phase):
         self.end = end
 
     def factor(self, step: int, span: Span) -> float:
-        return self.curve(span.begin, step / span.num_steps)
+        return self.curve(span.begin, progress_of_decay(step, span.num_steps, self.end))
+
+    def final(self, span: Span) -> float:
+        return self.end
 
     @abc.abstractmethod
     def curve(self, begin: float, progress: float) -> float:
@@ -120,7 +131,7 @@ class LinearPhase(CurvePhase):
     Args:
         num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
         fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
-        end: Factor of the last step.
+        end: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.0):
@@ -137,7 +148,7 @@ class CosinePhase(CurvePhase):
     Args:
         num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
         fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
-        end: Factor of the last step.
+        end: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.1):
@@ -154,7 +165,7 @@ class SquareRootPhase(CurvePhase):
     Args:
         num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
         fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
-        end: Factor of the last step.
+        end: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(self, num_steps: int | None = None, fraction: float | None = None, end: float = 0.0):
@@ -171,7 +182,7 @@ class PolynomialPhase(CurvePhase):
     Args:
         num_steps: Number of steps; None if `fraction` is set or the phase takes the remaining steps.
         fraction: Fraction of the steps of the run; None if `num_steps` is set or the phase takes the remaining steps.
-        end: Factor of the last step.
+        end: Factor of the last step; 0 is reached one step after it.
         power: Exponent of the decay; 1 is linear.
     """
 
@@ -218,7 +229,7 @@ class RestartsPhase(Phase):
         num_cycles: Number of cycles; their lengths are rounded to whole steps.
         growth: Length of a cycle relative to the one before it.
         decay: Initial factor of a cycle relative to the one before it.
-        end: Factor of the last step of each cycle.
+        end: Factor of the last step of each cycle; 0 is reached one step after it.
     """
 
     def __init__(
@@ -245,7 +256,11 @@ class RestartsPhase(Phase):
         ends = self._ends(span.num_steps)
         cycle = next(number for number, end in enumerate(ends) if step <= end)
         first = ends[cycle - 1] if cycle else 0
-        return cosine(span.begin * self.decay**cycle, self.end, (step - first) / (ends[cycle] - first))
+        progress = progress_of_decay(step - first, ends[cycle] - first, self.end)
+        return cosine(span.begin * self.decay**cycle, self.end, progress)
+
+    def final(self, span: Span) -> float:
+        return self.end
 
     def _ends(self, num_steps: int) -> list[int]:
         """Returns the last step of each cycle."""

@@ -18,6 +18,20 @@ class Schedule(abc.ABC):
         """Returns the factor of a step from 1 to `num_steps`."""
 
 
+def progress_of_decay(step: int, num_steps: int, end: float) -> float:
+    """Returns the progress of a decay to `end` in its step `step` from 1; it is 1 in the last step.
+
+    A decay to 0 ends one step after its last one, because a step at learning rate 0 would change nothing. This is the
+    virtual last step of torchtitan.
+
+    Args:
+        step: The step within the decay.
+        num_steps: Number of steps of the decay.
+        end: Factor at progress 1.
+    """
+    return step / max(1, num_steps + (end == 0.0))
+
+
 def straight(begin: float, end: float, progress: float) -> float:
     """Interpolates linearly from `begin` at progress 0 to `end` at progress 1."""
     return begin + (end - begin) * progress

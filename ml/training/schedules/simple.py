@@ -1,28 +1,35 @@
 """Schedules with linear warmup followed by one curve.
 
 The factor of step s is s / warmup_steps during warmup, then a function of progress, which is 0 at the end of warmup and
-1 at the last step.
+1 at the last step, or after it in a decay to 0.
 """
 
 import abc
 
 from ml.config import configurable, require
-from ml.training.schedules.schedule import Schedule, cosine, straight
+from ml.training.schedules.schedule import Schedule, cosine, progress_of_decay, straight
 
 
 class WarmupSchedule(Schedule):
-    """Linear warmup, followed by the curve of a subclass."""
+    """Linear warmup, followed by the curve of a subclass.
 
-    def __init__(self, num_steps: int, warmup_steps: int):
+    Attributes:
+        final_fraction: Factor at the end of the curve.
+    """
+
+    def __init__(self, num_steps: int, warmup_steps: int, final_fraction: float):
         fits = 0 <= warmup_steps <= num_steps
         require(fits, "warmup_steps", f"must be from 0 to Trainer.num_steps ({num_steps}), not {warmup_steps}")
         self.num_steps = num_steps
+        _require_fraction(final_fraction, "final_fraction")
         self.warmup_steps = warmup_steps
+        self.final_fraction = final_fraction
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
             return step / self.warmup_steps
-        return self.after_warmup((step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))
+        num_steps = self.num_steps - self.warmup_steps
+        return self.after_warmup(progress_of_decay(step - self.warmup_steps, num_steps, self.final_fraction))
 
     @abc.abstractmethod
     def after_warmup(self, progress: float) -> float:
@@ -43,7 +50,7 @@ class ConstantSchedule(WarmupSchedule):
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0):
-        super().__init__(num_steps, warmup_steps)
+        super().__init__(num_steps, warmup_steps, 1.0)
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
@@ -56,13 +63,11 @@ class LinearSchedule(WarmupSchedule):
     Args:
         num_steps: Number of steps of the run.
         warmup_steps: Number of warmup steps.
-        final_fraction: Factor of the last step.
+        final_fraction: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0):
-        super().__init__(num_steps, warmup_steps)
-        _require_fraction(final_fraction, "final_fraction")
-        self.final_fraction = final_fraction
+        super().__init__(num_steps, warmup_steps, final_fraction)
 
     def after_warmup(self, progress: float) -> float:
         return straight(1.0, self.final_fraction, progress)
@@ -75,13 +80,11 @@ class CosineSchedule(WarmupSchedule):
     Args:
         num_steps: Number of steps of the run.
         warmup_steps: Number of warmup steps.
-        final_fraction: Factor of the last step.
+        final_fraction: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.1):
-        super().__init__(num_steps, warmup_steps)
-        _require_fraction(final_fraction, "final_fraction")
-        self.final_fraction = final_fraction
+        super().__init__(num_steps, warmup_steps, final_fraction)
 
     def after_warmup(self, progress: float) -> float:
         return cosine(1.0, self.final_fraction, progress)
@@ -95,20 +98,19 @@ class WarmupStableDecay(WarmupSchedule):
         num_steps: Number of steps of the run.
         warmup_steps: Number of warmup steps.
         decay_fraction: Fraction of all steps that the final decay takes.
-        final_fraction: Factor of the last step.
+        final_fraction: Factor of the last step; 0 is reached one step after it.
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.2, final_fraction: float = 0.0):
-        super().__init__(num_steps, warmup_steps)
+        super().__init__(num_steps, warmup_steps, final_fraction)
         _require_fraction(decay_fraction, "decay_fraction")
-        _require_fraction(final_fraction, "final_fraction")
         self.decay_steps = round(decay_fraction * num_steps)
         fits = self.decay_steps + warmup_steps <= num_steps
         require(fits, "decay_fraction", f"leaves no room for {warmup_steps} steps of warmup: {decay_fraction}")
-        self.final_fraction = final_fraction
 
     def after_warmup(self, progress: float) -> float:
-        steps_left = (1.0 - progress) * (self.num_steps - self.warmup_steps)
-        if steps_left >= self.decay_steps:
+        after = self.final_fraction == 0.0  # steps of the decay after the last one
+        steps_left = (1.0 - progress) * (self.num_steps - self.warmup_steps + after)
+        if steps_left >= self.decay_steps + after:
             return 1.0
-        return straight(self.final_fraction, 1.0, steps_left / self.decay_steps)
+        return straight(self.final_fraction, 1.0, steps_left / (self.decay_steps + after))

@@ -81,7 +81,7 @@ def test_each_phase_begins_where_the_one_before_ended():
             [(CosinePhase, {"end": 0.1})],
             lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=60, eta_min=0.1),
         ),
-        ([(PolynomialPhase, {"power": 1.5})], lambda optimizer: lr_scheduler.PolynomialLR(optimizer, 60, power=1.5)),
+        ([(PolynomialPhase, {"power": 1.5})], lambda optimizer: lr_scheduler.PolynomialLR(optimizer, 61, power=1.5)),
         (
             [(WarmupPhase, {"num_steps": 12, "start": 0.25}), (ConstantPhase, {})],
             lambda optimizer: lr_scheduler.LinearLR(optimizer, start_factor=0.25, total_iters=12),
@@ -92,6 +92,25 @@ def test_each_phase_begins_where_the_one_before_ended():
 def test_phases_are_torch_s_schedulers(phases, theirs):
     schedule = phased(60, *phases)
     assert [schedule(step) for step in range(1, 61)] == pytest.approx(by_torch(theirs, 60), abs=1e-9)
+
+
+TO_ZERO = {
+    "linear": (LinearPhase, {"end": 0.0}, lambda p: 1.0 - p),
+    "cosine": (CosinePhase, {"end": 0.0}, lambda p: (1.0 + math.cos(math.pi * p)) / 2.0),
+    "square root": (SquareRootPhase, {}, lambda p: 1.0 - math.sqrt(p)),
+    "polynomial": (PolynomialPhase, {"power": 3.0}, lambda p: (1.0 - p) ** 3),
+    "falling warmup": (WarmupPhase, {"start": 1.0, "end": 0.0}, lambda p: 1.0 - p),
+}
+
+
+@pytest.mark.parametrize("name", TO_ZERO)
+def test_a_decay_to_zero_ends_after_its_last_step(name):
+    kind, options, formula = TO_ZERO[name]
+    schedule = phased(50, (WarmupPhase, {"num_steps": 10}), (kind, {"num_steps": 20, **options}), (ConstantPhase, {}))
+    factors = [schedule(step) for step in range(1, 51)]
+    assert factors[10:30] == pytest.approx([formula(step / 21) for step in range(1, 21)])
+    assert min(factors[:30]) > 0.0
+    assert factors[30:] == [0.0] * 20  # the phase after it was asked to stay there
 
 
 def test_restarts_are_torch_s_but_for_the_steps_that_end_a_cycle():
@@ -105,8 +124,10 @@ def test_restarts_are_torch_s_but_for_the_steps_that_end_a_cycle():
 
 def test_restarts_may_begin_lower_each_time_and_be_shorter_than_their_cycles():
     schedule = phased(60, (RestartsPhase, {"num_cycles": 3, "growth": 1.0, "decay": 0.5}))
-    assert [schedule(step) for step in (1, 21, 41)] == pytest.approx([0.99384, 0.49692, 0.24846], abs=1e-5)
-    assert [schedule(step) for step in (20, 40, 60)] == pytest.approx([0.0, 0.0, 0.0])
+    for step in range(1, 61):
+        cycle, index = divmod(step - 1, 20)
+        expected = 0.5**cycle * (1.0 + math.cos(math.pi * (index + 1) / 21)) / 2.0  # 0 would be in step 21 of a cycle
+        assert schedule(step) == pytest.approx(expected)
     few = phased(3, (RestartsPhase, {"num_cycles": 8}))
     assert all(0.0 <= few(step) <= 1.0 for step in (1, 2, 3))
 

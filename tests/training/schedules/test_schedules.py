@@ -42,6 +42,32 @@ def test_the_last_step_has_the_final_fraction(schedule, warmup_steps):
     assert schedule(30, warmup_steps, final_fraction=0.07)(30) == pytest.approx(0.07)
 
 
+@pytest.mark.parametrize(("num_steps", "warmup_steps"), [(1, 0), (30, 0), (30, 5), (2, 1)])
+def test_a_decay_to_zero_takes_no_step_at_a_rate_of_zero(num_steps, warmup_steps):
+    """Transformers' linear schedule, which counts from 0, and torchtitan's, with its virtual last step."""
+    steps = range(warmup_steps + 1, num_steps + 1)
+    left = [(num_steps + 1 - step) / (num_steps + 1 - warmup_steps) for step in steps]
+    curves = {
+        LinearSchedule: left,
+        CosineSchedule: [(1.0 - math.cos(math.pi * part)) / 2.0 for part in left],
+    }
+    for schedule, expected in curves.items():
+        decay = schedule(num_steps, warmup_steps, final_fraction=0.0)
+        assert [decay(step) for step in steps] == pytest.approx(expected)
+        assert decay(num_steps) > 0.0
+
+
+def test_a_stable_phase_with_a_decay_to_zero_is_that_of_torchtitan():
+    """`linear_warmup_stable_decay` of torchtitan: 0-based steps, and one stable step more than are taken."""
+    num_steps, warmup_steps, decay_steps = 40, 8, 20
+    decay = WarmupStableDecay(num_steps, warmup_steps, decay_fraction=0.5)
+    stable_until = num_steps - decay_steps
+    for step in range(stable_until + 1, num_steps + 1):
+        assert decay(step) == pytest.approx(1.0 - (step - stable_until) / (decay_steps + 1))
+    assert decay(stable_until) == 1.0
+    assert decay(num_steps) == pytest.approx(1 / 21)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_may_be_warmup_alone(schedule):
     options = {"decay_fraction": 0.0} if schedule is WarmupStableDecay else {}
