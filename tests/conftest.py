@@ -1,6 +1,24 @@
 """Settings for all tests."""
 
 import os
+import signal
+
+import pytest
 
 # Two test processes share two cores: more threads per process would only compete.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Handles SIGINT as in the foreground: a shell ignores it for a command in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def hangups():
+    """Handles SIGHUP, which `nohup` ignores, by its default in this process and those that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

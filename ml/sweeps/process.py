@@ -54,8 +54,8 @@ class Stop:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Handles the signals for as long as the context lasts, then puts the handlers back."""
-        # What `nohup` started is to outlive its terminal.
-        numbers = [n for n in _STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        # A shell ignores SIGINT for a command in the background, and `nohup` ignores SIGHUP.
+        numbers = [n for n in _STOPPING if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
         previous = {number: signal.signal(number, self.receive) for number in numbers}
         try:
             yield

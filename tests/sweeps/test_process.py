@@ -29,7 +29,7 @@ PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signa
 
 
 @pytest.mark.parametrize(("sent", "received"), PASSED_ON.items())
-def test_signals_are_passed_on_to_the_run(sent, received):
+def test_signals_are_passed_on_to_the_run(sent, received, hangups):
     stop = Stop()
     stop.process = Recorder()
     with stop.listening():
@@ -40,15 +40,17 @@ def test_signals_are_passed_on_to_the_run(sent, received):
     assert stop.is_asked
 
 
-def test_a_sweep_under_nohup_continues_when_its_terminal_closes():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signals_that_a_sweep_was_started_without_stay_ignored(number):
+    """A sweep under nohup continues when its terminal closes, one in the background when another is interrupted."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         stop = Stop()
         with stop.listening():
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), number)
         assert not stop.is_asked
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_two_sweeps_cannot_use_one_folder(tmp_path):

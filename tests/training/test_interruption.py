@@ -181,28 +181,70 @@ def test_a_run_that_is_killed_at_many_moments_ends_as_if_it_had_not_been(tmp_pat
     assert ours == theirs
 
 
-def test_a_second_ctrl_c_leaves_at_once():
-    program = """if True:
-        import time
-        from ml.training.signals import handled_signals
+COMPUTING = """if True:
+    import hashlib
+    from ml.training.signals import handled_signals
+    with handled_signals():
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)  # minutes outside of Python, as a long step
+"""
+
+
+def test_ctrl_c_is_answered_at_once_and_a_second_one_ends_the_process_in_the_middle_of_a_step():
+    command = [sys.executable, "-c", COMPUTING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline() == "\n"
+            assert process.stderr.readline().startswith("stopping: the current step is completed and a checkpoint")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == -signal.SIGINT
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_requests_to_stop_are_answered_once(number, capfd, hangups):
+    with handled_signals() as requests:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert requests.stop is number
+    name = signal.Signals(number).name
+    assert capfd.readouterr().err == f"\nstopping on {name}: the current step is completed and a checkpoint is saved\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_that_are_ignored_stay_ignored(number, capfd):
+    """A shell ignores SIGINT for commands in the background, nohup ignores SIGHUP."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
         with handled_signals() as requests:
-            print("ready", flush=True)
-            while True:
-                time.sleep(0.01)
-                if requests.stop:
-                    print("noted", flush=True)
-    """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "noted\n"
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-    assert process.returncode == -signal.SIGINT
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            assert requests.stop is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert requests.stop is signal.SIGTERM
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert capfd.readouterr().err.count("stopping") == 1
+
+
+def test_a_signal_of_a_forked_process_is_no_second_ctrl_c():
+    with handled_signals() as requests:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert requests.stop is None
+        os.kill(os.getpid(), signal.SIGINT)  # the first one here
+        assert requests.stop is signal.SIGINT
 
 
 def test_handlers_are_put_back_and_the_requests_are_noted():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     with handled_signals() as requests:
         assert (requests.stop, requests.save) == (None, False)
@@ -211,3 +253,4 @@ def test_handlers_are_put_back_and_the_requests_are_noted():
         os.kill(os.getpid(), signal.SIGTERM)
         assert requests.stop is signal.SIGTERM
     assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.set_wakeup_fd(-1) == -1

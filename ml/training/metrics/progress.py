@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
 from ml import terminal
+from ml.training.metrics.lasting_stream import lasting
 
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _LONGEST_BAR = 30
@@ -35,6 +36,7 @@ class Progress(Protocol):
 
 def progress_on(stream: TextIO, num_steps: int) -> Progress:
     """Returns a progress line on a terminal, and one line per logged step elsewhere."""
+    stream = lasting(stream)
     return TerminalProgress(stream, num_steps) if stream.isatty() else PlainProgress(stream, num_steps)
 
 
