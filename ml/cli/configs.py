@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import ml
+from ml.cli.path_argument import to_path
 from ml.config.errors import did_you_mean
 from ml.errors import UserError
 
@@ -17,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("name", help="as in base.gin or recipes/tiny.gin")
     copied = actions.add_parser("copy", help="write one to a file of yours, to change it")
     copied.add_argument("name", help="as in base.gin or recipes/tiny.gin")
-    copied.add_argument("destination", nargs="?", type=Path, default=Path(), help="a file or folder; by default here")
+    copied.add_argument(
+        "destination", nargs="?", type=to_path, default=Path(), help="a file or folder; by default here"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from textwrap import indent
 
 import ml
 from ml.cli.explain import read_provenance
+from ml.cli.path_argument import path_text
 from ml.cli.run_arguments import add_trust_argument
 from ml.config.provenance import Record
 from ml.config.scopes import compress
@@ -20,8 +21,9 @@ Key = tuple[str, str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", help="the folder of a run, or a gin file")
-    parser.add_argument("b", nargs="?", help="the other; without it, what changed between the segments of the run")
+    parser.add_argument("a", type=path_text, help="the folder of a run, or a gin file")
+    help_of_b = "the other; without it, what changed between the segments of the run"
+    parser.add_argument("b", type=path_text, nargs="?", help=help_of_b)
     add_trust_argument(parser)
 
 

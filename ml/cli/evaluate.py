@@ -7,6 +7,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from ml.cli.path_argument import path_text
 from ml.cli.run_arguments import add_run_argument, add_step_argument
 from ml.errors import UserError
 from ml.runs.evaluation import Evaluation
@@ -16,13 +17,18 @@ from ml.terminal import table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="PATH", help="text files, or folders; by default its validation sets"
+        "--data",
+        type=path_text,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="text files, or folders; by default its validation sets",
     )
     parser.add_argument("--pattern", default="*", help="which files of a folder, such as '*.txt'")
     parser.add_argument(
         "--tasks", type=_names, default=[], help="names of tasks of the lm-evaluation-harness, with commas between them"
     )
-    parser.add_argument("--task_folder", help="a folder with definitions of further tasks")
+    parser.add_argument("--task_folder", type=path_text, help="a folder with definitions of further tasks")
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: what the task states)")
     parser.add_argument("--limit", type=int, help="at most this many questions of each task")
     add_step_argument(parser)

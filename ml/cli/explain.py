@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from textwrap import indent
 
+from ml.cli.path_argument import to_path
 from ml.config.provenance import Record, explain, select
 from ml.errors import UserError
 from ml.run_files import read_json, require_self_contained, segment_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("run", type=to_path, help="the folder of a run")
     parser.add_argument("pattern", help="written like a binding: 'query/Linear.bias', 'Attention.*', 'dropout'")
 
 

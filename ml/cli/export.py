@@ -1,8 +1,8 @@
 """Write the weights of a run alone, as safetensors."""
 
 import argparse
-from pathlib import Path
 
+from ml.cli.path_argument import to_path
 from ml.cli.run_arguments import add_run_argument, add_step_argument
 from ml.errors import UserError
 
@@ -10,7 +10,7 @@ from ml.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     parser.add_argument(
-        "file", type=Path, help="what to write, such as weights.safetensors; one that is there is replaced"
+        "file", type=to_path, help="what to write, such as weights.safetensors; one that is there is replaced"
     )
     add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")

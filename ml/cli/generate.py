@@ -5,8 +5,8 @@ import io
 import json
 import sys
 from dataclasses import fields
-from pathlib import Path
 
+from ml.cli.path_argument import to_path
 from ml.cli.run_arguments import add_run_argument, add_step_argument
 from ml.errors import UserError
 from ml.runs.generation import NUM_TOKENS, Generation
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", help="text to continue; '' starts a document, - reads standard input; repeatable"
     )
-    parser.add_argument("--prompt_file", type=Path, help="a file with one prompt a line")
+    parser.add_argument("--prompt_file", type=to_path, help="a file with one prompt a line")
     add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--num_tokens", type=int, help=f"at most (default {NUM_TOKENS}, or what positions allow)")

@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from ml.cli.path_argument import to_path
 from ml.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, or a folder of runs")
-    parser.add_argument("--output", type=Path, default=Path("runs.png"), help="the picture (default runs.png)")
+    parser.add_argument("runs", nargs="+", type=to_path, metavar="RUN", help="the folder of a run, or a folder of runs")
+    parser.add_argument("--output", type=to_path, default=Path("runs.png"), help="the picture (default runs.png)")
     parser.add_argument("--metric", action="append", default=[], help="one more panel, as grad_norm; repeatable")
     parser.add_argument("--x", choices=("tokens", "step", "seconds"), default="tokens", help="(default tokens)")
     parser.add_argument(

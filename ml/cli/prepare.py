@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from ml.cli.path_argument import to_path
 from ml.cli.preparation_display import display_on
 from ml.cli.source_arguments import add_source_arguments, reading_of
 from ml.cli.tokenizer_arguments import add_tokenizer_arguments, chosen_tokenizer
@@ -14,7 +14,7 @@ from ml.machine import num_usable_cores
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add_tokenizer_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", type=to_path, required=True, help="folder to write")
     parser.add_argument(
         "--validation_fraction", type=float, default=0.0, help="fraction of documents held out (default 0)"
     )

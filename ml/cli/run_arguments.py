@@ -2,10 +2,12 @@
 
 import argparse
 
+from ml.cli.path_argument import path_text
+
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the folder of a run, and whether the code in it is executed."""
-    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument("run", type=path_text, help="the folder of a run")
     add_trust_argument(parser)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ml.cli.path_argument import path_text
 from ml.errors import UserError
 
 
@@ -9,6 +10,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds flags for the sources and the options of reading."""
     parser.add_argument(
         "sources",
+        type=path_text,
         nargs="*",
         help="files and folders: .jsonl, .parquet, all others as text; also compressed as .gz, .bz2, .xz",
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml.cli.path_argument import path_text, to_path
 from ml.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a TOML file of yours, or a shipped one as sweeps/learning_rate.toml")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="holds a folder a run (default sweeps/NAME)")
+    parser.add_argument("file", type=path_text, help="a TOML file, or a shipped one as sweeps/learning_rate.toml")
+    parser.add_argument("--output", type=to_path, metavar="DIR", help="holds a folder a run (default sweeps/NAME)")
     parser.add_argument("--sort_by", metavar="METRIC", help="of the table, lowest first; -METRIC for highest first")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry_run", action="store_true", help="check every member and list them; run nothing")

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ml.cli.path_argument import path_text
 from ml.errors import UserError
 
 
@@ -12,7 +13,9 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
         default="ByteTokenizer",
         help="ByteTokenizer (default), TiktokenTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, or custom",
     )
-    parser.add_argument("--gin_file", action="append", default=[], help="gin file for the tokenizer; repeatable")
+    parser.add_argument(
+        "--gin_file", type=path_text, action="append", default=[], help="gin file for the tokenizer; repeatable"
+    )
     parser.add_argument(
         "--gin_bindings",
         action="append",

@@ -19,7 +19,7 @@ def main(arguments: list[str], command: str = "train.py") -> NoReturn:
     """
     from ml.cli.train_flags import FLAGS, help_text
 
-    if _HELP.intersection(arguments):
+    if _HELP.intersection(argument.removesuffix("=true") for argument in arguments):
         print(f"{__doc__}\n\nusage: {command} --gin_file=base.gin --gin_bindings='Linear.bias=False'\n{help_text()}")
         sys.exit(0)
     FLAGS.unparse_flags()
@@ -29,6 +29,7 @@ def main(arguments: list[str], command: str = "train.py") -> NoReturn:
 def _train(flags) -> int:
     if flags.explain is not None and not flags.dry_run:
         raise UserError("--explain goes with --dry_run")
+    _require_paths(flags)
     device_memory = _device_memory(flags)
     if not flags.gin_file and not flags.gin_bindings:
         raise UserError(f"no configuration: name one with --gin_file=base.gin. There are {', '.join(_shipped())}")
@@ -54,6 +55,18 @@ def _train(flags) -> int:
     else:
         api.train(config, flags.run_dir, init_from=source, init_may_differ=may_differ, extend=flags.extend)
     return 0
+
+
+def _require_paths(flags) -> None:
+    """Refuses an empty path, as of an unset variable of a shell.
+
+    Raises:
+        UserError: A path is empty.
+    """
+    for name in ("gin_file", "gin_search_path", "run_dir", "init_from"):
+        value = flags[name].value
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise UserError(f"--{name} is empty; it must be a path")
 
 
 def _device_memory(flags) -> int | None:

@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from ml.cli.path_argument import to_path
 from ml.cli.source_arguments import add_source_arguments, reading_of
 from ml.errors import RunFailure, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="tokenizer.json to write")
+    parser.add_argument("--output", type=to_path, required=True, help="tokenizer.json to write")
     parser.add_argument("--vocab_size", type=int, required=True, help="number of tokens, such as 8192")
     parser.add_argument(
         "--special_token", action="append", help='repeatable (default "<|endoftext|>", which ends a document)'
