@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -61,15 +61,45 @@ def locked(path: Path, *, kept_by_children: bool) -> Iterator[int]:
         OSError: The file cannot be opened.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags, 0o666)
     lock = fcntl.flock if kept_by_children else fcntl.lockf
+    with _opened(path, flags) as descriptor:
+        _lock(lock, descriptor, fcntl.LOCK_EX, path)
+        yield descriptor
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, *, shared: bool) -> Iterator[int]:
+    """Holds a lock on a folder that exists, as `locked` does; children that inherit the descriptor keep it.
+
+    Args:
+        folder: The folder.
+        shared: Whether others may hold shared locks at the same time.
+
+    Yields:
+        The descriptor that holds the lock.
+
+    Raises:
+        LockedError: Another process holds a lock that excludes this one.
+        OSError: There is no such folder.
+    """
+    with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        _lock(fcntl.flock, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, folder)
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
     try:
-        try:
-            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX lets lockf report either
-            raise LockedError(f"another process holds {path}") from None
-        except OSError:
-            pass
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(lock: Callable[[int, int], None], descriptor: int, kind: int, path: Path) -> None:
+    try:
+        lock(descriptor, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX lets lockf report either
+        raise LockedError(f"another process holds {path}") from None
+    except OSError:  # the file system has no locks
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from ml.building import build, build_trainer, load
 from ml.config import Config, ImportedValue
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ml.training import Trainer
     from ml.training.checkpoints.policy import StepName
 
+_Used = TypeVar("_Used")
 _MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
 
 
@@ -103,16 +104,10 @@ class Run:
         Raises:
             RunError: There is no such checkpoint, it is damaged, or it has no average.
         """
-        from ml.training.checkpoints.weight_files import read_weights
-
-        checkpoint = self.checkpoint(step)
-        read_weights(checkpoint, self._trainer.model, average=average)  # on the meta device: only compared
-        model = build(self.config, device)
-        read_weights(checkpoint, model, average=average)
-        return model.eval()
+        return self._using(step, lambda checkpoint: self._built(checkpoint, device, average))
 
     def checkpoint(self, step: StepName = None) -> Path:
-        """The folder of a checkpoint; None is the newest whole one.
+        """The folder of a checkpoint, which a run that is training may remove; None is the newest whole one.
 
         Raises:
             RunError: There is no such checkpoint, or it is damaged.
@@ -275,8 +270,10 @@ class Run:
 
         reach = context_and_stride(settings, self._trainer)
         where = choose_device(device)
-        subject = Subject(self._trainer, self._model(step, where, average), where, *reach, settings.batch_size)
-        counts = read_counts(self.checkpoint(step))
+        model, counts = self._using(
+            step, lambda checkpoint: (self._loaded_from(checkpoint, where, average), read_counts(checkpoint))
+        )
+        subject = Subject(self._trainer, model, where, *reach, settings.batch_size)
         return {"run": str(self.path), "step": counts["step"], **evaluate(settings, subject)}
 
     def export(self, file: str | Path, step: StepName = None, *, average: bool = False) -> int:
@@ -295,7 +292,7 @@ class Run:
         """
         from ml.training.checkpoints.weight_files import export_weights
 
-        return export_weights(self.checkpoint(step), Path(file), average=average)
+        return self._using(step, lambda checkpoint: export_weights(checkpoint, Path(file), average=average))
 
     def imported_values(self) -> list[ImportedValue]:
         """The configuration of the model, as the imported layer of a run that starts from this one."""
@@ -313,19 +310,38 @@ class Run:
 
     def _model(self, step: StepName, device: torch.device, average: bool) -> LanguageModel:
         """The model of a checkpoint, in evaluation mode. The last one that was asked for stays loaded."""
-        key = (self.checkpoint(step), device, average)
+        return self._using(step, lambda checkpoint: self._loaded_from(checkpoint, device, average))
+
+    def _loaded_from(self, checkpoint: Path, device: torch.device, average: bool) -> LanguageModel:
+        key = (checkpoint, device, average)
         if key not in self._loaded:
             self._loaded = {}  # frees the other one before there are two
-            self._loaded[key] = self.build(step, device, average=average)
+            self._loaded[key] = self._built(checkpoint, device, average)
         return self._loaded[key].eval()
+
+    def _built(self, checkpoint: Path, device: str | torch.device, average: bool) -> LanguageModel:
+        from ml.training.checkpoints.weight_files import read_weights
+
+        read_weights(checkpoint, self._trainer.model, average=average)  # on the meta device: only compared
+        model = build(self.config, device)
+        read_weights(checkpoint, model, average=average)
+        return model.eval()
+
+    def _using(self, step: StepName, use: Callable[[Path], _Used]) -> _Used:
+        """Calls a function with the folder of a checkpoint, which stays until it returns."""
+        from ml.training.checkpoints.policy import using_checkpoint
+
+        return using_checkpoint(self.path / "checkpoints", step, use)
 
     def _counts(self) -> dict[str, Any]:
         """Values in the newest valid checkpoint other than tensors; empty if there is none."""
-        from ml.training.checkpoints.policy import valid_checkpoints
+        from ml.training.checkpoints.policy import NoCheckpoint
         from ml.training.checkpoints.state_files import read_counts
 
-        newest = next(valid_checkpoints(self.path / "checkpoints"), None)
-        return {} if newest is None else read_counts(newest)
+        try:
+            return self._using(None, read_counts)
+        except NoCheckpoint:
+            return {}
 
 
 def is_part_of_a_model(info: Configurable) -> bool:

@@ -103,6 +103,14 @@ def damage(folder: Path, world: World = ALONE) -> str | None:
     return min(found)[1] if found else None
 
 
+def is_complete(folder: Path) -> bool:
+    """Returns whether all files of a committed folder have the sizes in its manifest; compares no hashes."""
+    entries, problem = _manifest_of(folder)
+    return problem is None and all(
+        _misfit_of_file(folder / name, entry["size"]) is None for name, entry in entries.items()
+    )
+
+
 def _manifest_of(folder: Path) -> tuple[Entries, str | None]:
     """Returns the entries of a committed folder, or a problem."""
     try:
@@ -142,12 +150,21 @@ def _marker_of(manifest: Path) -> str:
 
 def _damage_of_file(file: Path, size: int, sha256: str) -> str | None:
     try:
+        if problem := _misfit_of_file(file, size):
+            return problem
+        return None if sha256_of_file(file) == sha256 else f"{file.name} has changed since it was written"
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror}"
+
+
+def _misfit_of_file(file: Path, size: int) -> str | None:
+    try:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode):
             return f"{file.name} is not a regular file"
         if found.st_size != size:
             return f"{file.name} has {found.st_size} bytes instead of {size}"
-        return None if sha256_of_file(file) == sha256 else f"{file.name} has changed since it was written"
+        return None
     except FileNotFoundError:
         return f"{file.name} is missing"
     except OSError as error:

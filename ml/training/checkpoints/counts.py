@@ -48,6 +48,17 @@ def _is_measured(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
+def _are_lowest(value: Any) -> bool:
+    """True for lowest values of validations by name."""
+    return isinstance(value, Mapping) and all(map(_is_lowest, value.values()))
+
+
+def _is_lowest(value: Any) -> bool:
+    counts = ("step", "num_since")
+    fits = isinstance(value, Mapping) and {"metric", "min_improvement", "value", *counts} <= value.keys()
+    return fits and all(_is_count(value[name]) for name in counts) and _is_measured(value["value"])
+
+
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
@@ -60,4 +71,4 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
     "unvalidated": lambda value: value is None or _is_record(value),
     "untouched": _is_list_of_names,
 }
-_OPTIONAL: dict[str, Callable[[Any], bool]] = {"sequences": _is_count}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {"sequences": _is_count, "lowest": _are_lowest}

@@ -1,14 +1,16 @@
 """Checkpoint policy: interval, retention, and the checkpoint that a run resumes from."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ml.config import configurable, require
 from ml.distributed import ALONE, World
 from ml.layers.checks import positive_float
 from ml.training.checkpoints.atomic_folders import damage, remove_leftovers
+from ml.training.checkpoints.holding import finish_removals, held
 from ml.training.checkpoints.saver import Saver
 from ml.training.checkpoints.state_files import best_step, read_counts
 from ml.training.errors import RunError
@@ -84,6 +86,12 @@ class Checkpoints:
 StepName = int | Literal["best"] | None
 BEST = "best"
 
+_Used = TypeVar("_Used")
+
+
+class NoCheckpoint(RunError):
+    """There is no such checkpoint."""
+
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = ALONE) -> Path | None:
     """Returns the newest valid checkpoint in `folder`, or None in a new run; a collective call.
@@ -96,6 +104,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = A
     Raises:
         RunError: Checkpoints exist and none is valid; restarting from step 0 would need a decision of the user.
     """
+    world.first(lambda: finish_removals(folder))
     for unfinished in world.first(lambda: remove_leftovers(folder)):
         say(f"skipping checkpoint {unfinished}: it was never finished")
     found = world.first(lambda: _found(folder))
@@ -110,7 +119,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = A
 
 
 def open_checkpoint(folder: Path, step: StepName = None) -> Path:
-    """Returns the folder of a valid checkpoint.
+    """Returns the folder of a valid checkpoint, which a run that is training may remove.
 
     Args:
         folder: The folder that holds the checkpoints.
@@ -119,27 +128,79 @@ def open_checkpoint(folder: Path, step: StepName = None) -> Path:
     Raises:
         RunError: No such checkpoint exists, or it is damaged.
     """
-    steps = dict(_found(folder))
-    if step is None or step == BEST:
-        newest = next(valid_checkpoints(folder), None)
-        if newest is None:
-            raise RunError(f"there is no valid checkpoint in {folder}")
-        if step is None:
-            return newest
-        step = best_step(read_counts(newest))
+    return using_checkpoint(folder, step, lambda checkpoint: checkpoint)
+
+
+def using_checkpoint(folder: Path, step: StepName, use: Callable[[Path], _Used]) -> _Used:
+    """Calls a function with a valid checkpoint, which a run that is training does not remove until it returns.
+
+    On a file system without locks, a checkpoint may be removed all the same; then the function is called again with the
+    newest one.
+
+    Args:
+        folder: The folder that holds the checkpoints.
+        step: The step of the checkpoint; None for the newest valid one, "best" for that of `Checkpoints.keep_best`.
+        use: The function.
+
+    Returns:
+        The result of the function.
+
+    Raises:
+        RunError: No such checkpoint exists, or it is damaged.
+    """
+    while True:
+        before = _identities(folder, step)
+        with contextlib.ExitStack() as stack:
+            try:
+                checkpoint = stack.enter_context(_opened(folder, step))
+                identity = _identity(checkpoint)
+            except RunError:
+                if _identities(folder, step) == before:
+                    raise
+                continue
+            try:
+                return use(checkpoint)
+            except Exception:
+                if identity is not None and _identity(checkpoint) == identity:
+                    raise
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, step: StepName) -> Iterator[Path]:
+    """Holds a valid checkpoint inside the context."""
+    if step == BEST:
+        with _opened(folder, None) as newest:
+            step = best_step(read_counts(newest))
         if step is None:
             raise RunError(f"no best checkpoint is known in {folder}: set Checkpoints.keep_best to keep it")
-    if step not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise RunError(f"there is no checkpoint of step {step} in {folder}; there are: {there}")
-    if problem := damage(steps[step]):
-        raise RunError(f"the checkpoint {steps[step]} cannot be used: {problem}")
-    return steps[step]
+    found = _found(folder)
+    there = ", ".join(str(number) for number, _ in found) or "none"
+    candidates = [path for number, path in reversed(found) if step in (None, number)]
+    problem = None
+    for path in candidates:
+        with held(path) as is_there:
+            problem = damage(path) if is_there else "it was removed"
+            if problem is None:
+                yield path
+                return
+    if step is None:
+        raise NoCheckpoint(f"there is no valid checkpoint in {folder}")
+    if not candidates:
+        raise NoCheckpoint(f"there is no checkpoint of step {step} in {folder}; there are: {there}")
+    raise RunError(f"the checkpoint {candidates[-1]} cannot be used: {problem}")
 
 
-def valid_checkpoints(folder: Path) -> Iterator[Path]:
-    """Yields the valid checkpoints in `folder`, newest first."""
-    return (path for _, path in reversed(_found(folder)) if damage(path) is None)
+def _identities(folder: Path, step: StepName) -> dict[Path, tuple[int, int] | None]:
+    """Identifies the checkpoints that could be used, to notice that others have taken their place."""
+    return {path: _identity(path) for number, path in _found(folder) if step in (None, BEST, number)}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:

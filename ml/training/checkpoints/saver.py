@@ -1,7 +1,6 @@
 """Synchronous and asynchronous writing of checkpoints, one at a time."""
 
 import re
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import NamedTuple
 
 from ml.distributed import World
 from ml.distributed.shards import local
-from ml.training.checkpoints.atomic_folders import Entries, begin, discard, publish, sealed, temporary
+from ml.training.checkpoints.atomic_folders import Entries, begin, discard, is_complete, publish, sealed, temporary
+from ml.training.checkpoints.holding import remove_unless_held
 from ml.training.checkpoints.staging import Staging
 from ml.training.checkpoints.state_files import Snapshot, WrittenPart, write_part, write_rest
 from ml.training.checkpoints.tensor_files import WritePlan, files_of, plan_writing
@@ -58,6 +58,11 @@ class Saver:
         self._staging = Staging()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
+        self._unusable: set[Path] = set()
+
+    def resume(self, step: int) -> None:
+        """Notes that the run resumes after `step`, so that its later checkpoints are damaged; no collective call."""
+        self._unusable = {path for there, path in self._there() if there > step}
 
     def save(self, taken: Snapshot) -> None:
         """Writes a checkpoint, or starts to write it.
@@ -144,6 +149,7 @@ class Saver:
             raise RunFailure(self._failed(taken.step, _reason(error))) from error
         finally:
             discard(folder)
+        self._unusable.discard(folder)
         self._remove_old(taken.best_step)
 
     def _failed(self, step: int, reason: str) -> str:
@@ -152,9 +158,13 @@ class Saver:
         return f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {last}"
 
     def _remove_old(self, best_step: int | None) -> None:
-        for num_newer, (step, path) in enumerate(reversed(self._there())):
+        """Removes checkpoints that the policy does not keep; damaged ones do not count as newer."""
+        num_newer = 0
+        for step, path in reversed(self._there()):
             if step != best_step and not self._is_kept(step, num_newer):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_unless_held(path)
+            elif path not in self._unusable and is_complete(path):
+                num_newer += 1
 
     def _of(self, step: int) -> Path:
         return self._folder / f"step_{step}"

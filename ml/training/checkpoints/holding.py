@@ -1,0 +1,53 @@
+"""Locks between processes that read a checkpoint and the training that removes it.
+
+A reader holds a shared lock on the folder of a checkpoint. Training removes only checkpoints without such a lock, and
+moves them out of sight first. A file system without locks has no such guarantee: there a reader finds the checkpoint
+removed.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml.files import LockedError, locked_folder
+
+_REMOVED = ".removed"
+
+
+@contextlib.contextmanager
+def held(checkpoint: Path) -> Iterator[bool]:
+    """Keeps a checkpoint from being removed inside the context.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+
+    Yields:
+        Whether the checkpoint is there and is not being removed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked_folder(checkpoint, shared=True))
+            is_there = os.path.samestat(os.fstat(descriptor), checkpoint.stat())
+        except (OSError, LockedError):
+            is_there = False
+        yield is_there
+
+
+def remove_unless_held(checkpoint: Path) -> bool:
+    """Removes a checkpoint unless another process reads it; returns whether it is gone."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}{_REMOVED}")
+    try:
+        with locked_folder(checkpoint, shared=False):
+            checkpoint.rename(hidden)
+    except (OSError, LockedError):
+        return not checkpoint.exists()
+    shutil.rmtree(hidden, ignore_errors=True)
+    return True
+
+
+def finish_removals(folder: Path) -> None:
+    """Removes the remains of removals that a crash interrupted."""
+    for hidden in folder.glob(f".*{_REMOVED}"):
+        shutil.rmtree(hidden, ignore_errors=True)
