@@ -19,6 +19,7 @@ from ml.runs.segments import write_segment
 from ml.runs.teacher import open_teacher
 from ml.training import InitialWeights, Outcome, RunData, RunFolder, Trainer, train
 from ml.training.history import describe_start
+from ml.training.metrics.lasting_stream import lasting
 from ml.training.preflight import warnings_of
 from ml.training.run_folder import ReadOnlyRunFolder
 
@@ -111,7 +112,7 @@ class Launch:
         facts = {"mesh": self.sizes._asdict(), "hosts": hosts, "data": data.describe()}
         peak = world.first(lambda: trainer.peak_flops(device).as_json())
         if world.is_first:
-            print(self._described(data), file=stream, flush=True)
+            print(self._described(data), file=lasting(stream), flush=True)
         layout = Layout.of(world, self.sizes)
         begun = partial(self._begin, environment={"peak_flops": peak, **facts}, stream=stream)
         return train(
@@ -150,6 +151,8 @@ def _placed(config: Config, run_dir: str | Path | None, extend: bool) -> tuple[P
     if run_dir is None:
         time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         return _unused(Path("runs") / f"{config.name}-{time}"), Continuation(None)
+    if str(run_dir) == "":
+        raise ArgumentError("{run_dir} is empty; it must be a path")
     trusted = bool(config.components)  # its code was executed, and the copy is held to it by its hash
     return Path(run_dir), continuation(config, RunFolder(run_dir), extend=extend, trust_code=trusted)
 

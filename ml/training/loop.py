@@ -65,8 +65,8 @@ def train(
     """Trains to the last step and writes metrics, samples and checkpoints to the run folder.
 
     A stopped run resumes exactly: on one device with deterministic kernels, every later weight and metric is bitwise
-    the same as without the stop. SIGINT and SIGTERM stop after the current step and save a checkpoint; SIGUSR1 saves a
-    checkpoint and continues.
+    the same as without the stop. SIGINT, SIGTERM and SIGHUP stop after the current step and save a checkpoint; SIGUSR1
+    saves a checkpoint and continues.
 
     Args:
         trainer: The settings of the run.
@@ -100,7 +100,7 @@ def train(
         keep_freed_pages()
     with contextlib.ExitStack() as stack:
         stack.enter_context(unfrozen_afterwards())
-        requests = stack.enter_context(handled_signals())
+        requests = stack.enter_context(handled_signals(answers=world.is_first))
         world.first(run.create)
         world.first(lambda: stack.enter_context(run.locked()))
         tracking = stack.enter_context(Tracking(trackers, progress.say))
@@ -207,6 +207,7 @@ class TrainLoop:
         self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
         if self.world.is_first:
             self._samples.truncate(self.state.step)
+        self.saver.resume(self.state.step)
         self._saved_step = self.state.step
         self._seconds_before = self.state.seconds
         if not self.is_finished:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class RunFolder:
             write_atomically(self.config, config_gin)
             write_atomically(self.operative, operative)
             write_atomically(self.provenance, json.dumps(provenance, indent=1) + "\n")
+            if not self.is_begun:  # there may be code of a dry run of another configuration
+                shutil.rmtree(self.path / CODE_FOLDER, ignore_errors=True)
             for component in code:
                 file = self.path / CODE_FOLDER / component.file
                 file.parent.mkdir(parents=True, exist_ok=True)

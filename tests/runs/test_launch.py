@@ -79,8 +79,8 @@ def test_without_a_folder_one_is_named_after_the_configuration_and_the_time(load
     assert re.fullmatch(r"runs/tiny-\d{8}-\d{6}", str(run.path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_returns_is_not_finished_and_resumes(load, run, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_returns_is_not_finished_and_resumes(load, run, tmp_path, number, hangups):
     config = load()
     stopped = ml.train(config, tmp_path / "run", device="cpu", stream=Interrupting(1, number))
     assert not stopped.is_finished
@@ -102,6 +102,30 @@ def test_a_dry_folder_has_taken_no_step(load, tmp_path):
     Launch(config, build_trainer(config), tmp_path / "dry", World()).write_config()
     run = ml.open_run(tmp_path / "dry")
     assert (run.step, run.is_finished) == (0, False)
+
+
+def test_a_folder_with_a_dry_run_alone_blocks_nothing(load, tmp_path):
+    from ml.building import build_trainer
+    from ml.distributed import World
+    from ml.runs.launch import Launch
+
+    dry, config = load("Linear.bias = True"), load()
+    Launch(dry, build_trainer(dry), tmp_path / "run", World()).write_config()
+    (tmp_path / "run/code").mkdir()
+    (tmp_path / "run/code/of_the_dry_run.py").write_text("")
+    run = train(config, tmp_path / "run")
+    assert run.config.fingerprint == config.fingerprint != dry.fingerprint
+    assert run.is_finished
+    assert not (run.path / "code").exists()
+    with pytest.raises(ml.UserError, match="holds a run of another configuration"):
+        Launch(dry, build_trainer(dry), tmp_path / "run", World())
+
+
+def test_an_empty_folder_name_is_refused(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ml.UserError, match="run_dir is empty"):
+        train(load(), "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(load, run):
