@@ -24,14 +24,16 @@ def held(checkpoint: Path) -> Iterator[bool]:
         checkpoint: The folder of the checkpoint.
 
     Yields:
-        Whether the checkpoint is there and is not being removed.
+        False if the checkpoint is being removed, or was.
     """
     with contextlib.ExitStack() as stack:
         try:
             descriptor = stack.enter_context(locked_folder(checkpoint, shared=True))
             is_there = os.path.samestat(os.fstat(descriptor), checkpoint.stat())
-        except (OSError, LockedError):
+        except (FileNotFoundError, LockedError):
             is_there = False
+        except OSError:  # reading reports it
+            is_there = True
         yield is_there
 
 

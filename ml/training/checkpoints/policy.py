@@ -93,6 +93,10 @@ class NoCheckpoint(RunError):
     """There is no such checkpoint."""
 
 
+class _RemovedMeanwhile(Exception):
+    """A checkpoint was removed after it was listed."""
+
+
 def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = ALONE) -> Path | None:
     """Returns the newest valid checkpoint in `folder`, or None in a new run; a collective call.
 
@@ -154,6 +158,8 @@ def using_checkpoint(folder: Path, step: StepName, use: Callable[[Path], _Used])
             try:
                 checkpoint = stack.enter_context(_opened(folder, step))
                 identity = _identity(checkpoint)
+            except _RemovedMeanwhile:
+                continue
             except RunError:
                 if _identities(folder, step) == before:
                     raise
@@ -179,7 +185,9 @@ def _opened(folder: Path, step: StepName) -> Iterator[Path]:
     problem = None
     for path in candidates:
         with held(path) as is_there:
-            problem = damage(path) if is_there else "it was removed"
+            if not is_there:
+                raise _RemovedMeanwhile  # a newer one has taken its place; an older one would not do
+            problem = damage(path)
             if problem is None:
                 yield path
                 return
