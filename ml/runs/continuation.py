@@ -9,8 +9,7 @@ from ml.run_files import segment_folders
 from ml.runs.changes import Change, change_of
 from ml.runs.segments import current_segment
 from ml.training import RunFolder
-from ml.training.checkpoints.policy import valid_checkpoints
-from ml.training.checkpoints.state_files import read_counts
+from ml.training.checkpoints.policy import newest_counts
 from ml.training.errors import RunError
 
 _MOST_DIFFERENCES = 20
@@ -118,8 +117,7 @@ def _resumed(saved: str, neutral: tuple[str, ...], folder: RunFolder, config: Co
 
 def newest_step(folder: RunFolder) -> int:
     """Returns the step of the newest valid checkpoint of a run; 0 without one."""
-    newest = next(valid_checkpoints(folder.checkpoints), None)
-    return 0 if newest is None else read_counts(newest)["step"]
+    return newest_counts(folder.checkpoints).get("step", 0)
 
 
 def _problem(change: Change, folder: RunFolder) -> str | None:

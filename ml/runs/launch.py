@@ -91,6 +91,8 @@ class Launch:
         """
         chosen = self.continuation
         chosen.require_unchanged(self.folder, step)
+        if chosen.saved is None:
+            self.folder.remove_code()
         self.folder.append_history(describe_start(step, chosen.segment, [*chosen.changed, *chosen.neutral]))
         write_segment(self.folder, chosen.segment, self.config, is_new=chosen.is_extension and step > 0)
         self.write_config()

@@ -335,13 +335,9 @@ class Run:
 
     def _counts(self) -> dict[str, Any]:
         """Values in the newest valid checkpoint other than tensors; empty if there is none."""
-        from ml.training.checkpoints.policy import NoCheckpoint
-        from ml.training.checkpoints.state_files import read_counts
+        from ml.training.checkpoints.policy import newest_counts
 
-        try:
-            return self._using(None, read_counts)
-        except NoCheckpoint:
-            return {}
+        return newest_counts(self.path / "checkpoints")
 
 
 def is_part_of_a_model(info: Configurable) -> bool:

@@ -60,6 +60,10 @@ class RunFolder:
             message = f"another process is training in {self.path}: stop it, or name another --run_dir"
             raise RunError(message) from None
 
+    def remove_code(self) -> None:
+        """Removes the copy of custom code, which a dry run of another configuration left."""
+        shutil.rmtree(self.path / CODE_FOLDER, ignore_errors=True)
+
     def write_config(
         self, config_gin: str, operative: str, provenance: Mapping[str, Any], code: Iterable[Component] = ()
     ) -> None:
@@ -78,8 +82,6 @@ class RunFolder:
             write_atomically(self.config, config_gin)
             write_atomically(self.operative, operative)
             write_atomically(self.provenance, json.dumps(provenance, indent=1) + "\n")
-            if not self.is_begun:  # there may be code of a dry run of another configuration
-                shutil.rmtree(self.path / CODE_FOLDER, ignore_errors=True)
             for component in code:
                 file = self.path / CODE_FOLDER / component.file
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ml.config import configurable, require
 from ml.distributed import ALONE, World
@@ -169,6 +169,14 @@ def using_checkpoint(folder: Path, step: StepName, use: Callable[[Path], _Used])
             except Exception:
                 if identity is not None and _identity(checkpoint) == identity:
                     raise
+
+
+def newest_counts(folder: Path) -> dict[str, Any]:
+    """Returns the values of the newest valid checkpoint that are not tensors; empty if there is none."""
+    try:
+        return using_checkpoint(folder, None, read_counts)
+    except NoCheckpoint:
+        return {}
 
 
 @contextlib.contextmanager
