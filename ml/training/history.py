@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml
+from ml.version import __version__
 
 
 def describe_start(step: int, segment: int, changed: Sequence[str]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def describe_start(step: int, segment: int, changed: Sequence[str]) -> dict[str,
         "user": _user(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "version": ml.__version__,
+        "version": __version__,
         "command": [sys.executable, *sys.argv],
         "first_step": step + 1,
         "segment": segment,
