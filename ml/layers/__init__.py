@@ -2,6 +2,16 @@
 
 from ml.layers import dtypes as dtypes
 from ml.layers.activations import gelu, relu, relu_squared, sigmoid, silu, tanh
+from ml.layers.attention_kernels import (
+    AttentionKernel,
+    AutomaticAttention,
+    BlockwiseAttention,
+    DotProductAttention,
+    FlexAttention,
+    ReferenceAttention,
+    VariableLengthAttention,
+    attention_reference,
+)
 from ml.layers.context import Auxiliary, Cache, Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
@@ -32,7 +42,6 @@ from ml.layers.mixers import (
     Mamba2,
     ShortConvolutionMixer,
     StochasticMixer,
-    attention_reference,
 )
 from ml.layers.mlp import MLP, GatedMLP
 from ml.layers.moe import MixtureOfExperts
@@ -55,16 +64,21 @@ __all__ = [
     "MLP",
     "Adapter",
     "Attention",
+    "AttentionKernel",
+    "AutomaticAttention",
     "Auxiliary",
     "Balanced",
+    "BlockwiseAttention",
     "Buffered",
     "Cache",
     "CausalConvolution",
     "Context",
+    "DotProductAttention",
     "Drawn",
     "DynamicRotary",
     "Embeddings",
     "FixedRMSNorm",
+    "FlexAttention",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
@@ -90,6 +104,7 @@ __all__ = [
     "Projections",
     "Projector",
     "RMSNorm",
+    "ReferenceAttention",
     "Rotary",
     "RotaryEmbedding",
     "ShortConvolutionMixer",
@@ -100,6 +115,7 @@ __all__ = [
     "Teacher",
     "TokenEmbedding",
     "TwoDimensionalRotary",
+    "VariableLengthAttention",
     "YarnRotary",
     "attention_reference",
     "constant",

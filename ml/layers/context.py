@@ -1,9 +1,12 @@
 """State that the layers of a forward pass share, and the cache of decoding."""
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+_Made = TypeVar("_Made")
 
 
 class Cache:
@@ -61,6 +64,7 @@ class Context:
             of a document are contiguous. None: each row is one document.
         cache: State of earlier passes over the same sequences; None for a single pass.
         auxiliary: Collects losses and loads; None where they are not needed.
+        num_tokens: Tokens of a row, T, where that is known before the first layer.
     """
 
     def __init__(
@@ -69,11 +73,25 @@ class Context:
         documents: Tensor | None = None,
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
+        num_tokens: int | None = None,
     ):
         self.positions = positions
         self.documents = documents
         self.cache = cache
         self.auxiliary = auxiliary
+        self.num_tokens = num_tokens
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """Returns the result of `make`, which is computed once in a pass and shared by all layers.
+
+        Args:
+            key: Everything that the result depends on, besides the positions and documents of the pass.
+            make: Computes what has no gradient, such as a mask.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def state(self, mixer: nn.Module) -> Any:
         """State that `mixer` kept in the previous pass; None at the start and outside of decoding."""

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.layers.checks import checked_lr_scale
+from ml.layers.context import Context
 
 
 class Workload(NamedTuple):
@@ -160,6 +161,15 @@ class Mixer(Layer):
     causal: bool | None = None
     decodes: bool = False
     separates_documents: bool = False
+
+    def prepare(self, context: Context, device: torch.device, dtype: torch.dtype) -> None:
+        """Computes what all layers of a pass share, see `Context.once`, before the first compiled block.
+
+        Args:
+            context: Of the pass.
+            device: Of the activations.
+            dtype: Of the matrix products.
+        """
 
 
 class Stack(Layer, abc.ABC):

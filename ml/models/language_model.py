@@ -136,7 +136,7 @@ class LanguageModel(NoProducts):
             positions = places_in_documents(all_documents)[:, -tokens.shape[1] :]
         elif positions is None and cache is not None:
             positions = torch.arange(tokens.shape[1], device=tokens.device) + cache.num_tokens
-        return Context(positions, documents, cache, auxiliary)
+        return Context(positions, documents, cache, auxiliary, num_tokens=tokens.shape[1])
 
     def embed(self, tokens: Tensor, context: Context) -> Tensor:
         """Input of the first block: (B, T) -> (B, T, H)."""

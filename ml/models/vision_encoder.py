@@ -70,7 +70,8 @@ class VisionEncoder(NoProducts):
 
     def forward(self, images: Tensor, auxiliary: Auxiliary | None = None) -> Tensor:
         """Images (I, C, height, width) to vectors (I, P, H) of the language model; `auxiliary` as in a context."""
-        context = Context(positions=self.patches.positions(images.device), auxiliary=auxiliary)
+        positions = self.patches.positions(images.device)
+        context = Context(positions, auxiliary=auxiliary, num_tokens=self.num_tokens)
         x = self.encoder(self.patches(images), context)  # (I, P, width of the encoder)
         return self.adapter(x if self.norm is None else self.norm(x))
 

@@ -11,7 +11,8 @@ from ml.distributed.estimate.observing import Observed
 from ml.distributed.estimate.planned_world import planned_world
 from ml.distributed.estimate.traffic import Collective
 from ml.distributed.estimate.work import Work
-from ml.layers.mixers.dot_product_attention import dot_product_attention
+from ml.layers import BlockwiseAttention, Context, DotProductAttention
+from ml.layers.attention_kernels import Weighting
 
 CLUSTER = Cluster(peak_flops=100.0, float32_peak_flops=10.0, memory_bandwidth=1e9, devices_per_node=4)
 
@@ -102,13 +103,13 @@ def test_an_operation_takes_the_longer_of_computing_and_moving():
     assert observed(lambda: left.view(8, 4).transpose(0, 1)).seconds == 0.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [DotProductAttention(), BlockwiseAttention()])
 @pytest.mark.parametrize(("causal", "pairs"), [(True, 32 * 33 / 2), (False, 32 * 32)])
-def test_flops_of_attention_count_the_visible_pairs(dtype, causal, pairs):
-    tensors = [torch.zeros(2, 3, 32, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+def test_flops_of_attention_count_the_visible_pairs(kernel, causal, pairs):
+    tensors = [torch.zeros(2, 3, 32, 8, requires_grad=True) for _ in range(3)]
     forward = 2 * 3 * pairs * 2 * (8 + 8)
     output = []
-    work = observed(lambda: output.append(dot_product_attention(*tensors, causal=causal)))
+    work = observed(lambda: output.append(kernel(*tensors, Weighting(causal=causal), Context())))
     assert work.flops == forward
     assert observed(lambda: output[0].sum().backward()).flops == 2.5 * forward
 

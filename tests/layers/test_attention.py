@@ -1,4 +1,4 @@
-"""Attention against an explicit loop in float64, and the fast CPU path against the reference."""
+"""Attention against an explicit loop in float64."""
 
 import math
 from functools import partial
@@ -7,9 +7,6 @@ import pytest
 import torch
 
 from ml.layers import Attention, Context, Linear, RMSNorm, Rotary, attention_reference
-from ml.layers.mixers import dot_product_attention as dot_product
-from ml.layers.mixers.blockwise_attention import blockwise_attention
-from ml.layers.mixers.dot_product_attention import dot_product_attention
 from ml.models import materialize
 
 B, T, H = 2, 13, 24
@@ -102,72 +99,6 @@ def test_reference_equals_loops_in_gradient_too():
     assert torch.autograd.gradcheck(function, inputs)
 
 
-WAYS_TO_SEE = [(True, None), (True, 1), (True, 7), (True, 130), (False, None), (False, 20), (False, 500)]
-EXTRAS = {
-    "plain": {},
-    "cap": {"soft_cap": 0.7},
-    "sinks": {"sinks": True},
-    "documents": {"documents": True},
-    "all": {"soft_cap": 0.7, "sinks": True, "documents": True},
-}
-
-
-@pytest.mark.parametrize(
-    ("num_queries", "num_keys"), [(1, 1), (100, 100), (128, 128), (300, 300), (1, 150), (140, 300)]
-)
-@pytest.mark.parametrize(("causal", "window_size"), WAYS_TO_SEE)
-@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
-def test_the_fast_paths_equal_the_reference_and_its_gradients(extras, causal, window_size, num_queries, num_keys):
-    inputs = [random_input(2, 4, num_queries, 5), random_input(2, 2, num_keys, 5), random_input(2, 2, num_keys, 7)]
-    options = {"causal": causal, "window_size": window_size, "scale": 0.4, "soft_cap": extras.get("soft_cap")}
-    if "sinks" in extras:
-        inputs.append(random_input(4, seed=7))
-    if "documents" in extras:
-        options["documents"] = (torch.arange(num_keys) // 37).expand(2, -1)
-    gradient = random_input(2, 4, num_queries, 7, seed=9)
-
-    def results(function):
-        def call(query, key, value, sinks=None):
-            return function(query, key, value, sinks=sinks, **options)
-
-        return outputs_and_gradients(call, inputs, gradient)
-
-    expected = results(attention_reference)
-    for function in (blockwise_attention, dot_product_attention):
-        for value, reference in zip(results(function), expected, strict=True):
-            torch.testing.assert_close(value, reference, rtol=1e-7, atol=1e-9)
-
-
-def test_dropout_of_capped_weights_acts():
-    inputs = [random_input(1, 2, 30, 4, seed=seed) for seed in range(3)]
-    torch.manual_seed(0)
-    dropped = torch.stack([dot_product_attention(*inputs, soft_cap=1.0, dropout=0.3) for _ in range(4000)])
-    expected = attention_reference(*inputs, soft_cap=1.0)
-    assert not torch.allclose(dropped[0], dropped[1])
-    # The mean of 4,000 draws: the standard deviation of one is below 1, of the mean below 0.016.
-    torch.testing.assert_close(dropped.mean(0), expected, rtol=0, atol=0.08)
-
-
-def outputs_and_gradients(function, inputs, gradient):
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    output = function(*inputs)
-    output.backward(gradient.to(output.dtype))
-    return [output.detach(), *(x.grad for x in inputs)]
-
-
-def test_bfloat16_attention_errors_are_within_its_rounding():
-    inputs = [random_input(2, heads, 200, 16, seed=heads).bfloat16() for heads in (4, 2, 2)]
-    gradient = random_input(2, 4, 200, 16, seed=9).bfloat16()
-    options = {"causal": True, "window_size": None, "scale": None}
-    actual = outputs_and_gradients(partial(blockwise_attention, **options), inputs, gradient)
-    expected = outputs_and_gradients(
-        partial(attention_reference, **options), [x.double() for x in inputs], gradient.double()
-    )
-    for value, reference in zip(actual, expected, strict=True):
-        error = (value.double() - reference).square().mean().sqrt() / reference.square().mean().sqrt()
-        assert error < 2 * 2**-8  # bfloat16 rounds to 2^-9; scores, weights and outputs are each rounded once
-
-
 def test_attention_is_the_same_in_bfloat16_and_float32_up_to_rounding():
     x = random_input(B, 40, H).float()
     options = {"num_kv_heads": 2, "window_size": 9, "rotary": Rotary, "head_size": 8}
@@ -246,29 +177,3 @@ def test_flops_count_the_keys_that_are_visible(options, length):
     )
     # For each pair and head: a product of D terms for the score and one for the value; twice that again backward.
     assert layer.training_flops_per_token(length) == pytest.approx(3 * 2 * 2 * 4 * 6 * pairs / length)
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "window_size", "causal", "by_blocks"),
-    [
-        (1024, 64, True, True),
-        (1024, 384, True, True),
-        (1024, 385, True, False),
-        (1024, 64, False, True),
-        (1024, 193, False, False),
-        (256, 16, True, False),
-        (1024, None, True, False),
-    ],
-)
-def test_a_narrow_window_is_computed_by_blocks_on_the_cpu(monkeypatch, num_tokens, window_size, causal, by_blocks):
-    """In float32, where torch's kernel would compute all scores and mask most of them."""
-    taken = []
-    blockwise = dot_product.blockwise_attention
-    monkeypatch.setattr(dot_product, "blockwise_attention", lambda *a, **k: (taken.append(1), blockwise(*a, **k))[1])
-    query, key, value = (torch.randn(1, 2, num_tokens, 4) for _ in range(3))
-    options = {"causal": causal, "window_size": window_size}
-    output = dot_product.dot_product_attention(query, key, value, **options)
-    assert bool(taken) == by_blocks
-    torch.testing.assert_close(output, attention_reference(query, key, value, **options), rtol=1e-4, atol=1e-5)
-    assert dot_product.dot_product_attention(query, key, value, **options, dropout=0.5).shape == output.shape
-    assert len(taken) == by_blocks  # which drops no weights

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from ml.layers.mixers.dot_product_attention import mean_visible_keys
+from ml.layers.attention_kernels import mean_visible_keys
 
 _BACKWARD = 2.5  # times the forward pass: five products of matrices instead of two (FlashAttention-2, section 4.1)
 

@@ -1,7 +1,6 @@
 """Mixers: layers that move information between the tokens of a sequence."""
 
 from ml.layers.mixers.attention import Attention
-from ml.layers.mixers.attention_reference import attention_reference
 from ml.layers.mixers.gated_delta_net import GatedDeltaNet
 from ml.layers.mixers.kimi_delta_attention import KimiDeltaAttention
 from ml.layers.mixers.latent_attention import LatentAttention
@@ -19,5 +18,4 @@ __all__ = [
     "Mamba2",
     "ShortConvolutionMixer",
     "StochasticMixer",
-    "attention_reference",
 ]

@@ -6,19 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import REQUIRED, child, configurable, require
+from ml.layers.attention_kernels import (
+    AttentionKernel,
+    AttentionTask,
+    AutomaticAttention,
+    Weighting,
+    mean_visible_keys,
+)
 from ml.layers.checks import positive, positive_float, probability
 from ml.layers.children import optional_child
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
 from ml.layers.mixers.growing import Growing
+from ml.layers.mixers.softmax_mixer import SoftmaxMixer
 from ml.layers.parameter import Parameter
-from ml.layers.protocol import Mixer
 from ml.layers.rotary import Rotary, RotaryEmbedding
 
 
 @configurable
-class Attention(Mixer):
+class Attention(SoftmaxMixer):
     """Softmax attention: y = output(softmax(q kᵀ · softmax_scale) v), with N query heads that share K key and value
     heads.
 
@@ -41,12 +47,12 @@ class Attention(Mixer):
         gated: Multiplies the output of the heads by sigmoid(gate(x)) (Qwen3-Next).
         causal: Masks later positions.
         dropout: Dropout probability of the attention weights in training.
+        kernel: Constructor of the attention kernel.
         linear: Constructor of the projections.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     separates_documents = True
-    kernel = staticmethod(dot_product_attention)
     causal: bool
 
     def __init__(
@@ -66,6 +72,7 @@ class Attention(Mixer):
         gated: bool = False,
         causal: bool = True,
         dropout: float = 0.0,
+        kernel: Callable[..., AttentionKernel] = AutomaticAttention,
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
@@ -98,6 +105,20 @@ class Attention(Mixer):
         self.sinks = None
         if attention_sinks:
             self.sinks = child("sinks", Parameter, (self.num_heads,), defaults={"weight_decay": 0.0})
+        self.build_kernel(kernel)
+
+    @property
+    def task(self) -> AttentionTask:
+        return AttentionTask(
+            head_size=self.head_size,
+            value_head_size=self.head_size,
+            is_grouped=self.num_heads != self.num_kv_heads,
+            causal=self.causal,
+            window_size=self.window_size,
+            soft_cap=self.soft_cap,
+            has_sinks=self.sinks is not None,
+            dropout=self.dropout,
+        )
 
     def _checked_head_size(self, hidden_size: int, head_size: int | None) -> int:
         if head_size is not None:
@@ -129,18 +150,11 @@ class Attention(Mixer):
         if context.cache is not None:
             key, value = self._with_kept(key, value, context)
             documents = None if documents is None else documents[:, -key.shape[2] :]
-        return self.kernel(
-            query,
-            key,
-            value,
-            causal=self.causal,
-            window_size=self.window_size,
-            scale=self.softmax_scale,
-            soft_cap=self.soft_cap,
-            sinks=self.sinks,
-            documents=documents,
-            dropout=self.dropout if self.training else 0.0,
+        dropout = self.dropout if self.training else 0.0
+        weighting = Weighting(
+            self.causal, self.window_size, self.softmax_scale, self.soft_cap, self.sinks, documents, dropout
         )
+        return self.kernel(query, key, value, weighting, context)
 
     def _with_kept(self, key: Tensor, value: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if not self.causal:

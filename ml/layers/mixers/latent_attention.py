@@ -6,18 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import child, configurable
+from ml.layers.attention_kernels import (
+    AttentionKernel,
+    AttentionTask,
+    AutomaticAttention,
+    Weighting,
+    mean_visible_keys,
+)
 from ml.layers.checks import heads_or_default, positive, positive_float, probability
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.dot_product_attention import dot_product_attention, mean_visible_keys
 from ml.layers.mixers.growing import Growing
+from ml.layers.mixers.softmax_mixer import SoftmaxMixer
 from ml.layers.normalization import RMSNorm
-from ml.layers.protocol import Mixer
 from ml.layers.rotary import Rotary, RotaryEmbedding
 
 
 @configurable
-class LatentAttention(Mixer):
+class LatentAttention(SoftmaxMixer):
     """Multi-head latent attention: keys and values are computed from one small latent vector per token (DeepSeek-V2,
     section 2.1).
 
@@ -39,13 +45,13 @@ class LatentAttention(Mixer):
         window_size: Number of keys visible to a query, including its own position; None is all.
         softmax_scale: Factor of the scores; None is 1/√(D + Dr).
         dropout: Dropout probability of the attention weights in training.
+        kernel: Constructor of the attention kernel.
         linear: Constructor of the projections.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
     causal = True
     separates_documents = True
-    kernel = staticmethod(dot_product_attention)
 
     def __init__(
         self,
@@ -62,6 +68,7 @@ class LatentAttention(Mixer):
         window_size: int | None = None,
         softmax_scale: float | None = None,
         dropout: float = 0.0,
+        kernel: Callable[..., AttentionKernel] = AutomaticAttention,
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
@@ -99,6 +106,17 @@ class LatentAttention(Mixer):
         is_absorbed = isinstance(self.key_up, Linear) and isinstance(self.value_up, Linear)
         self.decodes = is_absorbed and not self.rotary.depends_on_length
         self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
+        self.build_kernel(kernel)
+
+    @property
+    def task(self) -> AttentionTask:
+        return AttentionTask(
+            head_size=self.head_size + self.rotary_size,
+            value_head_size=self.value_head_size,
+            is_grouped=False,
+            window_size=self.window_size,
+            dropout=self.dropout,
+        )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         latent, key_rotary, query = self.projections(x)
@@ -117,7 +135,9 @@ class LatentAttention(Mixer):
         key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in self.expansions(latent))
         key = torch.cat((key, key_rotary.expand(-1, -1, self.num_heads, -1).to(key.dtype)), dim=-1)
         query = torch.cat((plain, turned), dim=-1)
-        return self._attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context.documents)
+        return self._attend(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context.documents, context
+        )
 
     def _mix_with_kept(
         self, plain: Tensor, turned: Tensor, latent: Tensor, key_rotary: Tensor, context: Context
@@ -136,21 +156,17 @@ class LatentAttention(Mixer):
         query = torch.cat((torch.einsum("btnd,ndr->bntr", plain, key_up), turned.transpose(1, 2)), dim=-1)
         documents = context.all_documents()
         documents = None if documents is None else documents[:, -key.shape[2] :]
-        mixed = torch.einsum("bntr,ndr->bntd", self._attend(query, key, value, documents), value_up)
+        mixed = torch.einsum("bntr,ndr->bntd", self._attend(query, key, value, documents, context), value_up)
         # A bias of key_up adds the same to all scores of a query, which the softmax takes away.
         bias = self.value_up.bias
         return mixed if bias is None else mixed + bias.unflatten(0, (self.num_heads, 1, -1)).to(mixed.dtype)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, documents: Tensor | None) -> Tensor:
-        return self.kernel(
-            query,
-            key,
-            value,
-            window_size=self.window_size,
-            scale=self.softmax_scale,
-            documents=documents,
-            dropout=self.dropout if self.training else 0.0,
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, documents: Tensor | None, context: Context) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        weighting = Weighting(
+            window_size=self.window_size, scale=self.softmax_scale, documents=documents, dropout=dropout
         )
+        return self.kernel(query, key, value, weighting, context)
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """6 N (D + Dr + Dv) for each visible key: scores and mixing."""

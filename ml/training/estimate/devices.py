@@ -1,15 +1,20 @@
 """Paths that layers take on a GPU and not on a CPU, where a plan is traced."""
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
+from ml.layers.attention_kernels import (
+    AttentionKernel,
+    BlockwiseAttention,
+    DotProductAttention,
+    Weighting,
+    task_of,
+)
+from ml.layers.context import Context
 from ml.layers.experts import Experts
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher, plain_sums
-from ml.layers.mixers import Attention, LatentAttention
-from ml.layers.mixers.dot_product_attention import dot_product_attention
+from ml.layers.mixers.softmax_mixer import SoftmaxMixer
 from ml.targets import IGNORED
 
 
@@ -23,8 +28,8 @@ def as_on_gpu(model: nn.Module, compute_dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, LanguageModelHead) and type(module).sums is LanguageModelHead.sums:
             vars(module)["sums"] = _Sums(module)
-        if isinstance(module, Attention | LatentAttention):
-            vars(module)["kernel"] = functools.partial(dot_product_attention, on_cpu=False)
+        if isinstance(module, SoftmaxMixer):
+            module.kernel = _KernelOfGPU(module.kernel)
         if isinstance(module, Experts) and module.grouped is None and module.obstacle_to_grouping is None:
             module.grouped = compute_dtype == torch.bfloat16
 
@@ -41,3 +46,15 @@ class _Sums:
             return self.of_head(logits, targets, teacher)
         total, cross_entropy = plain_sums(logits, targets, self.z_loss)
         return LossSums(total, cross_entropy.detach(), (targets != IGNORED).sum())
+
+
+class _KernelOfGPU(AttentionKernel):
+    """The kernel of a GPU, traced on a CPU: blocks of queries save and compute as much as FlexAttention."""
+
+    def __init__(self, kernel: AttentionKernel):
+        self.kernel = kernel
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
+        chosen = self.kernel.chosen(task_of(query, key, value, weighting)._replace(device="cuda"))
+        stand_in = chosen if isinstance(chosen, DotProductAttention) else BlockwiseAttention()
+        return stand_in.attend(query, key, value, weighting, context)

@@ -1,10 +1,15 @@
-"""Reference implementation of attention in plain torch, which the tests compare `dot_product_attention` with."""
+"""Reference implementation of attention in plain torch, which the tests compare all kernels with."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ml.config import configurable
+from ml.layers.attention_kernels.kernel import AttentionKernel, Weighting
+from ml.layers.attention_kernels.visibility import visible_keys
+from ml.layers.context import Context
 
 
 def attention_reference(
@@ -53,23 +58,9 @@ def attention_reference(
     return weights[..., : key.shape[2]] @ value
 
 
-def visible_keys(
-    num_queries: int,
-    num_keys: int,
-    causal: bool,
-    window_size: int | None,
-    documents: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    """Returns (T, S), or (B, 1, T, S) for documents: true where the query of the row may see the key of the column."""
-    places = torch.arange(num_keys, device=device)
-    distance = places[num_keys - num_queries :, None] - places  # of the key before the query
-    visible = torch.ones_like(distance, dtype=torch.bool)
-    if causal:
-        visible &= distance >= 0
-    if window_size is not None:
-        visible &= distance.abs() < window_size
-    if documents is None:
-        return visible
-    same = documents[:, num_keys - num_queries :, None] == documents[:, None, :]  # (B, T, S)
-    return (visible & same)[:, None]
+@configurable
+class ReferenceAttention(AttentionKernel):
+    """Attention in plain torch, which stores all scores: a reference to compare other kernels with, on any device."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
+        return attention_reference(query, key, value, **weighting._asdict())

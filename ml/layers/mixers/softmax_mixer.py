@@ -1,0 +1,47 @@
+"""Base class of the mixers whose heads are computed by an attention kernel."""
+
+import abc
+from collections.abc import Callable
+
+import torch
+
+from ml.config import child, require
+from ml.layers.attention_kernels import AttentionKernel, AttentionTask
+from ml.layers.context import Context
+from ml.layers.protocol import Mixer
+
+
+class SoftmaxMixer(Mixer):
+    """A mixer that computes softmax attention by a kernel.
+
+    Attributes:
+        kernel: The attention kernel.
+    """
+
+    kernel: AttentionKernel
+
+    @property
+    @abc.abstractmethod
+    def task(self) -> AttentionTask:
+        """What the layer asks of its kernel in training, as far as it is known before a batch comes."""
+
+    def build_kernel(self, kernel: Callable[..., AttentionKernel]) -> None:
+        """Builds the kernel, and checks that it supports the settings of the layer, which are set before."""
+        self.kernel = child("kernel", kernel)
+        problem = self.kernel.problem(self.task)
+        require(problem is None, "kernel", problem or "")
+
+    def prepare(self, context: Context, device: torch.device, dtype: torch.dtype) -> None:
+        """Computes the masks of the kernel once for all layers, where the length of the pass is known."""
+        if context.num_tokens is None or context.cache is not None:
+            return
+        task = self.task._replace(
+            dropout=self.task.dropout if self.training else 0.0,
+            has_documents=context.documents is not None,
+            num_queries=context.num_tokens,
+            num_keys=context.num_tokens,
+            device=device.type,
+            dtype=dtype,
+            needs_gradient=torch.is_grad_enabled(),
+        )
+        self.kernel.prepare(task, context)
