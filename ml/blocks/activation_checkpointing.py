@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ml.config import configurable, require
@@ -20,6 +21,8 @@ MATRIX_PRODUCTS_AND_ATTENTION = (
     "aten._scaled_dot_product_efficient_attention",
     "aten._scaled_dot_product_cudnn_attention",
     "juniper.blockwise_attention",
+    "higher_order.flex_attention",
+    "torch_attn._varlen_attn",
 )
 
 
@@ -44,7 +47,7 @@ class SelectiveActivationCheckpointing:
     """
 
     def __init__(self, *, saved: tuple[str, ...] = MATRIX_PRODUCTS_AND_ATTENTION):
-        unknown = [name for name in saved if not _exists(name)]
+        unknown = [name for name in set(saved) - set(MATRIX_PRODUCTS_AND_ATTENTION) if not _exists(name)]
         require(not unknown, "saved", f"must name operations of torch, such as 'aten.mm', not {', '.join(unknown)}")
         self.contexts = partial(create_selective_checkpoint_contexts, partial(_policy, frozenset(saved)))
 
@@ -59,5 +62,7 @@ def _exists(name: str) -> bool:
 
 
 def _policy(saved: frozenset[str], context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    is_saved = str(operation.overloadpacket) in saved
+    is_plain = isinstance(operation, OpOverload)
+    name = str(operation.overloadpacket) if is_plain else f"higher_order.{operation.name()}"
+    is_saved = name in saved
     return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE

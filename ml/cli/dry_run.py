@@ -16,7 +16,7 @@ from ml.models.summary import summarize
 from ml.runs import Run, open_teacher
 from ml.runs.launch import Launch
 from ml.training import Trainer
-from ml.training.summary import memory_of_training, notes, summarize_training
+from ml.training.summary import describe_kernels, memory_of_training, notes, summarize_training
 
 
 class Machines(NamedTuple):
@@ -66,7 +66,8 @@ def show(
     print(f"\n{summarize_training(trainer)}")
     if launch.sizes.world_size > 1:
         print(f"\nmesh              {launch.sizes.world_size} processes: {launch.sizes}")
-    for note in notes(trainer):
+    kernels = describe_kernels(trainer, "cuda" if machines.is_planned else device.type)
+    for note in (*([] if kernels is None else [kernels]), *notes(trainer)):
         print(f"\n{note}")
     if machines.is_planned:
         _show_plan(trainer, launch.sizes, machines.device_memory)

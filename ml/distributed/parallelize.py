@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ml.distributed.compiled_block import CompiledBlock
 from ml.distributed.compiled_code import forwards_by_kind
 from ml.distributed.fsdp import blocks_of
 from ml.distributed.images import encode_always
@@ -45,7 +46,7 @@ def parallelize(model: LanguageModel, layout: Layout, mesh: Mesh, *, compile: bo
     blocks = list(blocks_of(model))
     if compile:  # when it is first called, with all that is replaced below
         for block, forward in zip(blocks, forwards_by_kind(blocks), strict=True):
-            vars(block)["forward"] = torch.compile(forward)
+            vars(block)["forward"] = CompiledBlock(block, forward)
         if layout.world.size == 1:
             vars(model.head)["loss"] = torch.compile(model.head.loss)
     if (axis := layout.axis("expert")) is not None:

@@ -163,7 +163,7 @@ class Mixer(Layer):
     separates_documents: bool = False
 
     def prepare(self, context: Context, device: torch.device, dtype: torch.dtype) -> None:
-        """Computes what all layers of a pass share, see `Context.once`, before the first compiled block.
+        """Computes what the layers of a pass share (`Context.once`), before the first compiled block.
 
         Args:
             context: Of the pass.

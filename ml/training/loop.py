@@ -33,7 +33,7 @@ from ml.training.run_folder import ReadOnlyRunFolder, RunFolder
 from ml.training.signals import Requests, handled_signals
 from ml.training.state import EARLY_STOPPING, OPTIMIZER
 from ml.training.step import train_step
-from ml.training.summary import notes
+from ml.training.summary import describe_kernels, notes
 from ml.training.trackers import Tracking
 from ml.training.trainer import Trainer
 
@@ -166,8 +166,9 @@ class TrainLoop:
         self._samples = SampleFile(run.path)
         self._data_sha256 = data.sha256
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if isinstance(m, Drawn)]
-        for note in notes(trainer):
-            progress.say(note)
+        for note in (describe_kernels(trainer, self.device.type), *notes(trainer)):
+            if note is not None:
+                progress.say(note)
         self._first_step = 0
         self._saved_step = 0
         self._begun = self._saved_at = time.monotonic()

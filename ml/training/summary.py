@@ -6,6 +6,7 @@ from torch import nn
 
 from ml.models.declarations import obstacle_to_flops
 from ml.models.generation import reason_for_full_pass
+from ml.models.kernels import kernels_taken
 from ml.terminal import table
 from ml.training.optimizers import Assignment, state_bytes
 from ml.training.trainer import Trainer
@@ -43,6 +44,18 @@ def notes(trainer: Trainer) -> list[str]:
     if trainer.samples is not None and (reason := reason_for_full_pass(trainer.model)):
         found.append(f"samples: {reason}")
     return found
+
+
+def describe_kernels(trainer: Trainer, device: str) -> str | None:
+    """Returns a line with the attention kernels of training; None for a model without attention.
+
+    Args:
+        trainer: The settings of the run.
+        device: Type of the device, such as "cuda".
+    """
+    taken = kernels_taken(trainer.model, trainer.attention_pass(device))
+    counts = [f"{kernel}: {len(paths)} layer{'s' if len(paths) > 1 else ''}" for kernel, paths in taken.items()]
+    return f"attention on {device}  {', '.join(counts)}" if counts else None
 
 
 def _row(assignment: Assignment) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ml.layers.checks import ADDRESSABLE, positive, positive_float
 from ml.layers.parameter import adopt_settings
 from ml.models import LanguageModel, named_parameters_with_scales
 from ml.models.declarations import couples_sequences, draws_noise, obstacle_to_allocation
+from ml.models.kernels import Pass, obstacle_to_kernels
 from ml.models.materialize import without_depth
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.device_limits import obstacles_on
@@ -297,8 +298,16 @@ class Trainer:
         Raises:
             RunError: It cannot.
         """
-        if obstacles := obstacles_on(self.model, device, self.precision.compute_dtype):
+        obstacles = obstacles_on(self.model, device, self.precision.compute_dtype)
+        if obstacle := obstacle_to_kernels(self.model, self.attention_pass(device.type)):
+            obstacles = [*obstacles, obstacle]
+        if obstacles:
             raise RunError("\n".join(obstacles))
+
+    def attention_pass(self, device: str) -> Pass:
+        """Returns what decides the attention kernels of training on a type of device, such as "cuda"."""
+        has_documents = self.data.separates_documents
+        return Pass(self.sequence_length, has_documents, device, self.precision.compute_dtype)
 
     def peak_flops(self, device: torch.device) -> PeakFlops:
         """Returns the peak FLOPs of a device for the matrix products of the run."""

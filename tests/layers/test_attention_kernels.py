@@ -72,7 +72,7 @@ def on_cpu(monkeypatch):
     """Computes the kernels of a GPU on the CPU: FlexAttention by torch's plain form, packed sequences by a loop."""
     monkeypatch.setattr(library, "_validate_device", lambda *_: None)
     monkeypatch.setattr(library, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(flex, "_function", lambda: library.flex_attention)
+    monkeypatch.setattr(flex, "_function", lambda _: library.flex_attention)
     monkeypatch.setattr(variable_length, "_function", lambda: attention_of_sequences)
 
 
@@ -137,10 +137,10 @@ def test_bfloat16_errors_are_within_its_rounding():
 
 
 def test_dropout_of_blocks_drops_weights_and_the_same_ones_in_the_backward_pass():
-    inputs = [random_input(1, heads, 30, 4, seed=seed) for seed, heads in enumerate((4, 2, 2))]
-    sinks = random_input(4, seed=5)
-    documents = (torch.arange(30) // 11)[None]
-    weighting = Weighting(soft_cap=1.0, window_size=9, sinks=sinks, documents=documents, dropout=0.3)
+    inputs = [random_input(1, heads, 9, 2, seed=seed) for seed, heads in enumerate((2, 1, 1))]
+    sinks = random_input(2, seed=5)
+    documents = (torch.arange(9) // 4)[None]
+    weighting = Weighting(soft_cap=1.0, window_size=3, sinks=sinks, documents=documents, dropout=0.3)
 
     def dropped(*inputs):
         return BlockwiseAttention()(*inputs[:3], weighting._replace(sinks=inputs[3]), Context(documents=documents))
@@ -150,11 +150,11 @@ def test_dropout_of_blocks_drops_weights_and_the_same_ones_in_the_backward_pass(
         return dropped(*inputs)
 
     torch.manual_seed(0)
-    draws = torch.stack([dropped(*inputs, sinks) for _ in range(1500)])
+    draws = torch.stack([dropped(*inputs, sinks) for _ in range(800)])
     expected = attention_reference(*inputs, **weighting._replace(dropout=0.0)._asdict())
     assert not torch.allclose(draws[0], draws[1])
-    # The mean of 1,500 draws: the standard deviation of one is below 1, of the mean below 0.026.
-    torch.testing.assert_close(draws.mean(0), expected, rtol=0, atol=0.13)
+    # The mean of 800 draws: the standard deviation of one is below 1, of the mean below 0.036.
+    torch.testing.assert_close(draws.mean(0), expected, rtol=0, atol=0.18)
     assert torch.autograd.gradcheck(seeded, [x.requires_grad_() for x in (*inputs, sinks)], nondet_tol=0.0)
 
 

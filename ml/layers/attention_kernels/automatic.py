@@ -47,12 +47,13 @@ def _on_cpu(task: AttentionTask) -> AttentionKernel:
 def _is_mostly_hidden(task: AttentionTask) -> bool:
     """True where blocks of queries, which read fewer keys than a mask hides, are faster on a CPU.
 
-    A block takes the time of the keys that it reads and of 256 more; with a mask each key takes three quarters of that
-    time (measured in float32 and bfloat16 by `benchmarks/attention_kernels.py`). Documents count as a quarter of a row.
+    A block takes the time of the keys that it reads and of about 250 more; with a mask each key takes three quarters of
+    that time (measured in float32 and bfloat16 by `benchmarks/attention_kernels.py`). Documents count as a quarter of a
+    row.
     """
     if task.num_keys is None or task.num_queries == 1 or not needs_mask(task):
         return False
     visible = mean_visible_keys(task.num_keys, task.causal, task.window_size)
     if task.has_documents:
         visible /= 4
-    return visible + BLOCK_SIZE / 2 + 256 <= 0.75 * task.num_keys
+    return visible + BLOCK_SIZE / 2 + 250 <= 0.75 * task.num_keys

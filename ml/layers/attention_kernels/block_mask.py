@@ -60,7 +60,7 @@ def _blocks(start: int, length: int, device: torch.device) -> _Blocks:
 
 
 def _visible_blocks(queries: _Blocks, keys: _Blocks, causal: bool, window_size: int | None) -> tuple[Tensor, Tensor]:
-    """Where any query of a block may see a key of a block, and where every one sees all: (1, queries, keys)."""
+    """Pairs of blocks with a visible key, and pairs in which all keys are visible: (1, queries, keys) each."""
     nearest = queries.first[:, None] - keys.last  # distance of the key before the query, the smallest in the blocks
     farthest = queries.last[:, None] - keys.first
     visible = torch.ones_like(nearest, dtype=torch.bool)
@@ -74,7 +74,7 @@ def _visible_blocks(queries: _Blocks, keys: _Blocks, causal: bool, window_size: 
 
 
 def _blocks_of_documents(queries: _Blocks, keys: _Blocks, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Where two blocks have a document in common, and where they are in a single one: (B, queries, keys)."""
+    """Pairs of blocks with a document in common, and pairs within a single document: (B, queries, keys) each."""
     changes = documents[:, 1:] != documents[:, :-1]
     numbers = torch.nn.functional.pad(changes.cumsum(1), (1, 0))  # of the document of each token: 0, 1, ...
     first, last = numbers[:, queries.first][..., None], numbers[:, queries.last][..., None]

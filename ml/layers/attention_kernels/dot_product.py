@@ -36,8 +36,8 @@ class DotProductAttention(AttentionKernel):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
         task = task_of(query, key, value, weighting)
-        heads = query.shape[1]
-        if task.num_queries == 1:  # its heads are the queries of their key
+        heads, is_single = query.shape[1], bool(task.num_queries == 1)
+        if is_single:  # its heads are the queries of their key
             query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, N / K, D)
         mask = _mask(task, weighting.documents, context, query) if needs_mask(task) else None
         mixed = F.scaled_dot_product_attention(
@@ -46,7 +46,7 @@ class DotProductAttention(AttentionKernel):
             value,
             attn_mask=mask,
             dropout_p=weighting.dropout,
-            is_causal=mask is None and task.causal and task.num_queries != 1,
+            is_causal=mask is None and task.causal and not is_single,
             scale=weighting.scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -54,13 +54,13 @@ class DotProductAttention(AttentionKernel):
 
 
 def needs_mask(task: AttentionTask) -> bool:
-    """Whether `scaled_dot_product_attention` computes the task with a mask only."""
+    """True where `scaled_dot_product_attention` needs a mask (T, S)."""
     is_offset = task.causal and task.num_queries not in (1, task.num_keys)
     return task.has_window or bool(task.has_documents) or is_offset
 
 
 def _is_fused(task: AttentionTask) -> bool:
-    """Whether torch has a kernel for groups of heads, which does not repeat the keys."""
+    """True where torch has a kernel for grouped heads, which does not repeat the keys."""
     if task.head_size != task.value_head_size:
         return False
     if task.device == "cpu":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ml.config import configurable
 from ml.layers.attention_kernels.block_mask import block_mask
+from ml.layers.attention_kernels.blockwise import BlockwiseAttention
 from ml.layers.attention_kernels.kernel import AttentionKernel, AttentionTask, Features, Weighting, task_of
 from ml.layers.context import Context
 
@@ -22,7 +23,7 @@ class FlexAttention(AttentionKernel):
 
     Blocks of queries and keys that see nothing of each other are skipped. The mask of blocks is made once a pass for
     all layers with the same window. The kernel is compiled when it is first called, which takes some seconds. On a CPU
-    torch has no backward pass for it.
+    torch has no backward pass for it. A single query, as in decoding, is computed by `BlockwiseAttention`.
     """
 
     supports = Features(dropout=False)
@@ -42,8 +43,10 @@ class FlexAttention(AttentionKernel):
         return None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
+        if query.shape[2] == 1:  # over more keys each time: nothing to compile
+            return BlockwiseAttention().attend(query, key, value, weighting, context)
         sinks = weighting.sinks
-        found = _function()(
+        found = _function(query.device)(
             query,
             key,
             value,
@@ -66,7 +69,7 @@ class FlexAttention(AttentionKernel):
 
 @torch.compiler.assume_constant_result
 def has_triton() -> bool:
-    """Whether the compiler of GPU kernels is installed."""
+    """True where the compiler of GPU kernels is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -80,16 +83,18 @@ def _shared_mask(task: AttentionTask, documents: Tensor | None, context: Context
     return context.once(key, lambda: block_mask(*sizes, task.causal, window_size, documents, device))
 
 
-def _function() -> Callable[..., Any]:
+def _function(device: torch.device) -> Callable[..., Any]:
     """FlexAttention, compiled unless it is part of what is being compiled."""
     from torch.nn.attention.flex_attention import flex_attention  # takes a second to import
 
-    return flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
+    function: Callable[..., Any] = flex_attention
+    return function if torch.compiler.is_compiling() else _compiled(function, device.type)
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True)
+def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """On a CPU for every length: torch 2.13 generates code that does not compile for any length and documents."""
+    return torch.compile(function, dynamic=False if device == "cpu" else None)
 
 
 def _request() -> Any:

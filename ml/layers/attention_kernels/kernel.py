@@ -1,9 +1,8 @@
 """The contract of attention kernels.
 
-A kernel computes softmax(q kᵀ · scale) v for queries, keys and values that a mixer has projected. What it supports is
-declared in `AttentionKernel.supports` and, where it depends on the device or the shapes, answered by
-`AttentionKernel.obstacle`; a mixer asks both when it is built and when it is called, so that a kernel never computes
-something else than what the configuration says.
+A kernel computes softmax(q kᵀ · scale) v for queries, keys and values that a mixer has projected. The features that it
+supports are declared in `AttentionKernel.supports` and, where they depend on the device or the shapes, answered by
+`AttentionKernel.obstacle`. Both are checked when a mixer is built and when it is called: no option is ignored.
 """
 
 import abc
@@ -38,7 +37,7 @@ class Weighting(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a kernel supports, or what a task asks for.
+    """Features that a kernel supports, or that a task needs.
 
     Attributes:
         window: `Weighting.window_size`.
@@ -75,7 +74,7 @@ _DESCRIPTIONS = (
 
 
 class AttentionTask(NamedTuple):
-    """What is asked of a kernel, without the tensors. None: not known before a batch comes.
+    """Attention to compute, without the tensors. None: not known before the first batch.
 
     Attributes:
         head_size: Size of a query and key head, D.
@@ -111,7 +110,7 @@ class AttentionTask(NamedTuple):
 
     @property
     def has_window(self) -> bool:
-        """Whether a window masks keys that are there."""
+        """True where the window is shorter than the keys."""
         return self.window_size is not None and (self.num_keys is None or self.window_size < self.num_keys)
 
     @property
@@ -188,7 +187,7 @@ class AttentionKernel(abc.ABC):
         return self.attend(query, key, value, weighting, context)
 
     def obstacle(self, task: AttentionTask) -> str | None:
-        """What the kernel does not support in a task; None where it computes it, as far as that is known."""
+        """The part of a task that the kernel does not support; None where it supports all that is known of it."""
         for description, asked, supported in zip(_DESCRIPTIONS, task.features, self.supports, strict=True):
             if asked and not supported:
                 return description

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,22 +53,23 @@ class VariableLengthAttention(AttentionKernel):
             _shared_starts(batch_size, length, context.documents, context, context.documents.device)
 
 
-def _function() -> Callable[..., Tensor]:
+def _function() -> Callable[..., Any]:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn
+    function: Callable[..., Any] = varlen_attn
+    return function
 
 
 @torch.compiler.assume_constant_result
 def _asks_for_groups() -> bool:
-    """Whether groups of heads need a permission, as from torch 2.12 on."""
+    """True where grouped heads need an argument, which torch 2.11 does not have."""
     return "enable_gqa" in inspect.signature(_function()).parameters
 
 
 def _shared_starts(
     batch_size: int, length: int, documents: Tensor | None, context: Context, device: torch.device
 ) -> Tensor:
-    """Where each document starts in the rows put one after another, and where the last one ends: (documents + 1)."""
+    """First position of each document in the concatenated rows, and the end of the last one: (documents + 1)."""
 
     def make() -> Tensor:
         end = batch_size * length

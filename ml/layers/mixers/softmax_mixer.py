@@ -23,7 +23,7 @@ class SoftmaxMixer(Mixer):
     @property
     @abc.abstractmethod
     def task(self) -> AttentionTask:
-        """What the layer asks of its kernel in training, as far as it is known before a batch comes."""
+        """The attention that the layer computes in training, as far as it is known before the first batch."""
 
     def build_kernel(self, kernel: Callable[..., AttentionKernel]) -> None:
         """Builds the kernel, and checks that it supports the settings of the layer, which are set before."""
