@@ -152,7 +152,7 @@ def test_blocks_support_everything_and_so_there_is_always_a_kernel(triton, devic
         assert AutomaticAttention().chosen(task).obstacle(task) is None
 
 
-def test_the_table_of_the_guide_is_what_kernels_declare():
+def test_the_table_of_the_guide_is_what_kernels_declare(triton):
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     header, _, *rows = re.search(r"^\| supports \|.*?\n\n", page, re.M | re.S).group().strip().splitlines()
     names = re.findall(r"`(\w+)`", header)
@@ -163,7 +163,7 @@ def test_the_table_of_the_guide_is_what_kernels_declare():
         on_gpu = [kernel.obstacle(TASK._replace(**GPU, **changes)) is None for changes in EACH_FEATURE]
         for cell, supported, runs in zip(cells, kernel.supports, on_gpu, strict=True):
             assert (cell != "no") == supported
-            assert (cell == "CPU") == (supported and not runs) or name in ("FlexAttention", "VariableLengthAttention")
+            assert (cell == "CPU") == (supported and not runs)
 
 
 EACH_FEATURE = [
