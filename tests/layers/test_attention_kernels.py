@@ -150,12 +150,12 @@ def test_dropout_of_blocks_drops_weights_and_the_same_ones_in_the_backward_pass(
         return dropped(*inputs)
 
     torch.manual_seed(0)
-    draws = torch.stack([dropped(*inputs, sinks) for _ in range(800)])
+    draws = torch.stack([dropped(*inputs, sinks) for _ in range(200)])
     expected = attention_reference(*inputs, **weighting._replace(dropout=0.0)._asdict())
     assert not torch.allclose(draws[0], draws[1])
-    # The mean of 800 draws: the standard deviation of one is below 1, of the mean below 0.036.
-    torch.testing.assert_close(draws.mean(0), expected, rtol=0, atol=0.18)
-    assert torch.autograd.gradcheck(seeded, [x.requires_grad_() for x in (*inputs, sinks)], nondet_tol=0.0)
+    # The mean of 200 draws: the standard deviation of one is below 1, of the mean below 0.07.
+    torch.testing.assert_close(draws.mean(0), expected, rtol=0, atol=0.3)
+    assert torch.autograd.gradcheck(seeded, [x.requires_grad_() for x in (*inputs, sinks)], fast_mode=True)
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(300, 300), (256, 256), (140, 300), (1, 257)])
