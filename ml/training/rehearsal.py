@@ -15,8 +15,10 @@ from ml.config.built import Built
 from ml.config.errors import Problem
 from ml.config.failures import missing_attribute
 from ml.config.scopes import compress
+from ml.layers.attention_kernels import AutomaticAttention
 from ml.layers.experts import Experts
 from ml.layers.mixers import StochasticMixer
+from ml.layers.mixers.softmax_mixer import SoftmaxMixer
 from ml.layers.protocol import Mixer
 from ml.layers.walk import named_modules
 from ml.models import LanguageModel
@@ -26,6 +28,7 @@ from ml.training.trainer import Trainer
 
 _FEW = 8  # tokens; keeps Python loops over the sequence short
 _CPU = torch.device("cpu")
+_HERE = {"device": "cpu", "needs_gradient": True}
 _NOT_JUDGED = (
     NotImplementedError,
     fake_tensor.DataDependentOutputException,
@@ -87,6 +90,8 @@ class _Stage:
         for module in model.modules():
             if isinstance(module, Experts):
                 module.grouped = False  # a grouped product of shapes alone exists in bfloat16 only
+            if isinstance(module, SoftmaxMixer) and module.kernel.obstacle(module.task._replace(**_HERE)):
+                module.kernel = AutomaticAttention()  # in place of a kernel of a GPU
         for module in list(model.modules()):
             for child in module.children():
                 child.register_forward_hook(lambda child, _, output, parent=module: self._note(parent, child, output))

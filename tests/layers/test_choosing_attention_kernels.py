@@ -11,6 +11,7 @@ from torch.nn.attention import flex_attention as library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ml
+from ml.api import build_trainer
 from ml.config import ConfigError
 from ml.distributed.compiled_block import CompiledBlock
 from ml.layers import (
@@ -34,6 +35,8 @@ from ml.layers.attention_kernels import (
     task_of,
 )
 from ml.models import materialize
+from ml.training import RunError
+from ml.training.summary import describe_kernels
 
 TASK = AttentionTask(64, 64, is_grouped=True, num_queries=2048, num_keys=2048, has_documents=False)
 GPU = {"device": "cuda", "dtype": torch.bfloat16, "needs_gradient": True}
@@ -123,6 +126,24 @@ def test_the_binding_of_a_kernel_that_lacks_an_option_is_named():
     bindings = ["include 'recipes/tiny.gin'", "Attention.kernel = @DotProductAttention", "Attention.soft_cap = 3.0"]
     with pytest.raises(ConfigError, match=r"Attention\.kernel = @DotProductAttention does not support a soft cap"):
         ml.build(ml.load(bindings=bindings), device="meta")
+
+
+@pytest.mark.parametrize("kernel", ["FlexAttention", "VariableLengthAttention"])
+def test_a_kernel_of_a_gpu_is_configured_anywhere_and_refused_on_a_cpu_before_the_first_step(kernel):
+    trainer = build_trainer(ml.load("recipes/tiny.gin", bindings=[f"block_1/Attention.kernel = @{kernel}"]))
+    path = f"decoder.block_1.mixer: Attention.kernel = @{kernel} does not support"
+    with pytest.raises(RunError, match=path):
+        trainer.check_machine(torch.device("cpu"))
+    assert f"{kernel}" not in describe_kernels(build_trainer(ml.load("recipes/tiny.gin")), "cuda")
+    assert describe_kernels(trainer, "cuda").startswith("attention on cuda  ")
+    assert f"{kernel}: 1 layer" in describe_kernels(trainer, "cuda")
+
+
+def test_the_kernels_of_a_run_are_described_with_what_decides_them():
+    bindings = ["block_0/Attention.window_size = 64", "TextData.separate_documents = True"]
+    trainer = build_trainer(ml.load("recipes/tiny.gin", bindings=[*bindings, "Trainer.sequence_length = 1024"]))
+    expected = "attention on cpu  BlockwiseAttention (documents, window 64): 1 layer, BlockwiseAttention (documents): 1"
+    assert describe_kernels(trainer, "cpu").startswith(expected)
 
 
 @pytest.mark.parametrize(
