@@ -7,6 +7,7 @@ after step N, from `segments/step_0` on; the files beside `segments` are the new
 import shutil
 
 from ml.config import Config, compare
+from ml.files import write_atomically
 from ml.run_files import SEGMENTS, segment_folders
 from ml.training import RunFolder
 
@@ -40,7 +41,7 @@ def write_segment(folder: RunFolder, step: int, config: Config, *, is_new: bool)
         first = RunFolder(folder.path / SEGMENTS / "step_0")
         first.path.mkdir(parents=True, exist_ok=True)
         for name in ("config.gin", "provenance.json", "operative_config.gin"):  # the last one makes it a segment
-            shutil.copyfile(folder.path / name, first.path / name)
+            write_atomically(first.path / name, (folder.path / name).read_text("utf-8"))
     segment = RunFolder(folder.path / SEGMENTS / f"step_{step}")
     segment.path.mkdir(parents=True, exist_ok=True)
     segment.write_config(config.text, config.operative, config.provenance())
