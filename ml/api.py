@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ml import launcher
-from ml.building import SHIPPED_CONFIGS, build, build_trainer, load
-from ml.config import Config
+from ml import building, launcher
+from ml.building import SHIPPED_CONFIGS, build, build_trainer
+from ml.config import Bindings, Config, ImportedValue
 from ml.machine import choose_device
 from ml.runs import Run
+from ml.runs.init_flags import init_statements
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +20,64 @@ if TYPE_CHECKING:
 __all__ = ["SHIPPED_CONFIGS", "build", "build_trainer", "load", "open_run", "train"]
 
 
+def load(
+    gin_files: str | Path | Sequence[str | Path] = (),
+    bindings: Bindings = (),
+    *,
+    init_from: str | Path | Run | None = None,
+    init_step: int | None = None,
+    init_state: str | None = None,
+    init_may_differ: Sequence[str] = (),
+    search_path: Sequence[str | Path] = (),
+    imported: Iterable[ImportedValue] = (),
+    allow_unused_bindings: bool = False,
+    trust_code: bool = False,
+) -> Config:
+    """Loads and checks the configuration of a run.
+
+    Args:
+        gin_files: Names of gin files, found as given, in the working folder, in `search_path`, among the shipped ones.
+            Without any, those of the run `init_from`.
+        bindings: Gin statements that come after the files, `["Linear.bias = False"]`; or Python values by their keys,
+            `{"Linear.bias": False, "block_3/DecoderBlock.mixer": Mamba2}`.
+        init_from: The run, or its folder, that this one starts from: its model is imported, weaker than any file, and
+            `Trainer.initial_weights = @FromRun` is set.
+        init_step: Step of its checkpoint; None for the newest valid one, which the new run records.
+        init_state: What is taken from it, as `FromRun.state`; None for the weights.
+        init_may_differ: Patterns of the names of weights that may differ or be missing there, such as "head.*".
+        search_path: More folders in which files are looked for.
+        imported: Values of another pretrained checkpoint; weaker than any file or binding.
+        allow_unused_bindings: Whether bindings without effect are warnings instead of errors.
+        trust_code: Executes the copy of custom modules in a run folder, if a file is the operative config of a run.
+
+    Returns:
+        A value: two of them live in one process, and building from one never changes the other.
+
+    Raises:
+        ConfigError: The configuration has errors; it lists all of them.
+        UserError: There is no run to start from.
+    """
+    source = Run(init_from, trust_code=trust_code) if isinstance(init_from, str | Path) else init_from
+    flags = init_statements(source.path if source else None, init_step, init_state, init_may_differ)
+    if source is not None:
+        gin_files = gin_files or source.path / "operative_config.gin"
+        imported = [*imported, *source.imported_values()]
+    return building.load(
+        gin_files,
+        bindings,
+        search_path=search_path,
+        imported=imported,
+        allow_unused_bindings=allow_unused_bindings,
+        flags=flags,
+        trust_code=trust_code,
+    )
+
+
 def train(
     config: Config,
     run_dir: str | Path | None = None,
     *,
     device: str | torch.device | None = None,
-    init_from: str | Path | Run | None = None,
-    init_may_differ: Sequence[str] = (),
     extend: bool = False,
     stream: TextIO | None = None,
 ) -> Run:
@@ -39,9 +91,6 @@ def train(
         run_dir: Folder of the run; None for `runs/<config name>-<UTC time>`. A run in it is resumed when it has the
             same configuration, and refused otherwise.
         device: Where to train; None for the GPU where there is one.
-        init_from: The run, or its folder, whose newest weights this one starts from. `ml.load` takes its configuration,
-            `imported=run.imported_values()`.
-        init_may_differ: Patterns of the names of weights that may differ or be missing there, such as "head.*".
         extend: Whether the run in `run_dir` may change from its next step on: more steps, another learning rate,
             schedule or batch size.
         stream: Takes the progress; None for standard output.
@@ -56,11 +105,10 @@ def train(
     from ml.distributed.world import started
     from ml.runs.launch import Launch
 
-    source = Run(init_from) if isinstance(init_from, str | Path) else init_from
     trainer = build_trainer(config)
     trainer.mesh_sizes(launcher.num_processes())  # before the processes wait for each other
     with started(choose_device(device), trainer.mesh.timeout) as world:
-        launch = Launch(config, trainer, run_dir, world, source, init_may_differ, extend)
+        launch = Launch(config, trainer, run_dir, world, extend)
         launch.train(sys.stdout if stream is None else stream)
         world.barrier()  # the first process may still be writing
     # Its code was executed to make `config`, and the hashes in the operative config hold the copy to it.

@@ -29,6 +29,7 @@ def load(
     search_path: Sequence[str | Path] = (),
     imported: Iterable[ImportedValue] = (),
     allow_unused_bindings: bool = False,
+    flags: Sequence[tuple[str, str]] = (),
     trust_code: bool = False,
 ) -> Config:
     """Loads and checks the configuration of a run.
@@ -40,6 +41,7 @@ def load(
         search_path: more folders in which files are looked for.
         imported: values of a pretrained checkpoint; weaker than any file or binding.
         allow_unused_bindings: makes bindings that have no effect warnings instead of errors.
+        flags: gin statements of other flags, each with the name of its flag; read between the files and `bindings`.
         trust_code: Executes the copy of custom modules in a run folder, if a file is the operative config of a run.
 
     Returns:
@@ -59,6 +61,7 @@ def load(
         shipped=SHIPPED_CONFIGS,
         imported=imported,
         allow_unused_bindings=allow_unused_bindings,
+        flags=flags,
         trust_code=trust_code,
     )
 

@@ -1,6 +1,5 @@
 """Show the run that a configuration would be."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from ml.distributed.estimate.planned_world import PlannedWorld
 from ml.errors import UserError
 from ml.machine import choose_device
 from ml.models.summary import summarize
-from ml.runs import Run, open_teacher
+from ml.runs import open_teacher
 from ml.runs.launch import Launch
 from ml.training import Trainer
 from ml.training.summary import describe_kernels, memory_of_training, notes, summarize_training
@@ -40,8 +39,6 @@ def show(
     config: Config,
     run_dir: str | None,
     pattern: str | None,
-    init_from: Run | None,
-    init_may_differ: Sequence[str],
     machines: Machines,
     *,
     extend: bool = False,
@@ -60,12 +57,15 @@ def show(
     world = World(device=device) if num_processes == 1 else PlannedWorld(size=num_processes, device=device)
     if not machines.is_planned:
         trainer.check_device(device)
-    launch = Launch(config, trainer, run_dir, world, init_from, init_may_differ, extend)
+    launch = Launch(config, trainer, run_dir, world, extend)
+    config, trainer = launch.config, launch.trainer
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
     if launch.sizes.world_size > 1:
         print(f"\nmesh              {launch.sizes.world_size} processes: {launch.sizes}")
+    for line in launch.start_lines:
+        print(f"\n{line}")
     kernels = describe_kernels(trainer, "cuda" if machines.is_planned else device.type)
     for note in (*([] if kernels is None else [kernels]), *notes(trainer)):
         print(f"\n{note}")

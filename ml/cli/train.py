@@ -31,29 +31,28 @@ def _train(flags) -> int:
         raise UserError("--explain goes with --dry_run")
     _require_paths(flags)
     device_memory = _device_memory(flags)
-    if not flags.gin_file and not flags.gin_bindings:
+    if not flags.gin_file and not flags.gin_bindings and flags.init_from is None:
         raise UserError(f"no configuration: name one with --gin_file=base.gin. There are {', '.join(_shipped())}")
-    if flags.init_may_differ and flags.init_from is None:
-        raise UserError("--init_may_differ goes with --init_from")
     from ml import api  # torch is imported only once the flags are right
 
-    source = api.open_run(flags.init_from, trust_code=flags.trust_run_code) if flags.init_from is not None else None
     config = api.load(
         flags.gin_file,
         flags.gin_bindings,
+        init_from=flags.init_from,
+        init_step=flags.init_step,
+        init_state=flags.init_state,
+        init_may_differ=flags.init_may_differ,
         search_path=flags.gin_search_path,
-        imported=source.imported_values() if source else (),
         allow_unused_bindings=flags.allow_unused_bindings,
         trust_code=flags.trust_run_code,
     )
-    may_differ = tuple(flags.init_may_differ)
     if flags.dry_run:
         from ml.cli import dry_run
 
         machines = dry_run.Machines(flags.world_size, device_memory)
-        dry_run.show(config, flags.run_dir, flags.explain, source, may_differ, machines, extend=flags.extend)
+        dry_run.show(config, flags.run_dir, flags.explain, machines, extend=flags.extend)
     else:
-        api.train(config, flags.run_dir, init_from=source, init_may_differ=may_differ, extend=flags.extend)
+        api.train(config, flags.run_dir, extend=flags.extend)
     return 0
 
 

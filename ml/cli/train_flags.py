@@ -21,7 +21,17 @@ flags.DEFINE_string(
     None,
     "With --dry_run: the memory of a device, such as 80GiB; shows what fits into it.",
 )
-flags.DEFINE_string("init_from", None, "The folder of a run that provides the model and the initial weights.")
+flags.DEFINE_string(
+    "init_from",
+    None,
+    "The folder of a run that provides the model and the initial weights; without --gin_file all of its configuration.",
+)
+flags.DEFINE_integer(
+    "init_step", None, "With --init_from: the step of the checkpoint; the newest by default.", lower_bound=1
+)
+flags.DEFINE_enum(
+    "init_state", None, ["weights", "average"], "With --init_from: what is taken, by default the weights."
+)
 flags.DEFINE_multi_string(
     "init_may_differ",
     [],

@@ -1,5 +1,6 @@
 """A configuration as a value: loaded, checked and frozen, with the provenance of every parameter."""
 
+import copy
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,28 @@ class Config:
         bindings = [b for b in self._analysis.bindings if b in kept or belongs(b.configurable)]
         return [ImportedValue(b.key_by(_full_name), b.value, source, min(b.layer, Layer.IMPORTED)) for b in bindings]
 
+    def rebound(self, place: str, values: Mapping[str, Any], location: str) -> "Config":
+        """Returns this configuration with other values of the component at a place, set last.
+
+        Args:
+            place: The first scope of the component.
+            values: The values by parameter, literals.
+            location: The place of the new bindings.
+
+        Raises:
+            ConfigError: The values do not fit.
+        """
+        call = next(call for call in self._checked.calls if call.path[:1] == (place,))
+        reader = copy.copy(self._source.reader)
+        reader.statements = list(reader.statements)
+        for parameter, value in values.items():
+            bound = call.plan.strong.get(parameter)
+            scope = bound.binding.scope if bound is not None and bound.binding.layer.explicit else ()
+            key = "/".join((*scope, f"{self._names.spell(call.info)}.{parameter}"))
+            reader.read_text(f"{key} = {value!r}", location, Layer.FLAG)
+        with no_garbage_collection():
+            return _checked(self._source._replace(reader=reader))
+
     @property
     def text(self) -> str:
         """The text of config.gin: the values that were set, by layer, with the place of each statement."""
@@ -150,6 +173,7 @@ def load(
     imported: Iterable[ImportedValue] = (),
     allow_unused_bindings: bool = False,
     flag: str = "--gin_bindings",
+    flags: Sequence[tuple[str, str]] = (),
     trust_code: bool = False,
 ) -> Config:
     """Loads files and bindings, checks all of them, and builds once to verify that each takes effect.
@@ -165,6 +189,7 @@ def load(
         imported: The values of a pretrained checkpoint; any file overrides them.
         allow_unused_bindings: Whether bindings without effect are warnings instead of errors.
         flag: The name of `bindings` in locations.
+        flags: Gin statements of other flags, each with the name of its flag; read between the files and `bindings`.
         trust_code: Whether modules that a run imported are executed from the copy in its folder.
 
     Raises:
@@ -176,6 +201,8 @@ def load(
     reader.statements += imported_statements(list(imported))
     for file in files:
         reader.read_file(str(file))
+    for other, statement in flags:
+        reader.read_text(statement, other, Layer.FLAG)
     for index, text in enumerate(bindings):
         if isinstance(text, Mapping):
             statements, problems = python_statements(text, "bindings")
@@ -184,6 +211,8 @@ def load(
         else:
             reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
     name = Path(files[0]).stem if files else "bindings"
+    if name == "operative_config":
+        name = Path(files[0]).absolute().parent.name  # of its run
     components = tuple(reader.check_code())
     with no_garbage_collection():
         return _checked(Source(name, reader, root, check, allow_unused_bindings, components))

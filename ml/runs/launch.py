@@ -3,21 +3,23 @@
 import datetime
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from ml.building import build_trainer
 from ml.config import Config
 from ml.config.errors import report
 from ml.data import Dataset
 from ml.distributed import Layout, World
 from ml.errors import ArgumentError
-from ml.runs.continuation import Continuation, continuation
-from ml.runs.run import Run
+from ml.runs.continuation import continuation
+from ml.runs.pinning import pinned
 from ml.runs.segments import write_segment
 from ml.runs.teacher import open_teacher
-from ml.training import InitialWeights, Outcome, RunData, RunFolder, Trainer, train
+from ml.training import Outcome, RunData, RunFolder, StartingPoint, Trainer, train
+from ml.training.checkpoints.policy import listed_checkpoints
 from ml.training.history import describe_start
 from ml.training.metrics.lasting_stream import lasting
 from ml.training.preflight import warnings_of
@@ -32,8 +34,6 @@ class Launch:
         trainer: The trainer that it builds.
         run_dir: Folder of the run; None for `runs/<config name>-<UTC time>`.
         world: The processes of the run; all of them make this call.
-        init_from: The run whose weights this one starts from.
-        init_may_differ: Patterns of the names of weights that may differ or be missing there.
         extend: Whether the run in the folder may change, from its next step on.
 
     Raises:
@@ -46,22 +46,28 @@ class Launch:
         trainer: Trainer,
         run_dir: str | Path | None,
         world: World,
-        init_from: Run | None = None,
-        init_may_differ: Sequence[str] = (),
         extend: bool = False,
     ):
-        if init_may_differ and init_from is None:
-            raise ArgumentError("{init_may_differ} goes with {init_from}")
-        self.config = config
-        self.trainer = trainer
         self.world = world
         self.device = world.device
         self.sizes = trainer.mesh_sizes(world.size)
-        path, self.continuation = world.first(lambda: _placed(config, run_dir, extend))
+        path = world.first(lambda: _folder(config, run_dir, extend))
         self.folder = RunFolder(path) if world.is_first else ReadOnlyRunFolder(path)
-        self.initial = None
-        if init_from is not None:
-            self.initial = world.together(lambda: _initial(init_from, init_may_differ, self.trainer))
+        self.config = pinned(config, self.folder, world, trainer)
+        self.trainer = trainer if self.config is config else build_trainer(self.config)
+        trusted = bool(config.components)  # its code was executed, and the copy is held to it by its hash
+        self.continuation = world.first(
+            lambda: continuation(self.config, self.folder, extend=extend, trust_code=trusted)
+        )
+        self.initial: StartingPoint | None = None
+        self.start_lines: list[str] = []
+        if self.trainer.initial_weights is not None and not world.first(lambda: has_checkpoints(self.folder)):
+            self.initial = self.trainer.initial_weights.open(world)
+            self.start_lines = self._checked(self.initial)
+
+    def _checked(self, initial: StartingPoint) -> list[str]:
+        """Compares initial weights with the model on the meta device; returns the lines that describe them."""
+        return self.world.together(lambda: initial.check(self.trainer.model, self.trainer.num_steps))
 
     def print_warnings(self, dataset: Dataset | None = None, *, is_here: bool = True) -> None:
         """Prints the warnings of the configuration and of the preflight to standard error.
@@ -139,24 +145,21 @@ class Launch:
         return f"{self.config.name}: {count:,} parameters, {tokens}, {where}, {self.folder.path}"
 
 
-def _initial(run: Run, may_differ: Sequence[str], trainer: Trainer) -> InitialWeights:
-    """The weights to start from; the model is still on the meta device and only compared with them."""
-    initial = InitialWeights(run.checkpoint(), tuple(may_differ))
-    initial.read(trainer.model, say=lambda _: None)
-    return initial
+def has_checkpoints(folder: RunFolder) -> bool:
+    """Returns whether there are checkpoints in a run folder, valid or not: then the run no longer needs its source."""
+    return bool(listed_checkpoints(folder.checkpoints))
 
 
-def _placed(config: Config, run_dir: str | Path | None, extend: bool) -> tuple[Path, Continuation]:
-    """The folder of the run, and the decision on the run that it holds."""
+def _folder(config: Config, run_dir: str | Path | None, extend: bool) -> Path:
+    """The folder of the run."""
     if extend and run_dir is None:
         raise ArgumentError("{extend} goes with {run_dir}")
     if run_dir is None:
         time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        return _unused(Path("runs") / f"{config.name}-{time}"), Continuation(None)
+        return _unused(Path("runs") / f"{config.name}-{time}")
     if str(run_dir) == "":
         raise ArgumentError("{run_dir} is empty; it must be a path")
-    trusted = bool(config.components)  # its code was executed, and the copy is held to it by its hash
-    return Path(run_dir), continuation(config, RunFolder(run_dir), extend=extend, trust_code=trusted)
+    return Path(run_dir)
 
 
 def _unused(path: Path) -> Path:

@@ -104,7 +104,7 @@ class Run:
         Raises:
             RunError: There is no such checkpoint, it is damaged, or it has no average.
         """
-        return self._using(step, lambda checkpoint: self._built(checkpoint, device, average))
+        return self._using(step, lambda checkpoint: self.build_checkpoint(checkpoint, device, average=average))
 
     def checkpoint(self, step: StepName = None) -> Path:
         """The folder of a checkpoint, which a run that is training may remove; None is the newest whole one.
@@ -316,10 +316,13 @@ class Run:
         key = (checkpoint, device, average)
         if key not in self._loaded:
             self._loaded = {}  # frees the other one before there are two
-            self._loaded[key] = self._built(checkpoint, device, average)
+            self._loaded[key] = self.build_checkpoint(checkpoint, device, average=average)
         return self._loaded[key].eval()
 
-    def _built(self, checkpoint: Path, device: str | torch.device, average: bool) -> LanguageModel:
+    def build_checkpoint(
+        self, checkpoint: Path, device: str | torch.device = "cpu", *, average: bool = False
+    ) -> LanguageModel:
+        """Builds the model with the weights in the folder of a checkpoint; the rest is as for `build`."""
         from ml.training.checkpoints.weight_files import read_weights
 
         read_weights(checkpoint, self._trainer.model, average=average)  # on the meta device: only compared

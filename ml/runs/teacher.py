@@ -29,5 +29,6 @@ def open_teacher(trainer: Trainer, device: torch.device) -> TeacherModel | None:
     distillation = trainer.distillation
     if distillation is None:
         return None
-    model = Run(distillation.teacher).build(distillation.step, device)
+    run = Run(distillation.teacher)
+    model = run.build_checkpoint(distillation.reference.find().path, device)
     return distillation.teach(trainer.model, trainer.sequence_length, model)

@@ -10,6 +10,7 @@ from ml.config import Config, ConfigError, Location, Problem, compare
 from ml.config.errors import report
 from ml.errors import UserError
 from ml.runs.continuation import continuation
+from ml.runs.pinning import pinned
 from ml.sweeps.file import Member, Sweep
 from ml.training.run_folder import RunFolder
 
@@ -27,6 +28,7 @@ class PlannedRun:
         folder: The folder of its run, which need not exist.
         num_steps: The number of steps of the whole run.
         is_longer: Whether its folder holds the same run with fewer steps, which is extended.
+        init_step: The step of `init_from` that it starts from; None without.
     """
 
     member: Member
@@ -34,6 +36,7 @@ class PlannedRun:
     folder: RunFolder
     num_steps: int
     is_longer: bool = False
+    init_step: int | None = None
 
     @property
     def log(self) -> Path:
@@ -47,7 +50,7 @@ class PlannedRun:
             *(f"--gin_file={file}" for file in self.member.gin_files),
             *(f"--gin_bindings={binding.text}" for binding in self.member.bindings),
             *(f"--gin_search_path={folder}" for folder in sweep.gin_search_path),
-            *([f"--init_from={sweep.init_from}"] if sweep.init_from else []),
+            *([f"--init_from={sweep.init_from}", f"--init_step={self.init_step}"] if sweep.init_from else []),
             *(["--allow_unused_bindings"] if sweep.allow_unused_bindings else []),
             *(["--extend"] if self.is_longer else []),
         ]
@@ -65,7 +68,7 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
     Raises:
         UserError: One report of all members that are wrong, that are the same run twice, or whose folders hold another.
     """
-    imported = ml.open_run(sweep.init_from).imported_values() if sweep.init_from else ()
+    source = ml.open_run(sweep.init_from) if sweep.init_from else None
     planned: list[PlannedRun] = []
     failures: dict[str, list[str]] = {}  # by report, the members that it is of
     for number, member in enumerate(sweep.members):
@@ -75,7 +78,7 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
                 member.gin_files,
                 [binding.text for binding in member.bindings],
                 search_path=sweep.gin_search_path,
-                imported=imported,
+                init_from=source,
                 allow_unused_bindings=sweep.allow_unused_bindings,
             )
         except ConfigError as error:
@@ -83,7 +86,7 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
         except UserError as error:
             failures.setdefault(str(error), []).append(member.name)
         else:
-            planned.append(PlannedRun(member, config, RunFolder(directory / member.name), _num_steps(config)))
+            planned.append(_planned(member, config, RunFolder(directory / member.name)))
     if failures:
         raise UserError(_report(failures, sweep))
     _require_distinct(planned, sweep)
@@ -151,6 +154,9 @@ def _in_own_folders(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     return found
 
 
-def _num_steps(config: Config) -> int:
-    steps = (r.value for r in config.records() if r.configurable == "Trainer" and r.parameter == "num_steps")
-    return int(next(steps))
+def _planned(member: Member, config: Config, folder: RunFolder) -> PlannedRun:
+    config = pinned(config, folder)
+    wanted = ("Trainer.num_steps", "FromRun.step")
+    values = {name: r.value for r in config.records() if (name := f"{r.configurable}.{r.parameter}") in wanted}
+    init_step = int(values["FromRun.step"]) if "FromRun.step" in values else None
+    return PlannedRun(member, config, folder, int(values["Trainer.num_steps"]), init_step=init_step)

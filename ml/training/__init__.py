@@ -1,6 +1,7 @@
 """Training: the trainer, its components, and the files of a run."""
 
-from ml.training.checkpoints.initial_weights import InitialWeights
+from ml.training.checkpoints.from_run import FromRun
+from ml.training.checkpoints.initial_weights import InitialWeights, StartingPoint
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.distillation import Distillation
 from ml.training.errors import RunError, RunFailure
@@ -30,6 +31,7 @@ __all__ = [
     "Distillation",
     "ExponentialMovingAverage",
     "Float32",
+    "FromRun",
     "InitialWeights",
     "LinearSchedule",
     "Lion",
@@ -47,6 +49,7 @@ __all__ = [
     "RunFolder",
     "Samples",
     "SkipStep",
+    "StartingPoint",
     "TensorBoard",
     "Tracker",
     "TrainLoop",

@@ -1,5 +1,9 @@
 """Knowledge distillation from a trained model."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -8,27 +12,48 @@ from ml.data import Batch
 from ml.layers.checks import positive_float
 from ml.layers.loss import Teacher
 from ml.models.language_model import LanguageModel
+from ml.training.checkpoints.reference import CheckpointReference
 from ml.training.errors import RunError
 
 
-@configurable
+@configurable(neutral=["teacher"])
 class Distillation:
     """Adds the Kullback-Leibler divergence from the predictions of a trained model to the loss (Hinton et al., 2015).
 
     Args:
         teacher: Folder of the teacher's run, which must use the same vocabulary.
-        step: Step of the teacher's checkpoint; None is the newest, which changes if that run resumes.
+        step: Step of the teacher's checkpoint; None for the newest valid one, which is recorded.
+        sha256: Hash of the tensors of the teacher's checkpoint; None for any, which is recorded.
         weight: Weight of the divergence, in (0, 1]; the cross entropy with the targets has weight 1 - `weight`.
         temperature: Divides the logits of both models; the divergence is multiplied by its square.
     """
 
-    def __init__(self, *, teacher: str, step: int | None = None, weight: float = 0.5, temperature: float = 1.0):
+    def __init__(
+        self,
+        *,
+        teacher: str,
+        step: int | None = None,
+        sha256: str | None = None,
+        weight: float = 0.5,
+        temperature: float = 1.0,
+    ):
         require(0.0 < weight <= 1.0, "weight", f"must be above 0 and at most 1, not {weight}")
         require(step is None or step > 0, "step", f"must be positive, not {step}")
         self.teacher = teacher
-        self.step = step
+        self.reference = CheckpointReference(Path(teacher), step, sha256)
         self.weight = weight
         self.temperature = positive_float("temperature", temperature)
+
+    def pins(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns step and hash of the teacher's checkpoint, to record; empty if both are set.
+
+        Args:
+            recorded: The parameters of the distillation in the run folder that is resumed; empty for a new run.
+
+        Raises:
+            RunError: There is no such checkpoint.
+        """
+        return self.reference.pins(recorded, recorded.get("teacher"))
 
     def teach(self, student: LanguageModel, sequence_length: int, model: LanguageModel) -> "TeacherModel":
         """Freezes a loaded model as the teacher of `student`.
@@ -36,7 +61,7 @@ class Distillation:
         Args:
             student: The model that is trained; may be on the meta device.
             sequence_length: Sequence length of the student in tokens.
-            model: The model of the run `teacher`, with the weights of the checkpoint `step`.
+            model: The model of the run `teacher`, with the weights of the checkpoint.
 
         Returns:
             The teacher, which holds the frozen `model`.

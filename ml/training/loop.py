@@ -15,7 +15,7 @@ from ml.data.randomness import derive_seed
 from ml.distributed import Layout, World
 from ml.layers import Drawn
 from ml.models.flops import flops_per_token
-from ml.training.checkpoints.initial_weights import InitialWeights
+from ml.training.checkpoints.initial_weights import StartingPoint
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import read_state, snapshot
 from ml.training.distillation import TeacherModel
@@ -56,7 +56,7 @@ def train(
     run: RunFolder,
     device: torch.device,
     *,
-    initial: InitialWeights | None = None,
+    initial: StartingPoint | None = None,
     layout: Layout | None = None,
     teacher: TeacherModel | None = None,
     begun: Callable[[int], None] = lambda step: None,
@@ -73,7 +73,7 @@ def train(
         data: The open data, from `trainer.open_data`.
         run: The run folder; created if it does not exist. Of several processes the first one writes to it.
         device: The device to train on.
-        initial: Initial weights of a new run; None for random initialization.
+        initial: `trainer.initial_weights`, opened; None opens it if there is no checkpoint.
         layout: The mesh of the processes of the run; None for a single process.
         teacher: The teacher of `trainer.distillation`, on `device`; None without distillation.
         begun: Called in the first process, which holds the folder then, with the last step before this start.
@@ -189,11 +189,11 @@ class TrainLoop:
         last = self.trainer.stop_at_step
         return last is not None and self.state.step >= last
 
-    def resume(self, initial: InitialWeights | None = None) -> None:
+    def resume(self, initial: StartingPoint | None = None) -> None:
         """Resumes from the newest valid checkpoint and removes the metrics after it.
 
         Args:
-            initial: Initial weights, loaded if there is no checkpoint; None keeps the random initialization.
+            initial: `trainer.initial_weights`, opened; None opens it if there is no checkpoint.
 
         Raises:
             RunError: The checkpoint belongs to other data or another model.
@@ -202,8 +202,9 @@ class TrainLoop:
         if checkpoint is not None:
             read_state(checkpoint, self.state, self._data_sha256)
             self.progress.say(f"resuming from {checkpoint}")
-        elif initial is not None:
-            initial.read(self.state.model, self.progress.say, self.world)
+        elif (settings := self.trainer.initial_weights) is not None:
+            initial = settings.open(self.world) if initial is None else initial
+            initial.load(self.state, self.data, self.progress.say)
         unvalidated = self.state.unvalidated
         self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
         if self.world.is_first:

@@ -19,6 +19,7 @@ from ml.models import LanguageModel, named_parameters_with_scales
 from ml.models.declarations import couples_sequences, draws_noise, obstacle_to_allocation
 from ml.models.kernels import Pass, obstacle_to_kernels
 from ml.models.materialize import without_depth
+from ml.training.checkpoints.initial_weights import InitialWeights
 from ml.training.checkpoints.policy import Checkpoints
 from ml.training.device_limits import obstacles_on
 from ml.training.distillation import Distillation
@@ -90,6 +91,7 @@ class Trainer:
             scopes: `{'books': @Validation}` measures `books/Validation.data`.
         checkpoints: Interval and retention of checkpoints.
         early_stopping: End of a run whose validation no longer improves, `@EarlyStopping`; None takes all steps.
+        initial_weights: What a new run starts from, `@FromRun`; None for random initialization.
         samples: Text samples during training; None for none.
         distillation: Distillation from a trained model; None for none.
         skip_step: Skipping of steps with a loss spike, `@SkipStep`; None takes every step.
@@ -132,6 +134,7 @@ class Trainer:
         validation: Callable[..., Validation] | dict[str, Callable[..., Validation]] | None = Validation,
         checkpoints: Callable[..., Checkpoints] = Checkpoints,
         early_stopping: Callable[..., EarlyStopping] | None = None,
+        initial_weights: Callable[..., InitialWeights] | None = None,
         distillation: Callable[..., Distillation] | None = None,
         skip_step: Callable[..., SkipStep] | None = None,
         weight_average: Callable[..., ExponentialMovingAverage] | None = None,
@@ -193,6 +196,7 @@ class Trainer:
         self.validations = build_validations(validation)
         self.checkpoints = child("checkpoints", checkpoints)
         self.early_stopping = None if early_stopping is None else child("early_stopping", early_stopping)
+        self.initial_weights = None if initial_weights is None else child("initial_weights", initial_weights)
         self.distillation = None if distillation is None else child("distillation", distillation)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
         self.weight_average = None if weight_average is None else child("weight_average", weight_average)

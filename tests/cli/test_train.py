@@ -245,4 +245,4 @@ def _measured(line: str) -> dict:
 def test_a_run_can_start_from_the_weights_of_another(train, work):
     train(*TINY, "--run_dir=first", check=0)
     done = train(*TINY, "--init_from=first", "--run_dir=second", check=0)
-    assert "starting from the weights of first/checkpoints/step_4" in done.stdout
+    assert "starting from the weights of step 4 (first/checkpoints/step_4, SHA-256 " in done.stdout

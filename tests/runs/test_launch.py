@@ -154,20 +154,6 @@ def test_warnings_of_the_configuration_and_of_the_run_go_to_standard_error(folde
     assert re.search(r"^warning: the run reads its data \d\d times", errors, re.M)
 
 
-@pytest.mark.parametrize("as_path", [True, False])
-def test_a_run_starts_from_another_given_as_a_run_or_as_its_folder(load, run, tmp_path, as_path):
-    still = ["AdamW.learning_rate = 1e-30", "Trainer.num_steps = 1", "CosineSchedule.warmup_steps = 0"]
-    config = load(*still, "Trainer.weight_average = None")
-    source = str(run.path) if as_path else run
-    started = weights(train(config, tmp_path / "next", init_from=source))
-    assert all(torch.equal(started[name], tensor) for name, tensor in weights(run).items())
-
-
-def test_what_may_differ_needs_a_run_to_start_from(load, tmp_path):
-    with pytest.raises(ml.UserError, match=r"^init_may_differ goes with init_from$"):
-        train(load(), tmp_path / "run", init_may_differ=["head.*"])
-
-
 def test_a_run_with_modules_of_a_user_opens_after_training(folder, tmp_path, monkeypatch):
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "my_mlps.py").write_text(

@@ -1,44 +1,73 @@
-"""Initial weights of a new run from a checkpoint of another run."""
+"""Contract of what a new run starts from."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+import abc
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ml.distributed import ALONE, World
-from ml.models.adapters import adapter_weights
-from ml.training.checkpoints.weight_files import read_weights
 
-_MOST_NAMES = 5  # in a message
+if TYPE_CHECKING:
+    from ml.training.run_data import RunData
+    from ml.training.state import TrainState
 
 
-class InitialWeights(NamedTuple):
-    """A checkpoint of another run whose weights a new run starts from.
+class InitialWeights(abc.ABC):
+    """Settings of what a new run starts from, `Trainer.initial_weights`.
 
-    Attributes:
-        checkpoint: The folder of the checkpoint.
-        may_differ: Patterns of weight names that may be missing from the checkpoint or have another shape.
+    A run records which weights these were, so that it can be repeated: before anything is written, the parameters that
+    `pins` returns are set.
     """
 
-    checkpoint: Path
-    may_differ: tuple[str, ...] = ()
-
-    def read(self, model: nn.Module, say: Callable[[str], None], world: World = ALONE) -> None:
-        """Loads the weights into `model` and logs those that keep their initialization; adapters may be missing.
-
-        A model on the meta device is only compared with the checkpoint.
+    @abc.abstractmethod
+    def pins(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values of parameters that identify the weights and are not set yet; empty if all are.
 
         Args:
-            model: The model to load into, in place.
-            say: Receives the log lines.
-            world: The processes that hold the model.
+            recorded: The parameters of these settings in the run folder that is resumed; empty for a new run.
 
         Raises:
-            RunError: The checkpoint belongs to another model, apart from `may_differ`.
+            RunError: The weights cannot be found.
         """
-        kept = read_weights(self.checkpoint, model, adapter_weights(model), self.may_differ, world=world)
-        say(f"starting from the weights of {self.checkpoint}")
-        if kept:
-            shown = ", ".join(kept[:_MOST_NAMES]) + (", ..." if len(kept) > _MOST_NAMES else "")
-            say(f"{len(kept)} weights keep their initialization: {shown}")
+
+    @abc.abstractmethod
+    def open(self, world: World = ALONE) -> "StartingPoint":
+        """Finds the weights and verifies them; a collective call.
+
+        Raises:
+            RunError: They cannot be found, or are damaged.
+        """
+
+
+class StartingPoint(abc.ABC):
+    """Weights that were found, to start from."""
+
+    @abc.abstractmethod
+    def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:
+        """Compares the weights with a model on the meta device.
+
+        Args:
+            model: The model.
+            num_steps: Number of steps of the run.
+            world: The processes that hold the model.
+
+        Returns:
+            The lines that describe the start.
+
+        Raises:
+            RunError: The weights belong to another model.
+        """
+
+    @abc.abstractmethod
+    def load(self, state: "TrainState", data: "RunData", say: Callable[[str], None]) -> None:
+        """Loads the weights, and what else goes on from there, into a new training state; a collective call.
+
+        Args:
+            state: The state before step 1, changed in place.
+            data: The open data of the run.
+            say: Receives the log lines.
+
+        Raises:
+            RunError: The weights belong to another model.
+        """

@@ -111,7 +111,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None], world: World = A
     world.first(lambda: finish_removals(folder))
     for unfinished in world.first(lambda: remove_leftovers(folder)):
         say(f"skipping checkpoint {unfinished}: it was never finished")
-    found = world.first(lambda: _found(folder))
+    found = world.first(lambda: listed_checkpoints(folder))
     for _, checkpoint in reversed(found):
         problem = damage(checkpoint, world)
         if problem is None:
@@ -187,7 +187,7 @@ def _opened(folder: Path, step: StepName) -> Iterator[Path]:
             step = best_step(read_counts(newest))
         if step is None:
             raise RunError(f"no best checkpoint is known in {folder}: set Checkpoints.keep_best to keep it")
-    found = _found(folder)
+    found = listed_checkpoints(folder)
     there = ", ".join(str(number) for number, _ in found) or "none"
     candidates = [path for number, path in reversed(found) if step in (None, number)]
     problem = None
@@ -208,7 +208,7 @@ def _opened(folder: Path, step: StepName) -> Iterator[Path]:
 
 def _identities(folder: Path, step: StepName) -> dict[Path, tuple[int, int] | None]:
     """Identifies the checkpoints that could be used, to notice that others have taken their place."""
-    return {path: _identity(path) for number, path in _found(folder) if step in (None, BEST, number)}
+    return {path: _identity(path) for number, path in listed_checkpoints(folder) if step in (None, BEST, number)}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -219,7 +219,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _found(folder: Path) -> list[tuple[int, Path]]:
+def listed_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Lists the checkpoints in `folder` by the step recorded in them, oldest first."""
     folders = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
     return sorted((step, path) for path in folders if (step := _step(path)) is not None)

@@ -72,6 +72,12 @@ class WeightAverage:
         """Returns the averages by parameter name; before the first update, the initial weights."""
         return {name: self._averages[weight] for name, weight in zip(self._names, self._weights, strict=True)}
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Sets the averages to the weights, which were loaded after the average was created."""
+        for weight, average in self._averages.items():
+            local(average).copy_(local(weight))
+
     def is_validated(self, step: int) -> bool:
         """Returns True if the average after `step` is validated; never before the first update."""
         return self.settings.validate and self.settings.num_updates(step) > 0

@@ -11,7 +11,7 @@ from saved import saved_tensors, trained_model
 
 import ml
 from ml.errors import UserError
-from ml.training import Checkpoints, InitialWeights, RunError, RunFailure, train
+from ml.training import Checkpoints, RunError, RunFailure, train
 from ml.training.checkpoints import saver
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import Snapshot
@@ -139,12 +139,11 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny, source):
 
 
 def test_a_run_reports_its_initial_weights_and_the_missing_ones(tiny, run_in, source, tmp_path):
-    trainer = tiny(UNTIED, "Repeat.num_blocks = 3")
     folder = ml.training.RunFolder(tmp_path / "next")
     stream = io.StringIO()
-    train(
-        trainer, trainer.open_data(), folder, CPU, initial=InitialWeights(source, ("decoder.block_2.*",)), stream=stream
-    )
+    start = ["Trainer.initial_weights = @FromRun", f"FromRun.path = {str(source)!r}"]
+    trainer = tiny(UNTIED, "Repeat.num_blocks = 3", *start, "FromRun.may_differ = ['decoder.block_2.*']")
+    train(trainer, trainer.open_data(), folder, CPU, stream=stream)
     assert "16 weights keep their initialization: decoder.block_2." in stream.getvalue()
 
 

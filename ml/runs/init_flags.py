@@ -1,0 +1,37 @@
+"""The short form of `Trainer.initial_weights = @FromRun`: `--init_from` and the flags that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml.errors import ArgumentError
+
+
+def init_statements(
+    path: Path | None, step: int | None, state: str | None, may_differ: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Returns the gin statements that the flags stand for, each with the name of its flag.
+
+    Args:
+        path: Folder of the run to start from; None for none.
+        step: Step of its checkpoint; None for the newest valid one.
+        state: What is taken from it; None for the default of `FromRun`, or what a file sets.
+        may_differ: Patterns of the names of weights that may differ; empty for what a file sets.
+
+    Raises:
+        ArgumentError: Another flag is given without a run.
+    """
+    given = {"init_step": step, "init_state": state, "init_may_differ": list(may_differ) or None}
+    if path is None:
+        if alone := next((name for name, value in given.items() if value is not None), None):
+            raise ArgumentError(f"{{{alone}}} goes with {{init_from}}")
+        return []
+    statements = [
+        ("--init_from", "Trainer.initial_weights = @FromRun"),
+        ("--init_from", f"FromRun.path = {str(path)!r}"),
+        ("--init_from", "FromRun.sha256 = None"),
+        ("--init_from" if step is None else "--init_step", f"FromRun.step = {step!r}"),
+    ]
+    further = [(name, value) for name, value in given.items() if name != "init_step" and value is not None]
+    return statements + [(f"--{name}", f"FromRun.{name.removeprefix('init_')} = {value!r}") for name, value in further]

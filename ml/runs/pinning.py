@@ -1,0 +1,55 @@
+"""What a run starts from and is taught by, fixed by step and hash before anything of the run is written."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+from ml.building import build_trainer
+from ml.config import Config
+from ml.distributed import ALONE, World
+
+if TYPE_CHECKING:
+    from ml.training import Distillation, InitialWeights, RunFolder, Trainer
+
+_LOCATION = "found when the run started"
+
+
+def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Trainer | None = None) -> Config:
+    """Returns the configuration with the step and the hash of each checkpoint of another run that it uses.
+
+    A run that is resumed keeps what it recorded, even if the other run has trained on since.
+
+    Args:
+        config: The configuration.
+        folder: The folder of the run; what a dry run left there does not count.
+        world: The processes of the run, which take what the first one finds.
+        trainer: The trainer that the configuration builds; None builds it.
+
+    Raises:
+        RunError: There is no such checkpoint.
+    """
+    trainer = build_trainer(config) if trainer is None else trainer
+    for place in ("initial_weights", "distillation"):
+        part = getattr(trainer, place)
+        if part is not None:
+            pins = world.first(functools.partial(_pins, part, folder))
+            config = config.rebound(place, pins, _LOCATION) if pins else config
+    return config
+
+
+def _pins(part: InitialWeights | Distillation, folder: RunFolder) -> dict[str, Any]:
+    saved = folder.operative_config() if folder.is_begun else None
+    return part.pins(_recorded(saved or "", type(part).__name__))
+
+
+def _recorded(operative: str, name: str) -> dict[str, Any]:
+    """Returns the values of a configurable that an operative config has once, by parameter."""
+    found: dict[str, Any] = {}
+    for parameter, text in re.findall(rf"^(?:\S+/)?{name}\.(\w+) = (.*)$", operative, re.MULTILINE):
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[parameter] = ast.literal_eval(text)
+    return found
