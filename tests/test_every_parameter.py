@@ -182,6 +182,9 @@ RUNS = {
     "distillation": """
         Trainer.distillation = @Distillation
         Distillation.teacher = 'teacher'""",
+    "from a run": """
+        Trainer.initial_weights = @FromRun
+        FromRun.path = 'teacher'""",
     "Muon": """
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01
@@ -284,7 +287,8 @@ def folder():
                     lines.write(json.dumps({"image": f"{listing}_{index}.npy", "text": f"number {index}"}) + "\n")
                 lines.write("{")  # a malformed line
         for teacher, seed in (("teacher", 1), ("another_teacher", 2)):
-            config = ml.load(bindings=[TINY, f"Trainer.seed = {seed}"])
+            averaged = "Trainer.weight_average = @ExponentialMovingAverage"
+            config = ml.load(bindings=[TINY, f"Trainer.seed = {seed}", averaged])
             run = RunFolder(teacher)
             run.create()
             run.write_config(config.text, config.operative, config.provenance())
@@ -453,7 +457,13 @@ def is_of_mesh(info: Configurable) -> bool:
 
 
 # The mesh is tested in tests/distributed; the cluster is read by plans alone, which tests/training/estimate tests.
-ELSEWHERE = {("Trainer", "mesh"), ("Trainer", "cluster")}
+ELSEWHERE = {
+    ("Trainer", "mesh"),
+    ("Trainer", "cluster"),
+    ("FromRun", "sha256"),  # any other value is refused
+    ("FromRun", "may_differ"),
+    ("Distillation", "sha256"),
+}
 CASES = [
     (info.name, spec.name)
     for info in all_configurables()
