@@ -1,4 +1,4 @@
-"""What a run starts from and is taught by, fixed by step and hash before anything of the run is written."""
+"""Pins the checkpoints that a run starts from and is taught by to their step and hash, before the run is written."""
 
 from __future__ import annotations
 

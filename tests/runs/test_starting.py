@@ -1,4 +1,4 @@
-"""What a run starts from and is taught by is part of the run: recorded, compared, shown and found again."""
+"""Initial weights and teachers are part of a run: recorded, compared, shown and found again."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Contract of what a new run starts from."""
+"""Contract of the initial weights of a new run."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class InitialWeights(abc.ABC):
-    """Settings of what a new run starts from, `Trainer.initial_weights`.
+    """Source of the weights that a new run starts from, `Trainer.initial_weights`.
 
     A run records which weights these were, so that it can be repeated: before anything is written, the parameters that
     `pins` returns are set.
@@ -41,7 +41,7 @@ class InitialWeights(abc.ABC):
 
 
 class StartingPoint(abc.ABC):
-    """Weights that were found, to start from."""
+    """Initial weights that were found."""
 
     @abc.abstractmethod
     def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:
@@ -61,7 +61,7 @@ class StartingPoint(abc.ABC):
 
     @abc.abstractmethod
     def load(self, state: "TrainState", data: "RunData", say: Callable[[str], None]) -> None:
-        """Loads the weights, and what else goes on from there, into a new training state; a collective call.
+        """Loads the weights into a new training state, with all else that continues; a collective call.
 
         Args:
             state: The state before step 1, changed in place.

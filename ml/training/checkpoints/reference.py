@@ -48,7 +48,7 @@ class CheckpointReference(NamedTuple):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether step and hash are set, so that no other checkpoint can take its place."""
+        """True if step and hash are set, so that no other checkpoint can take its place."""
         return self.step is not None and self.sha256 is not None
 
     def find(self) -> FoundCheckpoint:
