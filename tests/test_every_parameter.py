@@ -122,6 +122,7 @@ MODELS = {
         LoRA.B_initialization = @normal
         LoRA.dropout = 0.1
         DecoderBlock.mlp = @MLP
+        output/Linear.kernel = @Float8
         Embeddings.position = @PositionEmbedding
         TextData.separate_documents = True
         Trainer.micro_batch_size = 2

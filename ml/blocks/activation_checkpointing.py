@@ -14,6 +14,7 @@ from ml.config import configurable, require
 MATRIX_PRODUCTS_AND_ATTENTION = (
     "aten.mm",
     "aten.addmm",
+    "aten._scaled_mm",
     "aten.bmm",
     "aten._grouped_mm",
     "aten._scaled_dot_product_flash_attention",

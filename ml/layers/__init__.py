@@ -31,6 +31,7 @@ from ml.layers.initialization import (
     zeros,
 )
 from ml.layers.linear import Linear, Projections
+from ml.layers.linear_kernels import Float8, LinearKernel
 from ml.layers.lora import LoRA
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums
 from ml.layers.mixers import (
@@ -79,6 +80,7 @@ __all__ = [
     "Embeddings",
     "FixedRMSNorm",
     "FlexAttention",
+    "Float8",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
@@ -88,6 +90,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "LinearKernel",
     "LinearRotary",
     "Llama3Rotary",
     "LoRA",

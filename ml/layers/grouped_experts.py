@@ -166,6 +166,8 @@ def _obstacle_in(modules: Sequence[nn.Module]) -> str | None:
     others = sorted({type(module).__name__ for module in modules if type(module) is not Linear})
     if others:
         return f"takes Linear layers, not {', '.join(others)}"
+    if kernels := sorted({type(layer.kernel).__name__ for layer in layers if layer.kernel is not None}):
+        return f"takes layers without a kernel, not with {', '.join(kernels)}"
     if len({layer.weight.shape for layer in layers}) > 1:
         return "takes experts of one size, not layers of several"
     if any(size % ALIGNMENT for size in layers[0].weight.shape):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ml.config import configurable, require
 from ml.layers.children import bias_child, optional_child, weight_child
 from ml.layers.initialization import Initialization, normal, zeros
+from ml.layers.linear_kernels import LinearKernel
 from ml.layers.protocol import Adapter, Layer, NoProducts
 
 
@@ -23,6 +24,7 @@ class Linear(Layer):
         weight_initialization: Initialization of W.
         bias_initialization: Initialization of b.
         apply_peft: Adapter (`@LoRA`) whose output is added to that of the layer; None adds none.
+        kernel: Matrix product with W, such as `@Float8`; None multiplies in the dtype of the input.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
@@ -35,6 +37,7 @@ class Linear(Layer):
         weight_initialization: Initialization = normal,
         bias_initialization: Initialization = zeros,
         apply_peft: Callable[..., Adapter] | None = None,
+        kernel: Callable[..., LinearKernel] | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
@@ -43,10 +46,17 @@ class Linear(Layer):
         self.weight = weight_child((out_features, in_features), weight_initialization)
         self.bias = bias_child(bias, out_features, bias_initialization)
         self.adapter = optional_child("adapter", apply_peft, in_features, out_features)
+        self.kernel = optional_child("kernel", kernel)
+        if self.kernel is not None:
+            problem = self.kernel.misfit(in_features, out_features)
+            require(problem is None, "kernel", f"does not fit the layer: {problem}")
         self.is_merged = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapted(x, F.linear(x, self.weight, self.bias))
+        if self.kernel is None:
+            return self.adapted(x, F.linear(x, self.weight, self.bias))
+        y = self.kernel(x, self.weight)
+        return self.adapted(x, y if self.bias is None else y + self.bias.to(y.dtype))
 
     def adapted(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds the output of the adapter to `y`, the output of weight and bias."""
@@ -96,6 +106,10 @@ class Projections(NoProducts):
         self.fused = fused
         others = {type(layer).__name__ for layer in self.layers if not isinstance(layer, Linear)}
         require(not (fused and others), "fused", f"needs Linear layers, not {', '.join(sorted(others))}")
+        kernels = {type(layer.kernel).__name__ for layer in self.layers if isinstance(layer, Linear) and layer.kernel}
+        require(
+            not (fused and kernels), "fused", f"needs layers without a kernel, not with {', '.join(sorted(kernels))}"
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.as_one_product(x) if self.fused else tuple(layer(x) for layer in self.layers)

@@ -6,6 +6,7 @@ import torch
 
 from ml.data import Dataset
 from ml.distributed import MeshSizes
+from ml.layers import Linear
 from ml.models.summary import memory_of_model, size_text
 from ml.training.device_limits import synchronizations_on
 from ml.training.memory import available_memory
@@ -45,7 +46,9 @@ def _warnings_of_device(trainer: Trainer, device: torch.device, needed: Mapping[
     of_products = warning_of_products(
         device, precision.compute_dtype, f"Trainer.precision = @{type(precision).__name__}"
     )
-    found = (memory_warning(needed, available_memory(device), device), of_products)
+    kernels = {layer.kernel for layer in trainer.model.modules() if isinstance(layer, Linear) and layer.kernel}
+    of_kernels = dict.fromkeys(kernel.warning(device) for kernel in kernels)
+    found = (memory_warning(needed, available_memory(device), device), of_products, *of_kernels)
     synchronizations = synchronizations_on(trainer.model, device, precision.compute_dtype)
     return [*(warning for warning in found if warning is not None), *synchronizations]
 

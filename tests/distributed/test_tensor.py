@@ -117,7 +117,7 @@ def test_documents_lengths_teachers_and_further_tokens():
     run_ranks(2, further_passes)
 
 
-def images_and_bfloat16(world):
+def images_bfloat16_and_float8(world):
     with torch.device("meta"):
         model = vision_model()
     batch = batch_of(VOCABULARY - 1)
@@ -127,15 +127,17 @@ def images_and_bfloat16(world):
     assert obstacle_to_sequence(model) is not None
     assert_same_as_one_process(world, model, batch._replace(tokens=tokens), sequence=False, images=images)
 
-    batch, model = batch_of(), small_model(["LanguageModelHead.z_loss = 0.01"])
-    one, many = materialize(copy.deepcopy(model), "cpu", 3), divided(model, world, sequence=True)
-    _, exact = gradients_of(copy.deepcopy(one), batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        _, rounded = gradients_of(one, batch)
-        _, found = gradients_of(many, batch)
-    for name, gradient in exact.items():
-        error, usual = (found[name].full_tensor() - gradient).norm(), (rounded[name] - gradient).norm()
-        assert error < 2 * usual, name  # rounded in other places, but as coarsely
+    plain = ["LanguageModelHead.z_loss = 0.01", "GatedMLP.intermediate_size = 64"]
+    for rounding, autocasts in (([], True), (["mlp/Linear.kernel = @Float8"], False)):
+        batch, model = batch_of(), small_model([*plain, *rounding])
+        one, many = materialize(copy.deepcopy(model), "cpu", 3), divided(model, world, sequence=True)
+        _, exact = gradients_of(materialize(small_model(plain), "cpu", 3), batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
+            _, rounded = gradients_of(one, batch)
+            _, found = gradients_of(many, batch)
+        for name, gradient in exact.items():
+            error, usual = (found[name].full_tensor() - gradient).norm(), (rounded[name] - gradient).norm()
+            assert error < 2 * usual, name  # rounded in other places, but as coarsely
 
 
 def vision_model():
@@ -153,8 +155,8 @@ def vision_model():
     return VisionLanguageModel(image_token_id=VOCABULARY - 1, language_model=text, vision=vision)
 
 
-def test_images_and_bfloat16():
-    run_ranks(2, images_and_bfloat16)
+def test_images_bfloat16_and_float8():
+    run_ranks(2, images_bfloat16_and_float8)
 
 
 def four_ranks(world):

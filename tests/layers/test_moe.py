@@ -13,7 +13,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from ml.blocks.activation_checkpointing import ActivationCheckpointing, SelectiveActivationCheckpointing
 from ml.config import load
-from ml.layers import MLP, GatedMLP, Linear, LoRA, RMSNorm, relu, silu
+from ml.layers import MLP, Float8, GatedMLP, Linear, LoRA, RMSNorm, relu, silu
 from ml.layers.context import Auxiliary, Context
 from ml.layers.experts import Experts
 from ml.layers.grouped_experts import Stack
@@ -300,6 +300,10 @@ OBSTACLES = {
         {"expert": partial(MLP, intermediate_size=12)},
         r"takes layers whose sizes are multiples of 8, not \(12, 24\) as up",
     ),
+    "a kernel": (
+        {"expert": partial(MLP, intermediate_size=16, linear=partial(Linear, kernel=Float8)), "hidden_size": 16},
+        "takes layers without a kernel, not with Float8 as up",
+    ),
     "dropout in adapters": (
         {"expert": partial(MLP, linear=partial(Linear, apply_peft=partial(LoRA, dropout=0.1)))},
         "takes adapters without dropout, not layers with it as up",
@@ -310,8 +314,8 @@ OBSTACLES = {
 @pytest.mark.parametrize(("options", "message"), OBSTACLES.values(), ids=OBSTACLES)
 def test_what_cannot_be_grouped_is_refused_and_otherwise_computed_one_by_one(options, message):
     with pytest.raises(ValueError, match=f"grouped {message}"):
-        MixtureOfExperts(H, grouped=True, **options)
-    layer = MixtureOfExperts(H, **options)
+        MixtureOfExperts(**{"hidden_size": H, **options}, grouped=True)
+    layer = MixtureOfExperts(**{"hidden_size": H, **options})
     assert not layer.experts.is_grouped(torch.empty(1, H))
     assert layer.experts.obstacle_to_grouping
 

@@ -24,8 +24,14 @@ class LinearRule(Positionwise):
         if layer.adapter is not None:
             rule_of(layer.adapter).column(layer.adapter, local)
 
+    def misfit_of_column(self, layer: nn.Module, size: int) -> str | None:
+        assert isinstance(layer, Linear)
+        return _misfit_of_kernel(layer, layer.in_features, layer.out_features // size)
+
     def misfit_of_row(self, layer: nn.Module, size: int) -> str | None:
         assert isinstance(layer, Linear)
+        if problem := _misfit_of_kernel(layer, layer.in_features // size, layer.out_features):
+            return problem
         dropout = 0.0 if layer.adapter is None else layer.adapter.dropout
         if not dropout or layer.in_features % size == 0:
             return None
@@ -58,6 +64,12 @@ class LinearRule(Positionwise):
         local.show_as(layer, "out_features", sum(part.stop - part.start for part in rows))
         if layer.adapter is not None:
             rule_of(layer.adapter).channels(layer.adapter, local, rows)
+
+
+def _misfit_of_kernel(layer: Linear, in_features: int, out_features: int) -> str | None:
+    """Returns why the kernel of a layer cannot multiply with its shard."""
+    problem = None if layer.kernel is None else layer.kernel.misfit(in_features, out_features)
+    return None if problem is None else f"{problem} of each rank of Mesh.tensor"
 
 
 class LoRARule(Positionwise):

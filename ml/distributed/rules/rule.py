@@ -56,6 +56,10 @@ class Rule:
         """Divides a linear layer within a divided layer by its inputs: the outputs of the ranks are terms of a sum."""
         raise self._refusal(layer, local, "its inputs")
 
+    def misfit_of_column(self, layer: nn.Module, size: int) -> str | None:
+        """Returns why `column` cannot divide a linear layer over `size` ranks; None where it can."""
+        return None
+
     def misfit_of_row(self, layer: nn.Module, size: int) -> str | None:
         """Returns why `row` cannot divide a linear layer over `size` ranks; None where it can."""
         return None

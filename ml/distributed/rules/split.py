@@ -50,7 +50,8 @@ class Split(Rule):
         for role, name, child in self._children(layer):
             if getattr(type(rule_of(child)), role) is getattr(Rule, role):
                 return f"{kind}.{name} ({type(child).__name__}) has no rule for Mesh.tensor within a {kind}"
-            if role == "row" and (problem := rule_of(child).misfit_of_row(child, size)):
+            misfits = {"row": rule_of(child).misfit_of_row, "column": rule_of(child).misfit_of_column}
+            if role in misfits and (problem := misfits[role](child, size)):
                 return f"{kind}.{name}: {problem}"
         known = {*self.columns, *self.rows, *self.inner, *self.vectors, *self.segments, *self.own}
         for name, _ in layer.named_parameters():
