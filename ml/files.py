@@ -1,6 +1,7 @@
 """Files: whole or not there, hashed, and locked."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -37,6 +38,21 @@ def sha256_of_file(path: Path) -> str:
     """The SHA-256 of the content of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a failed write in words: that of the system, which a library may have replaced, or the message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def is_full(error: OSError) -> bool:
+    """True if the disk, the quota or the limit on the size of files left no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LockedError(Exception):

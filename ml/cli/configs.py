@@ -2,13 +2,13 @@
 
 import argparse
 import re
-import shutil
 from pathlib import Path
 
 import ml
 from ml.cli.path_argument import to_path
 from ml.config.errors import did_you_mean
 from ml.errors import UserError
+from ml.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if destination.exists():
         raise UserError(f"{destination} exists already: name another file")
     try:
-        shutil.copyfile(path, destination)
+        write_atomically(destination, path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot write {destination}: {error.strerror}") from error
     print(destination)

@@ -10,6 +10,7 @@ from absl import app, flags
 
 from ml import launcher
 from ml.errors import INTERRUPTED, ArgumentError, OtherProcessFailed, RunFailure, UserError
+from ml.files import is_full
 
 _SECONDS_FOR_ANOTHER = 10.0
 _GIN_FLAG = re.compile(
@@ -41,6 +42,10 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
         _leave(str(error), 2)
     except RunFailure as error:
         _leave(str(error), 1)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _leave(f"cannot write {error.filename or 'the output'}: {error.strerror}", 1)
     except OtherProcessFailed as error:
         sys.exit(error.exit_code)  # it reports the reason
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from ml.cli import (
 )
 from ml.cli.entry import gin_flags_as_bindings
 from ml.errors import INTERRUPTED, ArgumentError, RunFailure, UserError
+from ml.files import is_full
 from ml.version import __version__
 
 VERBS = {
@@ -59,6 +60,12 @@ def main(arguments: list[str] | None = None, command: str = "juniper") -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not is_full(error):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+        print(f"cannot write {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ml.errors import UserError
+from ml.files import write_atomically
 from ml.optional import optional_import
 from ml.plots.labels import shorten
 from ml.plots.series import Metrics, series, smooth
@@ -102,7 +103,7 @@ def save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix("."))
     try:
-        path.write_bytes(picture.getvalue())
+        write_atomically(path, picture.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

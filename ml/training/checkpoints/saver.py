@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ml.distributed import World
 from ml.distributed.shards import local
+from ml.files import reason_of
 from ml.training.checkpoints.atomic_folders import Entries, begin, discard, is_complete, publish, sealed, temporary
 from ml.training.checkpoints.holding import remove_unless_held
 from ml.training.checkpoints.staging import Staging
@@ -107,7 +108,7 @@ class Saver:
         try:
             begin(self._of(step))
         except OSError as error:
-            raise RunFailure(self._failed(step, _reason(error))) from error
+            raise RunFailure(self._failed(step, reason_of(error))) from error
 
     def _write(self, taken: Snapshot, plan: WritePlan, wait_for_copy: Callable[[], None]) -> None:
         """Writes the part of this process; rank 0 publishes the checkpoint once all parts are on the disk."""
@@ -119,7 +120,7 @@ class Saver:
         try:
             reports = self._world_of_thread.collect(report)
         except RuntimeError as error:  # another process died
-            raise RunFailure(self._failed(taken.step, _reason(error))) from error
+            raise RunFailure(self._failed(taken.step, reason_of(error))) from error
         if reports is not None:
             self._publish(taken, plan, reports, unexpected)
 
@@ -130,7 +131,7 @@ class Saver:
             part = write_part(folder, taken, plan)
             return _Report(part, sealed([folder / name for name in files_of(part.tensors)]), None)
         except (OSError, RuntimeError) as error:  # torch's file writer raises RuntimeError
-            return _Report(None, {}, _reason(error))
+            return _Report(None, {}, reason_of(error))
 
     def _publish(self, taken: Snapshot, plan: WritePlan, reports: list[_Report], unexpected: Exception | None) -> None:
         folder = self._of(taken.step)
@@ -146,7 +147,7 @@ class Saver:
             entries = [*(report.entries for report in reports), sealed([hidden / name for name in rest])]
             publish(folder, {name: entry for part in entries for name, entry in part.items()})
         except (OSError, RuntimeError) as error:
-            raise RunFailure(self._failed(taken.step, _reason(error))) from error
+            raise RunFailure(self._failed(taken.step, reason_of(error))) from error
         finally:
             discard(folder)
         self._unusable.discard(folder)
@@ -173,7 +174,3 @@ class Saver:
         """Lists the checkpoints by the step in their name, oldest first."""
         matches = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in self._folder.glob("step_*")]
         return sorted((int(match[1]), path) for match, path in matches if match)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
