@@ -106,28 +106,31 @@ def weights_in_order(model: nn.Module) -> list[Tensor]:
     return [part.weight for part in (*ends[:2], *parts, ends[2])]
 
 
-def batch_of(shape: Shape) -> Batch:
+def batch_of(shape: Shape, device: torch.device) -> Batch:
     """Random tokens; the last one of a row has no target, as in transformers."""
     tokens = torch.randint(shape.vocab, (shape.batch, shape.length), generator=torch.Generator().manual_seed(0))
     targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
-    return Batch.of(tokens.numpy(), targets.numpy())
+    return Batch.of(tokens.numpy(), targets.numpy()).to(device)
 
 
 def juniper_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], float]:
     """A step of Juniper, as a run takes it; returns the loss before it."""
     model.train()
-    parallelize(model, Layout(World(device=CPU)), Mesh(), compile=compile)
+    device = batch.tokens.device
+    layout = Layout(World(device=device))
+    parallelize(model, layout, Mesh(), compile=compile)
     groups = group_parameters((name, weight, 1.0, None) for name, weight in model.named_parameters())
     optimizer = AdamW(LEARNING_RATE, BETAS, weight_decay=DECAY).create(groups)
-    state = TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64))
-    return lambda: train_step(state, [batch], PRECISIONS[precision], MAX_NORM, CPU).loss.item()
+    state = TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device), layout=layout)
+    return lambda: train_step(state, [batch], PRECISIONS[precision], MAX_NORM, device).loss.item()
 
 
-def torch_step(model: nn.Module, loss: Callable[[], Tensor], precision: str) -> Callable[[], float]:
+def torch_step(model: nn.Module, loss: Callable[[], Tensor], batch: Batch, precision: str) -> Callable[[], float]:
     """A step written with torch alone; returns the loss before it."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=DECAY, fused=True)
-    autocast = contextlib.nullcontext if precision == "float32" else lambda: torch.autocast("cpu", torch.bfloat16)
+    device = batch.tokens.device.type
+    autocast = contextlib.nullcontext if precision == "float32" else lambda: torch.autocast(device, torch.bfloat16)
 
     def step() -> float:
         with autocast():
@@ -144,16 +147,16 @@ def torch_step(model: nn.Module, loss: Callable[[], Tensor], precision: str) -> 
 def transformers_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], float]:
     """A step of transformers; returns the loss before it."""
     call = torch.compile(model) if compile else model
-    return torch_step(model, lambda: call(batch.tokens, labels=batch.tokens, use_cache=False).loss, precision)
+    return torch_step(model, lambda: call(batch.tokens, labels=batch.tokens, use_cache=False).loss, batch, precision)
 
 
 def handwritten_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], float]:
     """A step of the handwritten model; returns the loss before it."""
     call = torch.compile(model) if compile else model
-    return torch_step(model, lambda: call(batch.tokens, batch.targets), precision)
+    return torch_step(model, lambda: call(batch.tokens, batch.targets), batch, precision)
 
 
-def step_of(kind: str, shape: Shape, precision: str, compile: bool) -> Callable[[], float]:
+def step_of(kind: str, shape: Shape, precision: str, compile: bool, device: torch.device = CPU) -> Callable[[], float]:
     """A step of "juniper", "transformers" or "handwritten", all with the same initial weights."""
     torch.manual_seed(0)
     source = juniper_model(shape)
@@ -165,4 +168,4 @@ def step_of(kind: str, shape: Shape, precision: str, compile: bool) -> Callable[
     with torch.no_grad():
         for mine, weight in zip(weights_in_order(model), weights_in_order(source), strict=True):
             mine.copy_(weight)
-    return make(model, batch_of(shape), precision, compile)
+    return make(model.to(device), batch_of(shape, device), precision, compile)

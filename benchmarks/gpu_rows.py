@@ -1,0 +1,248 @@
+"""The rows of `on_gpu.py`: a table, a name, and a function that measures. On a CPU the sizes are small."""
+
+import contextlib
+import gc
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from llama_steps import Shape, step_of
+from ml.layers.attention_kernels import Weighting, task_of
+from torch import Tensor, nn
+
+import ml
+from ml.api import build_trainer
+from ml.layers import (
+    AttentionKernel,
+    Context,
+    DotProductAttention,
+    FlexAttention,
+    GatedMLP,
+    Linear,
+    ReferenceAttention,
+    VariableLengthAttention,
+)
+from ml.layers.mixers.delta_rule import gated_delta_rule
+from ml.layers.mixers.state_space_duality import ssd_chunked
+from ml.layers.moe import MixtureOfExperts
+from ml.models import materialize
+from ml.models.generation import generate
+from ml.models.sampling import Sampler
+from ml.training import Checkpoints
+from ml.training.checkpoints.state_files import snapshot
+from ml.training.metrics.peak_flops import peak_flops
+
+ROUNDS = 5
+SHAPES = {
+    "124M": Shape(50304, 768, 12, 12, 12, 2048, batch=16, length=1024),
+    "1B": Shape(32768, 2048, 18, 32, 8, 7168, batch=4, length=2048),
+}
+SMALL = {"small": Shape(512, 64, 2, 4, 2, 128, batch=2, length=64)}
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    table: str
+    name: str
+    measure: Callable[[], dict[str, Any]]
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    """Yields all rows, the most important first.
+
+    Args:
+        device: The device; "cpu" takes small sizes.
+    """
+    is_small = device.type == "cpu"
+    for name, shape in (SMALL if is_small else SHAPES).items():
+        for compile in (True, False):
+            state = "compiled" if compile else "eager"
+            for other in ("handwritten", "transformers"):
+                if other != "transformers" or importlib.util.find_spec("transformers"):
+                    measure = partial(training_step, device, shape, other, compile)
+                    yield Row("training step, bfloat16", f"{name} {state} against {other}", measure)
+    yield from _attention(device, *((1, 4, 2, 256, 32) if is_small else (2, 16, 4, 4096, 128)))
+    yield from _layers(device, *((64, 128) if is_small else (2048, 8192)))
+    recipe = "base.gin" if is_small else "recipes/gpt2_124m.gin"
+    yield Row("checkpoint", recipe, partial(checkpoint, device, recipe))
+    yield Row("generation", "Llama of base.gin", partial(generation, device, 64 if is_small else 512))
+
+
+def training_step(device: torch.device, shape: Shape, other: str, compile: bool) -> dict[str, Any]:
+    """Tokens a second, MFU with causal attention counted once, and peak memory; alternating with the other model."""
+    _reset_memory(device)
+    ours = step_of("juniper", shape, "bfloat16", compile, device)
+    first = ours()
+    ours()
+    our_memory = _peak_memory(device)
+    theirs = step_of(other, shape, "bfloat16", compile, device)
+    second = theirs()
+    difference = abs(first - second) / first
+    assert difference < 0.01, f"the losses differ: {first} and {second}"
+    theirs()
+    pairs = [(_seconds(ours, device), _seconds(theirs, device)) for _ in range(ROUNDS)]
+    mine, others = (statistics.median(column) for column in zip(*pairs, strict=True))
+    tokens = shape.batch * shape.length
+    peak = peak_flops(device, torch.bfloat16)
+    values = {
+        "tokens_per_second": tokens / mine,
+        "other_tokens_per_second": tokens / others,
+        "ratio": statistics.median(b / a for a, b in pairs),
+        "mfu": shape.flops / mine / peak.flops_per_second,
+        "other_mfu": shape.flops / others / peak.flops_per_second,
+        "peak": peak.source,
+    }
+    if our_memory is not None:
+        values["memory_gib"] = our_memory / 2**30
+    return values
+
+
+def _attention(
+    device: torch.device, batch: int, heads: int, kv_heads: int, length: int, head_size: int
+) -> Iterator[Row]:
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    documents = (torch.arange(length, device=device) // (length // 8)).expand(batch, -1).contiguous()
+    weightings = {
+        "causal": Weighting(),
+        f"window {length // 8}": Weighting(window_size=length // 8),
+        f"documents of {length // 8}": Weighting(documents=documents),
+    }
+    kernels = [DotProductAttention, FlexAttention, VariableLengthAttention, ReferenceAttention]
+    sizes = [(batch, count, length, head_size) for count in (heads, kv_heads, kv_heads)]
+    for mask, weighting in weightings.items():
+        for kernel in kernels:
+            measure = partial(attention, kernel, weighting, sizes, device, dtype)
+            yield Row(f"attention, {length} tokens, {mask}", kernel.__name__, measure)
+
+
+def attention(
+    kernel: Callable[[], AttentionKernel],
+    weighting: Weighting,
+    sizes: list[tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Milliseconds of forward and backward pass of one layer, and its peak memory."""
+    tensors = [torch.randn(size, device=device, dtype=dtype, requires_grad=True) for size in sizes]
+    compute, gradient = kernel(), torch.randn(sizes[0], device=device, dtype=dtype)
+    if obstacle := compute.obstacle(task_of(*tensors, weighting)):
+        return {"left_out": f"does not support {obstacle}"}
+
+    def step() -> None:
+        torch.autograd.grad(compute(*tensors, weighting, Context()), tensors, gradient)
+
+    return _timed(step, device)
+
+
+def _layers(device: torch.device, hidden: int, tokens: int) -> Iterator[Row]:
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    linear = partial(Linear, bias=False)
+    dense = partial(GatedMLP, hidden, intermediate_size=2 * hidden, linear=linear)
+    expert = partial(GatedMLP, intermediate_size=hidden, linear=linear)
+    experts = partial(MixtureOfExperts, hidden, num_experts=8, experts_per_token=2, expert=expert, grouped=True)
+    for name, make in {"dense MLP": dense, "8 experts of half the size, top 2": experts}.items():
+        yield Row(f"MLP, {tokens} tokens", name, partial(layer, make, (1, tokens, hidden), device, dtype))
+    heads = max(hidden // 64, 1)
+    for name, step in {"Mamba-2": _mamba2, "gated delta rule": _delta_rule}.items():
+        yield Row(f"recurrence, {tokens} tokens", name, partial(recurrence, step, tokens, heads, device))
+
+
+def layer(
+    make: Callable[[], nn.Module], size: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Milliseconds of forward and backward pass of a layer."""
+    module = materialize(make()).to(device, dtype)
+    x = torch.randn(size, device=device, dtype=dtype, requires_grad=True)
+
+    def step() -> None:
+        module(x).sum().backward()
+        module.zero_grad(set_to_none=True)
+
+    return _timed(step, device)
+
+
+def recurrence(
+    make: Callable[..., Callable[[], Tensor]], tokens: int, heads: int, device: torch.device
+) -> dict[str, Any]:
+    """Milliseconds of forward and backward pass of a chunked recurrence, heads of 64."""
+    forward = make(tokens, heads, device)
+    return _timed(lambda: forward().sum().backward(), device)
+
+
+def _mamba2(tokens: int, heads: int, device: torch.device) -> Callable[[], Tensor]:
+    x, B, C = (torch.randn(1, tokens, count, size, device=device) for count, size in ((heads, 64), (1, 128), (1, 128)))
+    dt, A = torch.rand(1, tokens, heads, device=device), -torch.rand(heads, device=device)
+    x.requires_grad_()
+    return lambda: ssd_chunked(x, dt, A, B, C, chunk_size=64)[0]
+
+
+def _delta_rule(tokens: int, heads: int, device: torch.device) -> Callable[[], Tensor]:
+    query, key = (nn.functional.normalize(torch.randn(1, tokens, heads, 64, device=device), dim=-1) for _ in range(2))
+    value = torch.randn(1, tokens, heads, 64, device=device, requires_grad=True)
+    decay, beta = -torch.rand(1, tokens, heads, device=device), torch.rand(1, tokens, heads, device=device)
+    return lambda: gated_delta_rule(query, key, value, decay, beta)[0]
+
+
+def checkpoint(device: torch.device, recipe: str) -> dict[str, Any]:
+    """Milliseconds that a save blocks, beside the seconds until it is on the disk."""
+    state = build_trainer(ml.load(recipe)).start(device)
+    with tempfile.TemporaryDirectory() as folder:
+        saver = Checkpoints().open(Path(folder), lambda: None)
+        saver.save(snapshot(state, "", ""))  # allocates the host copy
+        saver.wait()
+        state.step = 1
+        blocked = _seconds(lambda: saver.save(snapshot(state, "", "")), device)
+        begun = time.perf_counter()
+        saver.wait()
+        values = {"blocked_ms": 1000 * blocked, "written_s": time.perf_counter() - begun}
+        saver.close()
+    return values
+
+
+def generation(device: torch.device, num_tokens: int) -> dict[str, Any]:
+    """Tokens a second of greedy decoding with a cache, for one text and for 16."""
+    model = ml.build(ml.load("base.gin"), device).eval()
+    values = {}
+    for count in (1, 16):
+        write = partial(generate, model, [[1, 2, 3, 4]] * count, num_tokens, Sampler(0.0))
+        _seconds(lambda: list(write()), device)  # noqa: B023
+        values[f"tokens_per_second_of_{count}"] = count * num_tokens / _seconds(lambda: list(write()), device)  # noqa: B023
+    return values
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
+    """Median milliseconds of a step after two others, and the memory of the last one."""
+    step(), step()
+    _reset_memory(device)
+    values: dict[str, Any] = {"ms": 1000 * statistics.median(_seconds(step, device) for _ in range(ROUNDS))}
+    if (memory := _peak_memory(device)) is not None:
+        values["memory_mib"] = memory / 2**20
+    return values
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Returns the seconds of a call, until the device has finished."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else contextlib.nullcontext
+    synchronize()
+    begun = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - begun
+
+
+def _reset_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
