@@ -264,6 +264,7 @@ RUNS = {
     "stopped early": "Trainer.early_stopping = @EarlyStopping\nAdamW.learning_rate = 1.0\nValidation.every = 1",
 }
 BASES = MODELS | RUNS
+Change = tuple[tuple[str, ...], str]  # the bindings of a run, and one more
 TIMING = MACHINE_METRICS
 
 
@@ -490,13 +491,28 @@ def places(bindings: tuple[str, ...]) -> dict[str, list]:
     return found
 
 
+class Found:
+    """The results of an iterator, each computed once and not before it is asked for."""
+
+    def __init__(self, results: Iterator):
+        self._results, self._known = results, []
+
+    def __iter__(self):
+        for index in itertools.count():
+            if index == len(self._known):
+                self._known += itertools.islice(self._results, 1)
+            if index == len(self._known):
+                return
+            yield self._known[index]
+
+
 @functools.cache
-def bases_with(name: str) -> list[tuple[str, ...]]:
-    """Returns bindings of runs that build a configurable: existing bases, or bases in which it replaces a sibling."""
+def bases_with(name: str) -> Found:
+    """Finds bindings of runs that build a configurable: existing bases, or two bases in which it replaces a sibling."""
     (info,) = candidates(name)
     texts = MODELS if info.selector.startswith(MODEL_PACKAGES) else BASES
     direct = [(text,) for text in texts.values() if name in places((text,))]
-    return direct or list(itertools.islice(replacements(name), 2))
+    return Found(iter(direct) if direct else itertools.islice(replacements(name), 2))
 
 
 def replacements(name: str) -> Iterator[tuple[str, ...]]:
@@ -734,13 +750,29 @@ def is_number(text: str) -> bool:
     return True
 
 
-def changes(name: str, spec: ParameterSpec) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Returns runs with bindings that change a parameter, one of each run in turn."""
-    in_turn = itertools.zip_longest(*(changes_in(base, name, spec) for base in bases_with(name)))
-    yield from (change for changes in in_turn for change in changes if change is not None)
+def changes(name: str, spec: ParameterSpec) -> Iterator[Iterator[Change]]:
+    """Returns runs with bindings that change a parameter, in groups: one run alone, then two at a time, in turn."""
+    bases = iter(bases_with(name))
+    for size in itertools.chain((1,), itertools.repeat(2)):
+        few = list(itertools.islice(bases, size))
+        if not few:
+            return
+        in_turn = itertools.zip_longest(*(changes_in(base, name, spec) for base in few))
+        yield (change for changes in in_turn for change in changes if change is not None)
 
 
-def changes_in(base: tuple[str, ...], name: str, spec: ParameterSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+def first_tried(
+    group: Iterator[tuple[tuple[str, ...], str]], tried: list[str]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields the changes of a group until a dozen values of it are in `tried`."""
+    before = len(tried)
+    for change in group:
+        if len({binding.partition("=")[2] for binding in tried[before:]}) > 12:
+            return
+        yield change
+
+
+def changes_in(base: tuple[str, ...], name: str, spec: ParameterSpec) -> Iterator[Change]:
     here = [record for record in places(base)[name] if record.parameter == spec.name]
     current = here[0].value if here else "None"
     path = (here or places(base)[name])[0].path
@@ -752,17 +784,17 @@ def changes_in(base: tuple[str, ...], name: str, spec: ParameterSpec) -> Iterato
 
 def test_every_configurable_is_built_somewhere():
     others = [info for info in all_configurables() if not is_of_mesh(info)]
-    missing = [info.name for info in others if bindable(info) and not bases_with(info.name)]
+    missing = [info.name for info in others if bindable(info) and not any(bases_with(info.name))]
     assert not missing
 
 
 @pytest.mark.parametrize(("name", "parameter"), CASES, ids=[".".join(case) for case in CASES])
 def test_a_parameter_has_an_effect(name, parameter):
     (info,) = candidates(name)
-    tried, failure = [], None
-    for base, binding in changes(name, info.parameters[parameter]):
-        if len({other.partition("=")[2] for other in tried}) > 12:
-            break
+    tried: list[str] = []
+    failure = None
+    groups = changes(name, info.parameters[parameter])
+    for base, binding in itertools.chain.from_iterable(first_tried(group, tried) for group in groups):
         if reason := refusal(*base, binding):
             if f"`{parameter}`" in reason:
                 return  # it would change the purpose of the run, which other parts check
