@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from llama_steps import Shape, step_of
-from ml.layers.attention_kernels import Weighting, task_of
 from torch import Tensor, nn
 
 import ml
@@ -28,6 +27,7 @@ from ml.layers import (
     ReferenceAttention,
     VariableLengthAttention,
 )
+from ml.layers.attention_kernels import Weighting, task_of
 from ml.layers.mixers.delta_rule import gated_delta_rule
 from ml.layers.mixers.state_space_duality import ssd_chunked
 from ml.layers.moe import MixtureOfExperts
