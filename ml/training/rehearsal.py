@@ -28,7 +28,7 @@ from ml.training.trainer import Trainer
 
 _FEW = 8  # tokens; keeps Python loops over the sequence short
 _CPU = torch.device("cpu")
-_HERE = {"device": "cpu", "needs_gradient": True}
+_HERE: dict[str, Any] = {"device": "cpu", "needs_gradient": True}
 _NOT_JUDGED = (
     NotImplementedError,
     fake_tensor.DataDependentOutputException,
