@@ -706,6 +706,9 @@ def other_collections(origin: typing.Any, arguments: tuple, current: str) -> Ite
                 changed = [(k, other if k == key else v) for k, v in pairs]
                 yield "{" + ", ".join(f"{k}: {v}" for k, v in changed) + "}"
         return
+    if dict in map(typing.get_origin, arguments[:1] and typing.get_args(arguments[0])):  # weights of a mixture
+        yield "[(5, {'a': 3.0, 'b': 1.0})]"
+        return
     items = parsed(current) if current[:1] in "([" and "@" not in current else []
     kinds = [kind for kind in arguments if kind is not ...]
     for index, item in enumerate(items):

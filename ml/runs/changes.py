@@ -1,14 +1,16 @@
 """The changes that a run allows from a step on, and what they do to its learning rate."""
 
 import ast
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ml.building import build_trainer
 from ml.config import Config, Difference, Record
+from ml.data import Mixture
 from ml.training import Trainer
 
 _TRAINER = {"num_steps", "batch_size", "max_grad_norm", "schedule", "early_stopping", "validation"}
+_MIXTURE = {"weights", "earlier"}  # of `Trainer.data`
 _PARTS = {"schedule", "early_stopping", "validation"}  # places, with everything in them
 _OPTIMIZER = "optimizer"  # the place whose numbers may change
 _REWARMED = 20  # a twentieth of the remaining steps warms up again
@@ -31,6 +33,7 @@ class Change(NamedTuple):
         before: The trainer of the run so far.
         after: The trainer from the next step on.
         step: The last step of the run so far.
+        sequences: The training sequences consumed so far.
         schedule_is_set: Whether the schedule is among what changes.
         fixed: Names of parameters that cannot change in a run.
     """
@@ -38,6 +41,7 @@ class Change(NamedTuple):
     before: Trainer
     after: Trainer
     step: int
+    sequences: int
     schedule_is_set: bool
     fixed: list[str]
 
@@ -62,6 +66,16 @@ class Change(NamedTuple):
         steps = sorted({step for step in (first, middle, last) if first <= step <= last})
         return [Rate(step, self.after.learning_rate(step)) for step in steps]
 
+    @property
+    def mixture(self) -> str | None:
+        """Gin text with which every part of a mixture with other weights continues; None where it continues so."""
+        before, after = self.before.data, self.after.data
+        if not isinstance(before, Mixture) or not isinstance(after, Mixture):
+            return None
+        earlier = [*before.earlier, (self.sequences, before.weights)]
+        is_unchanged = (after.weights, after.earlier) == (before.weights, before.earlier)
+        return None if is_unchanged or after.earlier == earlier else f"Mixture.earlier = {earlier!r}"
+
     def phases(self) -> tuple[str, str]:
         """Returns gin text of two schedules that begin where the learning rate is: one holds it, one warms up again."""
         factor, left = self.before.schedule(self.step), self.after.num_steps - self.step
@@ -78,14 +92,14 @@ class Change(NamedTuple):
         return "\n".join(hold), "\n".join(rewarm)
 
 
-def change_of(saved: Config, config: Config, difference: Difference, step: int) -> Change:
+def change_of(saved: Config, config: Config, difference: Difference, counts: Mapping[str, Any]) -> Change:
     """Returns what a configuration changes in a run.
 
     Args:
         saved: The configuration of the run so far.
         config: The configuration from the next step on.
         difference: Its difference from the saved one.
-        step: The last step of the run so far.
+        counts: The values of the newest checkpoint that are not tensors.
     """
     names = list(dict.fromkeys(one.name for one in [*difference.removed, *difference.added]))
     found: dict[str, list[tuple[Record | None, Record | None]]] = {name: [] for name in names}
@@ -98,7 +112,9 @@ def change_of(saved: Config, config: Config, difference: Difference, step: int) 
     fixed = [name for name, pairs in found.items() if not pairs or not all(_may_change(*pair) for pair in pairs)]
     places = [one.path for pairs in found.values() for pair in pairs for one in pair if one is not None]
     is_set = "Trainer.schedule" in names or any(place.split("/")[0] == "schedule" for place in places)
-    return Change(build_trainer(saved), build_trainer(config), step, is_set, fixed)
+    trainer, step = build_trainer(saved), counts["step"]
+    sequences = counts.get("sequences", step * trainer.batch_size)  # not counted by release 0.1.0
+    return Change(trainer, build_trainer(config), step, sequences, is_set, fixed)
 
 
 def _changed(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record | None, Record | None]]:
@@ -112,6 +128,8 @@ def _may_change(before: Record | None, after: Record | None) -> bool:
     assert one is not None  # otherwise nothing differs
     if one.configurable == "Trainer":
         return one.parameter in _TRAINER
+    if one.path == "data" and one.configurable == "Mixture":
+        return one.parameter in _MIXTURE
     if one.path == _OPTIMIZER:
         return all(record is not None and _is_number(record.value) for record in (before, after))
     return one.path.split("/")[0] in _PARTS

@@ -83,13 +83,14 @@ def continuation(config: Config, folder: RunFolder, *, extend: bool = False, tru
     difference = compare(saved, config.operative)
     if not difference:
         return _resumed(saved, neutral, folder, config, extend)
-    step = newest_step(folder)
+    counts = newest_counts(folder.checkpoints)
+    step = counts.get("step", 0)
     lines = tuple(difference.lines)
     if step == 0:
         if not extend:
             raise _refused(folder, difference, "add {extend} to begin again with this configuration")
         return Continuation(saved, neutral, lines)
-    change = change_of(load(folder.operative, trust_code=trust_code), config, difference, step)
+    change = change_of(load(folder.operative, trust_code=trust_code), config, difference, counts)
     if problem := _problem(change, folder):
         raise _refused(folder, difference, problem)
     if not extend:
@@ -130,6 +131,11 @@ def _problem(change: Change, folder: RunFolder) -> str | None:
         )
     if change.after.num_steps < change.step:
         return f"{change.step} steps have been taken: Trainer.num_steps must be at least that"
+    if change.mixture is not None:
+        return (
+            "with other weights alone, parts of the mixture would repeat and skip sequences. To continue each part "
+            f"where it is, add {{extend}} and {{gin_bindings}} with\n\n{change.mixture}\n"
+        )
     if not change.schedule_is_set and change.moved is not None:
         hold, rewarm = change.phases()
         return (

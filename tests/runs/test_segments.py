@@ -131,6 +131,33 @@ def test_another_batch_size_continues_at_the_next_sequence(load, tmp_path, monke
     assert [row for _, rows in sorted(taken) for row in rows] == expected
 
 
+def test_the_parts_of_a_mixture_with_other_weights_continue(load, folder, tmp_path):
+    (tmp_path / "other.txt").write_text("nine eight seven six. " * 300)
+    mixture = [
+        CONSTANT,
+        "Trainer.data = @Mixture",
+        "Mixture.datasets = {'a': @TextData, 'b': @TextData}",
+        f"b/TextFiles.paths = {str(tmp_path / 'other.txt')!r}",
+    ]
+    train(load(*mixture, "Mixture.weights = {'a': 1.0, 'b': 3.0}"), tmp_path / "run")
+    changed = [*mixture, "Mixture.weights = {'a': 3.0, 'b': 1.0}", "Trainer.num_steps = 6"]
+    with pytest.raises(ml.UserError, match="parts of the mixture would repeat and skip sequences") as refused:
+        train(load(*changed), tmp_path / "run", extend=True)
+    advised = str(refused.value).split("\n\n")[-1].strip()
+    assert advised == "Mixture.earlier = [(16, {'a': 1.0, 'b': 3.0})]"
+    run, _ = train(load(*changed, advised), tmp_path / "run", extend=True)
+    whole, _ = train(load(*changed, advised), tmp_path / "whole")
+    assert run.config == whole.config
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("decay", ["Trainer.schedule = @WarmupStableDecay\nWarmupStableDecay.decay_fraction = 0.5"])
+def test_a_decay_from_a_step_on_equals_the_run_whose_schedule_had_it(load, tmp_path, decay):
+    expected, _ = train(load(decay, "Trainer.num_steps = 8"), tmp_path / "expected")
+    train(load(CONSTANT), tmp_path / "run")
+    assert_same(train(load(decay, "Trainer.num_steps = 8"), tmp_path / "run", extend=True)[0], expected)
+
+
 def test_a_cosine_whose_end_moves_is_refused_with_phases_that_would_do(load, tmp_path):
     train(load(), tmp_path / "run")
     with pytest.raises(ml.UserError, match="the schedule is another one from step 2 on: learning rate at") as refused:

@@ -1,8 +1,9 @@
 """Weighted mixture of datasets."""
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -28,18 +29,30 @@ class Mixture(CombinedData):
     Args:
         datasets: Parts by name; the names are their gin scopes.
         weights: Relative number of sequences of each part, by name; positive, normalized to sum to 1.
+        earlier: Weights that were in force earlier in the run, in order, each after the number of sequences with which
+            its stretch ends. Every part continues where the stretch before left it.
     """
 
     def __init__(
         self,
         datasets: dict[str, Callable[..., Data]] = REQUIRED,
         weights: Annotated[dict[str, float], UNORDERED] = REQUIRED,
+        earlier: Sequence[tuple[int, dict[str, float]]] = (),
     ):
         super().__init__(datasets)
-        require(weights.keys() == datasets.keys(), "weights", f"must be given for {', '.join(datasets)}")
+        self.weights = self._checked("weights", weights, datasets)
+        ends = [end for end, _ in earlier]
+        in_order = all(before < end for before, end in itertools.pairwise([0, *ends]))
+        require(in_order, "earlier", f"must end after increasing numbers of sequences, not {ends}")
+        self.earlier = [(end, self._checked("earlier", each, datasets)) for end, each in earlier]
+
+    @staticmethod
+    def _checked(parameter: str, weights: Mapping[str, float], names: Collection[str]) -> dict[str, float]:
+        """Returns positive weights of all parts, in the order of the parts."""
+        require(weights.keys() == set(names), parameter, f"must be given for {', '.join(names)}")
         positive = all(0.0 < weight < math.inf for weight in weights.values())
-        require(positive, "weights", f"must be positive and finite: {weights}")
-        self.weights = {name: weights.get(name, 1.0) for name in datasets}
+        require(positive, parameter, f"must be positive and finite: {weights}")
+        return {name: weights.get(name, 1.0) for name in names}
 
     def epochs(self, num_tokens: float) -> dict[str, float]:
         """Returns the number of epochs of each part, given its share of `num_tokens`."""
@@ -56,25 +69,47 @@ class Mixture(CombinedData):
         Raises:
             DataError: A part cannot be used.
         """
-        return MixedDataset(self.open_parts(sequence_length, seed, images), self.weights, seed)
+        return MixedDataset(self.open_parts(sequence_length, seed, images), self.weights, seed, self.earlier)
+
+
+class Stretch(NamedTuple):
+    """Sequences of a run with the same weights.
+
+    Attributes:
+        begin: Index of its first sequence.
+        splits: Its weights, from `splits`.
+        taken: Number of sequences of each part before it.
+    """
+
+    begin: int
+    splits: list[tuple[int, int]]
+    taken: np.ndarray
 
 
 class MixedDataset(CombinedDataset):
     """Datasets interleaved by weight."""
 
-    def __init__(self, parts: dict[str, Dataset], weights: dict[str, float], seed: int):
+    def __init__(
+        self,
+        parts: dict[str, Dataset],
+        weights: dict[str, float],
+        seed: int,
+        earlier: Sequence[tuple[int, dict[str, float]]] = (),
+    ):
         super().__init__(parts)
         self._weights = weights
-        self._splits = splits([weights[name] for name in parts], seed)
+        ends, all_weights = [end for end, _ in earlier], [*(each for _, each in earlier), weights]
+        self._stretches = stretches([[each[name] for name in parts] for each in all_weights], ends, seed)
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return draw_parts(self._splits, indices)
+        return draw_in_stretches(self._stretches, indices)
 
     def epochs(self, num_sequences: float) -> dict[str, float]:
         return _epochs_of_parts(self.parts, self._weights, num_sequences)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "weights": self._weights}
+        ends = [stretch.begin for stretch in self._stretches[1:]]
+        return {**super().describe(), "weights": self._weights, **({"earlier_until": ends} if ends else {})}
 
 
 def _epochs_of_parts(
@@ -86,6 +121,32 @@ def _epochs_of_parts(
         share = amount * weights[name] / sum(weights.values())
         epochs |= {f"{name}/{inner}".rstrip("/"): times for inner, times in part.epochs(share).items()}
     return epochs
+
+
+def stretches(weights: Sequence[Sequence[float]], ends: Sequence[int], seed: int) -> list[Stretch]:
+    """Returns the stretches of a run.
+
+    Args:
+        weights: Weights of the parts in each stretch.
+        ends: Number of sequences after which each stretch but the last ends.
+        seed: Seed of the phases.
+    """
+    found = [Stretch(0, splits(weights[0], seed), np.zeros(len(weights[0]), dtype=np.int64))]
+    for of_parts, end in zip(weights[1:], ends, strict=True):
+        last = found[-1]
+        taken = last.taken + taken_of_parts(last.splits, end - last.begin)
+        found.append(Stretch(end, splits(of_parts, seed), taken))
+    return found
+
+
+def draw_in_stretches(stretches: Sequence[Stretch], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns each sequence to a part, as `draw_parts` does with the weights of its stretch."""
+    part_of, within = np.empty(len(indices), dtype=np.int64), np.empty(len(indices), dtype=np.int64)
+    for stretch in stretches:  # a later one overwrites what is its own
+        is_own = indices >= stretch.begin
+        parts, numbers = draw_parts(stretch.splits, indices[is_own] - stretch.begin)
+        part_of[is_own], within[is_own] = parts, numbers + stretch.taken[parts]
+    return part_of, within
 
 
 def splits(weights: Sequence[float], seed: int) -> list[tuple[int, int]]:
@@ -129,6 +190,20 @@ def draw_parts(splits: list[tuple[int, int]], indices: np.ndarray) -> tuple[np.n
         remaining = np.where(is_taken, before, np.where(unassigned, remaining - before, remaining))
         unassigned &= ~is_taken
     return part_of, remaining
+
+
+def taken_of_parts(splits: list[tuple[int, int]], count: int) -> np.ndarray:
+    """Returns how many of the first `count` sequences are of each part.
+
+    Args:
+        splits: As returned by `splits`.
+        count: Number of sequences.
+    """
+    left, taken = np.array([count], dtype=np.int64), []
+    for share, phase in splits:
+        taken.append(_taken(left, share, phase))
+        left = left - taken[-1]
+    return np.concatenate([*taken, left])
 
 
 def _taken(count: np.ndarray, share: int, phase: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from prepared import write_folder
 
 from ml.data import Concatenation, DataError, Mixture, RandomWindows, TextData, TextFiles, TokenFiles
-from ml.data.datasets.mixture import draw_parts, splits
+from ml.data.datasets.mixture import draw_in_stretches, draw_parts, splits, stretches
 from ml.data.tokenizers import ByteTokenizer
 
 WEIGHTS = {
@@ -39,6 +39,24 @@ def test_every_prefix_has_the_share_of_each_dataset(weights):
         counts = np.cumsum(part_of == part)
         expected = np.arange(1, 20_001) * weight / sum(weights)
         assert np.abs(counts - expected).max() <= len(weights)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_part_continues_where_earlier_weights_left_it(seed):
+    """Against a count by hand: the numbers of each part are 0, 1, 2, ... over all stretches."""
+    weights, ends = [[1.0, 2.0, 4.0], [5.0, 1.0, 1.0], [1.0, 1.0, 9.0]], [7, 40, 100]
+    seen, begin = collections.Counter(), 0
+    expected = []
+    for end, of_parts in zip(ends, weights, strict=True):
+        for part in draw_parts(splits(of_parts, seed), np.arange(end - begin))[0]:
+            expected.append((int(part), seen[int(part)]))
+            seen[int(part)] += 1
+        begin = end
+    made = stretches(weights, ends[:-1], seed)
+    found = draw_in_stretches(made, np.arange(100))
+    assert list(zip(*(each.tolist() for each in found), strict=True)) == expected
+    one_by_one = [draw_in_stretches(made, np.array([index])) for index in range(100)]
+    assert [(int(part[0]), int(number[0])) for part, number in one_by_one] == expected
 
 
 def test_large_indices_are_found_without_a_replay():
