@@ -9,7 +9,7 @@ import torch
 
 import ml
 from ml.api import build_trainer
-from ml.training import InitialWeights, RunFolder, train
+from ml.training import FromRun, RunFolder, train
 from ml.training.checkpoints.policy import open_checkpoint
 from ml.training.checkpoints.weight_files import read_weights
 
@@ -107,7 +107,7 @@ def test_a_run_initializes_from_the_model_and_weights_of_another(tmp_path, text)
     )
     trainer = build_trainer(config)
     folder = RunFolder(tmp_path / "next")
-    train(trainer, trainer.open_data(), folder, CPU, initial=InitialWeights(source.checkpoint()))
+    train(trainer, trainer.open_data(), folder, CPU, initial=FromRun(path=str(source.path)).open())
     ours = trainer.start(CPU).model
     read_weights(open_checkpoint(folder.checkpoints), ours)
     ours, theirs = ours.state_dict(), source.build().state_dict()
@@ -120,10 +120,9 @@ def test_a_run_initializes_from_the_model_and_weights_of_another(tmp_path, text)
 def test_weights_of_another_shape_are_refused(tmp_path, text):
     source = trained(ml.load("recipes/tiny.gin", bindings=[text]), tmp_path / "source")
     trainer = build_trainer(ml.load("recipes/tiny.gin", bindings=[text, "GatedMLP.intermediate_size = 64"]))
+    initial = FromRun(path=str(source.path)).open()
     with pytest.raises(ValueError, match=r"the model has torch.float32 \(64, 64\)"):
-        train(
-            trainer, trainer.open_data(), RunFolder(tmp_path / "next"), CPU, initial=InitialWeights(source.checkpoint())
-        )
+        train(trainer, trainer.open_data(), RunFolder(tmp_path / "next"), CPU, initial=initial)
 
 
 def test_importing_the_package_imports_no_torch():

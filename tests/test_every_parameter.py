@@ -711,6 +711,8 @@ def other_collections(origin: typing.Any, arguments: tuple, current: str) -> Ite
         return
     items = parsed(current) if current[:1] in "([" and "@" not in current else []
     kinds = [kind for kind in arguments if kind is not ...]
+    if len(items) > 1:
+        yield written(type(items)(items[:1]))
     for index, item in enumerate(items):
         for other in other_values(kinds[index] if len(kinds) == len(items) else kinds[0], repr(item)):
             yield written(type(items)([*items[:index], parsed(other), *items[index + 1 :]]))
@@ -754,8 +756,9 @@ def is_number(text: str) -> bool:
 
 
 def changes(name: str, spec: ParameterSpec) -> Iterator[Iterator[Change]]:
-    """Returns runs with bindings that change a parameter, in groups: one run alone, then two at a time, in turn."""
-    bases = iter(bases_with(name))
+    """Returns runs with bindings that change a parameter, in groups of one and of two, those that set it first."""
+    setting = [(text,) for text in BASES.values() if f"{name}.{spec.name} =" in text and name in places((text,))]
+    bases = itertools.chain(setting, (base for base in bases_with(name) if base not in setting))
     for size in itertools.chain((1,), itertools.repeat(2)):
         few = list(itertools.islice(bases, size))
         if not few:

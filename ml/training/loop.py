@@ -202,9 +202,12 @@ class TrainLoop:
         if checkpoint is not None:
             read_state(checkpoint, self.state, self._data_sha256)
             self.progress.say(f"resuming from {checkpoint}")
-        elif (settings := self.trainer.initial_weights) is not None:
-            initial = settings.open(self.world) if initial is None else initial
-            initial.load(self.state, self.data, self.progress.say)
+        else:
+            settings = self.trainer.initial_weights
+            if initial is None and settings is not None:
+                initial = settings.open(self.world)
+            if initial is not None:
+                initial.load(self.state, self.data, self.progress.say)
         unvalidated = self.state.unvalidated
         self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
         if self.world.is_first:

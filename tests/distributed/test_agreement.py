@@ -48,10 +48,10 @@ def signaled(number):
 def lost_data(trainer):
     batches = trainer.batches
 
-    def of_step(dataset, step, *part):
+    def of_step(dataset, step, *part, consumed):
         if step == 4:
             raise DataError("text.txt is gone")
-        return batches(dataset, step, *part)
+        return batches(dataset, step, *part, consumed=consumed)
 
     vars(trainer)["batches"] = of_step
 

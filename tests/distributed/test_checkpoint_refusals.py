@@ -14,7 +14,7 @@ from quick_trainers import quick_config
 from ml.api import build_trainer
 from ml.distributed import Layout, World
 from ml.errors import OtherProcessFailed, RunFailure, UserError
-from ml.training import InitialWeights, RunFolder, loop, train
+from ml.training import FromRun, RunFolder, loop, train
 from ml.training.checkpoints import state_files
 from ml.training.checkpoints.atomic_folders import damage
 
@@ -51,12 +51,15 @@ def run(world, root, name, bindings, initial=None):
 def told(world, root):
     """Returns the error of a rank in each case."""
     pipeline = [*TWO, "Mesh.pipeline = 2"]
-    checkpoint = RunFolder(f"{root}/three").checkpoints / "step_6"
+
+    def start(*may_differ):
+        return FromRun(path=f"{root}/three", step=6, may_differ=may_differ).open(world)
+
     found = {
         "another model": run(world, root, "three of one", pipeline),
-        "other weights": run(world, root, "new", pipeline, InitialWeights(checkpoint)),
-        "may differ": run(world, root, "newer", pipeline, InitialWeights(checkpoint, ("decoder.block_2.*",))),
-        "no such weight": run(world, root, "newest", pipeline, InitialWeights(checkpoint, ("decoder.block_7.*",))),
+        "other weights": run(world, root, "new", pipeline, start()),
+        "may differ": run(world, root, "newer", pipeline, start("decoder.block_2.*")),
+        "no such weight": run(world, root, "newest", pipeline, start("decoder.block_7.*")),
     }
     original = state_files.write_tensors
     if world.rank == 1:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ml.api import build_trainer
 from ml.distributed import Layout, World
 from ml.runs import Run
-from ml.training import InitialWeights, RunFolder, train
+from ml.training import FromRun, RunFolder, train
 
 SETTINGS = """
 LanguageModel.vocab_size = 258
@@ -82,7 +82,7 @@ def run_meshes(world, root, num_ranks, resumes):
                 world.first(functools.partial(prepare, root, model, folder, source, config))
                 train(trainer, data, folder, world.device, layout=layout, stream=io.StringIO())
             if resumes and (source := STARTS.get(mesh)):
-                weights = InitialWeights(RunFolder(folder_of(root, model, source)).checkpoints / f"step_{LAST}")
+                weights = FromRun(path=str(folder_of(root, model, source)), step=LAST).open(world)
                 folder = RunFolder(folder_of(root, model, mesh, f"weights of {source}"))
                 train(trainer, data, folder, world.device, initial=weights, layout=layout, stream=io.StringIO())
 
