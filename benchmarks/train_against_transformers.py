@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import math
 import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +26,12 @@ LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3}  # relative: rounding of th
 BYTES_PER_WEIGHT = 4 + 8 + 28  # norm, clipping, AdamW: read and written once each
 
 
-def fastest(call: Callable[[], object], rounds: int = 5) -> float:
+def fastest(call: Callable[[], object], clock: Callable[[], float], rounds: int = 5) -> float:
     """Shortest time of a call, in seconds."""
-    return min(seconds(call) for _ in range(rounds + 1))
+    return min(seconds(call, clock) for _ in range(rounds + 1))
 
 
-def product_rate(shape: Shape, dtype: torch.dtype) -> tuple[float, float]:
+def product_rate(shape: Shape, dtype: torch.dtype, clock: Callable[[], float]) -> tuple[float, float]:
     """FLOP/s of the products of the step by themselves: all of them (forward and backward), and the fastest one."""
     tokens, total, operations, best = shape.batch * shape.length, 0.0, 0.0, 0.0
     for (inputs, outputs), count in shape.products.items():
@@ -42,24 +43,31 @@ def product_rate(shape: Shape, dtype: torch.dtype) -> tuple[float, float]:
             (gradient, weight, x_gradient),
             (gradient.t(), x, weight_gradient),
         ):
-            taken = fastest(lambda left=left, right=right, out=out: torch.mm(left, right, out=out))
+            taken = fastest(lambda left=left, right=right, out=out: torch.mm(left, right, out=out), clock)
             flops = 2.0 * tokens * inputs * outputs
             total, operations, best = total + count * taken, operations + count * flops, max(best, flops / taken)
     return operations / total, best
 
 
-def bandwidth() -> float:
+def bandwidth(clock: Callable[[], float]) -> float:
     """Bytes a second, read and written, of a copy beyond the caches."""
     source = torch.ones(64 * 2**20)
     target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source))
+    return 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source), clock)
 
 
-def report_speed(shape: Shape, precision: str, against: list[str], compiles: list[bool], rounds: int) -> None:
+def report_speed(
+    shape: Shape,
+    precision: str,
+    against: list[str],
+    compiles: list[bool],
+    rounds: int,
+    clock: Callable[[], float],
+) -> None:
     """Prints tokens a second of both sides, their ratio, and the fractions of the peak and the roofline."""
-    rate, best = product_rate(shape, PRECISIONS[precision].compute_dtype)
+    rate, best = product_rate(shape, PRECISIONS[precision].compute_dtype, clock)
     weights = shape.vocab * shape.hidden + sum(n * i * o for (i, o), n in shape.products.items())
-    roofline = shape.flops / rate + weights * BYTES_PER_WEIGHT / bandwidth()
+    roofline = shape.flops / rate + weights * BYTES_PER_WEIGHT / bandwidth(clock)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{precision}, {shape.batch} x {shape.length} tokens, {where}")
     print(f"products by themselves: {rate / 1e9:.0f} GFLOP/s all, {best / 1e9:.0f} GFLOP/s the fastest")
@@ -68,7 +76,7 @@ def report_speed(shape: Shape, precision: str, against: list[str], compiles: lis
             ours, theirs = step_of("juniper", shape, precision, compile), step_of(kind, shape, precision, compile)
             losses = ours(), theirs()
             assert math.isclose(*losses, rel_tol=LOSS_TOLERANCE[precision]), f"the losses differ: {losses}"
-            result = compare(ours, theirs, rounds, warmup=1)
+            result = compare(ours, theirs, rounds, warmup=1, clock=clock)
             tokens = shape.batch * shape.length
             achieved = shape.flops / result.first
             print(
@@ -111,16 +119,21 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="only compiled, or only eager models")
     parser.add_argument("--sequence_length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cpu_time", action="store_true", help="CPU time of one thread, for a machine with other load")
     parser.add_argument("--memory", action="store_true", help="peak memory in separate processes instead of speed")
     arguments = parser.parse_args()
     shape = Shape(length=arguments.sequence_length)
+    clock = time.perf_counter
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+        clock = time.thread_time
     compiles = [False, True] if arguments.compile is None else [arguments.compile]
     for precision in arguments.precision:
         if arguments.memory:
             report_memory(shape, precision, compiles)
         else:
             keep_freed_pages()
-            report_speed(shape, precision, arguments.against, compiles, arguments.rounds)
+            report_speed(shape, precision, arguments.against, compiles, arguments.rounds, clock)
 
 
 if __name__ == "__main__":
