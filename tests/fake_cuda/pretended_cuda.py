@@ -32,6 +32,13 @@ class Event:
         self.is_awaited = True
 
 
+class Generator(torch.Generator):
+    """A generator of any device, on the CPU."""
+
+    def __new__(cls, device: object = "cpu"):
+        return super().__new__(cls, "cpu")
+
+
 def obstacle() -> str | None:
     """Returns why there can be no pretended device here; None where there can."""
     if torch.version.cuda or torch.version.hip:
@@ -98,5 +105,6 @@ def _of_python() -> Iterator[contextlib.AbstractContextManager]:
         yield mock.patch.object(cuda, name, return_value=answer)
     yield mock.patch.object(cuda.amp.common, "amp_definitely_not_available", return_value=False)
     yield mock.patch.object(cuda, "Event", Event)
+    yield mock.patch.object(torch, "Generator", Generator)
     # Tensors without values stand for ones that have some, which the code must not read.
     yield mock.patch.object(tracing, "FakeTensor", ())

@@ -23,6 +23,7 @@ from ml.training.checkpoints.staging import Staging
 from ml.training.device_limits import synchronizations_on
 from ml.training.errors import RunError
 from ml.training.optimizers import Optimizer
+from ml.training.optimizers.state_formats import StateFormat
 from ml.training.precision import Precision
 
 ONE_STEP = [
@@ -77,14 +78,22 @@ def test_a_recipe_trains_validates_and_saves(recipe, run):
 @pytest.mark.parametrize("optimizer", subclasses(Optimizer))
 def test_an_optimizer_steps(optimizer, further, run):
     bindings = [*TRAINING, "Trainer.num_steps = 9", "Trainer.log_every = 9", *further]
-    one_block = ["Repeat.num_blocks = 1", f"Trainer.optimizer = @{optimizer}"]
+    one_block = ["decoder/Repeat.num_blocks = 1", f"Trainer.optimizer = @{optimizer}"]
     run("recipes/tiny.gin", [*bindings, *one_block], [True, False])
 
 
 @pytest.mark.parametrize("precision", subclasses(Precision))
 def test_every_precision_accumulates_and_logs_norms(precision, run):
-    bindings = [*TRAINING, "Trainer.norms = @Norms", f"Trainer.precision = @{precision}", "Repeat.num_blocks = 1"]
+    bindings = [*TRAINING, "Trainer.norms = @Norms", f"Trainer.precision = @{precision}"]
     run("recipes/tiny.gin", [*bindings, "Trainer.num_steps = 9", "Trainer.log_every = 9"], [True, False])
+
+
+@pytest.mark.parametrize("state_format", subclasses(StateFormat))
+def test_every_state_format_is_stored_with_stochastic_rounding(state_format, run):
+    weights = ["Trainer.precision = @PureBFloat16", "PureBFloat16.stochastic_rounding = True"]
+    state = [f"AdamW.state_format = @{state_format}", "decoder/Repeat.num_blocks = 1"]
+    bindings = [*TRAINING, "Trainer.num_steps = 9", "Trainer.log_every = 9", *weights, *state]
+    run("recipes/tiny.gin", bindings, [True, False])
 
 
 def inputs(documents: bool) -> tuple[torch.Tensor, Context]:

@@ -26,7 +26,9 @@ def test_initial_weights_are_those_of_the_cpu(tiny):
 
 
 def test_training_follows_the_cpu(tiny):
-    ours, theirs = (steps(tiny("DecoderBlock.dropout = 0.0"), device, 5) for device in (CUDA, CPU))
+    # Not AdamW, which divides a gradient by its size and so makes a whole update of a rounding error.
+    bindings = ["DecoderBlock.dropout = 0.0", "Trainer.optimizer = @SGD"]
+    ours, theirs = (steps(tiny(*bindings), device, 5) for device in (CUDA, CPU))
     # float32 on both: sums in another order differ in the last digits, and five steps let that grow a little
     torch.testing.assert_close(torch.stack(ours).cpu(), torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
