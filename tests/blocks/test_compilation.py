@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from ml.blocks import ActivationCheckpointing, DecoderBlock, Pattern, SelectiveActivationCheckpointing
 from ml.distributed import Layout, Mesh, parallelize
+from ml.distributed.compiled_block import CompiledBlock
 from ml.distributed.compiled_code import forwards_by_kind
 from ml.layers import MLP, Context, MixtureOfExperts, SigmoidRouter, StochasticMixer
 from ml.layers.context import places_in_documents
@@ -51,10 +52,11 @@ def test_a_block_is_one_graph(block):
     built = materialize(block(H))
     draw(built)
     counter = CompileCounter()
-    compiled = torch.compile(built, backend=counter, fullgraph=True)
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True)):
+        compiled = CompiledBlock(built, built.forward)
     documents = torch.zeros(B, T, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16):  # in which experts are grouped
-        context = Context(places_in_documents(documents), documents)
+        context = Context(places_in_documents(documents), documents, num_tokens=T)
         compiled(torch.ones(B, T, H, requires_grad=True), context).sum().backward()
     assert counter.frame_count == 1
 

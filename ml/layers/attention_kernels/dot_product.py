@@ -39,7 +39,9 @@ class DotProductAttention(AttentionKernel):
         heads, is_single = query.shape[1], bool(task.num_queries == 1)
         if is_single:  # its heads are the queries of their key
             query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, N / K, D)
-        mask = _mask(task, weighting.documents, context, query) if needs_mask(task) else None
+        mask = None
+        if needs_mask(task):
+            mask = _mask(task, weighting.documents, context, query.device, query.dtype)
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -51,6 +53,10 @@ class DotProductAttention(AttentionKernel):
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return mixed.reshape(mixed.shape[0], heads, -1, mixed.shape[-1])
+
+    def prepare(self, task: AttentionTask, context: Context) -> None:
+        if needs_mask(task) and task.dtype is not None:
+            _mask(task, context.documents, context, torch.device(task.device or "cpu"), task.dtype)
 
 
 def needs_mask(task: AttentionTask) -> bool:
@@ -68,14 +74,16 @@ def _is_fused(task: AttentionTask) -> bool:
     return task.dtype in _HALF and task.head_size <= _FLASH_HEAD_SIZE
 
 
-def _mask(task: AttentionTask, documents: Tensor | None, context: Context, query: Tensor) -> Tensor:
+def _mask(
+    task: AttentionTask, documents: Tensor | None, context: Context, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """0 where a query sees a key and -inf elsewhere, (T, S) or (B, 1, T, S)."""
 
     def make() -> Tensor:
-        args = (num_queries, num_keys, task.causal, task.window_size, documents, query.device)
+        args = (num_queries, num_keys, task.causal, task.window_size, documents, device)
         visible = visible_keys(*args)
-        return torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
+        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
     num_queries, num_keys = task.num_queries or 0, task.num_keys or 0
-    key = ("additive mask", num_queries, num_keys, task.causal, task.window_size, documents is not None, query.dtype)
+    key = ("additive mask", num_queries, num_keys, task.causal, task.window_size, documents is not None, dtype)
     return context.once(key, make)
