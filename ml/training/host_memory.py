@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MOST_MAPPINGS = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MOST_MAPPINGS: 65536}  # of glibc
 
 
 def keep_freed_pages() -> bool:
@@ -23,6 +24,20 @@ def keep_freed_pages() -> bool:
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(_MOST_MAPPINGS, 0) and library.mallopt(_TRIM_THRESHOLD, -1))
+
+
+@contextlib.contextmanager
+def freed_pages_kept() -> Iterator[None]:
+    """Keeps freed pages in the body; after it they are returned to the kernel, as by default."""
+    is_kept = keep_freed_pages()
+    try:
+        yield
+    finally:
+        if is_kept:
+            library = ctypes.CDLL(None)
+            for parameter, value in _DEFAULTS.items():
+                library.mallopt(parameter, value)
+            library.malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile
 from ml.training.evaluation.validation_sets import ValidationSet
-from ml.training.host_memory import freeze_objects, keep_freed_pages, unfrozen_afterwards
+from ml.training.host_memory import freed_pages_kept, freeze_objects, unfrozen_afterwards
 from ml.training.metrics.progress import NoProgress, Progress, progress_on
 from ml.training.metrics.throughput import Throughput
 from ml.training.optimizers import apply_schedule, require_whole_state
@@ -96,9 +96,9 @@ def train(
     run = run if world.is_first else ReadOnlyRunFolder(run.path)
     progress = progress_on(stream, trainer.num_steps) if world.is_first else NoProgress()
     trackers, windows = (trainer.trackers, trainer.windows) if world.is_first else ((), ())
-    if device.type == "cpu":
-        keep_freed_pages()
     with contextlib.ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(freed_pages_kept())
         stack.enter_context(unfrozen_afterwards())
         requests = stack.enter_context(handled_signals(answers=world.is_first))
         world.first(run.create)

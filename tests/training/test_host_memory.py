@@ -38,6 +38,12 @@ def test_the_pages_of_freed_tensors_are_used_again_without_page_faults():
     assert page_faults("") > 0.9 * NUM_PAGES  # what it prevents
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep pages")
+def test_pages_are_returned_again_after_a_run():
+    body = "from ml.training.host_memory import freed_pages_kept\nwith freed_pages_kept():\n    torch.ones(10)"
+    assert page_faults(body) > 0.9 * NUM_PAGES
+
+
 class Ring:
     """An object in a reference cycle, which only garbage collection frees."""
 
