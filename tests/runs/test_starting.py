@@ -114,6 +114,14 @@ def test_a_file_that_names_the_folder_alone_is_completed_with_step_and_hash(load
     assert measured(by_file) == measured(by_flag)
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_the_folder_of_a_single_checkpoint_is_that_checkpoint(load, base, tmp_path, as_file):
+    older = base.path / "checkpoints/step_2"
+    given = [["Trainer.initial_weights = @FromRun", f"FromRun.path = {str(older)!r}"], []][not as_file]
+    run, _ = train(load(*given, **({} if as_file else {"init_from": older})), tmp_path / "run")
+    assert pins(run)[0] == "2"
+
+
 @pytest.mark.parametrize("place", ["FromRun", "initial_weights/FromRun"])
 def test_one_more_binding_on_a_saved_run_names_another_checkpoint(load, base, tmp_path, place):
     run, _ = train(load(f"{place}.step = 4", init_from=base), tmp_path / "run")

@@ -59,6 +59,8 @@ class CheckpointReference(NamedTuple):
         """
         if not self.folder.is_dir():
             raise RunError(f"there is no run in {self.folder}{self._advice()}")
+        if self.sha256 is None and (self.folder / MANIFEST).is_file():
+            return self._checked(self.folder)
         if self.sha256 is None:
             return _found(open_checkpoint(self._parent(), self.step))
         for path in self._candidates():
