@@ -23,7 +23,7 @@ def stop_after(monkeypatch, steps):
         return take_step(*arguments)
 
     monkeypatch.setattr(loop, "train_step", take)
-    monkeypatch.setattr(loop, "handled_signals", lambda: contextlib.nullcontext(requests))
+    monkeypatch.setattr(loop, "handled_signals", lambda **_: contextlib.nullcontext(requests))
 
 
 def what_it_learned(folder, step):

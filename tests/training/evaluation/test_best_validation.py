@@ -56,7 +56,7 @@ def stop_in_step(monkeypatch, step):
         return take_step(*arguments)
 
     monkeypatch.setattr(loop, "train_step", take)
-    monkeypatch.setattr(loop, "handled_signals", lambda: contextlib.nullcontext(requests))
+    monkeypatch.setattr(loop, "handled_signals", lambda **_: contextlib.nullcontext(requests))
 
 
 @pytest.mark.parametrize(

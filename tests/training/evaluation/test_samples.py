@@ -6,8 +6,9 @@ import pytest
 import torch
 from saved import saved_bits, trained_model
 
+from ml.errors import UserError
 from ml.models.sampling import Sampler
-from ml.training import RunError, RunFailure, loop
+from ml.training import RunError, loop
 from ml.training.evaluation.continuations import continue_texts
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_a_run_that_died_has_each_sample_once(tiny, run_in, monkeypatch):
 
 def test_a_folder_that_takes_no_samples_ends_the_run_with_a_message(tiny, run_in, tmp_path):
     (tmp_path / "run" / "samples.jsonl").mkdir(parents=True)
-    with pytest.raises(RunFailure, match="cannot write samples to"):
+    with pytest.raises(UserError, match=r"samples\.jsonl cannot be read: Is a directory"):
         run_in(tiny(SAMPLES))
 
 

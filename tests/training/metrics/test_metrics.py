@@ -106,9 +106,9 @@ def test_a_slow_loader_shows_as_waiting(tiny, run_in, monkeypatch):
     trainer = tiny("Trainer.validation = None", "Trainer.log_every = 6", "Checkpoints.every = None")
     batches = trainer.batches
 
-    def slow(dataset, step, *part):
+    def slow(dataset, step, *part, consumed):
         time.sleep(0.2)
-        return batches(dataset, step, *part)
+        return batches(dataset, step, *part, consumed=consumed)
 
     folder, _, _ = run_in(trainer, "fast")
     fast = folder.metrics()[-1]["data_wait"]
