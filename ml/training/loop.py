@@ -108,8 +108,7 @@ def train(
         stack.enter_context(contextlib.closing(progress))
         loop = TrainLoop(trainer, data, run, layout, teacher, progress, requests, tracking, recording)
         with contextlib.closing(loop.saver):
-            loop.resume(initial)
-            world.first(lambda: begun(loop.state.step))
+            loop.resume(initial, begun)
             loop.run_steps()
             loop.finish()
     return Outcome(loop.state.step, loop.is_finished)
@@ -189,11 +188,12 @@ class TrainLoop:
         last = self.trainer.stop_at_step
         return last is not None and self.state.step >= last
 
-    def resume(self, initial: StartingPoint | None = None) -> None:
+    def resume(self, initial: StartingPoint | None = None, begun: Callable[[int], None] = lambda step: None) -> None:
         """Resumes from the newest valid checkpoint and removes the metrics after it.
 
         Args:
             initial: `trainer.initial_weights`, opened; None opens it if there is no checkpoint.
+            begun: Called in the first process with the last step before this start.
 
         Raises:
             RunError: The checkpoint belongs to other data or another model.
@@ -208,6 +208,7 @@ class TrainLoop:
                 initial = settings.open(self.world)
             if initial is not None:
                 initial.load(self.state, self.data, self.progress.say)
+        self.world.first(lambda: begun(self.state.step))  # before trackers read the configuration
         unvalidated = self.state.unvalidated
         self.run.truncate_metrics(self.state.step if unvalidated is None else self.state.step - 1)
         if self.world.is_first:
