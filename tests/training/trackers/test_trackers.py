@@ -13,6 +13,7 @@ import time
 from typing import ClassVar
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 from test_resume import stop_after
@@ -299,7 +300,7 @@ def test_a_library_that_is_missing_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     trainer = build_trainer(config)
     with pytest.raises(RunError, match="pip install"):
-        train(trainer, trainer.open_data(), RunFolder(tmp_path / "run"), "cpu")
+        train(trainer, trainer.open_data(), RunFolder(tmp_path / "run"), torch.device("cpu"))
     assert not (tmp_path / "run").exists()
 
 
