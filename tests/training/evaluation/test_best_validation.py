@@ -1,11 +1,8 @@
 """Checkpoints of the best validation, and the end of a run that no longer improves."""
 
-import contextlib
-import itertools
-import signal
-
 import pytest
 from saved import saved_bits
+from test_resume import stop_after
 
 from ml.config import ConfigError
 from ml.training import RunError, loop
@@ -13,7 +10,6 @@ from ml.training.checkpoints.policy import open_checkpoint
 from ml.training.checkpoints.state_files import read_counts
 from ml.training.evaluation.lowest import Lowest
 from ml.training.evaluation.validation import Validation, ValidationResult
-from ml.training.signals import Requests
 
 EVERY_TWO = ["Validation.every = 2", "Checkpoints.every = 4", "Checkpoints.keep = 1"]
 BEST = [*EVERY_TWO, "Checkpoints.keep_best = 'validation_loss'"]
@@ -47,18 +43,6 @@ def steps_kept(folder):
     return sorted(read_counts(path)["step"] for path in folder.checkpoints.iterdir())
 
 
-def stop_in_step(monkeypatch, step):
-    requests, taken, take_step = Requests(), itertools.count(1), loop.train_step
-
-    def take(*arguments):
-        if next(taken) == step:
-            requests.stop = signal.SIGTERM
-        return take_step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", take)
-    monkeypatch.setattr(loop, "handled_signals", lambda **_: contextlib.nullcontext(requests))
-
-
 @pytest.mark.parametrize(
     "losses", [[9, 8, 7, 6, 5, 4], [1, 2, 3, 4, 5, 6], [5, 3, 4, 2, 6, 7], [5, 3, 3, 3, 3, 3]], ids=str
 )
@@ -77,7 +61,7 @@ def test_the_best_checkpoint_is_that_of_a_run_that_was_stopped_at_any_step(tiny,
     undisturbed, _, _ = run_in(tiny(*BEST), "undisturbed")
     for step in (3, 7, 8, 9):
         with monkeypatch.context() as patch:
-            stop_in_step(patch, step)
+            stop_after(patch, step)
             run_in(tiny(*BEST), f"stopped_{step}")
         resumed, _, _ = run_in(tiny(*BEST), f"stopped_{step}")
         assert steps_kept(resumed) == steps_kept(undisturbed) == [8, 12]
@@ -117,7 +101,7 @@ def test_a_run_ends_after_validations_without_an_improvement(tiny, run_in, valid
 def test_a_stop_does_not_change_where_a_run_ends(tiny, run_in, validated_as, monkeypatch):
     validated_as(dict(zip(range(2, 14, 2), [5, 6, 4, 4, 4, 1], strict=True)))
     with monkeypatch.context() as patch:
-        stop_in_step(patch, 9)
+        stop_after(patch, 9)
         assert run_in(tiny(*EARLY))[1] == (9, False)
     assert run_in(tiny(*EARLY))[1] == (10, True)
 
