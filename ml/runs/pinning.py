@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import re
 from typing import TYPE_CHECKING, Any
 
 from ml.building import build_trainer
 from ml.config import Config
+from ml.config.comparison import statements
 from ml.distributed import ALONE, World
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def _pins(part: InitialWeights | Distillation, folder: RunFolder) -> dict[str, A
 def _recorded(operative: str, name: str) -> dict[str, Any]:
     """Returns the values of a configurable that an operative config has once, by parameter."""
     found: dict[str, Any] = {}
-    for parameter, text in re.findall(rf"^(?:\S+/)?{name}\.(\w+) = (.*)$", operative, re.MULTILINE):
-        with contextlib.suppress(ValueError, SyntaxError):
-            found[parameter] = ast.literal_eval(text)
+    for one in statements(operative):
+        configurable, _, parameter = one.name.rpartition(".")
+        if configurable == name:
+            with contextlib.suppress(ValueError, SyntaxError):
+                found[parameter] = ast.literal_eval(one.text.partition(" = ")[2])
     return found
