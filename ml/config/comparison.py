@@ -6,12 +6,8 @@ from typing import NamedTuple
 
 from ml.config.migrations import migrated, without_additions
 from ml.config.neutrality import is_neutral
+from ml.config.operative_lines import HEADER, LEFT_OUT_SUFFIX, NEUTRAL_SUFFIX, is_heading
 from ml.config.scopes import parse_range
-from ml.config.values import LEFT_OUT
-
-LEFT_OUT_SUFFIX = f" = %{LEFT_OUT.name}"
-NEUTRAL_SUFFIX = "  # neutral"
-HEADER = "# The operative config of a run: every value that took effect. Later bindings override it.\n"
 
 
 class Statement(NamedTuple):
@@ -71,11 +67,6 @@ def _sections_with_effect(operative: str) -> Iterator[str]:
 
 def _is_without_effect(line: str) -> bool:
     return line.endswith(LEFT_OUT_SUFFIX) or _statement(line).neutral
-
-
-def is_heading(line: str) -> bool:
-    """Returns whether a line of an operative config is empty, a comment or the start of a layer."""
-    return not line or line.startswith(("#", "juniper.layer = "))
 
 
 def statements(operative: str) -> list[Statement]:

@@ -20,6 +20,7 @@ from ml.config.garbage import no_garbage_collection
 from ml.config.imported import ImportedValue, imported_statements
 from ml.config.names import Names
 from ml.config.operative import operative_config
+from ml.config.operative_lines import LAYER_LINE
 from ml.config.parsing import Reader, SearchPath
 from ml.config.plans import parts_of
 from ml.config.provenance import Record, records, value_at
@@ -319,7 +320,7 @@ def _config_text(analysis: Analysis, effects: Effects, names: Names) -> str:
             lines += ["", f"# From {source}"]
         if statement.layer is not layer:
             layer = statement.layer
-            lines.append(f"juniper.layer = '{layer.name.lower()}'")
+            lines.append(f"{LAYER_LINE}'{layer.name.lower()}'")
         text = statement.text(written=True, spell=names.spell)
         if isinstance(statement, Binding) and (swap := effects.left_out.get(statement)) is not None:
             lines.append(f"# left out: {_verb(statement, swap)} by {swap.text(spell=names.spell)} ({swap.location})")

@@ -9,11 +9,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ml.config.operative_lines import LAYER_LINE, NEUTRAL_SUFFIX
 from ml.config.values import LEFT_OUT
 
-LAYER_LINE = "juniper.layer = "
 _LEFT_OUT = f"%{LEFT_OUT.name}"
-_KEY = re.compile(r"(?P<scope>(?:[^\s/=]+/)*)(?P<name>[\w.]+)\.(?P<parameter>\w+) = (?P<value>.*?)(?:  # neutral)?")
+_KEY = re.compile(
+    r"(?P<scope>(?:[^\s/=]+/)*)(?P<name>[\w.]+)\.(?P<parameter>\w+) = (?P<value>.*?)"
+    + f"(?:{re.escape(NEUTRAL_SUFFIX)})?"
+)
 
 
 class Renamed(NamedTuple):

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 import gin
 
-from ml.config.comparison import HEADER, NEUTRAL_SUFFIX
 from ml.config.components import Component
 from ml.config.configurable import reference_to
 from ml.config.construction import Build
@@ -20,6 +19,7 @@ from ml.config.effects import Effects
 from ml.config.errors import ConfigError, Problem
 from ml.config.names import Names
 from ml.config.neutrality import NeutralParts, is_neutral
+from ml.config.operative_lines import HEADER, LAYER_LINE, NEUTRAL_SUFFIX
 from ml.config.plans import Call
 from ml.config.provenance import text_of
 from ml.config.scopes import compress, parse_range, without_indices
@@ -69,7 +69,7 @@ def operative_config(
     for layer, lines in sections.items():
         if lines:
             body = "\n".join(lines)
-            parts.append(f"\n# {_TITLES[layer]}.\njuniper.layer = '{layer.name.lower()}'\n{body}\n")
+            parts.append(f"\n# {_TITLES[layer]}.\n{LAYER_LINE}'{layer.name.lower()}'\n{body}\n")
     return "".join(parts)
 
 

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from gin import config_parser
 
 from ml.config.code import Code, Places
-from ml.config.comparison import NEUTRAL_SUFFIX
 from ml.config.components import Component, Importer
 from ml.config.errors import Location, Problem, did_you_mean
 from ml.config.grammar import Unreadable, statements
 from ml.config.limits import unusable
 from ml.config.lost import Lost
-from ml.config.migrations import LAYER_LINE, migrated
+from ml.config.migrations import migrated
+from ml.config.operative_lines import LAYER_LINE, NEUTRAL_SUFFIX
 from ml.config.saved_origins import read_origins
 from ml.config.search_path import SearchPath
 from ml.config.statements import CODE_KEY, Layer
