@@ -18,7 +18,7 @@ from ml.models import (
 )
 from ml.models.adapters import adapter_weights
 from ml.runs import open_teacher
-from ml.training import InitialWeights, RunError, RunFolder, train
+from ml.training import FromRun, RunError, RunFolder, train
 from ml.training.metrics.router_load import load_balance
 from ml.training.step import train_step
 
@@ -156,7 +156,7 @@ def test_adapters_start_from_a_run_without_them_and_travel_alone(tiny, run_in, t
     base, _, _ = run_in(tiny(), "base")
     start = base.checkpoints / "step_12"
     trainer, folder = tiny(*ADAPTERS), RunFolder(tmp_path / "adapted")
-    train(trainer, trainer.open_data(), folder, CPU, initial=InitialWeights(start))
+    train(trainer, trainer.open_data(), folder, CPU, initial=FromRun(path=str(start)).open())
     tuned = trained_model(trainer, folder).eval()
     saved = {name.removeprefix("model/"): tensor for name, tensor in saved_tensors(start).items()}
     for name, parameter in tuned.named_parameters():
@@ -182,14 +182,9 @@ def test_adapters_start_from_a_run_without_them_and_travel_alone(tiny, run_in, t
 def test_a_run_that_lacks_more_than_adapters_is_refused(tiny, run_in, tmp_path):
     base, _, _ = run_in(tiny(), "base")
     trainer = tiny(*ADAPTERS, "Repeat.num_blocks = 3")
+    initial = FromRun(path=str(base.checkpoints / "step_12")).open()
     with pytest.raises(RunError, match=r"(?s)is of another model:\n  missing:\n    decoder\.block_2"):
-        train(
-            trainer,
-            trainer.open_data(),
-            RunFolder(tmp_path / "x"),
-            CPU,
-            initial=InitialWeights(base.checkpoints / "step_12"),
-        )
+        train(trainer, trainer.open_data(), RunFolder(tmp_path / "x"), CPU, initial=initial)
 
 
 def test_adapters_of_shared_weights_are_merged_and_saved_once(tiny, tmp_path):
