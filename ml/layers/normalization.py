@@ -43,8 +43,11 @@ class RMSNorm(NoProducts):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = 1 + self.weight.float() if self.zero_centered else self.weight  # 1 + w would round w away in bfloat16
-        return root_mean_square_normalized(x, self.epsilon) * weight.to(x.dtype)
+        x_wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight = self.weight.to(x_wide.dtype)  # rounded to bfloat16, a weight within 2^-8 of 1 would be 1
+        return (root_mean_square_normalized(x_wide, self.epsilon) * (1 + weight if self.zero_centered else weight)).to(
+            x.dtype
+        )
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, epsilon={self.epsilon}, zero_centered={self.zero_centered}"

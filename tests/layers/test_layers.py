@@ -132,6 +132,17 @@ def test_norms_and_their_gradients_follow_their_formulas(norm, formula, dtype):
         assert error < PRECISIONS[dtype]["rtol"]
 
 
+@pytest.mark.parametrize("zero_centered", [False, True])
+def test_the_weight_of_a_norm_is_not_rounded_to_bfloat16_before_the_product(zero_centered):
+    layer = materialize(RMSNorm(64, zero_centered=zero_centered))
+    offsets = torch.linspace(-(2**-8), 2**-8, 64)  # next to 1, bfloat16 has steps of 2^-8 and 2^-7
+    with torch.no_grad():
+        layer.weight.copy_(offsets if zero_centered else 1 + offsets)
+    x = random(200, 64).bfloat16()
+    scaled = layer(x).double() / rms_norm(x.double(), 1.0, None, 1e-5)
+    torch.testing.assert_close(scaled.mean(0), 1 + offsets.double(), rtol=0, atol=2**-11)  # of 200 rounded to 2^-9
+
+
 def test_a_zero_centered_norm_starts_at_one():
     x = random(3, 16)
     centered, plain = materialize(RMSNorm(16, zero_centered=True)), materialize(RMSNorm(16))
