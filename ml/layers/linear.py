@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml.config import configurable, require
+from ml.layers.adapted import Adapted
 from ml.layers.children import bias_child, optional_child, weight_child
 from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.linear_kernels import LinearKernel
-from ml.layers.protocol import Adapter, Layer, NoProducts
+from ml.layers.protocol import Adapter, NoProducts
 
 
 @configurable
-class Linear(Layer):
+class Linear(Adapted):
     """y = x Wᵀ + b, with W of shape (out_features, in_features).
 
     Args:
@@ -27,6 +28,8 @@ class Linear(Layer):
         kernel: Matrix product with W, such as `@Float8`; None multiplies in the dtype of the input.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
+
+    weight: nn.Parameter
 
     def __init__(
         self,
@@ -50,7 +53,6 @@ class Linear(Layer):
         if self.kernel is not None:
             problem = self.kernel.misfit(in_features, out_features)
             require(problem is None, "kernel", f"does not fit the layer: {problem}")
-        self.is_merged = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel is None:
@@ -59,26 +61,13 @@ class Linear(Layer):
         return self.adapted(x, y if self.bias is None else y + self.bias.to(y.dtype))
 
     def adapted(self, x: Tensor, y: Tensor) -> Tensor:
-        """Adds the output of the adapter to `y`, the output of weight and bias."""
-        return y if self.adapter is None or self.is_merged else y + self.adapter(x)
+        """The output with the adapter, given `y`, that of weight and bias."""
+        adapter = self.active_adapter
+        return y if adapter is None else adapter.adapted(x, y, self.weight, self.bias)
 
     def whole_weight(self) -> Tensor:
-        """Sum of weight and adapter, (out, in)."""
-        return self.weight if self.adapter is None or self.is_merged else self.weight + self.adapter.weight()
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Merges the adapter into the weight."""
-        if self.adapter is not None and not self.is_merged:
-            self.weight.add_(self.adapter.weight())
-            self.is_merged = True
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Subtracts the adapter from the weight again, within rounding."""
-        if self.adapter is not None and self.is_merged:
-            self.weight.sub_(self.adapter.weight())
-            self.is_merged = False
+        """The weight with the adapter, (out, in)."""
+        return self.adapted_weight(self.weight)
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""

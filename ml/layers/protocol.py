@@ -13,6 +13,7 @@ declare something is refused where it is needed, with its place and the declarat
 | buffers after the meta device | `Buffered` | an error in the dry run |
 | scaling learning rates, freezing | `Layer.lr_scale` | an attribute of that name is an error in the dry run |
 | `scaled_normal`, depths of multi-token prediction | `Stack` | an error in the dry run |
+| `scaled_normal` with other than two branches a block | `Layer.num_branches` | two are counted |
 | a draw in every step | `Drawn` | the layer is not drawn |
 | limits of a device | `Layer.obstacle_on` | an error of torch in the first step |
 | load balancing without a loss | `Balanced` | the layer is not balanced |
@@ -60,6 +61,11 @@ class Layer(nn.Module):
     lr_scale: float = 1.0
     draws_noise: bool = False
     couples_sequences: bool = False
+
+    @property
+    def num_branches(self) -> int:
+        """As a block: the number of its branches that add to the residual stream, by default a mixer and an MLP."""
+        return 2
 
     def __init__(self, lr_scale: float = 1.0):
         super().__init__()
@@ -180,6 +186,11 @@ class Stack(Layer, abc.ABC):
     def num_layers(self) -> int:
         """The number of blocks that a token passes, those of inner stacks counted one by one."""
 
+    @property
+    def num_branches(self) -> int:
+        """The number of branches that add to the residual stream; by default two for each block."""
+        return 2 * self.num_layers
+
 
 class Buffered(Layer, abc.ABC):
     """A layer with buffers, whose values are computed after the meta device."""
@@ -218,7 +229,7 @@ class Balanced(Layer, abc.ABC):
 
 
 class Adapter(Layer, abc.ABC):
-    """A trained addition to a linear layer, which can be merged into its weight.
+    """A trained change of a linear layer, which can be merged into its weight.
 
     Attributes:
         dropout: The fraction of the input that is dropped in training.
@@ -229,3 +240,18 @@ class Adapter(Layer, abc.ABC):
     @abc.abstractmethod
     def weight(self) -> Tensor:
         """The matrix (out, in) that adds the same as the adapter without dropout."""
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The weight (out, in) of the adapted layer, from that of the layer: by default their sum."""
+        return weight + self.weight()
+
+    def adapted(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output of the adapted layer: by default `y` plus the adapter of `x`.
+
+        Args:
+            x: Input of the layer, (..., in).
+            y: Output of the layer, (..., out).
+            weight: Of the layer, (out, in).
+            bias: Of the layer, (out), which `y` contains.
+        """
+        return y + self(x)

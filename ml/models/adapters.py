@@ -8,46 +8,48 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ml.errors import UserError
-from ml.layers.linear import Linear
+from ml.layers.adapted import Adapted
 
 
 def merge_adapters(model: nn.Module) -> None:
     """Merges every adapter into the weight of its layer, which makes the model as fast as one without adapters.
 
-    The outputs are equal within rounding where dropout is off.
+    The outputs are equal within rounding where dropout is off. The layers keep copies of their weights without the
+    adapter for `unmerge_adapters`. A merged model is not trained.
     """
-    for linear in _once_for_each_weight(model):
-        linear.merge()
-    _mark(model, is_merged=True)
+    for layers in _by_weight(model):
+        merged = [layer for layer in layers if layer.is_merged]
+        first = merged[0] if merged else layers[0]
+        first.merge()
+        for layer in layers:
+            layer.base_weight = first.base_weight
 
 
 def unmerge_adapters(model: nn.Module) -> None:
-    """Undoes `merge_adapters`, within rounding."""
-    for linear in _once_for_each_weight(model):
-        linear.unmerge()
-    _mark(model, is_merged=False)
+    """Undoes `merge_adapters`: the weights are bit by bit as before, also if other adapters were loaded since."""
+    for layers in _by_weight(model):
+        for layer in layers:
+            layer.unmerge()
 
 
-def _once_for_each_weight(model: nn.Module) -> list[Linear]:
-    """The adapted layers; of those that share their weights, one."""
-    return list({id(linear.weight): linear for _, linear in adapted_linears(model)}.values())
+def _by_weight(model: nn.Module) -> list[list[Adapted]]:
+    """The adapted layers, those that share a weight together."""
+    groups: dict[int, list[Adapted]] = {}
+    for _, layer in adapted_layers(model):
+        groups.setdefault(id(layer.weight), []).append(layer)
+    return list(groups.values())
 
 
-def _mark(model: nn.Module, is_merged: bool) -> None:
-    for _, linear in adapted_linears(model):
-        linear.is_merged = is_merged
-
-
-def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Linear]]:
-    """Every linear layer that has an adapter, by name."""
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Every layer that has an adapter, by name."""
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and module.adapter is not None:
+        if isinstance(module, Adapted) and module.adapter is not None:
             yield name, module
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters of the adapters, by their names in the model; of shared ones, the first name."""
-    found = [linear.adapter for _, linear in adapted_linears(model) if linear.adapter is not None]
+    found = [layer.adapter for _, layer in adapted_layers(model) if layer.adapter is not None]
     adapters = {id(parameter) for adapter in found for parameter in adapter.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in adapters}
 
@@ -66,7 +68,7 @@ def save_adapters(model: nn.Module, file: str | Path) -> None:
 
 @torch.no_grad()
 def load_adapters(model: nn.Module, file: str | Path) -> None:
-    """Loads a file of `save_adapters` into the adapters of `model`.
+    """Loads a file of `save_adapters` into the adapters of `model`; a merged model is merged with them.
 
     Raises:
         UserError: They are the adapters of another model.
@@ -79,4 +81,9 @@ def load_adapters(model: nn.Module, file: str | Path) -> None:
         if saved[name].shape != weight.shape:
             shapes = f"{tuple(saved[name].shape)}, the model's is {tuple(weight.shape)}"
             raise UserError(f"{name} in {file} is {shapes}: another LoRA.rank or another model")
+    was_merged = any(layer.is_merged for _, layer in adapted_layers(model))
+    unmerge_adapters(model)
+    for name, weight in weights.items():
         weight.copy_(saved[name])
+    if was_merged:
+        merge_adapters(model)

@@ -1,5 +1,7 @@
 """Fused linear layers over one input, and low-rank adapters."""
 
+import copy
+import itertools
 import math
 from functools import partial
 
@@ -81,8 +83,8 @@ def test_an_initial_adapter_changes_no_bit():
     assert adapted.adapter.A.abs().sum() > 0
 
 
-def test_merging_and_unmerging_restores_weights_within_rounding():
-    layer = materialize(GatedMLP(8, linear=partial(Linear, apply_peft=LORA)))
+def test_merging_keeps_the_outputs_and_unmerging_restores_every_bit():
+    layer = materialize(GatedMLP(8, linear=partial(Linear, apply_peft=LORA))).eval()
     x = torch.randn(3, 8)
     before, weight = layer(x), layer.up.weight.clone()
     layer.up.merge()
@@ -91,8 +93,70 @@ def test_merging_and_unmerging_restores_weights_within_rounding():
     torch.testing.assert_close(layer(x), before)
     layer.up.unmerge()
     layer.up.unmerge()
-    torch.testing.assert_close(layer.up.weight, weight, rtol=0, atol=1e-6)
-    torch.testing.assert_close(layer(x), before)
+    assert torch.equal(layer.up.weight, weight)
+    assert torch.equal(layer(x), before)
+
+
+def change_adapter(layer):
+    layer.adapter.B.data.mul_(-3.0)
+
+
+def load_own_state(layer):
+    layer.load_state_dict({name: value.clone() for name, value in layer.state_dict().items()})
+
+
+def load_adapter_alone(layer):
+    layer.load_state_dict({"adapter.B": torch.ones_like(layer.adapter.B)}, strict=False)
+
+
+STEPS = {
+    "merge": lambda layer: layer.merge(),
+    "unmerge": lambda layer: layer.unmerge(),
+    "another adapter": change_adapter,
+    "own state": load_own_state,
+    "adapter alone": load_adapter_alone,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_order_of_merging_and_loading_changes_the_base(dtype):
+    for steps in itertools.product(STEPS, repeat=3):
+        layer = materialize(Linear(7, 5, apply_peft=LORA)).to(dtype).eval()
+        base = layer.weight.detach().clone()
+        for step in steps:
+            STEPS[step](layer)
+        layer.unmerge()
+        assert torch.equal(layer.weight, base), steps
+
+
+@torch.no_grad()
+def test_a_state_dict_loads_as_what_it_is_whether_merged_or_not():
+    source = materialize(Linear(7, 5, apply_peft=LORA), seed=1)
+    x = torch.randn(4, 7)
+    expected = source(x)
+    for merge_source, merge_target in itertools.product([False, True], repeat=2):
+        layer, target = copy.deepcopy(source), materialize(Linear(7, 5, apply_peft=LORA))
+        if merge_source:
+            layer.merge()
+        if merge_target:
+            target.merge()
+        target.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(target(x), expected)
+        target.unmerge()
+        assert torch.equal(target.weight, source.weight)
+        torch.testing.assert_close(target(x), expected)
+
+
+def test_a_merged_layer_is_not_trained():
+    layer = materialize(Linear(7, 5, apply_peft=LORA))
+    layer.merge()
+    with pytest.raises(ValueError, match="the adapter is merged into the weight"):
+        layer(torch.randn(4, 7))
+    with torch.no_grad():
+        layer(torch.randn(4, 7))
+    layer.unmerge()
+    layer(torch.randn(4, 7)).sum().backward()
+    assert layer.adapter.B.grad is not None
 
 
 def test_dropout_of_an_adapter_is_active_on_its_input_in_training_only():
