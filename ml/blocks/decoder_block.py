@@ -78,6 +78,11 @@ class DecoderBlock(NoProducts):
             self.mlp = child("mlp", mlp, hidden_size)
             self.mlp_output_norm = optional_child("mlp_output_norm", mlp_output_norm, hidden_size)
 
+    @property
+    def num_branches(self) -> int:
+        """The mixer and, if there is one, the MLP."""
+        return 1 if self.mlp is None else 2
+
     def mixing_children(self) -> Mapping[str, nn.Module]:
         """The mixer; an MLP and a normalization treat every position by itself."""
         return {"mixer": self.mixer}

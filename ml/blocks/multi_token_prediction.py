@@ -11,7 +11,7 @@ from ml.layers.checks import MAX_COUNT, non_negative, positive
 from ml.layers.context import Context
 from ml.layers.linear import Linear
 from ml.layers.normalization import RMSNorm
-from ml.layers.protocol import NoProducts, Stack
+from ml.layers.protocol import Layer, NoProducts, Stack
 from ml.targets import IGNORED
 
 
@@ -63,6 +63,7 @@ class MultiTokenPrediction(NoProducts, Stack):
     Args:
         hidden_size: Width of the residual stream, H.
         num_layers: Number of layers of the model before the depths.
+        num_branches: Number of their branches that add to the residual stream.
         num_depths: Number of further tokens to predict.
         depth: Constructor of one depth.
         loss_weight: Factor of the loss that is added.
@@ -73,6 +74,7 @@ class MultiTokenPrediction(NoProducts, Stack):
         self,
         hidden_size: int,
         num_layers: int,
+        num_branches: int,
         *,
         num_depths: int = 1,
         depth: Callable[..., nn.Module] = PredictionDepth,
@@ -81,7 +83,7 @@ class MultiTokenPrediction(NoProducts, Stack):
     ):
         super().__init__(lr_scale)
         self.num_depths = positive("num_depths", num_depths, at_most=MAX_COUNT)
-        self._num_layers_before = num_layers
+        self._before = num_layers, num_branches
         self.loss_weight = non_negative("loss_weight", loss_weight)
         for index in range(self.num_depths):
             name = f"depth_{index}"
@@ -90,7 +92,12 @@ class MultiTokenPrediction(NoProducts, Stack):
     @property
     def num_layers(self) -> int:
         """Number of layers of the model and of the depths."""
-        return self._num_layers_before + self.num_depths
+        return self._before[0] + self.num_depths
+
+    @property
+    def num_branches(self) -> int:
+        """Branches of the model and of the blocks of the depths."""
+        return self._before[1] + sum(depth.num_branches if isinstance(depth, Layer) else 2 for depth in self.children())
 
     def mixing_children(self) -> Mapping[str, nn.Module]:
         """The depths."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ml.layers.context import Context
-from ml.layers.protocol import NoProducts, Stack
+from ml.layers.protocol import Layer, NoProducts, Stack
 
 
 class BlockSequence(NoProducts, Stack):
@@ -24,6 +24,11 @@ class BlockSequence(NoProducts, Stack):
     def num_layers(self) -> int:
         """The number of blocks that a token passes; a block that is no `Stack` counts once."""
         return sum(block.num_layers if isinstance(block, Stack) else 1 for block in self.blocks)
+
+    @property
+    def num_branches(self) -> int:
+        """The branches of all blocks; a block that declares none counts two."""
+        return sum(block.num_branches if isinstance(block, Layer) else 2 for block in self.blocks)
 
     def mixing_children(self) -> Mapping[str, nn.Module]:
         """All blocks."""

@@ -5,15 +5,15 @@ from typing import Any, NoReturn
 from torch import nn
 
 from ml.layers.protocol import Stack, lr_scale_of
-from ml.models.declarations import depth_of
+from ml.models.declarations import branches_of, depth_of
 from ml.models.flops import flops_per_token
 
 
 class Elsewhere(Stack):
     """Placeholder of a part that another rank holds; has no parameters.
 
-    It declares the depth and the FLOPs of the part, so that those of the model, and with them the initial values of the
-    other parts, do not depend on the cut.
+    It declares the depth, the branches and the FLOPs of the part, so that those of the model, and with them the initial
+    values of the other parts, do not depend on the cut.
 
     Args:
         part: The part, on the meta device.
@@ -29,6 +29,11 @@ class Elsewhere(Stack):
     def num_layers(self) -> int:
         """The number of layers of the part."""
         return depth_of(vars(self)["part"])
+
+    @property
+    def num_branches(self) -> int:
+        """The number of branches of the part."""
+        return branches_of(vars(self)["part"])
 
     def training_flops_per_token(self, sequence_length: int) -> float | None:
         """The operations of the whole part."""

@@ -54,23 +54,24 @@ def truncated_normal(*, std: float = 0.02, mean: float = 0.0, cutoff: float = 3.
 
 @configurable
 def scaled_normal(*, std: float = 0.02, num_layers: int | None = None) -> Fill:
-    """N(0, std² / (2 num_layers)), for the projections that write into the residual stream (GPT-2, section 2.3).
+    """N(0, std² / n), for the projections of the n branches that write into the residual stream (GPT-2, section 2.3).
 
-    Each layer adds two such projections, so the variance of the residual stream stays constant over the depth.
+    So the variance of the residual stream stays constant over the depth. A block has two branches, the mixer and the
+    MLP; one without an MLP has one.
 
     Args:
         std: Standard deviation before scaling.
-        num_layers: Depth to scale by; None is the number of blocks in the outermost block sequence around the
-            parameter.
+        num_layers: Depth to scale by, n = 2 num_layers; None counts the branches in the outermost block sequence around
+            the parameter.
     """
-    depth = None if num_layers is None else positive("num_layers", num_layers)
-    return partial(_fill_scaled_normal, std=non_negative("std", std), num_layers=depth)
+    num_branches = None if num_layers is None else 2 * positive("num_layers", num_layers)
+    return partial(_fill_scaled_normal, std=non_negative("std", std), num_branches=num_branches)
 
 
-def _fill_scaled_normal(tensor: Tensor, *, std: float, num_layers: int | None, generator: torch.Generator) -> None:
-    if num_layers is None:
+def _fill_scaled_normal(tensor: Tensor, *, std: float, num_branches: int | None, generator: torch.Generator) -> None:
+    if num_branches is None:
         raise ValueError("scaled_normal.num_layers must be set for a parameter outside of a block sequence")
-    tensor.normal_(0.0, std / math.sqrt(2 * num_layers), generator=generator)
+    tensor.normal_(0.0, std / math.sqrt(num_branches), generator=generator)
 
 
 @configurable

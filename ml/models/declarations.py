@@ -112,6 +112,11 @@ def depth_of(module: nn.Module) -> int:
     return module.num_layers if isinstance(module, Stack) else 1
 
 
+def branches_of(module: nn.Module) -> int:
+    """The number of branches of a module that add to the residual stream: two for one that declares none."""
+    return module.num_branches if isinstance(module, Layer) else 2
+
+
 def max_sequence_length(*modules: nn.Module) -> int | None:
     """The longest sequence that all layers of some modules take; None for any."""
     layers = [layer for module in modules for _, layer in named_modules(module) if isinstance(layer, Layer)]

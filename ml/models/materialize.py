@@ -74,12 +74,12 @@ def draws(model: nn.Module, seed: int) -> list[Draw]:
     """
     if obstacle := obstacle_to_allocation(model):
         raise ValueError(obstacle)
-    depths = {path: module.num_layers for path, module in named_modules(model) if isinstance(module, Stack)}
+    branches = {path: module.num_branches for path, module in named_modules(model) if isinstance(module, Stack)}
     adopt_settings(model)
     found = []
     for name, parameter, settings in named_settings(model):
-        num_layers = next((depths[path] for path in ancestors(name) if path in depths), None)
-        found.append(Draw(name, parameter, at_depth(settings.initialization, num_layers), seed))
+        num_branches = next((branches[path] for path in ancestors(name) if path in branches), None)
+        found.append(Draw(name, parameter, at_depth(settings.initialization, num_branches), seed))
     return found
 
 
@@ -106,16 +106,16 @@ def initial_values(name: str, shape: torch.Size, initialization: Fill, seed: int
     return values
 
 
-def at_depth(initialization: Fill, num_layers: int | None) -> Fill:
-    """Fills in `num_layers` of an initialization that scales with the depth, unless the configuration did."""
+def at_depth(initialization: Fill, num_branches: int | None) -> Fill:
+    """Fills in `num_branches` of an initialization that scales with the depth, unless the configuration did."""
     if not has_open_depth(initialization):
         return initialization
-    return functools.partial(initialization, num_layers=num_layers)
+    return functools.partial(initialization, num_branches=num_branches)
 
 
 def has_open_depth(initialization: Fill) -> bool:
     """True where an initialization scales with a depth that it was not given."""
-    return getattr(initialization, "keywords", {}).get("num_layers", 0) is None
+    return getattr(initialization, "keywords", {}).get("num_branches", 0) is None
 
 
 def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

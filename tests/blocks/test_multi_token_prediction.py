@@ -98,4 +98,4 @@ def test_a_sequence_shorter_than_the_depth_has_no_additional_loss():
 )
 def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        MultiTokenPrediction(H, 2, depth=lambda size: NoNorm(size), **options)
+        MultiTokenPrediction(H, 2, 4, depth=lambda size: NoNorm(size), **options)

@@ -9,18 +9,18 @@ from torch import nn
 
 from ml.blocks import DecoderBlock, Repeat
 from ml.config import child
-from ml.layers import Attention, Buffered, Linear, scaled_normal
+from ml.layers import MLP, Attention, Buffered, GatedMLP, Linear, scaled_normal
 from ml.models import LanguageModel, materialize
 
 ATTENTION = partial(Attention, num_heads=2)
 
 
-def build(num_blocks=2, tied=False, mixer=ATTENTION, hidden_size=8, device="meta") -> LanguageModel:
+def build(num_blocks=2, tied=False, mixer=ATTENTION, hidden_size=8, mlp=GatedMLP, device="meta") -> LanguageModel:
     with torch.device(device):
         return LanguageModel(
             vocab_size=20,
             hidden_size=hidden_size,
-            decoder=partial(Repeat, block=partial(DecoderBlock, mixer=mixer), num_blocks=num_blocks),
+            decoder=partial(Repeat, block=partial(DecoderBlock, mixer=mixer, mlp=mlp), num_blocks=num_blocks),
             tie_word_embeddings=tied,
         )
 
@@ -106,6 +106,14 @@ def test_scaled_normal_takes_the_depth_of_its_sequence_unless_it_is_set(num_laye
     weights = torch.cat([block.mixer.output.weight.flatten() for block in model.decoder.blocks])
     # The standard deviation of 32,768 draws is within 2 % for any seed that one would meet.
     assert weights.std().item() == pytest.approx(0.5 / math.sqrt(2 * depth), rel=0.02)
+
+
+@pytest.mark.parametrize(("mlp", "branches"), [(MLP, 16), (None, 8)])
+def test_scaled_normal_counts_the_branches_of_the_blocks(mlp, branches):
+    mixer = partial(ATTENTION, linear=partial(Linear, weight_initialization=partial(scaled_normal, std=0.5)))
+    model = materialize(build(num_blocks=8, mixer=mixer, hidden_size=64, mlp=mlp))
+    weights = torch.cat([block.mixer.output.weight.flatten() for block in model.decoder.blocks])
+    assert weights.std().item() == pytest.approx(0.5 / math.sqrt(branches), rel=0.02)  # as above
 
 
 def test_scaled_normal_outside_of_a_sequence_names_the_parameter():
