@@ -110,10 +110,12 @@ class Dispatch:
         """As `Experts.forward`: tokens (N, H), with the weights and numbers (N, k) of their experts, to (N, H)."""
         order = Order.by_expert(chosen, self.num_experts)
         route = self.route(order)
-        rows = GatherRows.apply(x.to(computing_dtype(x)), order)  # (N k, H)
+        rows = GatherRows.apply(x.to(computing_dtype(x)), order)  # (N k, H), those of no expert last
+        num_rows, num_sent = len(rows), sum(route.sent)
+        rows = rows[:num_sent]
         rows = AllToAll.apply(rows, route.received, route.sent, self.group)
         rows = AllToAll.apply(self.outputs(rows, route.experts, context), route.sent, route.received, self.group)
-        return WeightedSum.apply(rows, weights, order)
+        return WeightedSum.apply(F.pad(rows, (0, 0, 0, num_rows - num_sent)), weights, order)
 
     def route(self, order: Order) -> Route:
         """Exchanges the numbers of rows; synchronizes."""

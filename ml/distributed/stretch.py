@@ -94,7 +94,7 @@ class LossOfStretch:
         Raises:
             ValueError: The sequences cannot be divided into equal stretches.
         """
-        whole = self.model.context(tokens, positions, documents)
+        whole = self.model.context(tokens, positions, documents, targets=targets)
         context = ContextOfStretch(whole, tokens, self.neighbors)
         mine = context.stretch
         if teacher is not None:
@@ -125,7 +125,7 @@ class ContextOfStretch(Context):
         size = length // neighbors.size
         self.stretch = slice(neighbors.rank * size, (neighbors.rank + 1) * size)
         positions = torch.arange(length, device=tokens.device) if whole.positions is None else whole.positions
-        whole, documents = Context(positions, whole.documents), whole.documents
+        whole, documents, padding = Context(positions, whole.documents), whole.documents, whole.padding
         before = Cache()
         before.advance(self.stretch.start, None if documents is None else documents[:, : self.stretch.start])
         super().__init__(
@@ -133,6 +133,7 @@ class ContextOfStretch(Context):
             None if documents is None else documents[:, self.stretch],
             before,
             Auxiliary(),
+            padding=None if padding is None else padding[:, self.stretch],
         )
         self._neighbors, self._whole = neighbors, whole
         self._pass = (batch_size, torch.is_grad_enabled(), _autocast_dtype(tokens.device.type))

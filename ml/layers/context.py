@@ -1,10 +1,14 @@
 """State that the layers of a forward pass share, and the cache of decoding."""
 
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+import copy
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ml.layers.copying import ModuleCopier
+from ml.targets import IGNORED
 
 _Made = TypeVar("_Made")
 
@@ -12,19 +16,58 @@ _Made = TypeVar("_Made")
 class Cache:
     """Decoding cache: the state of each mixer and the number of tokens so far.
 
-    One cache belongs to one batch of sequences. Each forward pass adds its tokens to it.
+    One cache belongs to one batch of sequences. Each forward pass adds its tokens to it. States are named after the
+    mixers' places in the model, so a cache goes with any copy of the model, and a copy of the cache (`copy.deepcopy`,
+    `pickle`) continues from where it was taken, independently of the original.
+
+    Attributes:
+        states: State of each mixer, by the path of the mixer in the model.
+        num_tokens: Number of tokens of each sequence so far.
+        documents: (B, num_tokens), the document indices of those tokens; None where documents are not separated.
     """
 
     def __init__(self):
-        self.states: dict[nn.Module, Any] = {}
+        self.states: dict[str, Any] = {}
         self.num_tokens = 0
-        self.documents: Tensor | None = None  # (B, num_tokens)
+        self.documents: Tensor | None = None
+        self._num_sequences: int | None = None
+        self._is_behind = False
+
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        make = ModuleCopier().copies_of(vars(self))  # states may have a gradient, which `copy` refuses
+        if make is None:
+            raise TypeError("a state in the cache cannot be copied")
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(make())
+        return copied
+
+    def start(self, num_sequences: int) -> None:
+        """Begins a pass over new tokens, which `advance` ends.
+
+        Args:
+            num_sequences: Number of sequences in the batch.
+
+        Raises:
+            ValueError: The cache is that of another number of sequences, or its previous pass did not end.
+        """
+        if self._is_behind:
+            raise ValueError(
+                "the previous pass with this cache failed, and some mixers kept its tokens: take a new one"
+            )
+        if self._num_sequences not in (None, num_sequences):
+            raise ValueError(f"the cache has {self._num_sequences} sequences, and the new tokens have {num_sequences}")
+        self._num_sequences, self._is_behind = num_sequences, True
 
     def advance(self, num_tokens: int, documents: Tensor | None) -> None:
         """Records that `num_tokens` more tokens passed through the model."""
         if documents is not None:
             self.documents = self.with_cached(documents)
         self.num_tokens += num_tokens
+        self._is_behind = False
 
     def with_cached(self, documents: Tensor) -> Tensor:
         """Documents of the cached tokens followed by those of the new ones, (B, T): (B, num_tokens + T)."""
@@ -65,6 +108,8 @@ class Context:
         cache: State of earlier passes over the same sequences; None for a single pass.
         auxiliary: Collects losses and loads; None where they are not needed.
         num_tokens: Tokens of a row, T, where that is known before the first layer.
+        padding: (B, T), true where nothing depends on a token: experts do not process it, and it counts nowhere.
+        places: Paths of the mixers of the model, which name their states in the cache. Others are numbered.
     """
 
     def __init__(
@@ -74,12 +119,17 @@ class Context:
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
         num_tokens: int | None = None,
+        padding: Tensor | None = None,
+        places: Mapping[nn.Module, str] | None = None,
     ):
         self.positions = positions
         self.documents = documents
         self.cache = cache
         self.auxiliary = auxiliary
         self.num_tokens = num_tokens
+        self.padding = padding
+        self._places = {} if places is None else places
+        self._numbered: dict[nn.Module, str] = {}
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
@@ -93,14 +143,40 @@ class Context:
             self._made[key] = make()
         return self._made[key]
 
+    def without_padding(self) -> Self:
+        """The same context for a layer that gets other rows, none of which is padding."""
+        if self.padding is None:
+            return self
+        other = copy.copy(self)
+        other.padding = None
+        return other
+
     def state(self, mixer: nn.Module) -> Any:
-        """State that `mixer` kept in the previous pass; None at the start and outside of decoding."""
-        return None if self.cache is None else self.cache.states.get(mixer)
+        """State that `mixer` kept in the previous pass; None at the start and outside of decoding.
+
+        Raises:
+            ValueError: The cache has tokens, and no state of this mixer: it is that of another model.
+        """
+        if self.cache is None:
+            return None
+        place = self._place_of(mixer)
+        if self.cache.num_tokens and place not in self.cache.states:
+            raise ValueError(
+                f"{place} ({type(mixer).__name__}) finds no state in a cache of {self.cache.num_tokens} tokens: the "
+                "cache was filled by another model"
+            )
+        return self.cache.states.get(place)
 
     def keep(self, mixer: nn.Module, state: Any) -> None:
         """Keeps `state` for the next pass when decoding."""
         if self.cache is not None:
-            self.cache.states[mixer] = state
+            self.cache.states[self._place_of(mixer)] = state
+
+    def _place_of(self, mixer: nn.Module) -> str:
+        """Path of a mixer in the model; outside of a model its number, in the order of use."""
+        if mixer in self._places:
+            return self._places[mixer]
+        return self._numbered.setdefault(mixer, f"mixer {len(self._numbered)}")
 
     def all_documents(self) -> Tensor | None:
         """`documents` with those of the cached tokens before them: (B, S + T)."""
@@ -136,6 +212,23 @@ class Context:
     def later(self, values: Tensor, fill: int = 0) -> Tensor:
         """`values` (B, T, ...) of one position later; `fill` after the last."""
         return torch.cat((values[:, 1:], torch.full_like(values[:, :1], fill)), dim=1)
+
+
+def padding_of(documents: Tensor | None = None, targets: Tensor | None = None) -> Tensor | None:
+    """Padding of a batch: positions after the last target of a row, and those of no document.
+
+    Args:
+        documents: (B, T), negative for padding.
+        targets: (B, T), `IGNORED` where a token has no loss.
+
+    Returns:
+        (B, T), true for padding; None where nothing can tell it.
+    """
+    padding = None if documents is None else documents < 0
+    if targets is None:
+        return padding
+    following = (targets != IGNORED).flip(1).cummax(1).values.flip(1)  # a target at this position or later
+    return ~following if padding is None else padding | ~following
 
 
 def places_in_documents(documents: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from ml.layers.children import optional_child, weight_child
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
 from ml.layers.protocol import Layer, NoProducts
+from ml.layers.tracing import has_values
 
 
 @configurable
@@ -68,14 +70,29 @@ class PositionEmbedding(NoProducts):
         return self.num_positions
 
     def forward(self, sequence_length: int, positions: Tensor | None) -> Tensor:
-        """Returns (T, H), or (B, T, H) for positions of shape (B, T)."""
+        """Returns (T, H), or (B, T, H) for positions of shape (B, T).
+
+        Raises:
+            ValueError: A position is beyond the table. Where the positions are on a GPU this stops the program at some
+                later call, for the host does not wait to read them.
+        """
         if positions is not None:
+            self._require_within(positions)
             return F.embedding(positions, self.weight)
         if sequence_length > self.num_positions:
             raise ValueError(
                 f"PositionEmbedding.num_positions ({self.num_positions}) is below the sequence length {sequence_length}"
             )
         return self.weight[:sequence_length]
+
+    def _require_within(self, positions: Tensor) -> None:
+        if not has_values(positions) or torch.compiler.is_compiling() or not positions.numel():
+            return
+        last = positions.amax()
+        if last.device.type != "cpu":
+            torch._assert_async(last < self.num_positions, "a position is beyond PositionEmbedding.num_positions")
+        elif last >= self.num_positions:
+            raise ValueError(f"PositionEmbedding.num_positions ({self.num_positions}) has no position {int(last)}")
 
 
 @configurable
@@ -120,5 +137,15 @@ class Embeddings(NoProducts):
         if self.scale != 1.0:
             x = x * self.scale
         if self.position is not None:
+            self._require_room(tokens.shape[-1], context)
             x = x + self.position(tokens.shape[-1], context.positions)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def _require_room(self, num_tokens: int, context: Context) -> None:
+        """Without documents the positions after cached tokens are known on the host, on any device."""
+        limit, cache = self.max_sequence_length, context.cache
+        if cache is None or limit is None or context.documents is not None or cache.num_tokens + num_tokens <= limit:
+            return
+        raise ValueError(
+            f"{num_tokens} tokens after {cache.num_tokens} in the cache are beyond the {limit} learned positions"
+        )

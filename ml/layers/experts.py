@@ -62,7 +62,10 @@ class Experts(NoProducts):
         return self._fraction
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, context: Context | None = None) -> Tensor:
-        """Tokens (N, H), with the weights and numbers (N, k) of their experts, to (N, H)."""
+        """Tokens (N, H), with the weights and numbers (N, k) of their experts, to (N, H).
+
+        A token with the number E and the weight 0 has no expert; its output is 0.
+        """
         x = x.to(computing_dtype(x))  # once instead of in each layer of each expert
         if self.is_grouped(x):
             return grouped_experts(self.in_order, x, weights, chosen)
@@ -109,7 +112,8 @@ class Experts(NoProducts):
         busy = [pair for pair in pairs if len(pair[1].tokens) or torch.is_grad_enabled()] or pairs[:1]
         shares = [share for _, share in busy]
         parts = _Dispatch.apply(x, shares)
-        outputs = [expert(part, context) for (expert, _), part in zip(busy, parts, strict=True)]
+        inner = None if context is None else context.without_padding()
+        outputs = [expert(part, inner) for (expert, _), part in zip(busy, parts, strict=True)]
         return _Combine.apply(weights, shares, *outputs)
 
     def row_multiple(self, x: Tensor) -> int:
@@ -126,10 +130,11 @@ class Share(NamedTuple):
 
 
 def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> list[Share]:
-    """Sorts the choices (N, k) by expert; within an expert the tokens stay in order."""
+    """Sorts the choices (N, k) by expert; within an expert the tokens stay in order. Those of no expert are dropped."""
     numbers, choices = chosen.flatten().sort(stable=True)
     bounds = torch.searchsorted(numbers, torch.arange(num_experts + 1, device=numbers.device))
     counts = bounds.diff().tolist() if has_values(bounds) else _even(len(choices), num_experts)
+    choices = choices[: sum(counts)]
     tokens = (choices // chosen.shape[1]).split(counts)
     filled = [nn.functional.pad(part, (0, -len(part) % row_multiple)) for part in tokens]
     return [Share(*share) for share in zip(choices.split(counts), filled, strict=True)]

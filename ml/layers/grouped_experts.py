@@ -15,8 +15,11 @@ ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so many
 
 
 def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). Does not synchronize."""
-    order = Order.by_expert(chosen, len(experts))
+    """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). Does not synchronize.
+
+    The number of rows is fixed, so a choice of no expert, whose weight is 0, passes the last one.
+    """
+    order = Order.by_expert(chosen.clamp(max=len(experts) - 1), len(experts))
     y = GROUPINGS[type(experts[0])].compute(experts, GatherRows.apply(x, order), order)  # (N k, H)
     return WeightedSum.apply(y, weights, order)
 

@@ -69,7 +69,12 @@ class MixtureOfExperts(NoProducts):
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         tokens = x.flatten(0, -2)  # (B T, H)
-        y = self.experts(tokens, *self.router(tokens, context), context).view_as(x)
+        weights, chosen = self.router(tokens, context)
+        padding = None if context is None else context.padding
+        if padding is not None:  # (B, T): those tokens have no expert
+            is_padding = padding.flatten()[:, None]
+            weights, chosen = weights.masked_fill(is_padding, 0.0), chosen.masked_fill(is_padding, self.num_experts)
+        y = self.experts(tokens, weights, chosen, context).view_as(x)
         if self.shared_expert is None:
             return y
         shared = self.shared_expert(x, context)

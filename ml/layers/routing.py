@@ -25,10 +25,15 @@ class Router(Layer):
         hidden_size: int,
         num_experts: int,
         experts_per_token: int,
+        normalize: bool,
         weight_initialization: Initialization,
         lr_scale: float,
     ):
         super().__init__(lr_scale)
+        has_gradient = experts_per_token > 1 or num_experts == 1 or not normalize
+        message = "makes every weight 1 where experts_per_token is 1, so the router has no gradient: set it to False"
+        require(has_gradient, "normalize", message)
+        self.normalize = normalize
         self.experts_per_token = experts_per_token
         self.weight = weight_child((num_experts, hidden_size), weight_initialization)
 
@@ -42,11 +47,21 @@ class Router(Layer):
         """Collector of the load and the losses of this pass; None where they are not needed."""
         return context.auxiliary if self.training and context is not None else None
 
-    def load(self, experts: Tensor) -> Tensor:
-        """Number of tokens that chose each expert: (N, k) -> (E), float32."""
+    def routed(self, context: Context | None) -> Tensor | None:
+        """(N), false for padding, which has no expert and counts nowhere; None where all tokens count."""
+        return None if context is None or context.padding is None else ~context.padding.flatten()
+
+    def load(self, experts: Tensor, routed: Tensor | None = None) -> Tensor:
+        """Number of tokens that chose each expert: (N, k) -> (E), float32.
+
+        Args:
+            experts: (N, k).
+            routed: (N), false for padding; None where all tokens count.
+        """
         chosen = experts.detach().flatten()
         counts = torch.zeros(len(self.weight), dtype=torch.int64, device=chosen.device)
-        return counts.scatter_add_(0, chosen, torch.ones_like(chosen)).float()  # `bincount` would synchronize
+        once = torch.ones_like(chosen) if routed is None else routed[:, None].expand_as(experts).flatten().long()
+        return counts.scatter_add_(0, chosen, once).float()  # `bincount` would synchronize
 
     def training_flops_per_token(self, sequence_length: int) -> float:
         """Two operations an entry of W forward, four backward."""
@@ -55,6 +70,14 @@ class Router(Layer):
     def extra_repr(self) -> str:
         num_experts, hidden_size = self.weight.shape
         return f"{hidden_size}, num_experts={num_experts}, experts_per_token={self.experts_per_token}"
+
+
+def mean_of(values: Tensor, routed: Tensor | None) -> Tensor:
+    """Mean over the first dimension (N) of the values of routed tokens (N); 0 where there is none."""
+    if routed is None:
+        return values.mean(0)
+    counted = routed.view(-1, *[1] * (values.dim() - 1))
+    return values.where(counted, 0.0).sum(0) / routed.sum().clamp(min=1)
 
 
 @configurable
@@ -66,7 +89,8 @@ class SoftmaxRouter(Router):
         hidden_size: Width of the residual stream, H.
         num_experts: Number of experts, E.
         experts_per_token: Number of experts that process each token, k.
-        normalize: Divides the weights of the chosen experts by their sum (Mixtral, Qwen3-MoE).
+        normalize: Divides the weights of the chosen experts by their sum (Mixtral, Qwen3-MoE); not with one expert per
+            token, whose weight would be 1.
         auxiliary_loss: Coefficient of the load balancing loss E Σ_e f_e P_e, with f_e the choices of e per token and
             P_e the mean of p_e; it is k where the load is even. 0.01 is that of Switch (section 2.2), 0.001 that of
             Mixtral and Qwen.
@@ -88,8 +112,7 @@ class SoftmaxRouter(Router):
         weight_initialization: Initialization = normal,
         lr_scale: float = 1.0,
     ):
-        super().__init__(hidden_size, num_experts, experts_per_token, weight_initialization, lr_scale)
-        self.normalize = normalize
+        super().__init__(hidden_size, num_experts, experts_per_token, normalize, weight_initialization, lr_scale)
         self.auxiliary_loss = non_negative("auxiliary_loss", auxiliary_loss)
         self.z_loss = non_negative("z_loss", z_loss)
         self.couples_sequences = self.auxiliary_loss > 0.0 or self.z_loss > 0.0
@@ -99,20 +122,22 @@ class SoftmaxRouter(Router):
         probabilities = logits.softmax(-1)
         weights, experts = probabilities.topk(self.experts_per_token, dim=-1)  # (N, k)
         if (auxiliary := self.auxiliary_of(context)) is not None:
-            load = self.load(experts)
-            auxiliary.add(self, load, self.losses(logits, probabilities, load))
+            routed = self.routed(context)
+            load = self.load(experts, routed)
+            auxiliary.add(self, load, self.losses(logits, probabilities, load, routed))
         if self.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights, experts
 
-    def losses(self, logits: Tensor, probabilities: Tensor, load: Tensor) -> list[Tensor]:
-        """Losses with a coefficient, each multiplied by it."""
+    def losses(self, logits: Tensor, probabilities: Tensor, load: Tensor, routed: Tensor | None = None) -> list[Tensor]:
+        """Losses with a coefficient, each multiplied by it; means over the routed tokens (N)."""
         losses = []
         if self.auxiliary_loss:
-            choices = load / len(logits)  # (E) per token
-            losses.append(self.auxiliary_loss * len(load) * (choices * probabilities.mean(0)).sum())
+            num_tokens = len(logits) if routed is None else routed.sum().clamp(min=1)
+            choices = load / num_tokens  # (E) per token
+            losses.append(self.auxiliary_loss * len(load) * (choices * mean_of(probabilities, routed)).sum())
         if self.z_loss:
-            losses.append(self.z_loss * logits.logsumexp(-1).square().mean())
+            losses.append(self.z_loss * mean_of(logits.logsumexp(-1).square(), routed))
         return losses
 
     def extra_repr(self) -> str:
@@ -132,7 +157,8 @@ class SigmoidRouter(Router, Balanced, Buffered):
         hidden_size: Width of the residual stream, H.
         num_experts: Number of experts, E.
         experts_per_token: Number of experts that process each token, k.
-        normalize: Divides the weights by Σ s over the chosen experts.
+        normalize: Divides the weights by Σ s over the chosen experts; not with one expert per token, whose weight would
+            be 1.
         scale: Factor of the weights (`routed_scaling_factor`).
         num_groups: Number of groups of consecutive experts.
         groups_per_token: Number of groups whose experts a token chooses from: those whose two best experts have the
@@ -158,8 +184,7 @@ class SigmoidRouter(Router, Balanced, Buffered):
         weight_initialization: Initialization = normal,
         lr_scale: float = 1.0,
     ):
-        super().__init__(hidden_size, num_experts, experts_per_token, weight_initialization, lr_scale)
-        self.normalize = normalize
+        super().__init__(hidden_size, num_experts, experts_per_token, normalize, weight_initialization, lr_scale)
         self.scale = positive_float("scale", scale)
         self.num_groups = positive("num_groups", num_groups)
         self.groups_per_token = positive("groups_per_token", groups_per_token)
@@ -186,7 +211,7 @@ class SigmoidRouter(Router, Balanced, Buffered):
         scores = self.logits(x).sigmoid()  # (N, E)
         experts = self.choose(scores.detach() + self.balance_bias)  # (N, k)
         if (auxiliary := self.auxiliary_of(context)) is not None:
-            auxiliary.add(self, self.load(experts), [])
+            auxiliary.add(self, self.load(experts, self.routed(context)), [])
         weights = scores.gather(-1, experts)
         if self.normalize:
             # All scores of a token may underflow; then its weights are 0 and not NaN.

@@ -33,7 +33,7 @@ def generate(
     """Yields the next token of every prompt, (B), `num_tokens` times.
 
     The tokens drawn for a prompt depend on the seed and its index alone, not on the other prompts. Shorter prompts are
-    padded on the left by a separate document, which the rest does not see; where the model does not separate documents,
+    padded on the left, which the rest does not see; where the model does not separate documents,
     prompts of one length go through it together.
 
     Args:
@@ -108,7 +108,7 @@ class _Texts:
         self._tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
         self._documents = None
         if any(len(prompt) < longest for prompt in prompts):
-            documents = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+            documents = [[-1] * (longest - len(p)) + [0] * len(p) for p in prompts]
             self._documents = torch.tensor(documents, device=device)
 
     def next_logits(self) -> Tensor:
@@ -117,7 +117,7 @@ class _Texts:
 
     def append(self, token: Tensor) -> None:
         """Adds a token (B) to the texts. With a cache only the new ones go through the model next."""
-        new, documents = token[:, None], None if self._documents is None else torch.ones_like(token)[:, None]
+        new, documents = token[:, None], None if self._documents is None else torch.zeros_like(token)[:, None]
         if self._cache is None:
             new = torch.cat((self._tokens, new), dim=1)
             if self._documents is not None and documents is not None:

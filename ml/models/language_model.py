@@ -1,6 +1,7 @@
 """Causal language model."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ml.blocks.repeat import Repeat
 from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive
-from ml.layers.context import Auxiliary, Cache, Context, places_in_documents
+from ml.layers.context import Auxiliary, Cache, Context, padding_of, places_in_documents
 from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
@@ -17,6 +18,7 @@ from ml.layers.protocol import Mixer, NoProducts
 from ml.layers.rotary import RotaryEmbedding
 from ml.layers.walk import named_modules
 from ml.models.declarations import (
+    branches_of,
     depth_of,
     max_sequence_length,
     obstacle_to_decoding,
@@ -74,7 +76,8 @@ class LanguageModel(NoProducts):
         if multi_token is not None:
             problem = obstacle_to_depth("decoder", self.decoder)
             require(problem is None, "multi_token", f"needs the depth of the decoder: {problem}")
-            self.multi_token = child("multi_token", multi_token, self.hidden_size, depth_of(self.decoder))
+            before = (depth_of(self.decoder), branches_of(self.decoder))
+            self.multi_token = child("multi_token", multi_token, self.hidden_size, *before)
         for problem in _misfits([self.decoder, self.multi_token]):
             require(False, "decoder", problem)
         settle_parameters(self)
@@ -121,8 +124,17 @@ class LanguageModel(NoProducts):
         documents: Tensor | None = None,
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
+        targets: Tensor | None = None,
     ) -> Context:
         """Context of a pass over `tokens` (B, T); positions count from the start of each document.
+
+        Args:
+            tokens: (B, T).
+            positions: (T) or (B, T); None is 0, 1, ..., T-1 in each document.
+            documents: (B, T), document index of each token, negative for padding; None where each row is one document.
+            cache: State of the previous tokens; None for a single pass.
+            auxiliary: Collects losses and loads; None where they are not needed.
+            targets: (B, T), after the last of which a row is padding; None where they are not known.
 
         Raises:
             ValueError: A layer does not declare that it decodes from a cache, or that it separates documents.
@@ -136,7 +148,12 @@ class LanguageModel(NoProducts):
             positions = places_in_documents(all_documents)[:, -tokens.shape[1] :]
         elif positions is None and cache is not None:
             positions = torch.arange(tokens.shape[1], device=tokens.device) + cache.num_tokens
-        return Context(positions, documents, cache, auxiliary, num_tokens=tokens.shape[1])
+        places = None if cache is None else self._places_of_mixers
+        return Context(positions, documents, cache, auxiliary, tokens.shape[1], padding_of(documents, targets), places)
+
+    @cached_property
+    def _places_of_mixers(self) -> dict[nn.Module, str]:
+        return {module: path for path, module in named_modules(self) if isinstance(module, Mixer)}
 
     def embed(self, tokens: Tensor, context: Context) -> Tensor:
         """Input of the first block: (B, T) -> (B, T, H)."""
@@ -156,12 +173,14 @@ class LanguageModel(NoProducts):
         Args:
             tokens: (B, T).
             positions: (T) or (B, T); None is 0, 1, ..., T-1 in each document.
-            documents: (B, T), document index of each token; None where each row is one document.
+            documents: (B, T), document index of each token, negative for padding; None where each row is one document.
             cache: State of the previous tokens, extended by these; None for a single pass.
             num_logits: Number of last tokens of each row with logits, (B, num_logits, V); None is all.
             inputs: Further arguments of `embed`.
         """
         context = self.context(tokens, positions, documents, cache)
+        if cache is not None:
+            cache.start(len(tokens))
         x = self.decoder(self.embed(tokens, context, **inputs), context)
         if cache is not None:
             cache.advance(tokens.shape[1], documents)
@@ -177,7 +196,7 @@ class LanguageModel(NoProducts):
         **inputs: Tensor,
     ) -> LossSums:
         """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss."""
-        context = self.context(tokens, positions, documents, auxiliary=Auxiliary())
+        context = self.context(tokens, positions, documents, auxiliary=Auxiliary(), targets=targets)
         return self.loss_in_context(tokens, targets, context, teacher, **inputs)
 
     def loss_in_context(

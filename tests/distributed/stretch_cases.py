@@ -251,14 +251,14 @@ def router_losses_of_stretches(model: LanguageModel, num_stretches: int) -> None
     for router in [module for module in model.modules() if isinstance(module, SoftmaxRouter)]:
         losses = router.losses
 
-        def in_stretches(logits: Tensor, probabilities: Tensor, load: Tensor, losses=losses, router=router) -> list:
-            del load
-            stretches = [x.unflatten(0, (BATCH_SIZE, -1)).chunk(num_stretches, 1) for x in (logits, probabilities)]
+        def in_stretches(*arguments: Tensor, losses=losses, router=router) -> list:
+            logits, probabilities, _, routed = arguments
+            whole = [x.unflatten(0, (BATCH_SIZE, -1)) for x in (logits, probabilities, routed)]
             total = []
-            for weight, part, probability in zip(weights, *stretches, strict=True):
-                part, probability = part.flatten(0, 1), probability.flatten(0, 1)
-                chosen = router.load(probability.topk(router.experts_per_token, dim=-1).indices)
-                total.extend(weight * loss for loss in losses(part, probability, chosen))
+            for weight, *parts in zip(weights, *(x.chunk(num_stretches, 1) for x in whole), strict=True):
+                part, probability, own = (x.flatten(0, 1) for x in parts)
+                load = router.load(probability.topk(router.experts_per_token, dim=-1).indices, own)
+                total.extend(weight * loss for loss in losses(part, probability, load, own))
             return total
 
         router.losses = in_stretches

@@ -97,7 +97,7 @@ def test_decoding_in_pieces_equals_one_pass(options, pieces, documents):
 def test_the_cache_is_no_longer_than_the_receptive_field():
     layer, cache = build(), Cache()
     layer(random(B, T, C), Context(cache=cache))
-    kept = cache.states[layer]
+    kept = cache.states["mixer 0"]
     assert kept.shape == (B, 3, C)
     assert kept.untyped_storage().nbytes() == kept.nbytes  # not a view of the whole prompt
 

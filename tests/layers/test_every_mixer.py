@@ -1,5 +1,7 @@
 """Properties of every mixer: causality, cached decoding, separated documents."""
 
+import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -53,6 +55,33 @@ def test_decoding_in_pieces_equals_one_pass(mixer, pieces):
         outputs.append(layer(piece, context_of(cache, piece.shape[1])))
         cache.advance(piece.shape[1], None)
     torch.testing.assert_close(torch.cat(outputs, dim=1), layer(x, Context()), **CLOSE)
+
+
+COPIES = {"copied": copy.copy, "deeply": copy.deepcopy, "pickled": lambda cache: pickle.loads(pickle.dumps(cache))}
+
+
+@every_mixer
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_of_a_cache_continues_alone_and_with_a_copy_of_the_layer(mixer, copied):
+    layer, x = build(mixer), random_input(B, T, H)
+    cache, expected = Cache(), layer(x, Context())
+    layer(x[:, :9], context_of(cache, 9))  # with gradients, so that states have them too
+    cache.advance(9, None)
+    other = copied(cache)
+    layer(torch.zeros_like(x[:, :3]), context_of(cache, 3))  # changes nothing in the copy
+    with torch.no_grad():
+        for model in (layer, copy.deepcopy(layer)):
+            taken = copy.deepcopy(other)
+            torch.testing.assert_close(model(x[:, 9:], context_of(taken, T - 9)), expected[:, 9:], **CLOSE)
+
+
+@every_mixer
+@torch.no_grad()
+def test_a_cache_with_tokens_and_without_the_state_of_a_mixer_is_refused(mixer):
+    cache = Cache()
+    cache.advance(4, None)
+    with pytest.raises(ValueError, match=r"finds no state in a cache of 4 tokens"):
+        build(mixer)(random_input(B, 1, H), context_of(cache, 1))
 
 
 @every_mixer

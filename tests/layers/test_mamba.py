@@ -254,13 +254,13 @@ def test_packed_documents_equal_separate_ones_in_outputs_and_gradients():
 def test_time_steps_are_computed_in_float32_under_autocast():
     """The state after a thousand steps of the initial length; a bias in bfloat16 would differ by 2^-9 of 7."""
     layer, cache = materialize(Mamba(H)), Cache()
-    cache.states[layer] = torch.ones(1, 48, 16)
+    cache.states["mixer 0"] = torch.ones(1, 48, 16)
     with torch.autocast("cpu", torch.bfloat16):
         layer.scan(torch.zeros(1, 1000, 48, dtype=torch.bfloat16), Context(cache=cache))
     dt = F.softplus(layer.dt_bias.double())[:, None]
     expected = torch.exp(-1000 * dt * torch.arange(1.0, 17.0))[None]
     # A thousand roundings of 2^-24, and of exponents up to a hundred; beyond, nothing is left.
-    torch.testing.assert_close(cache.states[layer].double(), expected, rtol=1e-3, atol=1e-30)
+    torch.testing.assert_close(cache.states["mixer 0"].double(), expected, rtol=1e-3, atol=1e-30)
 
 
 def test_mamba_under_autocast_stays_close_and_keeps_its_state_in_float32():
@@ -270,7 +270,7 @@ def test_mamba_under_autocast_stays_close_and_keeps_its_state_in_float32():
         actual = layer(x, Context(cache=cache))
         actual.float().square().sum().backward()
     assert actual.dtype == torch.bfloat16
-    assert cache.states[layer].dtype == torch.float32
+    assert cache.states["mixer 1"].dtype == torch.float32
     # Inputs, weights and each of five projections round to 2^-9, and dt is exponentiated.
     assert (actual - expected).norm() / expected.norm() < 0.02
     actual = {name: p.grad for name, p in layer.named_parameters()}

@@ -232,13 +232,13 @@ def test_packed_documents_equal_separate_ones_in_outputs_and_gradients():
 def test_time_steps_are_computed_in_float32_under_autocast():
     """The state after a hundred steps of the initial length; a bias in bfloat16 would differ by 2^-9 of 7."""
     layer, cache = materialize(Mamba2(H, head_size=1, state_size=2)), Cache()
-    cache.states[layer] = torch.ones(1, 48, 1, 2)
+    cache.states["mixer 0"] = torch.ones(1, 48, 1, 2)
     nothing = [torch.zeros(1, 100, *shape, dtype=torch.bfloat16) for shape in ((48, 1), (48,), (1, 2), (1, 2))]
     with torch.autocast("cpu", torch.bfloat16):
         layer.scan(*nothing, Context(cache=cache))
     expected = torch.exp(-100 * F.softplus(layer.dt_bias.double()) * layer.A_log.double().exp())
     # Exponents up to a hundred, rounded to 2^-24; beyond, nothing is left.
-    state = cache.states[layer].double()
+    state = cache.states["mixer 0"].double()
     torch.testing.assert_close(state, expected[None, :, None, None].expand_as(state), rtol=1e-4, atol=1e-30)
 
 
@@ -256,7 +256,7 @@ def test_mamba2_under_autocast_stays_close_and_keeps_its_state_in_float32():
         actual = layer(x, Context(cache=cache))
         actual.float().square().sum().backward()
     assert actual.dtype == torch.bfloat16
-    assert cache.states[layer].dtype == torch.float32
+    assert cache.states["mixer 1"].dtype == torch.float32
     # Inputs, weights and the results of four products round to 2^-9, and dt is exponentiated.
     assert (actual - expected).norm() / expected.norm() < 0.02
     actual = {name: p.grad for name, p in layer.named_parameters()}

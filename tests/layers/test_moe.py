@@ -20,6 +20,7 @@ from ml.layers.grouped_experts import Stack
 from ml.layers.moe import MixtureOfExperts
 from ml.layers.routing import SigmoidRouter, SoftmaxRouter
 from ml.models import LanguageModel, flops_per_token, materialize
+from ml.targets import IGNORED
 
 H, F = 24, 40
 PLAIN = partial(Linear, bias=False)
@@ -108,7 +109,7 @@ def deepseek_v3(num_groups, groups_per_token, normalize=True, num_shared=1):
 FAMILIES = {
     "Mixtral": mixtral(8, 2),
     "Mixtral, all experts": mixtral(3, 3),
-    "Mixtral, one of many": mixtral(20, 1),
+    "Mixtral, two of many": mixtral(20, 2),
     "Qwen2-MoE": qwen2_moe(normalize=False),
     "Qwen2-MoE, normalized": qwen2_moe(normalize=True),
     "DeepSeek-V3": deepseek_v3(4, 2),
@@ -142,7 +143,8 @@ def mixture_by_loops(layer: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
     for token in x.flatten(0, 1):
         scores = (layer.router.weight @ token).softmax(-1)
         best = scores.argsort(descending=True)[: layer.experts_per_token]
-        y = sum(scores[e] / scores[best].sum() * getattr(layer.experts, f"expert_{e}")(token) for e in best)
+        total = scores[best].sum() if layer.router.normalize else 1.0
+        y = sum(scores[e] / total * getattr(layer.experts, f"expert_{e}")(token) for e in best)
         rows.append(y if layer.shared_expert is None else y + layer.shared_expert(token))
     return torch.stack(rows).view_as(x)
 
@@ -151,7 +153,7 @@ EXPERTS = {
     "gated": {},
     "plain": {"expert": partial(MLP, intermediate_size=F)},
     "of other kinds": {"expert": partial(MLP, intermediate_size=11, linear=partial(LoRA, rank=3))},
-    "one of them": {"experts_per_token": 1},
+    "one of them": {"experts_per_token": 1, "router": partial(SoftmaxRouter, normalize=False)},
     "all of them": {"experts_per_token": 6},
     "a shared expert": {"shared_expert": partial(MLP, intermediate_size=9)},
 }
@@ -231,7 +233,7 @@ def test_experts_with_and_without_a_bias_may_be_grouped():
 
 
 def test_merged_adapters_are_not_added_twice():
-    _, layer = both_paths(expert=ADAPTED)
+    _, layer = both_paths(lambda layer: layer.eval(), expert=ADAPTED)
     x = random(1, 31, H)
     expected = layer(x)
     for expert in layer.experts.in_order:
@@ -268,11 +270,11 @@ def test_on_the_cpu_in_16_bits_rows_are_padded_for_experts_that_process_rows_ind
         expert.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     layer(random(1, 50, H).bfloat16())
     assert all(x.shape[:-1].numel() % 16 == 0 for x in seen)
-    inner = build(torch.bfloat16, expert=partial(MixtureOfExperts, num_experts=2), experts_per_token=1)
+    inner = build(torch.bfloat16, expert=partial(MixtureOfExperts, num_experts=2))
     auxiliary = Auxiliary()
     inner(random(1, 50, H).bfloat16(), Context(auxiliary=auxiliary))
     loads = [load for router, load in auxiliary.loads if router is not inner.router]
-    assert sum(float(load.sum()) for load in loads) == 50 * 2  # none of them is padding
+    assert sum(float(load.sum()) for load in loads) == 50 * 2 * 2  # none of them is padding
 
 
 def test_without_gradients_experts_without_tokens_are_skipped():
@@ -372,6 +374,48 @@ def test_losses_and_loads_reach_the_training_loop():
     assert layer.router.weight.grad.any()
 
 
+NESTED = partial(MixtureOfExperts, num_experts=2, expert=partial(MLP, intermediate_size=8))
+
+
+@pytest.mark.parametrize(
+    "options", [{"grouped": False}, {"grouped": True}, {"expert": NESTED}], ids=["one by one", "grouped", "nested"]
+)
+def test_padding_has_no_expert_and_no_gradient(options):
+    layer, x = build(**options), random(2, 9, H)
+    padding = random(2, 9, seed=3) > 0.4
+    calls = []
+    layer.experts.in_order[0].register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[-2]))
+    x.requires_grad_()
+    y = layer(x, Context(padding=padding))
+    assert not y[padding].any()
+    y.backward(random(2, 9, H, seed=99))
+    if calls:  # one by one
+        assert calls == [int((layer.router(x[~padding])[1] == 0).sum())]
+    padded, x.grad = {name: p.grad for name, p in layer.named_parameters()} | {"x": x.grad}, None
+    layer.zero_grad()
+    alone = layer(x[~padding][None])
+    torch.testing.assert_close(y[~padding], alone[0], **CLOSE)
+    alone.backward(random(2, 9, H, seed=99)[~padding][None])
+    assert_same(padded, {name: p.grad for name, p in layer.named_parameters()} | {"x": x.grad}, **CLOSE)
+
+
+def test_padding_of_a_batch_is_what_no_target_depends_on():
+    model = materialize(built("SoftmaxRouter.z_loss = 0.1"))
+    tokens = torch.randint(0, 64, (2, 11), generator=torch.Generator().manual_seed(0))
+    targets = tokens.roll(-1, 1).clone()
+    targets[0, [0, 3]] = IGNORED  # a prompt is no padding
+    whole = model.loss(tokens[:, :7], targets[:, :7])
+    targets[:, 7:] = IGNORED
+    padded = model.loss(tokens, targets)
+    for (_, found), (_, expected) in zip(padded.loads, whole.loads, strict=True):
+        assert torch.equal(found, expected)
+        assert found.sum() == 2 * 7 * 2
+    torch.testing.assert_close(padded.total, whole.total)
+    torch.testing.assert_close(padded.parts, whole.parts)
+    packed = model.loss(tokens, tokens.roll(-1, 1), documents=torch.tensor([[0] * 11, [-1] * 4 + [0] * 7]))
+    assert [found.sum() for _, found in packed.loads] == [(11 + 7) * 2] * 2
+
+
 MODEL = """
 LanguageModel.vocab_size = 64
 LanguageModel.hidden_size = 32
@@ -452,9 +496,9 @@ def test_flops_count_the_active_experts_of_a_token():
 
 def test_flops_of_mixtures_in_mixtures_multiply():
     expert = partial(MLP, intermediate_size=F, activation=silu)
-    inner = partial(MixtureOfExperts, num_experts=4, experts_per_token=1, expert=expert)
+    inner = partial(MixtureOfExperts, num_experts=4, experts_per_token=3, expert=expert)
     layer = MixtureOfExperts(H, num_experts=6, experts_per_token=2, expert=inner)
-    assert flops_per_token(layer, 7) == pytest.approx(6 * (6 * H + 2 * (4 * H + 2 * H * F)))
+    assert flops_per_token(layer, 7) == pytest.approx(6 * (6 * H + 2 * (4 * H + 3 * 2 * H * F)))
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])

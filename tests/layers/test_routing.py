@@ -38,8 +38,7 @@ def choices(layer, x) -> dict[str, object]:
     return {"load": load, "losses": auxiliary.losses}
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("experts_per_token", [1, 3, E])
+@pytest.mark.parametrize(("normalize", "experts_per_token"), [(False, 1), (False, 3), (False, E), (True, 3), (True, E)])
 def test_softmax_router_selects_the_most_probable(normalize, experts_per_token):
     layer, x = build(SoftmaxRouter, experts_per_token, normalize=normalize).double(), random(40, H).double()
     weights, experts = layer(x)
@@ -113,7 +112,7 @@ def test_load_counts_the_selections_in_training_and_only_on_request(router):
 
 @pytest.mark.parametrize("experts_per_token", [1, 2, 4])
 def test_auxiliary_loss_is_that_of_transformers(experts_per_token):
-    layer, x = build(SoftmaxRouter, experts_per_token, auxiliary_loss=0.3), random(90, H)
+    layer, x = build(SoftmaxRouter, experts_per_token, auxiliary_loss=0.3, normalize=False), random(90, H)
     expected = 0.3 * load_balancing_loss_func((x @ layer.weight.T,), E, experts_per_token)
     (loss,) = choices(layer, x)["losses"]
     torch.testing.assert_close(loss, expected)
@@ -139,6 +138,34 @@ def test_z_loss_is_the_mean_square_of_the_log_of_the_partition():
     logits = (x @ layer.weight.T).double()
     slope = 2 * logits.logsumexp(-1, keepdim=True) * logits.softmax(-1) / len(x)
     torch.testing.assert_close(gradient, 0.7 * slope.T.float() @ x)
+
+
+@pytest.mark.parametrize("router", [SoftmaxRouter, SigmoidRouter])
+def test_one_expert_per_token_has_a_gradient_or_is_refused(router):
+    with pytest.raises(ValueError, match="normalize makes every weight 1 where experts_per_token is 1"):
+        router(H, E, 1)
+    layer = build(router, 1, normalize=False)
+    layer(random(20, H))[0].sum().backward()
+    assert layer.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"auxiliary_loss": 0.3}, {"auxiliary_loss": 0.0, "z_loss": 0.7}], ids=["load", "z"]
+)
+def test_padding_counts_in_no_load_and_no_loss(options):
+    layer, x = build(SoftmaxRouter, **options), random(2 * 15, H)
+    padding = random(2, 15, seed=5) > 0.3
+    auxiliary = Auxiliary()
+    layer(x, Context(auxiliary=auxiliary, padding=padding))
+    expected = choices(layer, x[~padding.flatten()])
+    ((_, load),) = auxiliary.loads
+    assert torch.equal(load, expected["load"])
+    torch.testing.assert_close(auxiliary.losses, expected["losses"])
+    gradients = [torch.autograd.grad(losses[0], layer.weight)[0] for losses in (auxiliary.losses, expected["losses"])]
+    torch.testing.assert_close(*gradients)
+    nothing = Auxiliary()
+    layer(x, Context(auxiliary=nothing, padding=torch.ones_like(padding)))
+    assert [loss.item() for loss in nothing.losses] == [0.0]
 
 
 def test_without_coefficients_there_are_no_losses():

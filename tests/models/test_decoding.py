@@ -1,5 +1,7 @@
 """The whole model with a cache, and with separated documents."""
 
+import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -85,6 +87,45 @@ def test_packed_documents_have_the_loss_and_gradients_of_separate_ones(options):
     expected = torch.autograd.grad(sum(alone), list(model.parameters()), materialize_grads=True)
     for value, other in zip(packed, expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_goes_with_copies_of_its_model_and_not_with_other_models():
+    model, text, cache = build(), tokens(2, T), Cache()
+    expected = model(text)
+    model(text[:, :5], cache=cache)
+    other = pickle.loads(pickle.dumps(model))
+    following = other(text[:, 5:], cache=copy.deepcopy(cache))
+    torch.testing.assert_close(following, expected[:, 5:], rtol=1e-4, atol=1e-6)
+    deeper = build(partial(Repeat, num_blocks=3, block=partial(DecoderBlock, mixer=ATTENTION)))
+    with pytest.raises(
+        ValueError, match=r"decoder\.block_2\.mixer \(Attention\) finds no state in a cache of 5 tokens"
+    ):
+        deeper(text[:, 5:], cache=cache)
+    with pytest.raises(ValueError, match="the previous pass with this cache failed"):
+        model(text[:, 5:], cache=cache)
+
+
+@torch.no_grad()
+def test_a_cache_of_other_sequences_is_refused():
+    model, cache = build(), Cache()
+    model(tokens(2, 3), cache=cache)
+    with pytest.raises(ValueError, match="the cache has 2 sequences, and the new tokens have 1"):
+        model(tokens(1, 1), cache=cache)
+
+
+@torch.no_grad()
+def test_learned_positions_end_with_a_clear_error_in_every_use():
+    model = build(embeddings=partial(Embeddings, position=partial(PositionEmbedding, num_positions=6)))
+    cache = Cache()
+    model(tokens(1, 5), cache=cache)
+    with pytest.raises(ValueError, match="2 tokens after 5 in the cache are beyond the 6 learned positions"):
+        model(tokens(1, 2), cache=cache)
+    with pytest.raises(ValueError, match=r"num_positions \(6\) has no position 6"):
+        model(tokens(1, 2), positions=torch.tensor([5, 6]))
+    with pytest.raises(ValueError, match=r"num_positions \(6\) has no position 6"):
+        model(tokens(1, 8), documents=torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1]]))
+    model(tokens(1, 8), documents=torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]]))
 
 
 def test_bidirectional_attention_cannot_decode():

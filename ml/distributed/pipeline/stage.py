@@ -83,7 +83,8 @@ class Stage(nn.Module):
     ) -> Tensor | tuple[Tensor, ...]:
         model: LanguageModel = vars(self)["model"]
         auxiliary = Auxiliary() if self.neighbors is None else None
-        context = model.context(targets, documents=documents, auxiliary=auxiliary)  # `targets`: the shape of the tokens
+        # As tokens, the targets have the right shape.
+        context = model.context(targets, documents=documents, auxiliary=auxiliary, targets=targets)
         if self.neighbors is not None:
             context = ContextOfStretch(context, targets, self.neighbors)
             targets = targets[:, context.stretch]
