@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -234,7 +235,7 @@ RUNS = {
         Trainer.data = @Concatenation
         Concatenation.datasets = {'a': @TextData, 'b': @TokenFiles}
         TokenFiles.paths = 'tokens'""",
-    "tiktoken": RANKS.format("ranks") + "\nTiktokenTokenizer.special_tokens = {'<|endoftext|>': 280}",
+    "tiktoken": RANKS.format("ranks") + "\nTiktokenTokenizer.special_tokens = {'<|endoftext|>': 280, 'turn': 281}",
     "other tiktoken": RANKS.format("other_ranks") + "\nTiktokenTokenizer.end_of_document = None",
     "Hugging Face": WORDS.format("words"),
     "other Hugging Face": WORDS.format("other_words") + "\nHuggingFaceTokenizer.end_of_document = 'turn'",
@@ -337,6 +338,11 @@ def write_tokenizers():
         train_byte_pairs(
             ["a number is long, " * 9], Path(f"{prefix}words/tokenizer.json"), size, SPECIAL, show_progress=False
         )
+        with_begin = tokenizers.Tokenizer.from_file(f"{prefix}words/tokenizer.json")
+        with_begin.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{SPECIAL[1]} $A", special_tokens=[(SPECIAL[1], 1)]
+        )
+        with_begin.save(f"{prefix}words/tokenizer.json")
         pieces = [*(bytes([byte]) for byte in range(256)), b"nu", b"le", b"num"][: size - 6]
         lines = (f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(pieces))
         Path(f"{prefix}ranks").write_text("".join(lines))

@@ -18,6 +18,7 @@ from ml.config.effects import Effects, find_effects
 from ml.config.errors import ConfigError, Location, Problem, did_you_mean
 from ml.config.garbage import no_garbage_collection
 from ml.config.imported import ImportedValue, imported_statements
+from ml.config.migrations import earlier_defaults
 from ml.config.names import Names
 from ml.config.operative import operative_config
 from ml.config.operative_lines import LAYER_LINE
@@ -137,6 +138,28 @@ class Config:
             scope = bound.binding.scope if bound is not None and bound.binding.layer.explicit else ()
             key = "/".join((*scope, f"{self._names.spell(call.info)}.{parameter}"))
             reader.read_text(f"{key} = {value!r}", location, Layer.FLAG)
+        with no_garbage_collection():
+            return _checked(self._source._replace(reader=reader))
+
+    def with_defaults_of(self, operative: str) -> "Config":
+        """Returns this configuration with the defaults of the release that wrote an operative config.
+
+        Only parameters with a default here take them, and only where that of this release acts otherwise.
+
+        Args:
+            operative: The operative config of a run, of any release.
+
+        Raises:
+            ConfigError: The values do not fit.
+        """
+        built = {f"{record.configurable}.{record.parameter}" for record in self.records()}
+        kept = {key: value for key, value in earlier_defaults(operative).items() if key in built}
+        if not kept:
+            return self
+        reader = copy.copy(self._source.reader)
+        reader.statements = list(reader.statements)
+        for key, value in kept.items():
+            reader.read_text(f"{key} = {value}", "an earlier release", Layer.DEFAULT)
         with no_garbage_collection():
             return _checked(self._source._replace(reader=reader))
 

@@ -70,14 +70,21 @@ class Added(NamedTuple):
     value: str
 
     def apply(self, lines: list[str]) -> Iterator[tuple[int, str]]:
-        name, _, _ = self.key.rpartition(".")
-        keys = mentioned(lines)
-        if self.key not in keys and any(key.rpartition(".")[0] == name for key in keys):
+        if self.is_missing(mentioned(lines)):
             lines += [f"{LAYER_LINE}'default'", f"{self.key} = {self.value}"]
         return iter(())
 
+    def is_missing(self, keys: set[str]) -> bool:
+        """Returns True if an operative config with these parameters has the configurable without the parameter."""
+        name, _, _ = self.key.rpartition(".")
+        return self.key not in keys and any(key.rpartition(".")[0] == name for key in keys)
 
-CHANGES: tuple[Renamed | Removed | Added, ...] = ()
+
+CHANGES: tuple[Renamed | Removed | Added, ...] = (
+    Added("TextData.begin_token", "''"),
+    Added("TokenFiles.begin_token", "''"),
+    Added("ChatData.begin_token", "''"),
+)
 
 
 class Migrated(NamedTuple):
@@ -97,6 +104,20 @@ def migrated(operative: str) -> Migrated:
     lines = operative.split("\n")
     problems = [problem for change in CHANGES for problem in change.apply(lines)]
     return Migrated("\n".join(lines), problems)
+
+
+def earlier_defaults(operative: str) -> dict[str, str]:
+    """Returns the parameters that an operative config lacks and whose default has changed its behavior since.
+
+    Args:
+        operative: The operative config of any release.
+
+    Returns:
+        The value that keeps the behavior, as gin text, by `Name.parameter`.
+    """
+    keys = mentioned(operative.split("\n"))
+    added = [change for change in CHANGES if isinstance(change, Added)]
+    return {change.key: change.value for change in added if change.is_missing(keys)}
 
 
 def without_additions(operative: str, saved: str) -> str:

@@ -122,7 +122,7 @@ def _texts(settings: Evaluation, subject: Subject) -> dict[str, Any]:
             TextFiles(paths, settings.pattern).documents(),
             subject.model,
             data.tokenizer,
-            data.separator,
+            data.begin,
             stride=subject.stride,
             **subject.settings,
         )
@@ -162,7 +162,7 @@ def _tasks(settings: Evaluation, subject: Subject) -> dict[str, Any]:
     if reason := reason_for_full_pass(subject.model):
         print(f"tasks that generate: {reason}", file=sys.stderr)
     data = subject.trainer.data
-    adapter = HarnessModel(subject.model, data.tokenizer, data.separator, **subject.settings)
+    adapter = HarnessModel(subject.model, data.tokenizer, data.separator, data.begin, **subject.settings)
     try:
         results = lm_eval.simple_evaluate(
             adapter,

@@ -99,7 +99,7 @@ def generate_texts(
         raise UserError("there is no prompt to continue")
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
     try:
-        encoded = [encode_prompt(prompt, data.tokenizer, data.separator) for prompt in prompts]
+        encoded = [encode_prompt(prompt, data.tokenizer, data.begin) for prompt in prompts]
         encoded = [tokens for tokens in encoded for _ in range(settings.num_samples)]
         model = load()
         num_tokens = settings.num_tokens or _room(model.max_sequence_length, max(map(len, encoded)))

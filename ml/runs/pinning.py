@@ -1,4 +1,4 @@
-"""Pins the checkpoints that a run starts from and is taught by to their step and hash, before the run is written."""
+"""Pins what a configuration leaves open, before the run is written: the checkpoints that it uses, by step and hash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _LOCATION = "found when the run started"
 def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Trainer | None = None) -> Config:
     """Returns the configuration with the step and the hash of each checkpoint of another run that it uses.
 
-    A run that is resumed keeps what it recorded, even if the other run has trained on since.
+    A run that is resumed keeps what it recorded, even if the other run has trained on since, and the defaults of the
+    release that began it.
 
     Args:
         config: The configuration.
@@ -32,17 +33,19 @@ def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Tra
     Raises:
         RunError: There is no such checkpoint.
     """
-    trainer = build_trainer(config) if trainer is None else trainer
+    saved = world.first(lambda: folder.operative_config() if folder.is_begun else None)
+    begun_with = config if saved is None else config.with_defaults_of(saved)
+    if trainer is None or begun_with is not config:
+        config, trainer = begun_with, build_trainer(begun_with)
     for place in ("initial_weights", "distillation"):
         part = getattr(trainer, place)
         if part is not None:
-            pins = world.first(functools.partial(_pins, part, folder))
+            pins = world.first(functools.partial(_pins, part, saved))
             config = config.rebound(place, pins, _LOCATION) if pins else config
     return config
 
 
-def _pins(part: InitialWeights | Distillation, folder: RunFolder) -> dict[str, Any]:
-    saved = folder.operative_config() if folder.is_begun else None
+def _pins(part: InitialWeights | Distillation, saved: str | None) -> dict[str, Any]:
     return part.pins(_recorded(saved or "", type(part).__name__))
 
 

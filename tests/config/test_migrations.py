@@ -69,6 +69,17 @@ def test_an_added_parameter_keeps_the_behavior_of_the_release_that_lacked_it(pre
     assert load_old(tmp_path, present).operative == present
 
 
+def test_a_run_that_lacks_an_added_parameter_is_resumed_from_its_own_files_with_that_behavior(present, monkeypatch):
+    old = present.replace("AdamW.epsilon = 1e-08\n", "")
+    monkeypatch.setattr(migrations, "CHANGES", (Added("AdamW.epsilon", "1e-06"), Added("Lion.betas", "(0.5, 0.5)")))
+    config = ml.load("recipes/tiny.gin", ["Attention.window_size = 7"])
+    resumed = config.with_defaults_of(old)
+    assert difference(config.operative, resumed.operative) == ["- AdamW.epsilon = 1e-08", "+ AdamW.epsilon = 1e-06"]
+    assert config.with_defaults_of(present) is config
+    chosen = ml.load("recipes/tiny.gin", ["AdamW.epsilon = 1e-07"]).with_defaults_of(old)
+    assert "AdamW.epsilon = 1e-07" in chosen.operative
+
+
 def test_only_defaults_of_parameters_that_were_not_listed_are_additions(present):
     lines = present.split("\n")
     for removed in ("AdamW.epsilon = 1e-08", "Attention.window_size = 7"):

@@ -106,6 +106,7 @@ def test_sentence_piece_equals_the_library(tmp_path):
     theirs = sentencepiece.SentencePieceProcessor(model_file=ours.path)
     assert ours.encode(ODD).tolist() == theirs.encode(ODD)
     assert ours.end_of_document == theirs.eos_id()
+    assert ours.begin_of_document == theirs.bos_id()
 
 
 def test_files_are_read_lazily():
@@ -149,6 +150,13 @@ def test_options_that_do_not_match_a_file_of_ranks_are_errors(tmp_path):
 
     with pytest.raises(DataError, match=r"'</s>' is not a special token; there are none"):
         _ = make(end_of_document="</s>").end_of_document
+    with pytest.raises(DataError, match="begin_of_document: '<s>' is not a special token"):
+        _ = make(begin_of_document="<s>").begin_of_document
+    special = {"<s>": 1000, "<|endoftext|>": 1001}
+    beginning = make(special_tokens=special, begin_of_document="<s>")
+    assert (beginning.begin_of_document, beginning.end_of_document) == (1000, 1001)
+    saved = save_tokenizer(beginning, tmp_path / "saved")
+    assert open_tokenizer(saved, tmp_path / "saved").begin_of_document == 1000
     with pytest.raises(DataError, match=r"special_tokens: 5 is already a token of .*ranks\.tiktoken"):
         make(special_tokens={"<|endoftext|>": 5}).encode("text")
     with pytest.raises(DataError, match=r"pattern: tiktoken rejects '\('"):
@@ -192,6 +200,51 @@ def test_the_end_of_document_token_is_read_from_the_checkpoint_folder(tmp_path):
     assert HuggingFaceTokenizer(str(tmp_path), end_of_document="<|endoftext|>").end_of_document == 0
     with pytest.raises(DataError, match=r"'</s>' is not a special token of .*, which has <\|endoftext\|>, <\|turn\|>"):
         _ = HuggingFaceTokenizer(str(tmp_path), end_of_document="</s>").end_of_document
+
+
+def test_documents_begin_and_end_with_the_tokens_of_the_settings_or_the_post_processor(tmp_path):
+    small_tokenizers.hugging_face(tmp_path)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    names = {"<s>": 600, "[CLS]": 601, "[SEP]": 602}
+    added += [added[0] | {"id": token, "content": name} for name, token in names.items()]
+    file = str(tmp_path / "tokenizer.json")
+
+    def borders(pattern=None, path=file, **options):
+        tokens = {name: {"id": name, "ids": [token], "tokens": [name]} for name, token in names.items()}
+        parts = [
+            {"SpecialToken": {"id": part, "type_id": 0}} if part in names else {"Sequence": {"id": part, "type_id": 0}}
+            for part in (pattern or "").split()
+        ]
+        processor = {"type": "TemplateProcessing", "single": parts, "pair": [], "special_tokens": tokens}
+        small_tokenizers.hugging_face(tmp_path, added_tokens=added, post_processor=processor if pattern else None)
+        tokenizer = HuggingFaceTokenizer(path, **options)
+        kept = open_tokenizer(save_tokenizer(tokenizer, tmp_path / "saved"), tmp_path / "saved")
+        assert kept.begin_of_document == tokenizer.begin_of_document
+        assert kept.end_of_document == tokenizer.end_of_document
+        assert not {0, 600, 601, 602} & set(tokenizer.encode("ab").tolist())
+        return tokenizer.begin_of_document, tokenizer.end_of_document
+
+    for path in (file, str(tmp_path)):
+        assert borders(path=path) == (None, 0)
+        assert borders("<s> A", path) == (None, 0)  # unless it is asked for
+    assert borders("<s> A", post_processor=True) == (600, 0)
+    assert borders("[CLS] A [SEP]", post_processor=True) == (601, 602)
+    assert borders("[CLS] A [SEP]", post_processor=True, begin_of_document="<s>") == (600, 602)
+    assert borders("A [SEP]", post_processor=True) == (None, 602)
+    with pytest.raises(DataError, match=r"adds \[CLS\], <s> to a text, and documents have one token at either end"):
+        borders("[CLS] <s> A", post_processor=True)
+    with pytest.raises(DataError, match="the post-processor adds nothing"):
+        borders(post_processor=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "[SEP]"}))
+    for path in (file, str(tmp_path)):
+        assert borders(path=path) == (600, 602)
+    assert borders("[CLS] A", post_processor=True) == (601, 602)
+    assert borders(begin_of_document="") == (None, 602)
+    assert borders(begin_of_document="[CLS]") == (601, 602)
+    with pytest.raises(DataError, match="begin_of_document: '</s>' is not a special token"):
+        borders(begin_of_document="</s>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": False}))
+    assert borders() == (None, 0)
 
 
 def test_padding_and_truncation_are_disabled(tmp_path):

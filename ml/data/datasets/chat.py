@@ -14,6 +14,7 @@ from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.packing import PackedDocuments
 from ml.data.sequences.streams import ArrayStream, sha256_of
@@ -51,6 +52,9 @@ class ChatData(Data):
             sequence.
         separator: Text after each conversation, a target if the assistant speaks last; "" for none. None is the
             tokenizer's end-of-document token: for bytes, the zero byte.
+        begin_token: Token before each conversation: a special token of the tokenizer, or text that is one token; ""
+            for none. None is the tokenizer's begin-of-document token, or the last token of the separator. A template
+            that writes the begin of a conversation decides it instead.
         too_long: Handling of a conversation that does not fit in a sequence: "cut" keeps its start, "skip" omits it.
             Their number is logged.
         validation_fraction: Fraction of the conversations that is held out, in [0, 1], chosen by the hash of their
@@ -67,6 +71,7 @@ class ChatData(Data):
         tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
         packing: Callable[..., PackedDocuments] = PackedDocuments,
         separator: str | None = None,
+        begin_token: str | None = None,
         too_long: Literal["cut", "skip"] = "cut",
         validation_fraction: float = 0.05,
     ):
@@ -78,6 +83,7 @@ class ChatData(Data):
         self.tokenizer = child("tokenizer", tokenizer)
         self.packing = child("packing", packing)
         self._separator = separator
+        self._begin_token = begin_token
         self.too_long = too_long
         self.validation_fraction = validation_fraction
 
@@ -95,6 +101,11 @@ class ChatData(Data):
     def separator(self) -> Separator:
         """Separator after each conversation."""
         return Separator.of(self.tokenizer, self._separator)
+
+    @property
+    def begin(self) -> Begin:
+        """Begin of each conversation."""
+        return Begin.of(self.tokenizer, self.separator, self._begin_token, self.separates_documents)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads and tokenizes the corpus.
@@ -131,7 +142,10 @@ class ChatData(Data):
         is_target = [*(segment.is_target for segment in segments), _assistant_is_last(conversation)]
         tokens = np.concatenate(encoded)
         name = hashlib.sha256(tokens.astype(np.uint32).tobytes()).hexdigest()
-        return Example(name, tokens, np.repeat(is_target, [len(part) for part in encoded]))
+        targets = np.repeat(is_target, [len(part) for part in encoded])
+        is_begun = self.template.writes_begin and not isinstance(conversation.content, Completion)
+        begun = tokens if is_begun else self.begin.before(tokens)
+        return Example(name, begun, np.concatenate((np.zeros(len(begun) - len(tokens), dtype=bool), targets)))
 
     def _segments(self, conversation: Conversation) -> list[Segment]:
         if isinstance(conversation.content, Completion):

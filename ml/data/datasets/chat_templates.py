@@ -23,7 +23,14 @@ class Segment(NamedTuple):
 
 
 class ChatTemplate(abc.ABC):
-    """Renders messages as text."""
+    """Renders messages as text.
+
+    Attributes:
+        writes_begin: True if the template decides how a conversation begins, so that no begin-of-document token is
+            inserted before it.
+    """
+
+    writes_begin = False
 
     @abc.abstractmethod
     def segments(self, messages: tuple[Message, ...]) -> list[Segment]:

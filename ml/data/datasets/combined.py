@@ -12,6 +12,7 @@ from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.randomness import derive_seed
 from ml.data.sequences.batch import Batch
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 
@@ -49,6 +50,11 @@ class CombinedData(Data):
     def separator(self) -> Separator:
         """Separator of the first part."""
         return next(iter(self.datasets.values())).separator
+
+    @property
+    def begin(self) -> Begin:
+        """Begin of the documents of the first part."""
+        return next(iter(self.datasets.values())).begin
 
     @property
     def num_train_tokens(self) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ml.data.sequences.batch import Batch
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.targets import IGNORED
@@ -136,6 +137,11 @@ class Data(abc.ABC):
     def separates_documents(self) -> bool:
         """True if sequences hold several documents that every mixer has to mask from each other."""
         return False
+
+    @property
+    def begin(self) -> Begin:
+        """Begin of each document, from which evaluation and generation start too."""
+        return Begin.after(self.separator)
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Returns the reason that the data does not fit the model, or None.

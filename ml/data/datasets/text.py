@@ -10,6 +10,7 @@ from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.reading.documents import Document
 from ml.data.reading.hold_out import hold_out
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs
@@ -31,6 +32,9 @@ class TextData(Data):
             leaves nothing to train on, for data that is only evaluated.
         separate_documents: True masks attention and targets between documents of a sequence, and restarts positions in
             each. None follows the sampling: True for packed documents, False for windows.
+        begin_token: Token before each document, from which its first token is predicted: a special token of the
+            tokenizer, or text that is one token; "" for none. None is the tokenizer's begin-of-document token, or the
+            last token of the separator if documents are separated.
         fill_in_the_middle: Rearranges training documents so that the model learns to fill gaps; None leaves them
             unchanged.
     """
@@ -46,6 +50,7 @@ class TextData(Data):
         separator: str | None = None,
         validation_fraction: float = 0.05,
         separate_documents: bool | None = None,
+        begin_token: str | None = None,
         fill_in_the_middle: Callable[..., FillInTheMiddle] | None = None,
     ):
         require(
@@ -57,6 +62,7 @@ class TextData(Data):
         self._separator = separator
         self.validation_fraction = validation_fraction
         self.separate_documents = separate_documents
+        self._begin_token = begin_token
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
 
     @property
@@ -73,6 +79,11 @@ class TextData(Data):
     def separator(self) -> Separator:
         """Separator after each document."""
         return Separator.of(self.tokenizer, self._separator)
+
+    @property
+    def begin(self) -> Begin:
+        """Begin of each document."""
+        return Begin.of(self.tokenizer, self.separator, self._begin_token, self.separates_documents)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads and tokenizes the corpus.
@@ -95,8 +106,9 @@ class TextData(Data):
             rearranged = self.fill_in_the_middle.apply(train, self.tokenizer, seed)
         trained = rearranged if self.validation_fraction < 1.0 else None
         return TokenDataset(
-            trained, validation, self.tokenizer, self.sampling, sequence_length, seed, sha256, self.separate_documents
-        )
+            trained, validation, self.tokenizer, self.sampling, sequence_length, seed, sha256, self.separate_documents,
+            self.begin,
+        )  # fmt: skip
 
     def _stream(self, documents: list[Document]) -> ArrayStream:
         ending = self.separator.tokens

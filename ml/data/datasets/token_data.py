@@ -10,6 +10,7 @@ from ml.config import REQUIRED, child, configurable, require
 from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs
@@ -29,6 +30,9 @@ class TokenFiles(Data):
             folder, whole documents if there are enough. None uses the held-out split that `prepare` wrote.
         separate_documents: True masks attention and targets between documents of a sequence, and restarts positions in
             each. None follows the sampling: True for packed documents, False for windows.
+        begin_token: Token before each document, from which its first token is predicted: a special token of the
+            tokenizer, or text that is one token; "" for none. None is the tokenizer's begin-of-document token, or the
+            last token of the separator if documents are separated.
         fill_in_the_middle: Rearranges training documents so that the model learns to fill gaps; None leaves them
             unchanged.
     """
@@ -39,6 +43,7 @@ class TokenFiles(Data):
         sampling: Callable[..., Sampling] = ShuffledEpochs,
         validation_fraction: float | None = None,
         separate_documents: bool | None = None,
+        begin_token: str | None = None,
         fill_in_the_middle: Callable[..., FillInTheMiddle] | None = None,
     ):
         require(len(paths) > 0, "paths", "names nothing to read")
@@ -48,6 +53,7 @@ class TokenFiles(Data):
         self.sampling = child("sampling", sampling)
         self.validation_fraction = validation_fraction
         self.separate_documents = separate_documents
+        self._begin_token = begin_token
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
 
     @property
@@ -89,6 +95,11 @@ class TokenFiles(Data):
         """Separator after each document."""
         return Separator.of(self.tokenizer, None)
 
+    @property
+    def begin(self) -> Begin:
+        """Begin of each document."""
+        return Begin.of(self.tokenizer, self.separator, self._begin_token, self.separates_documents)
+
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Opens the folders; tokens are read on demand.
 
@@ -110,7 +121,7 @@ class TokenFiles(Data):
         try:
             return TokenDataset(
                 trained, validation, self.tokenizer, self.sampling, sequence_length, seed, self._sha256(),
-                self.separate_documents,
+                self.separate_documents, self.begin,
             )  # fmt: skip
         except DataError as error:
             raise DataError(f"{names}: {error}") from error

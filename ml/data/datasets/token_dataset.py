@@ -1,5 +1,6 @@
 """Token streams as a dataset."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from ml.data.datasets.dataset import Dataset
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.batch_indices import held_out_indices
+from ml.data.sequences.document_begin import Begin, begun
 from ml.data.sequences.sampling import Sampling, Sequences
 from ml.data.sequences.streams import TokenStream
 from ml.data.tokenizers import Tokenizer
@@ -26,6 +28,7 @@ class TokenDataset(Dataset):
         seed: int,
         sha256: str,
         separate_documents: bool | None = None,
+        begin: Begin | None = None,
     ):
         """Builds the training sequences.
 
@@ -38,6 +41,7 @@ class TokenDataset(Dataset):
             seed: Seed of the sampling.
             sha256: Hash of the data.
             separate_documents: True masks documents from each other; None follows the sampling.
+            begin: Begin of each document, which is inserted; None inserts nothing.
 
         Raises:
             DataError: The training stream is too short.
@@ -45,9 +49,14 @@ class TokenDataset(Dataset):
         self.train = train
         self.validation = validation
         self.sequence_length = sequence_length
-        self.sha256 = sha256
         self.num_train_tokens = train.num_tokens if train else 0
-        self.num_validation_tokens = max(validation.num_tokens - 1, 0)
+        inserted = None if begin is None else begin.inserted
+        self.num_validation_tokens = max(validation.num_tokens - (inserted is None), 0)
+        self.sha256 = sha256
+        if begin is not None and inserted is not None:
+            self.sha256 = hashlib.sha256(f"{sha256} begin {inserted}".encode()).hexdigest()
+            train, validation = train and begun(train, begin), begun(validation, begin)
+        self._held_out_stream = validation
         self.tokenizer = tokenizer
         self._sampling = sampling
         self.separates_documents = sampling.separates(separate_documents)
@@ -87,6 +96,8 @@ class TokenDataset(Dataset):
 
     def _validation(self, num_tokens: int | None) -> Sequences:
         if num_tokens not in self._held_out:
-            made = self._sampling.in_order(self.validation, self.sequence_length, self.separates_documents, num_tokens)
+            made = self._sampling.in_order(
+                self._held_out_stream, self.sequence_length, self.separates_documents, num_tokens
+            )
             self._held_out[num_tokens] = made
         return self._held_out[num_tokens]

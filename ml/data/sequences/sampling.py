@@ -188,4 +188,8 @@ def windows(stream: TokenStream, starts: np.ndarray, length: int, separate: bool
         documents = np.searchsorted(stream.ends, positions, side="right")
         targets[np.searchsorted(stream.ends, positions + 1, side="right") != documents] = IGNORED
     targets[positions + 1 >= end] = IGNORED
+    for row, start in zip(targets, starts.tolist(), strict=True):
+        predicted = stream.is_predicted(start + 1, min(start + length + 1, end))
+        if predicted is not None:
+            row[: len(predicted)][~predicted] = IGNORED
     return Batch.of(slices[:, :-1], targets, documents=documents)

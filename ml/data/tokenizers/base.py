@@ -29,6 +29,7 @@ class Tokenizer(abc.ABC):
     Attributes:
         vocab_size: Exclusive upper bound of the token ids, special tokens included.
         end_of_document: Token after each document, which no text contains; None if there is none.
+        begin_of_document: Token before each document, which no text contains; None if there is none.
         safe_cut: Pattern in UTF-8 after whose matches long text may be cut: the tokens of the pieces are the tokens of
             the whole. None if no such positions are known.
     """
@@ -40,9 +41,12 @@ class Tokenizer(abc.ABC):
         @property
         def end_of_document(self) -> int | None: ...
         @property
+        def begin_of_document(self) -> int | None: ...
+        @property
         def safe_cut(self) -> re.Pattern[bytes] | None: ...
 
     else:
+        begin_of_document = None
         safe_cut = None
 
     @abc.abstractmethod

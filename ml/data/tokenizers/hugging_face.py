@@ -14,6 +14,7 @@ from ml.data.tokenizers.base import SavedArguments, Tokenizer
 from ml.data.tokenizers.byte_level import bytes_of_pieces
 from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
+from ml.data.tokenizers.tokenizer_config import TokenizerConfig
 from ml.optional import optional_import
 
 if TYPE_CHECKING:
@@ -31,13 +32,25 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Args:
         path: The file, or a folder with a tokenizer.json.
-        end_of_document: Special token after each document. None is the `eos_token` of tokenizer_config.json in the
-            folder, otherwise a common one such as "<|endoftext|>", otherwise none.
+        end_of_document: Special token after each document. None is the `eos_token` of a tokenizer_config.json beside
+            the file, otherwise a common one such as "<|endoftext|>", otherwise none.
+        begin_of_document: Special token before each document; "" for none. None is the `bos_token` of a
+            tokenizer_config.json beside the file, unless its `add_bos_token` is false.
+        post_processor: True takes from the file's post-processor the special tokens with which documents begin and
+            end, where it adds any.
     """
 
-    def __init__(self, path: str = REQUIRED, end_of_document: str | None = None):
+    def __init__(
+        self,
+        path: str = REQUIRED,
+        end_of_document: str | None = None,
+        begin_of_document: str | None = None,
+        post_processor: bool = False,
+    ):
         self.path = path
         self._end_of_document = end_of_document
+        self._begin_of_document = begin_of_document
+        self._post_processor = post_processor
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -48,6 +61,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def end_of_document(self) -> int | None:
         """Token after each document."""
         name = self._end_name
+        return None if name is None else self._tokenizer.token_to_id(name)
+
+    @functools.cached_property
+    def begin_of_document(self) -> int | None:
+        """Token before each document."""
+        name = self._begin_name
         return None if name is None else self._tokenizer.token_to_id(name)
 
     @functools.cached_property
@@ -80,7 +99,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> SavedArguments:
         (folder / _FILE).write_text(self._content, encoding="utf-8", newline="")
-        return SavedArguments({"end_of_document": self._end_name}, {"path": _FILE})
+        begin = {} if self._begin_name is None else {"begin_of_document": self._begin_name}
+        return SavedArguments({"end_of_document": self._end_name, **begin}, {"path": _FILE})
 
     @functools.cached_property
     def _content(self) -> str:
@@ -123,25 +143,53 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _end_name(self) -> str | None:
-        special = set(self._special.values())
-        if self._end_of_document is not None and self._end_of_document not in special:
-            raise DataError(
-                f"HuggingFaceTokenizer.end_of_document: {self._end_of_document!r} is not a special token of "
-                f"{self._file}, which has {', '.join(sorted(special)) or 'none'}"
-            )
-        wanted = (self._end_of_document, self._configured_end(), *_USUAL_ENDS)
-        return next((name for name in wanted if name in special), None)
+        self._require_special("end_of_document", self._end_of_document)
+        wanted = (self._end_of_document, self._added[1], self._settings.named("eos_token"), *_USUAL_ENDS)
+        return next((name for name in wanted if name in self._special.values()), None)
 
-    def _configured_end(self) -> str | None:
-        """Returns the `eos_token` of a tokenizer_config.json in the folder."""
-        file = Path(self.path) / "tokenizer_config.json"
-        if not file.is_file():
+    @functools.cached_property
+    def _begin_name(self) -> str | None:
+        if self._begin_of_document == "":
             return None
-        try:
-            token = json.loads(file.read_text("utf-8")).get("eos_token")
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"cannot read {file}: {error}") from None
-        return token.get("content") if isinstance(token, dict) else token
+        self._require_special("begin_of_document", self._begin_of_document)
+        configured = None if self._settings.get("add_bos_token") is False else self._settings.named("bos_token")
+        wanted = (self._begin_of_document, self._added[0], configured)
+        return next((name for name in wanted if name in self._special.values()), None)
+
+    def _require_special(self, parameter: str, name: str | None) -> None:
+        special = set(self._special.values())
+        if name is not None and name not in special:
+            raise DataError(
+                f"HuggingFaceTokenizer.{parameter}: {name!r} is not a special token of {self._file}, which has "
+                f"{', '.join(sorted(special)) or 'none'}"
+            )
+
+    @functools.cached_property
+    def _added(self) -> tuple[str | None, str | None]:
+        """Special tokens that the post-processor adds before and after a text, if it is asked for."""
+        if not self._post_processor:
+            return None, None
+        text = self._tokenizer.encode("a", add_special_tokens=False).ids
+        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        first = next(start for start in range(len(whole)) if whole[start : start + len(text)] == text)
+        before, after = whole[:first], whole[first + len(text) :]
+        if not before and not after:
+            raise DataError(
+                f"{self._file}: the post-processor adds nothing to a text: set HuggingFaceTokenizer.post_processor = "
+                "False"
+            )
+        if len(before) > 1 or len(after) > 1:
+            listed = ", ".join(self._special.get(token, str(token)) for token in (*before, *after))
+            raise DataError(
+                f"{self._file}: the post-processor adds {listed} to a text, and documents have one token at "
+                "either end: set HuggingFaceTokenizer.post_processor = False"
+            )
+        names = [self._special.get(part[0]) if part else None for part in (before, after)]
+        return names[0], names[1]
+
+    @functools.cached_property
+    def _settings(self) -> TokenizerConfig:
+        return TokenizerConfig.beside(self._file)
 
     @functools.cached_property
     def _bytes(self) -> TokenBytes:

@@ -21,7 +21,7 @@ _SPACE = "▁"
 
 @configurable
 class SentencePieceTokenizer(Tokenizer):
-    """SentencePiece model; its end-of-sentence symbol, if any, ends a document.
+    """SentencePiece model; its end-of-sentence symbol, if any, ends a document, its begin-of-sentence symbol begins it.
 
     Most models normalize text and prepend a space: decoding returns the normalized text, whose bytes `num_bytes`
     counts. Unknown characters of a model without byte fallback count as zero bytes.
@@ -42,6 +42,12 @@ class SentencePieceTokenizer(Tokenizer):
     def end_of_document(self) -> int | None:
         """End-of-sentence symbol; None if the model has none."""
         token = self._processor.eos_id()
+        return token if token >= 0 else None
+
+    @functools.cached_property
+    def begin_of_document(self) -> int | None:
+        """Begin-of-sentence symbol; None if the model has none."""
+        token = self._processor.bos_id()
         return token if token >= 0 else None
 
     def encode(self, text: str) -> np.ndarray:

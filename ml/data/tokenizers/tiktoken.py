@@ -36,6 +36,7 @@ class TiktokenTokenizer(Tokenizer):
         pattern: Regular expression that splits text into words, required with `path`; it must match all text.
         special_tokens: Token id of each special token, with `path`. None is no special tokens.
         end_of_document: Special token after each document; None for none.
+        begin_of_document: Special token before each document; None for none.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TiktokenTokenizer(Tokenizer):
         pattern: str | None = None,
         special_tokens: Annotated[dict[str, int], UNORDERED] | None = None,
         end_of_document: str | None = "<|endoftext|>",
+        begin_of_document: str | None = None,
     ):
         require(
             (encoding is None) != (path is None),
@@ -62,6 +64,7 @@ class TiktokenTokenizer(Tokenizer):
         self.pattern = pattern
         self.special_tokens = special_tokens or {}
         self._end_of_document = end_of_document
+        self._begin_of_document = begin_of_document
 
     @property
     def vocab_size(self) -> int:
@@ -71,13 +74,21 @@ class TiktokenTokenizer(Tokenizer):
     @functools.cached_property
     def end_of_document(self) -> int | None:
         """Token after each document."""
+        return self._named_token("end_of_document", self._end_of_document)
+
+    @functools.cached_property
+    def begin_of_document(self) -> int | None:
+        """Token before each document."""
+        return self._named_token("begin_of_document", self._begin_of_document)
+
+    def _named_token(self, parameter: str, name: str | None) -> int | None:
         special = self._encoding._special_tokens
-        if self._end_of_document is not None and self._end_of_document not in special:
+        if name is not None and name not in special:
             raise DataError(
-                f"TiktokenTokenizer.end_of_document: {self._end_of_document!r} is not a special token; "
-                f"there are {', '.join(special) or 'none'} (TiktokenTokenizer.special_tokens)"
+                f"TiktokenTokenizer.{parameter}: {name!r} is not a special token; there are "
+                f"{', '.join(special) or 'none'} (TiktokenTokenizer.special_tokens)"
             )
-        return None if self._end_of_document is None else special[self._end_of_document]
+        return None if name is None else special[name]
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[bytes] | None:
@@ -106,6 +117,8 @@ class TiktokenTokenizer(Tokenizer):
             "special_tokens": encoding._special_tokens,
             "end_of_document": self._end_of_document,
         }
+        if self._begin_of_document is not None:
+            arguments["begin_of_document"] = self._begin_of_document
         return SavedArguments(arguments, {"path": _RANKS_FILE})
 
     @functools.cached_property

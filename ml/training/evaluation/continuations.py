@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.models.generation import generate
@@ -157,26 +158,26 @@ def continue_texts(
     return [Continuation(text.text, text.num_tokens, text.stopped_by) for text in texts]
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, separator: Separator) -> list[int]:
-    """Encodes a prompt; an empty prompt is the start of a document, the position after a separator.
+def encode_prompt(text: str, tokenizer: Tokenizer, begin: Begin) -> list[int]:
+    """Encodes a prompt; an empty prompt is the start of a document, and any prompt is if documents have a begin token.
 
     Args:
         text: The prompt.
         tokenizer: Encodes it.
-        separator: The separator of documents.
+        begin: The begin of documents.
 
     Returns:
         The tokens of the prompt.
 
     Raises:
-        ValueError: There is neither text nor separator, or the text cannot be encoded as UTF-8.
+        ValueError: There is neither text nor a begin of documents, or the text cannot be encoded as UTF-8.
     """
-    if not text and len(separator.tokens):
-        return separator.tokens.tolist()
+    if not text and len(begin.tokens):
+        return begin.tokens.tolist()
     if not text:
-        raise ValueError("the prompt is empty, and the data of the run has no separator to start from")
+        raise ValueError("the prompt is empty, and the data of the run has no separator or begin token to start from")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"the prompt is not UTF-8 (character {error.start})") from None
-    return tokenizer.encode(text).tolist()
+    return begin.before(tokenizer.encode(text)).tolist()

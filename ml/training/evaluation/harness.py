@@ -8,6 +8,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
 from ml.errors import UserError
@@ -26,7 +27,8 @@ class HarnessModel(LM):
     """Answers the requests of tasks: log likelihoods and generated text.
 
     Requests are sorted by length and batched; a batch does not change a result. Text longer than `context` tokens is
-    truncated on the left. A text without a context follows a separator, as in training.
+    truncated on the left. A text without a context follows the begin of documents, as in training, and so does any text
+    if documents have a begin token.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class HarnessModel(LM):
         model: LanguageModel,
         tokenizer: Tokenizer,
         separator: Separator,
+        begin: Begin,
         *,
         context: int,
         batch_size: int,
@@ -45,22 +48,26 @@ class HarnessModel(LM):
         Args:
             model: The model, in evaluation mode.
             tokenizer: The tokenizer of the run.
-            separator: The separator of documents.
+            separator: The separator of documents, which ends generated text.
+            begin: The begin of documents.
             context: Maximum number of tokens that a prediction is conditioned on.
             batch_size: Sequences per forward pass.
             precision: The precision of the forward pass.
             device: The device of the model.
 
         Raises:
-            UserError: The run has no separator.
+            UserError: The run has no begin of documents.
         """
         super().__init__()
         self._model = model
         self._tokenizer = tokenizer
         self._separator = separator
-        self._start = separator.tokens.astype(np.int64)[-1:]
+        self._begin = begin
+        self._start = begin.tokens.astype(np.int64)[-1:]
         if len(self._start) == 0:
-            raise UserError("the data of the run has no separator, which tasks need as the start of a text")
+            raise UserError(
+                "the data of the run has no separator or begin token, which tasks need as the start of a text"
+            )
         self._context = context
         self._batch_size = batch_size
         self._precision = precision
@@ -110,7 +117,7 @@ class HarnessModel(LM):
         return self._tokenizer.encode(text).astype(np.int64)
 
     def _prompt(self, text: str) -> np.ndarray:
-        return self._tokens(text) if text else self._start
+        return self._begin.before(self._tokens(text)) if text else self._start
 
     def _pair(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Encodes context and continuation as one text, split after the tokens of the context.
@@ -122,7 +129,7 @@ class HarnessModel(LM):
         if not context:
             return self._start, self._tokens(continuation)
         before = self._tokens(context)
-        return before, self._tokens(context + continuation)[len(before) :]
+        return self._begin.before(before), self._tokens(context + continuation)[len(before) :]
 
     def _pieces(self, before: np.ndarray, text: np.ndarray) -> list[Piece]:
         """Returns one piece truncated on the left, or several if the text alone is longer than the context."""

@@ -125,7 +125,7 @@ class Samples:
 
     def _encoded(self, data: Data) -> list[list[int]]:
         try:
-            return [encode_prompt(prompt, data.tokenizer, data.separator) for prompt in self.prompts]
+            return [encode_prompt(prompt, data.tokenizer, data.begin) for prompt in self.prompts]
         except ValueError as error:
             raise RunError(f"Samples.prompts: {error}") from error
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ml.data import Document
-from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.document_begin import Begin
 from ml.data.tokenizers import Tokenizer
 from ml.models.language_model import LanguageModel
 from ml.training.evaluation.scoring import score, windows
@@ -61,7 +61,7 @@ def measure_texts(
     documents: Iterable[Document],
     model: LanguageModel,
     tokenizer: Tokenizer,
-    separator: Separator,
+    begin: Begin,
     *,
     context: int,
     stride: int,
@@ -71,21 +71,21 @@ def measure_texts(
 ) -> Iterator[TextLoss]:
     """Yields the loss of each document, with every token predicted once (see `windows`).
 
-    The first token of a document is predicted from a separator, as in training. Without a separator it is not
+    The first token of a document is predicted from the begin of documents, as in training. Without one it is not
     predicted and not counted. Documents without a predicted token are skipped.
 
     Args:
         documents: The documents.
         model: The model, in evaluation mode.
         tokenizer: The tokenizer of the run.
-        separator: The separator of documents; may be empty.
+        begin: The begin of documents; may be empty.
         context: Maximum number of tokens that a prediction is conditioned on.
         stride: Number of tokens that each window after the first predicts.
         batch_size: Windows per forward pass.
         precision: The precision of the forward pass.
         device: The device of the model.
     """
-    start = separator.tokens
+    start = begin.tokens
     for document in documents:
         text = tokenizer.encode(document.text)
         predicted = text if len(start) else text[1:]

@@ -58,7 +58,7 @@ def learned(dataset):
 def test_targets_are_the_messages_of_the_assistant_with_their_end(chat):
     (row,) = shown(chat(TALK).batch(0, 1))
     # The end of the conversation is predicted by the last line break and is not an input.
-    assert row.startswith("System: Be brief.\nUser: Two and two?\nAssistant: [Four.\n]User: Schön!\nAssistant: [漢\n")
+    assert row.startswith("\0System: Be brief.\nUser: Two and two?\nAssistant: [Four.\n]User: Schön!\nAssistant: [漢\n")
     assert learned(chat(TALK)) == ["Four.\n漢\n\0"]
 
 
@@ -89,9 +89,9 @@ def test_markers_are_special_tokens_and_equal_text_in_a_message_is_text(chat):
 
 
 def test_a_completion_follows_its_prompt_without_a_template(chat):
-    assert shown(chat({"prompt": "2 + 2 =", "completion": " 4"}, length=9).batch(0, 1)) == ["2 + 2 =[ 4]"]
+    assert shown(chat({"prompt": "2 + 2 =", "completion": " 4"}, length=10).batch(0, 1)) == ["\x002 + 2 =[ 4]"]
     assert learned(chat({"prompt": "2 + 2 =", "completion": " 4"})) == [" 4\0"]
-    assert learned(chat({"prompt": "", "completion": "abc"})) == ["bc\0"]  # the first token has nothing before it
+    assert learned(chat({"prompt": "", "completion": "abc"})) == ["abc\0"]
 
 
 def test_target_boundaries_are_token_boundaries(chat):
@@ -122,7 +122,7 @@ def test_packed_conversations_are_masked_from_each_other(chat):
             here = documents == number
             if (targets[here] != -100).any():
                 found.append(bytes(tokens[here].tolist()).decode())
-    assert sorted(found) == sorted(f"{n}?{n * n}" for n in range(30))
+    assert sorted(found) == sorted(f"\0{n}?{n * n}" for n in range(30))
     alone = chat(*lines, length=40, packing=functools.partial(PackedDocuments, max_documents=1))
     assert alone.num_sequences == 30
     assert learned(alone) == sorted(f"{n * n}\0" for n in range(30))
@@ -132,7 +132,7 @@ def test_a_conversation_that_is_too_long_is_cut_or_skipped_and_counted(chat, cap
     short, long = {"prompt": "a", "completion": "bc"}, {"prompt": "de", "completion": "f" * 20}
     late = {"prompt": "g" * 30, "completion": "h"}
     caplog.set_level(logging.WARNING)
-    assert learned(chat(short, long, late, length=8, too_long="cut")) == sorted(["bc\0", "f" * 7])
+    assert learned(chat(short, long, late, length=8, too_long="cut")) == sorted(["bc\0", "f" * 6])
     assert "cut 2 conversations of more than 9 tokens" in caplog.text
     assert "skipped 1 conversations without a word from the assistant" in caplog.text
     caplog.clear()
@@ -166,7 +166,7 @@ def test_a_malformed_line_is_named_or_skipped_and_counted(chat, caplog, line, me
     good = {"prompt": "a", "completion": "bc"}
     with pytest.raises(DataError, match=f"chat.jsonl:3: .*{message}.*ChatFiles.on_error"):
         chat(good, "", line, good)
-    assert learned(chat(good, line, good, on_error="skip", length=3)) == ["bc\0", "bc\0"]
+    assert learned(chat(good, line, good, on_error="skip", length=4)) == ["bc\0", "bc\0"]
     assert "skipped 1 invalid lines, the first" in caplog.text
     assert message in caplog.text
 
@@ -189,10 +189,10 @@ def test_held_out_conversations_are_whole_and_selected_by_content(chat):
     def held_out(lines):
         dataset = chat(*lines, length=8, validation_fraction=0.2)
         batches = list(dataset.validation_batches(4))
-        said = bytes(dataset.validation.tokens).decode().split("\0")[:-1]
+        said = bytes(dataset.validation.tokens).decode()[1:-1].split("\0\0")
         targets = [t for batch in batches for t in batch.targets.flatten().tolist() if t != -100]
         assert len(targets) == dataset.validation_bytes() == sum(len(text.split("?")[1]) + 1 for text in said)
-        trained = bytes(dataset.train.tokens).decode().split("\0")[:-1]
+        trained = bytes(dataset.train.tokens).decode()[1:-1].split("\0\0")
         assert sorted(said + trained) == sorted(f"{n}?{n * n}" for n in range(60))
         return set(said)
 

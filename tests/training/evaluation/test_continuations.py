@@ -7,6 +7,7 @@ import pytest
 from evaluated import small_model
 
 from ml.data import ByteTokenizer
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.models.generation import generate
 from ml.models.sampling import Sampler
@@ -90,14 +91,19 @@ def test_tokens_that_the_tokenizer_does_not_have_are_never_drawn():
     assert max(int(token) for token in generate(model, [b"one"], 60, Sampler(5.0))) >= 100
 
 
-def test_an_empty_prompt_starts_after_a_separator():
+def test_a_prompt_starts_where_a_document_does_in_training():
     tokenizer = ByteTokenizer()
-    assert encode_prompt("ab", tokenizer, Separator.of(tokenizer, None)) == [97, 98]
-    assert encode_prompt("", tokenizer, Separator.of(tokenizer, None)) == [0]
-    with pytest.raises(ValueError, match="no separator to start from"):
-        encode_prompt("", tokenizer, Separator.of(tokenizer, ""))
+    separator = Separator.of(tokenizer, None)
+    after, inserted = Begin.after(separator), Begin.of(tokenizer, separator, None, separates=True)
+    assert encode_prompt("ab", tokenizer, after) == [97, 98]
+    assert encode_prompt("", tokenizer, after) == [0]
+    assert encode_prompt("ab", tokenizer, inserted) == [0, 97, 98]
+    assert encode_prompt("", tokenizer, inserted) == [0]
+    nothing = Begin.after(Separator.of(tokenizer, ""))
+    with pytest.raises(ValueError, match="no separator or begin token to start from"):
+        encode_prompt("", tokenizer, nothing)
     with pytest.raises(ValueError, match="not UTF-8"):
-        encode_prompt("a\udcff", tokenizer, Separator.of(tokenizer, ""))
+        encode_prompt("a\udcff", tokenizer, nothing)
 
 
 class Ending(Words):
@@ -116,4 +122,4 @@ def test_a_document_ends_with_its_token_though_that_shows_as_nothing():
     for token in (1, 3, 2):
         streamed.add(token)
     assert (streamed.text, streamed.stopped_by, streamed.num_tokens) == (" me", "", 2)
-    assert encode_prompt("", Ending(), separator) == [3]
+    assert encode_prompt("", Ending(), Begin.after(separator)) == [3]

@@ -9,6 +9,7 @@ import torch
 from evaluated import nats_by_hand, small_model
 
 from ml.data import ByteTokenizer
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.errors import UserError
 from ml.models.generation import generate
@@ -62,13 +63,18 @@ def model():
     return small_model()
 
 
-@pytest.fixture
-def adapter(model):
+def adapter_of(model, separates):
     from ml.training.evaluation.harness import HarnessModel
 
     separator, cpu = Separator.of(ByteTokenizer(), None), torch.device("cpu")
+    begin = Begin.of(ByteTokenizer(), separator, None, separates)
     settings = {"context": CONTEXT, "batch_size": 2, "precision": Float32(), "device": cpu}
-    return HarnessModel(model, ByteTokenizer(), separator, **settings)
+    return HarnessModel(model, ByteTokenizer(), separator, begin, **settings)
+
+
+@pytest.fixture
+def adapter(model):
+    return adapter_of(model, separates=False)
 
 
 def request(*arguments):
@@ -111,6 +117,17 @@ def test_likelihoods_are_those_of_single_tokens_whatever_else_is_asked(adapter, 
     assert adapter.loglikelihood([request(*pairs[2])])[0] == pytest.approx(found[2])
 
 
+def test_every_text_starts_with_the_begin_token_of_documents(model):
+    adapter = adapter_of(model, separates=True)
+    pairs = [("The start", " of it"), ("", "nothing before")]
+    found = adapter.loglikelihood([request(*pair) for pair in pairs])
+    for (before, text), (likelihood, _) in zip(pairs, found, strict=True):
+        assert likelihood == pytest.approx(by_hand(model, b"\0" + before.encode(), text.encode())[0], rel=1e-5)
+    (text,) = adapter.generate_until([request("one", {"max_gen_toks": 6})])
+    tokens = np.array([int(token) for token in generate(model, [list(b"\0one")], 6, Sampler(0.0))])
+    assert text == ByteTokenizer().decode(tokens).partition("\0")[0]
+
+
 def test_rolling_likelihoods_predict_every_token_once(adapter, model):
     found = adapter.loglikelihood_rolling([request(text) for text in PROSE])
     for text, likelihood in zip(PROSE, found, strict=True):
@@ -137,8 +154,9 @@ def test_an_unsupported_request_of_a_task_is_an_error(adapter):
     from ml.training.evaluation.harness import HarnessModel
 
     options = {"context": 8, "batch_size": 1, "precision": Float32(), "device": torch.device("cpu")}
-    with pytest.raises(UserError, match="no separator"):
-        HarnessModel(None, ByteTokenizer(), Separator.of(ByteTokenizer(), ""), **options)
+    separator = Separator.of(ByteTokenizer(), "")
+    with pytest.raises(UserError, match="no separator or begin token"):
+        HarnessModel(None, ByteTokenizer(), separator, Begin.after(separator), **options)
 
 
 @pytest.fixture

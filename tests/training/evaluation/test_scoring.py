@@ -8,6 +8,7 @@ import torch
 from evaluated import nats_by_hand, small_model
 
 from ml.data import ByteTokenizer, Document
+from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.layers import Embeddings, PositionEmbedding
 from ml.training import Float32
@@ -60,7 +61,7 @@ def test_bits_per_byte_of_a_text_are_those_of_its_bytes_one_by_one(separator, co
     model, documents = small_model(), [Document("a", TEXT), Document("b", "x"), Document("c", "")]
     losses = list(
         measure_texts(
-            documents, model, ByteTokenizer(), Separator.of(ByteTokenizer(), separator),
+            documents, model, ByteTokenizer(), Begin.after(Separator.of(ByteTokenizer(), separator)),
             context=context, stride=stride, batch_size=4, precision=Float32(), device=CPU,
         )
     )  # fmt: skip
