@@ -71,6 +71,8 @@ def show(
         print(f"\n{note}")
     if machines.is_planned:
         _show_plan(trainer, launch.sizes, machines.device_memory)
+    elif launch.sizes.world_size == 1:
+        _show_memory(trainer, device)
     launch.print_warnings(is_here=not machines.is_planned)
     if pattern is not None:
         found = select(config.records(), pattern)
@@ -84,6 +86,19 @@ def show(
         return
     launch.write_config()
     print(f"\nThe configuration is right, and nothing was trained. It is written to {launch.folder.path}")
+
+
+def _show_memory(trainer: Trainer, device: torch.device) -> None:
+    """Prints the memory of a step with its activations, which a trace on fake tensors measures."""
+    from ml.training import estimate
+
+    try:
+        memory = estimate.memory_of_step(trainer, device)
+    except Exception as error:  # of any layer, such as one that reads the values of its tensors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"\nactivations are not estimated, because a step on tensors without values fails: {reason[0]}")
+        return
+    print(f"\n{estimate.describe_memory(memory, f'memory of a step on {device.type}')}")
 
 
 def _show_plan(trainer: Trainer, sizes: MeshSizes, device_memory: int | None) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import ml
+from ml.cli import dry_run
 from ml.config import ConfigError, configurable
 from ml.layers.linear import Linear
 from ml.training import rehearsal
@@ -212,6 +213,14 @@ def test_the_encoder_of_images_is_run():
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 def test_what_reads_values_is_not_refused(what):
     ml.load(TINY, ["DecoderBlock.mixer = @ReadsValues", f"ReadsValues.what = '{what}'"])
+
+
+def test_a_dry_run_of_what_reads_values_ends_without_activations(tmp_path, capsys):
+    config = ml.load(TINY, ["DecoderBlock.mixer = @ReadsValues"])
+    dry_run.show(config, str(tmp_path / "run"), None, None, (), dry_run.Machines())
+    shown = capsys.readouterr().out
+    assert "activations are not estimated, because a step on tensors without values fails: " in shown
+    assert "The configuration is right" in shown
 
 
 @pytest.mark.parametrize("mixer", ["Multiples", "Draws"])

@@ -27,6 +27,17 @@ class Memory(NamedTuple):
     activations: float = 0.0
     working: float = 0.0
 
+    def peak(self, accumulates: bool) -> float:
+        """Returns the bytes at the peak of a step.
+
+        Args:
+            accumulates: Whether gradients are kept while activations are, as with several micro-batches; with one,
+                gradients appear while activations disappear, and only the larger of them counts.
+        """
+        both = self.gradients + self.activations
+        kept = both if accumulates else max(self.gradients, self.activations)
+        return self.weights + self.optimizer + kept + self.working
+
 
 @dataclass(frozen=True)
 class Work:

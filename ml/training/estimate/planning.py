@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import NamedTuple
+
+import torch
 
 from ml.distributed import Layout, MeshSizes
 from ml.distributed.estimate.cluster import Cluster
@@ -12,11 +15,23 @@ from ml.distributed.estimate.planned_world import planned_world
 from ml.distributed.estimate.traffic import ranks_of
 from ml.models.flops import flops_per_token
 from ml.training.estimate.extrapolation import extrapolated, with_blocks
-from ml.training.estimate.measurements import combined_work
+from ml.training.estimate.measurements import Memory, combined_work
 from ml.training.estimate.plans import Plan, communication_of
 from ml.training.estimate.stages import RankOfPipeline, ranks_of_pipeline
 from ml.training.estimate.tracing import Traced, trace
 from ml.training.trainer import Trainer
+
+
+class StepMemory(NamedTuple):
+    """Memory of a step.
+
+    Attributes:
+        by_purpose: Bytes by purpose.
+        peak: Bytes at the peak.
+    """
+
+    by_purpose: Memory
+    peak: float
 
 
 def plan(trainer: Trainer, sizes: MeshSizes, cluster: Cluster) -> Plan:
@@ -64,6 +79,24 @@ def plan(trainer: Trainer, sizes: MeshSizes, cluster: Cluster) -> Plan:
     largest = max(plans, key=lambda one: one.total_memory)
     slowest = max(plans, key=lambda one: one.step_seconds)
     return dataclasses.replace(slowest, memory=largest.memory, stages=largest.stages)
+
+
+def memory_of_step(trainer: Trainer, device: torch.device) -> StepMemory:
+    """Estimates the memory of a step of a single process, as `plan` does, without its time.
+
+    Args:
+        trainer: The settings of the run.
+        device: The device, whose kernels the layers use.
+    """
+    cluster = copy.copy(trainer.cluster)
+    cluster.is_gpu = device.type == "cuda"
+    num_micro_batches = min(2, trainer.batch_size // trainer.micro_batch_size)
+
+    def measured(paths: list[str]) -> Traced:
+        return trace(trainer, with_blocks(trainer, paths, cluster), Layout(), num_micro_batches, cluster)
+
+    memory = extrapolated(kinds_of_blocks(trainer.model), measured).memory
+    return StepMemory(memory, memory.peak(accumulates=num_micro_batches > 1))
 
 
 def _extrapolated(trainer: Trainer, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:

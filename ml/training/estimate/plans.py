@@ -68,14 +68,8 @@ class Plan:
 
     @property
     def total_memory(self) -> float:
-        """Bytes at the peak of a step.
-
-        With one micro-batch, gradients appear while activations disappear: only the larger of them counts.
-        """
-        memory = self.memory
-        both = memory.gradients + memory.activations
-        kept = both if self.num_micro_batches > 1 or self.stages else max(memory.gradients, memory.activations)
-        return memory.weights + memory.optimizer + kept + memory.working
+        """Bytes at the peak of a step."""
+        return self.memory.peak(accumulates=self.num_micro_batches > 1 or bool(self.stages))
 
     @property
     def overlapped_seconds(self) -> float:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from ml.models.summary import size_text
 from ml.terminal import table
 from ml.training.estimate.candidates import Candidate
+from ml.training.estimate.measurements import Memory
 from ml.training.estimate.micro_batches import Fit
+from ml.training.estimate.planning import StepMemory
 from ml.training.estimate.plans import Plan
 
 _PURPOSES = {
@@ -80,11 +82,25 @@ def describe_fits(fits: Sequence[Fit], device_memory: int) -> str:
     return "\n".join(table(rows, right=[False, True, True, True]))
 
 
+def describe_memory(memory: StepMemory, title: str) -> str:
+    """Formats the memory of a step by purpose.
+
+    Args:
+        memory: The memory.
+        title: The first line.
+    """
+    return "\n".join(_purposes(title, memory.by_purpose, memory.peak))
+
+
+def _purposes(title: str, memory: Memory, peak: float) -> list[str]:
+    rows = [(title, "")]
+    rows += [(label, size_text(getattr(memory, name))) for name, label in _PURPOSES.items()]
+    rows.append(("peak", size_text(peak)))
+    return table(rows, right=[False, True])
+
+
 def _memory(plan: Plan, device_memory: int | None) -> list[str]:
-    rows = [(f"memory of a rank{_stages(plan)}", "")]
-    rows += [(label, size_text(getattr(plan.memory, name))) for name, label in _PURPOSES.items()]
-    rows.append(("peak", size_text(plan.total_memory)))
-    lines = table(rows, right=[False, True])
+    lines = _purposes(f"memory of a rank{_stages(plan)}", plan.memory, plan.total_memory)
     if device_memory is not None:
         verdict = "fits" if plan.total_memory <= device_memory else "does not fit"
         lines[-1] += f"  {verdict} into {size_text(device_memory)}"

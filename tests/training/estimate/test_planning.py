@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from ml.api import build_trainer, load
 from ml.distributed import MeshSizes
-from ml.training.estimate import candidates, describe_plan, fits, plan
+from ml.training.estimate import candidates, describe_plan, fits, memory_of_step, plan
 from ml.training.estimate.plans import PIPELINE_SEND
 from ml.training.estimate.settings import changed
 from ml.training.estimate.stages import ranks_of_pipeline
@@ -128,6 +129,22 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
     assert best.total_memory <= memory
     larger = plan(changed(trainer, micro_batch_size=2 * best.micro_batch_size), MeshSizes(), trainer.cluster)
     assert larger.total_memory > memory
+
+
+@pytest.mark.parametrize("policy", ["None", "@SelectiveActivationCheckpointing", "@ActivationCheckpointing"])
+def test_what_fits_needs_the_memory_of_its_plan_to_the_byte(policy):
+    bindings = ["Trainer.batch_size = 4", "Trainer.micro_batch_size = 4", "Cluster.device = 'cpu'"]
+    of_policy = trainer_of("recipes/tiny.gin", *bindings, f"DecoderBlock.activation_checkpointing = {policy}")
+    needed = int(memory_of_step(of_policy, torch.device("cpu")).peak)
+    trainer = trainer_of("recipes/tiny.gin", *bindings)
+
+    def largest(memory):
+        return {fit.policy: fit.plan for fit in fits(trainer, MeshSizes(), trainer.cluster, memory)}[policy]
+
+    assert largest(needed).micro_batch_size == 4
+    assert largest(needed).total_memory == needed
+    smaller = largest(needed - 1)
+    assert smaller is None or smaller.micro_batch_size < 4
 
 
 def test_nothing_fits_into_less_than_the_weights():
