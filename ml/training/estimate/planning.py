@@ -90,13 +90,14 @@ def memory_of_step(trainer: Trainer, device: torch.device) -> StepMemory:
     """
     cluster = copy.copy(trainer.cluster)
     cluster.is_gpu = device.type == "cuda"
-    num_micro_batches = min(2, trainer.batch_size // trainer.micro_batch_size)
+    accumulates = trainer.micro_batch_size < trainer.batch_size
 
     def measured(paths: list[str]) -> Traced:
-        return trace(trainer, with_blocks(trainer, paths, cluster), Layout(), num_micro_batches, cluster)
+        model = with_blocks(trainer, paths, cluster)
+        return trace(trainer, model, Layout(), 1, cluster, is_later=accumulates)
 
     memory = extrapolated(kinds_of_blocks(trainer.model), measured).memory
-    return StepMemory(memory, memory.peak(accumulates=num_micro_batches > 1))
+    return StepMemory(memory, memory.peak(accumulates))
 
 
 def _extrapolated(trainer: Trainer, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:

@@ -49,7 +49,15 @@ class Traced(NamedTuple):
     tied_bytes: float = 0.0
 
 
-def trace(trainer: Trainer, model: LanguageModel, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:
+def trace(
+    trainer: Trainer,
+    model: LanguageModel,
+    layout: Layout,
+    num_micro_batches: int,
+    cluster: Cluster,
+    *,
+    is_later: bool = False,
+) -> Traced:
     """Takes a step of a model on fake tensors.
 
     Args:
@@ -58,6 +66,7 @@ def trace(trainer: Trainer, model: LanguageModel, layout: Layout, num_micro_batc
         layout: The mesh, of one process or of a planned world; in a pipeline this rank has one stage.
         num_micro_batches: Micro-batches of the step.
         cluster: The rates of the devices.
+        is_later: Whether there are gradients of micro-batches before, in the same step.
     """
     pipeline = parallelize(model, layout, trainer.mesh, compile=False)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -67,6 +76,8 @@ def trace(trainer: Trainer, model: LanguageModel, layout: Layout, num_micro_batc
     assert state.replicas  # found once a run, before the step, from indices that are no fake tensors
     with _quiet(), fake:
         _warm_up(state)
+        if is_later:
+            _add_gradients(state)
         batches = [batch_of(trainer, layout) for _ in range(num_micro_batches)]
         return _observed_step(trainer, state, batches, cluster)
 
@@ -78,7 +89,8 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     state_tensors = [local(tensor) for tensor in state.tensors().values()]
     buffers = [local(buffer) for buffer in state.model.buffers()]
     inputs = [tensor for batch in batches for tensor in batch.inputs.values()]
-    live = LiveMemory([*state_tensors, *buffers, *inputs])
+    earlier = [local(weight.grad) for weight in state.trained().values() if weight.grad is not None]
+    live = LiveMemory([*state_tensors, *buffers, *inputs, *earlier])
     stage = None if state.pipeline is None else PlannedStage(state.pipeline, live)
     state.pipeline = stage
     activations = _measured_forward(state.model, live) if stage is None else stage.activations
@@ -89,16 +101,21 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
         train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, teacher)
     weights = _num_bytes(state.model.parameters())
     gradients = _num_bytes(parameter for parameter in state.model.parameters() if parameter.requires_grad)
-    kept = gradients + activations[0] if len(batches) > 1 else max(gradients, activations[0])
+    seen = 0 if earlier else gradients
+    kept = seen + activations[0] if earlier or len(batches) > 1 else max(seen, activations[0])
     memory = Memory(weights, gradients, _num_bytes(_own(state)), activations[0], max(live.peak - kept, 0))
     work = Work(time.seconds, time.flops, traffic.payload, traffic.calls)
     return Traced(memory, work) if stage is None else Traced(memory, work, stage.stream_bytes, stage.tied_bytes)
 
 
-def _warm_up(state: TrainState) -> None:
-    """Takes a step of the optimizer alone: DTensor finds shapes and placements in the first, with whole tensors."""
+def _add_gradients(state: TrainState) -> None:
     for parameter in state.trained().values():
         parameter.grad = torch.zeros_like(parameter)
+
+
+def _warm_up(state: TrainState) -> None:
+    """Takes a step of the optimizer alone: DTensor finds shapes and placements in the first, with whole tensors."""
+    _add_gradients(state)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 
