@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 SHIPPED_CONFIGS = "ml.shipped_configs"
 
 EXTRAS = {
+    "chat": ["jinja2>=3.1.6"],
     "images": ["pillow>=10.0"],
     "tokenizers": ["sentencepiece>=0.2", "tiktoken>=0.7", "tokenizers>=0.20"],
     "parquet": ["pyarrow>=15.0"],

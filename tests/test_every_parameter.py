@@ -41,7 +41,7 @@ from ml.config.signatures import EMPTY, Configurable, ParameterSpec
 from ml.config.types import mismatch
 from ml.config.values import Reference
 from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles
-from ml.data.corpora.chat_files import Completion, Conversation
+from ml.data.chat.messages import Completion, Conversation
 from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers.training import train_byte_pairs
 from ml.runs import open_teacher

@@ -84,6 +84,7 @@ CHANGES: tuple[Renamed | Removed | Added, ...] = (
     Added("TextData.begin_token", "''"),
     Added("TokenFiles.begin_token", "''"),
     Added("ChatData.begin_token", "''"),
+    Added("RoleMarkers.separate_turns", "False"),
 )
 
 

@@ -1,11 +1,14 @@
 """Data pipeline: corpora, tokenizers, token files, and the sampling of sequences and batches."""
 
+from ml.data.chat.chatml import ChatML
+from ml.data.chat.jinja_template import JinjaTemplate
+from ml.data.chat.role_markers import RoleMarkers
+from ml.data.chat.template import ChatTemplate
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
 from ml.data.corpora.synthetic_shapes import Shapes
 from ml.data.corpora.text_files import TextFiles
 from ml.data.datasets.chat import ChatData
-from ml.data.datasets.chat_templates import ChatML, ChatTemplate, RoleMarkers
 from ml.data.datasets.concatenation import Concatenation
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.datasets.images import ImageTextData, ImageTextDataset
@@ -41,6 +44,7 @@ __all__ = [
     "ImageTextData",
     "ImageTextDataset",
     "ImageTextFiles",
+    "JinjaTemplate",
     "Mixture",
     "PackedDocuments",
     "RandomWindows",

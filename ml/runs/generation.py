@@ -12,6 +12,7 @@ from ml.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
     from ml.data import Data
+    from ml.data.chat.template import Chat
     from ml.models import LanguageModel
     from ml.training.evaluation.continuations import Continuation
 
@@ -29,7 +30,7 @@ class Generation:
         top_k: Draws from this many of the most likely tokens; None for all.
         top_p: Draws from the most likely tokens that together have this probability; None for all.
         min_p: Skips tokens with less than this part of the probability of the most likely one; None for no limit.
-        stop: Texts before which to stop. The separator of documents always stops.
+        stop: Texts before which to stop. The separator of documents always stops, and the end of an answer.
         seed: Seed of the draws. What is drawn for a prompt depends on the seed and its index alone.
 
     Raises:
@@ -75,7 +76,7 @@ class Generated(NamedTuple):
 def generate_texts(
     load: Callable[[], LanguageModel],
     data: Data,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[Chat],
     settings: Generation,
     show: Callable[[int, str], None] | None = None,
 ) -> Generated:
@@ -83,23 +84,23 @@ def generate_texts(
 
     Args:
         load: Gives the model, once the prompts are known to be right.
-        data: The data of the run, for its tokenizer and separator.
-        prompts: Texts to continue; an empty one starts a document.
+        data: The data of the run, for its tokenizer, its separator and its chat template.
+        prompts: Texts to continue, of which an empty one starts a document; or conversations to answer.
         settings: How.
         show: Called with the index of a text and all of it that is certain, as it grows.
 
     Raises:
-        UserError: A prompt cannot be continued, or not as far.
+        UserError: A prompt cannot be continued, or not as far, or the run has no chat template.
     """
     from ml.models.generation import reason_for_full_pass
     from ml.models.sampling import Sampler
-    from ml.training.evaluation.continuations import continue_texts, encode_prompt
+    from ml.training.evaluation.continuations import continue_texts, encode_prompts
 
     if not prompts:
         raise UserError("there is no prompt to continue")
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
     try:
-        encoded = [encode_prompt(prompt, data.tokenizer, data.begin) for prompt in prompts]
+        encoded, ending = encode_prompts(prompts, data)
         encoded = [tokens for tokens in encoded for _ in range(settings.num_samples)]
         model = load()
         num_tokens = settings.num_tokens or _room(model.max_sequence_length, max(map(len, encoded)))
@@ -114,7 +115,7 @@ def generate_texts(
             sampler,
             settings.seed,
             stops=settings.stop,
-            separator=data.separator,
+            ending=ending,
             show=show,
         )
     except UserError:

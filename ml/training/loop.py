@@ -20,7 +20,7 @@ from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import read_state, snapshot
 from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError, RunFailure
-from ml.training.evaluation.samples import SampleFile
+from ml.training.evaluation.samples import SampleFile, shown
 from ml.training.evaluation.validation_sets import ValidationSet
 from ml.training.host_memory import freed_pages_kept, freeze_objects, unfrozen_afterwards
 from ml.training.metrics.progress import NoProgress, Progress, progress_on
@@ -460,7 +460,7 @@ class TrainLoop:
         for record in trainer.samples.draw(self.state.model, trainer.data, trainer.precision, self.device, self.world):
             sample = {"step": self.state.step, **record}
             self.world.first(functools.partial(self._samples.append, sample))
-            self.progress.say(f"step {self.state.step} writes {record['prompt'] + record['text']!r}")
+            self.progress.say(f"step {self.state.step} writes {shown(record)!r}")
         self.throughput.restart()
 
     def _flush(self) -> None:

@@ -2,54 +2,23 @@
 
 import abc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ml.config import REQUIRED, configurable, require
-from ml.data.reading.decoding import SURROGATE
-from ml.data.reading.json_lines import BrokenLine, OnError, read_records
-
-ASSISTANT = "assistant"
-
-
-class Message(NamedTuple):
-    """Message of one participant.
-
-    Attributes:
-        role: Participant: "system", "user", "assistant", or another that the template knows.
-        content: Text of the message.
-    """
-
-    role: str
-    content: str
-
-
-class Completion(NamedTuple):
-    """Prompt and its completion.
-
-    Attributes:
-        prompt: Text that is given.
-        completion: Text that follows it.
-    """
-
-    prompt: str
-    completion: str
-
-
-class Conversation(NamedTuple):
-    """Conversation and its location.
-
-    Attributes:
-        place: File and line, for errors.
-        content: Messages, or a prompt with its completion.
-    """
-
-    place: str
-    content: tuple[Message, ...] | Completion
+from ml.data.chat.forms import conversation_of
+from ml.data.chat.messages import Conversation
+from ml.data.reading.json_lines import OnError, read_records
 
 
 class ChatCorpus(abc.ABC):
-    """Source of conversations, in a fixed order."""
+    """Source of conversations, in a fixed order.
+
+    Attributes:
+        on_error: Handling of a conversation that the template cannot render: "stop" raises an error, "skip" omits it.
+    """
+
+    on_error: OnError = "stop"
 
     @abc.abstractmethod
     def conversations(self) -> Iterator[Conversation]:
@@ -58,23 +27,36 @@ class ChatCorpus(abc.ABC):
 
 @configurable
 class ChatFiles(ChatCorpus):
-    """Conversations in JSON lines files, one a line, in either of two forms, which may be mixed:
+    """Conversations in JSON lines files, one a line, in any of these forms, which may be mixed:
 
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
         {"prompt": "2 + 2 =", "completion": " 4"}
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
+        {"instruction": "Add.", "input": "2 and 2", "output": "4"}
 
-    Other keys of an object are ignored. Files may be compressed (.gz, .bz2, .xz, .zst).
+    `tools` describes the tools of a conversation; `"weight": 0` or `"train": false` in a message of the assistant makes
+    it no target. Other keys of a conversation are ignored; those of a message must be known to the template. Files may
+    be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
         paths: File, or list of files.
-        on_error: Handling of an invalid line: "stop" raises an error, "skip" omits the line and logs how many there
-            were.
+        on_error: Handling of an invalid line, and of a conversation that the template cannot render: "stop" raises an
+            error, "skip" omits it and logs how many there were.
+        ignored_keys: Keys of messages that are not used, such as 'id'; None for none.
     """
 
-    def __init__(self, paths: str | list[str] = REQUIRED, on_error: OnError = "stop"):
+    def __init__(
+        self,
+        paths: str | list[str] = REQUIRED,
+        on_error: OnError = "stop",
+        ignored_keys: list[str] | None = None,
+    ):
         require(len(paths) > 0, "paths", "names nothing to read")
+        used = {"role", "content", "weight", "train"} & set(ignored_keys or ())
+        require(not used, "ignored_keys", f"cannot contain {', '.join(map(repr, sorted(used)))}")
         self.paths = [paths] if isinstance(paths, str) else paths
         self.on_error = on_error
+        self.ignored_keys = frozenset(ignored_keys or ())
 
     def conversations(self) -> Iterator[Conversation]:
         """Yields the conversations of all lines, in order.
@@ -82,31 +64,7 @@ class ChatFiles(ChatCorpus):
         Raises:
             DataError: A file cannot be read, or a line is invalid.
         """
+        parse = partial(conversation_of, ignored_keys=self.ignored_keys)
         for path in self.paths:
-            for place, content in read_records(Path(path), parsed, self.on_error, "ChatFiles.on_error"):
-                yield Conversation(place, content)
-
-
-def parsed(record: Any) -> tuple[Message, ...] | Completion:
-    """Parses the JSON object of a line.
-
-    Raises:
-        BrokenLine: The object has neither of the two forms, or both.
-    """
-    if not isinstance(record, dict) or ("messages" in record) == ("prompt" in record or "completion" in record):
-        raise BrokenLine('must be {"messages": [...]} or {"prompt": TEXT, "completion": TEXT}')
-    if "messages" not in record:
-        return Completion(_text(record, "prompt"), _text(record, "completion"))
-    messages = record["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise BrokenLine('"messages" must be a list of {"role": TEXT, "content": TEXT}')
-    return tuple(Message(_text(message, "role"), _text(message, "content")) for message in messages)
-
-
-def _text(record: dict, key: str) -> str:
-    text = record.get(key)
-    if not isinstance(text, str):
-        raise BrokenLine(f"{key!r} must be a text" if key in record else f"{key!r} is missing")
-    if not text.isascii() and SURROGATE.search(text):
-        raise BrokenLine(f"{key!r} contains a lone surrogate, which is not valid text")
-    return text
+            for place, conversation in read_records(Path(path), parse, self.on_error, "ChatFiles.on_error"):
+                yield conversation._replace(place=place)

@@ -1,15 +1,20 @@
 """Chat data: the assistant's messages are predicted from the conversation before them."""
 
-import hashlib
+import collections
+import contextlib
+import functools
 import logging
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 
 from ml.config import child, configurable, require
-from ml.data.corpora.chat_files import ASSISTANT, ChatCorpus, ChatFiles, Completion, Conversation
-from ml.data.datasets.chat_templates import ChatTemplate, RoleMarkers, Segment
+from ml.data.chat.encoding import ChatFormat, Example
+from ml.data.chat.messages import Completion, Conversation
+from ml.data.chat.role_markers import RoleMarkers
+from ml.data.chat.template import ChatTemplate
+from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
 from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
@@ -21,20 +26,6 @@ from ml.data.sequences.streams import ArrayStream, sha256_of
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
 
 logger = logging.getLogger(__name__)
-
-
-class Example(NamedTuple):
-    """Tokenized conversation.
-
-    Attributes:
-        name: Hash of the tokens, which decides whether the example is held out.
-        tokens: (tokens,).
-        is_target: Marks the tokens to predict, (tokens,) bool.
-    """
-
-    name: str
-    tokens: np.ndarray
-    is_target: np.ndarray
 
 
 @configurable
@@ -118,7 +109,7 @@ class ChatData(Data):
         Raises:
             DataError: The corpus cannot be read, a role is unknown, or no targets are left.
         """
-        examples = self._fitting(map(self.encode, self.corpus.conversations()), sequence_length)
+        examples = self._fitting(self._examples(), sequence_length)
         held_out = held_out_names((example.name for example in examples), self.validation_fraction)
         train = _stream([example for example in examples if example.name not in held_out])
         validation = _stream([example for example in examples if example.name in held_out])
@@ -128,34 +119,33 @@ class ChatData(Data):
         trained = train if self.validation_fraction < 1.0 else None
         return TokenDataset(trained, validation, self.tokenizer, self.packing, sequence_length, seed, sha256)
 
-    def encode(self, conversation: Conversation) -> Example:
-        """Tokenizes a conversation and marks its targets.
+    @functools.cached_property
+    def chat(self) -> ChatFormat:
+        """Template, tokenizer and separator, for generation with the tokens of training."""
+        return ChatFormat(self.template, self.tokenizer, self.separator, self.begin)
 
-        Raises:
-            DataError: The template does not know a role.
-        """
-        try:
-            segments = self._segments(conversation)
-        except DataError as error:
-            raise DataError(f"{conversation.place}: {error}") from error
-        encoded = [*map(self._encode, segments), self.separator.tokens]
-        is_target = [*(segment.is_target for segment in segments), _assistant_is_last(conversation)]
-        tokens = np.concatenate(encoded)
-        name = hashlib.sha256(tokens.astype(np.uint32).tobytes()).hexdigest()
-        targets = np.repeat(is_target, [len(part) for part in encoded])
-        is_begun = self.template.writes_begin and not isinstance(conversation.content, Completion)
-        begun = tokens if is_begun else self.begin.before(tokens)
-        return Example(name, begun, np.concatenate((np.zeros(len(begun) - len(tokens), dtype=bool), targets)))
-
-    def _segments(self, conversation: Conversation) -> list[Segment]:
-        if isinstance(conversation.content, Completion):
-            prompt, completion = conversation.content
-            return [Segment(prompt, False), Segment(completion, True)]
-        return self.template.segments(conversation.content)
-
-    def _encode(self, segment: Segment) -> np.ndarray:
-        special = self.tokenizer.special_token(segment.text) if segment.is_marker else None
-        return self.tokenizer.encode(segment.text) if special is None else np.array([special], dtype=np.uint32)
+    def _examples(self) -> Iterator[Example]:
+        """Tokenizes the conversations; one that the template cannot render is handled as `corpus.on_error` says."""
+        roles: collections.Counter[str] = collections.Counter()
+        skipped: list[str] = []
+        conversations = self.corpus.conversations()
+        for conversation in conversations:
+            _count(roles, conversation)
+            try:
+                yield self.chat.example(conversation)
+            except DataError as error:
+                problem = f"{conversation.place}: {error}"
+                if self.corpus.on_error == "stop":
+                    raise DataError(f"{problem} (roles in the data: {_counted(roles, conversations)})") from error
+                skipped.append(problem)
+        if skipped:
+            found = ", ".join(f"{role} {count:,}" for role, count in roles.most_common())
+            logger.warning(
+                "skipped %d conversations that the template cannot render, the first: %s (roles in the data: %s)",
+                len(skipped),
+                skipped[0],
+                found,
+            )
 
     def _fitting(self, examples: Iterable[Example], length: int) -> list[Example]:
         """Returns the examples that fit in a sequence and have targets; logs how many were cut or skipped."""
@@ -183,9 +173,17 @@ class ChatData(Data):
         return kept
 
 
-def _assistant_is_last(conversation: Conversation) -> bool:
-    content = conversation.content
-    return isinstance(content, Completion) or (len(content) > 0 and content[-1].role == ASSISTANT)
+def _count(roles: collections.Counter[str], conversation: Conversation) -> None:
+    if not isinstance(conversation.content, Completion):
+        roles.update(message.role for message in conversation.content)
+
+
+def _counted(roles: collections.Counter[str], remaining: Iterator[Conversation]) -> str:
+    """Returns the roles in all data, with their counts, as far as it can be read."""
+    with contextlib.suppress(DataError):
+        for conversation in remaining:
+            _count(roles, conversation)
+    return ", ".join(f"{role} {count:,}" for role, count in roles.most_common()) or "none"
 
 
 def _stream(examples: list[Example]) -> ArrayStream:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ml.config import child, require
+from ml.data.chat.encoding import ChatFormat
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.errors import DataError
 from ml.data.randomness import derive_seed
@@ -55,6 +56,11 @@ class CombinedData(Data):
     def begin(self) -> Begin:
         """Begin of the documents of the first part."""
         return next(iter(self.datasets.values())).begin
+
+    @property
+    def chat(self) -> ChatFormat | None:
+        """Tokens of conversations of the first part that has any."""
+        return next((chat for data in self.datasets.values() if (chat := data.chat) is not None), None)
 
     @property
     def num_train_tokens(self) -> int | None:

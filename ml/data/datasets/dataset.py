@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ml.data.chat.encoding import ChatFormat
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.ending import Ending
 from ml.data.tokenizers import Tokenizer
 from ml.targets import IGNORED
 
@@ -142,6 +144,16 @@ class Data(abc.ABC):
     def begin(self) -> Begin:
         """Begin of each document, from which evaluation and generation start too."""
         return Begin.after(self.separator)
+
+    @property
+    def ending(self) -> Ending:
+        """End of a generated document."""
+        return Ending.of(self.separator)
+
+    @property
+    def chat(self) -> ChatFormat | None:
+        """Tokens of conversations, for generation as in training; None if the data has none."""
+        return None
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Returns the reason that the data does not fit the model, or None.

@@ -1,6 +1,6 @@
 """Tokenizers: text to token ids and back."""
 
-from ml.data.tokenizers.base import SavedArguments, Tokenizer
+from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer, TokenSpans
 from ml.data.tokenizers.bytes import ByteTokenizer
 from ml.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from ml.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -11,6 +11,8 @@ __all__ = [
     "HuggingFaceTokenizer",
     "SavedArguments",
     "SentencePieceTokenizer",
+    "SpecialToken",
     "TiktokenTokenizer",
+    "TokenSpans",
     "Tokenizer",
 ]

@@ -2,6 +2,7 @@
 
 import abc
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,34 @@ class SavedArguments(NamedTuple):
 
     arguments: dict[str, Any]
     files: dict[str, str]
+
+
+class TokenSpans(NamedTuple):
+    """Tokens of a text and the characters that they represent.
+
+    Attributes:
+        tokens: (tokens,).
+        starts: Position of the first character of each token, (tokens,).
+        ends: Position after the last character of each token, (tokens,).
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class SpecialToken(NamedTuple):
+    """Special token of a tokenizer.
+
+    Attributes:
+        id: Token id.
+        takes_before: True if the token includes the white space before its text.
+        takes_after: True if it includes the white space after.
+    """
+
+    id: int
+    takes_before: bool = False
+    takes_after: bool = False
 
 
 class Tokenizer(abc.ABC):
@@ -69,9 +98,29 @@ class Tokenizer(abc.ABC):
         Special tokens represent none.
         """
 
+    def encode_with_spans(self, text: str, is_start: bool) -> TokenSpans | None:
+        """Returns the tokens of `text` with their characters; None if the tokenizer does not relate them.
+
+        Args:
+            text: The text.
+            is_start: False for text that follows other text, before which no space is added.
+        """
+        return None
+
+    @property
+    def control_tokens(self) -> Mapping[str, SpecialToken]:
+        """Special tokens by their text."""
+        return {}
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of its files, which may contain a chat template; None if there is none."""
+        return None
+
     def special_token(self, text: str) -> int | None:
         """Returns the id of the special token written as `text`, such as "<|im_start|>"; None if there is none."""
-        return None
+        found = self.control_tokens.get(text)
+        return None if found is None else found.id
 
     @abc.abstractmethod
     def save(self, folder: Path) -> SavedArguments:

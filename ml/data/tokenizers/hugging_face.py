@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
-from ml.data.tokenizers.base import SavedArguments, Tokenizer
+from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer, TokenSpans
 from ml.data.tokenizers.byte_level import bytes_of_pieces
 from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
@@ -94,8 +95,26 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         return self._bytes.num_bytes(tokens)
 
-    def special_token(self, text: str) -> int | None:
-        return next((token for token, name in self._special.items() if name == text), None)
+    def encode_with_spans(self, text: str, is_start: bool) -> TokenSpans:
+        tokenizer = self._tokenizer if is_start else self._continuing
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return TokenSpans(np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1)), spans[:, 0], spans[:, 1])
+
+    @functools.cached_property
+    def control_tokens(self) -> Mapping[str, SpecialToken]:
+        """Special tokens by their text."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {
+            str(entry.content): SpecialToken(token, entry.lstrip, entry.rstrip)
+            for token, entry in added.items()
+            if entry.special
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the file."""
+        return self._file.parent
 
     def save(self, folder: Path) -> SavedArguments:
         (folder / _FILE).write_text(self._content, encoding="utf-8", newline="")
@@ -130,6 +149,20 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # as text
+        return tokenizer
+
+    @functools.cached_property
+    def _continuing(self) -> "tokenizers.Tokenizer":
+        """The tokenizer for text that follows other text: it prepends no space where only the first text has one."""
+        description = json.loads(self._tokenizer.to_str())
+        steps = description.get("pre_tokenizer") or {}
+        firsts = [step for step in steps.get("pretokenizers", [steps]) if step.get("prepend_scheme") == "first"]
+        if not firsts:
+            return self._tokenizer
+        for step in firsts:
+            step["prepend_scheme"] = "never"
+        tokenizer = type(self._tokenizer).from_str(json.dumps(description))
+        tokenizer.encode_special_tokens = True
         return tokenizer
 
     @functools.cached_property

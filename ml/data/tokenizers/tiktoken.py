@@ -3,6 +3,7 @@
 import base64
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ml.config import UNORDERED, configurable, require
 from ml.data.errors import DataError
-from ml.data.tokenizers.base import SavedArguments, Tokenizer
+from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer
 from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
 from ml.optional import optional_import
@@ -105,8 +106,10 @@ class TiktokenTokenizer(Tokenizer):
     def num_bytes(self, tokens: np.ndarray) -> int:
         return self._bytes.num_bytes(tokens)
 
-    def special_token(self, text: str) -> int | None:
-        return self._encoding._special_tokens.get(text)
+    @functools.cached_property
+    def control_tokens(self) -> Mapping[str, SpecialToken]:
+        """Special tokens by their text."""
+        return {text: SpecialToken(token) for text, token in self._encoding._special_tokens.items()}
 
     def save(self, folder: Path) -> SavedArguments:
         """Writes the ranks, also for a named encoding, whose file may be missing later."""

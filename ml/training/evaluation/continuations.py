@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ml.data import Data
+from ml.data.chat.template import Chat
 from ml.data.sequences.document_begin import Begin
-from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.ending import NO_ENDING, Ending
 from ml.data.tokenizers import Tokenizer
 from ml.models.generation import generate
 from ml.models.language_model import LanguageModel
@@ -30,7 +32,7 @@ class StreamedText:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         stops: Sequence[str] = (),
-        separator: Separator | None = None,
+        ending: Ending = NO_ENDING,
     ):
         """Starts an empty text.
 
@@ -38,15 +40,14 @@ class StreamedText:
             tokenizer: Decodes the tokens.
             prompt: The tokens before the text; some tokenizers decode the first token of a text differently.
             stops: The stop strings.
-            separator: The separator of documents, which also stops the text; None for no separator.
+            ending: What ends the text besides.
         """
-        self._end = None if separator is None else separator.token
-        stops = [*stops, *([separator.text] if separator is not None else [])]
+        self._ending = ending
         self.text = ""
         self.stopped_by: str | None = None
         self.num_tokens = 0
         self._tokenizer = tokenizer
-        self._stops = [stop for stop in stops if stop]
+        self._stops = [stop for stop in (*stops, *ending.stops) if stop]
         self._longest = max(map(len, self._stops), default=0)
         # Only the tokens from `_anchor` on are decoded again; those before `_read` have been read.
         self._tokens = list(prompt)
@@ -57,9 +58,11 @@ class StreamedText:
         if self.stopped_by is not None:
             return
         self.num_tokens += 1
-        if token == self._end:
+        if token in self._ending.tokens:
             self.finish()
-            self.stopped_by = self._decoded([token])
+            if self.stopped_by is None:
+                self.text = self.text.removesuffix(self._ending.trimmed)
+                self.stopped_by = self._decoded([token])
             return
         self._tokens.append(token)
         self._extend(is_last=False)
@@ -71,11 +74,12 @@ class StreamedText:
 
     @property
     def settled(self) -> str:
-        """The text without a suffix that may be the beginning of a stop string."""
+        """The text without a suffix that may be the beginning of a stop string, or no part of the text."""
         if self.stopped_by is None:
-            for length in range(min(self._longest - 1, len(self.text)), 0, -1):
+            trimmed = self._ending.trimmed
+            for length in range(min(max(self._longest - 1, len(trimmed)), len(self.text)), 0, -1):
                 end = self.text[-length:]
-                if any(stop.startswith(end) for stop in self._stops):
+                if any(stop.startswith(end) for stop in (*self._stops, trimmed)):
                     return self.text[:-length]
         return self.text
 
@@ -120,7 +124,7 @@ def continue_texts(
     seed: int = 0,
     *,
     stops: Sequence[str] = (),
-    separator: Separator | None = None,
+    ending: Ending = NO_ENDING,
     show: Callable[[int, str], None] | None = None,
     shared: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
@@ -134,7 +138,7 @@ def continue_texts(
         sampler: Samples a token from the logits.
         seed: Seed of the sampler.
         stops: Stop strings.
-        separator: The separator of documents, which also stops a text; None for no separator.
+        ending: What ends a text besides: the separator of documents, or the end of an answer.
         show: Called with the index of a prompt and its text so far, without a possible beginning of a stop string.
         shared: As in `ml.models.generation.generate`, where several processes generate together.
 
@@ -144,7 +148,7 @@ def continue_texts(
     Raises:
         ValueError: There is no prompt, a prompt is empty, or the learned positions of the model are exceeded.
     """
-    texts = [StreamedText(tokenizer, prompt, stops, separator) for prompt in prompts]
+    texts = [StreamedText(tokenizer, prompt, stops, ending) for prompt in prompts]
     steps = generate(model, prompts, num_tokens, sampler, seed, num_choices=tokenizer.vocab_size, shared=shared)
     for tokens in steps:
         for row, token in enumerate(tokens.tolist()):
@@ -156,6 +160,39 @@ def continue_texts(
     for text in texts:
         text.finish()
     return [Continuation(text.text, text.num_tokens, text.stopped_by) for text in texts]
+
+
+class EncodedPrompts(NamedTuple):
+    """Prompts as a model reads them.
+
+    Attributes:
+        tokens: The tokens of each prompt.
+        ending: What ends the texts after them.
+    """
+
+    tokens: list[list[int]]
+    ending: Ending
+
+
+def encode_prompts(prompts: Sequence[str | Chat], data: Data) -> EncodedPrompts:
+    """Encodes texts to continue, or conversations to answer with the tokens of training.
+
+    Args:
+        prompts: The prompts, all of one kind.
+        data: The data of the run.
+
+    Raises:
+        ValueError: A prompt cannot be encoded, or the data has no chat template.
+    """
+    chats = [prompt for prompt in prompts if isinstance(prompt, Chat)]
+    if not chats:
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        return EncodedPrompts([encode_prompt(text, data.tokenizer, data.begin) for text in texts], data.ending)
+    if len(chats) < len(prompts):
+        raise ValueError("prompts must be texts or conversations, not both")
+    if data.chat is None:
+        raise ValueError("the data of the run has no chat template: it was not trained on conversations (ChatData)")
+    return EncodedPrompts([data.chat.prompt(chat).tolist() for chat in chats], data.chat.ending)
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, begin: Begin) -> list[int]:

@@ -10,6 +10,7 @@ from lm_eval.api.model import LM
 
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.ending import Ending
 from ml.data.tokenizers import Tokenizer
 from ml.errors import UserError
 from ml.models.language_model import LanguageModel
@@ -61,7 +62,7 @@ class HarnessModel(LM):
         super().__init__()
         self._model = model
         self._tokenizer = tokenizer
-        self._separator = separator
+        self._ending = Ending.of(separator)
         self._begin = begin
         self._start = begin.tokens.astype(np.int64)[-1:]
         if len(self._start) == 0:
@@ -107,7 +108,7 @@ class HarnessModel(LM):
                     num_new,
                     sampler,
                     stops=stops,
-                    separator=self._separator,
+                    ending=self._ending,
                 )
                 for index, continuation in zip(batch, made, strict=True):
                     texts[index] = continuation.text

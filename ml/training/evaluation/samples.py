@@ -12,6 +12,9 @@ import torch
 
 from ml.config import configurable, require, unused
 from ml.data import Data
+from ml.data.chat.forms import messages_of
+from ml.data.chat.template import Chat
+from ml.data.reading.json_lines import BrokenLine
 from ml.distributed import ALONE, World
 from ml.files import write_atomically
 from ml.layers.checks import non_negative
@@ -19,7 +22,7 @@ from ml.models import LanguageModel
 from ml.models.sampling import Sampler
 from ml.run_files import read_records
 from ml.training.errors import RunError, RunFailure
-from ml.training.evaluation.continuations import continue_texts, encode_prompt
+from ml.training.evaluation.continuations import EncodedPrompts, continue_texts, encode_prompts
 from ml.training.precision import Precision
 
 
@@ -31,7 +34,8 @@ class Samples:
 
     Args:
         every: Steps between two samples. The last step always samples; None samples there only.
-        prompts: One prompt or several; an empty prompt starts a document.
+        prompts: One prompt or several: texts to continue, of which an empty one starts a document; or conversations to
+            answer with the chat template of the data, each a list of messages.
         num_tokens: Maximum number of new tokens per prompt.
         temperature: Divides the logits before sampling; 0 is greedy.
         top_k: Samples from the k most likely tokens; None from all.
@@ -43,7 +47,7 @@ class Samples:
     def __init__(
         self,
         every: int | None = 500,
-        prompts: str | list[str] = "",
+        prompts: str | list[str] | list[list[dict[str, Any]]] = "",
         num_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -62,6 +66,7 @@ class Samples:
             unused(temperature == 0.0, name, "temperature")
         self.every = every
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
+        self._prompts = [prompt if isinstance(prompt, str) else _chat(prompt) for prompt in self.prompts]
         self.num_tokens = num_tokens
         self.sampler = Sampler(temperature, top_k, top_p, min_p)
         self.seed = seed
@@ -80,7 +85,7 @@ class Samples:
         Raises:
             RunError: A prompt cannot be encoded, or its continuation exceeds the positions of the model.
         """
-        longest, limit = max(map(len, self._encoded(data))), model.max_sequence_length
+        longest, limit = max(map(len, self._encoded(data).tokens)), model.max_sequence_length
         if limit is not None and longest + self.num_tokens > limit:
             raise RunError(
                 f"Samples.num_tokens = {self.num_tokens} after a prompt of {longest} tokens is more than the {limit} "
@@ -94,7 +99,7 @@ class Samples:
         precision: Precision,
         device: torch.device,
         world: World = ALONE,
-    ) -> Iterator[dict[str, str]]:
+    ) -> Iterator[dict[str, Any]]:
         """Yields each prompt with its continuation; leaves the model in training mode. A collective call.
 
         Args:
@@ -104,6 +109,7 @@ class Samples:
             device: The device of the model.
             world: The processes that hold the model.
         """
+        encoded, ending = self._encoded(data)
         model.eval()
         try:
             # Compiled blocks would recompile for each length.
@@ -111,11 +117,11 @@ class Samples:
                 continuations = continue_texts(
                     model,
                     data.tokenizer,
-                    self._encoded(data),
+                    encoded,
                     self.num_tokens,
                     self.sampler,
                     self.seed,
-                    separator=data.separator,
+                    ending=ending,
                     shared=None if world.size == 1 else world.broadcast,
                 )
         finally:
@@ -123,11 +129,25 @@ class Samples:
         for prompt, continuation in zip(self.prompts, continuations, strict=True):
             yield {"prompt": prompt, "text": continuation.text}
 
-    def _encoded(self, data: Data) -> list[list[int]]:
+    def _encoded(self, data: Data) -> EncodedPrompts:
         try:
-            return [encode_prompt(prompt, data.tokenizer, data.begin) for prompt in self.prompts]
+            return encode_prompts(self._prompts, data)
         except ValueError as error:
             raise RunError(f"Samples.prompts: {error}") from error
+
+
+def _chat(messages: list[dict[str, Any]]) -> Chat:
+    try:
+        return Chat(messages_of(messages, name="prompts"))
+    except BrokenLine as error:
+        require(False, "prompts", f"contains messages that cannot be read: {error}")
+        raise
+
+
+def shown(record: dict[str, Any]) -> str:
+    """Returns a sample as it is logged: a prompt with its continuation, or the answer to a conversation."""
+    prompt = record["prompt"] if isinstance(record["prompt"], str) else ""
+    return prompt + record["text"]
 
 
 class SampleFile:

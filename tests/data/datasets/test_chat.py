@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ml.data import ByteTokenizer, ChatData, ChatFiles, ChatML, DataError, PackedDocuments, RoleMarkers
+from ml.data.tokenizers import SpecialToken
 
 TALK = {
     "messages": [
@@ -57,9 +58,12 @@ def learned(dataset):
 
 def test_targets_are_the_messages_of_the_assistant_with_their_end(chat):
     (row,) = shown(chat(TALK).batch(0, 1))
-    # The end of the conversation is predicted by the last line break and is not an input.
-    assert row.startswith("\0System: Be brief.\nUser: Two and two?\nAssistant: [Four.\n]User: Schön!\nAssistant: [漢\n")
-    assert learned(chat(TALK)) == ["Four.\n漢\n\0"]
+    # The separator ends each message of the assistant; the last one is predicted and is not an input.
+    text = "\0System: Be brief.\nUser: Two and two?\nAssistant: [Four.\n\0]User: Schön!\nAssistant: [漢\n"
+    assert row.startswith(text)
+    assert learned(chat(TALK)) == ["Four.\n\0漢\n\0"]
+    last = functools.partial(RoleMarkers, separate_turns=False)
+    assert learned(chat(TALK, template=last)) == ["Four.\n漢\n\0"]
 
 
 def test_chat_ml_targets_the_end_of_a_message_and_no_marker_before_it(chat):
@@ -77,8 +81,7 @@ class Special(ByteTokenizer):
 
     vocab_size = 258
 
-    def special_token(self, text):
-        return {"<|im_start|>": 256, "<|im_end|>": 257}.get(text)
+    control_tokens = {"<|im_start|>": SpecialToken(256), "<|im_end|>": SpecialToken(257)}  # noqa: RUF012
 
 
 def test_markers_are_special_tokens_and_equal_text_in_a_message_is_text(chat):
@@ -148,9 +151,9 @@ def test_data_without_targets_is_an_error(chat):
 
 BROKEN = [
     ('{"messages": ', "not JSON"),
-    ("[1, 2]", 'must be {"messages"'),
-    ({"text": "a"}, 'must be {"messages"'),
-    ({"messages": [], "prompt": "a"}, 'must be {"messages"'),
+    ("[1, 2]", 'must be one of {"messages"'),
+    ({"text": "a"}, 'must be one of {"messages"'),
+    ({"messages": [], "prompt": "a"}, 'must be one of {"messages"'),
     ({"prompt": "a"}, "'completion' is missing"),
     ({"prompt": "a", "completion": 3}, "'completion' must be a text"),
     ({"messages": "a"}, '"messages" must be a list'),

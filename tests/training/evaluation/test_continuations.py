@@ -9,6 +9,7 @@ from evaluated import small_model
 from ml.data import ByteTokenizer
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
+from ml.data.sequences.ending import Ending
 from ml.models.generation import generate
 from ml.models.sampling import Sampler
 from ml.training.evaluation.continuations import StreamedText, continue_texts, encode_prompt
@@ -106,7 +107,7 @@ def test_a_prompt_starts_where_a_document_does_in_training():
         encode_prompt("a\udcff", tokenizer, nothing)
 
 
-class Ending(Words):
+class WithEnd(Words):
     """Has a token for the end of a document that shows as nothing."""
 
     end_of_document = 3
@@ -116,10 +117,25 @@ class Ending(Words):
 
 
 def test_a_document_ends_with_its_token_though_that_shows_as_nothing():
-    separator = Separator.of(Ending(), None)
+    separator = Separator.of(WithEnd(), None)
     assert (separator.text, separator.token) == ("", 3)
-    streamed = StreamedText(Ending(), [0], separator=separator)
+    streamed = StreamedText(WithEnd(), [0], ending=Ending.of(separator))
     for token in (1, 3, 2):
         streamed.add(token)
     assert (streamed.text, streamed.stopped_by, streamed.num_tokens) == (" me", "", 2)
-    assert encode_prompt("", Ending(), Begin.after(separator)) == [3]
+    assert encode_prompt("", WithEnd(), Begin.after(separator)) == [3]
+
+
+def test_text_that_spells_an_end_token_does_not_end_a_text_and_text_before_the_token_is_trimmed():
+    streamed = StreamedText(ByteTokenizer(), [], ending=Ending(frozenset({0, 200}), (), "\n"))
+    seen = []
+    for token in (*b"a\nb<end>\n", 200, *b"c"):
+        streamed.add(token)
+        seen.append(streamed.settled)
+    assert (streamed.text, streamed.num_tokens) == ("a\nb<end>", 10)
+    assert seen[:3] == ["a", "a", "a\nb"]  # a line break is shown once it is known to belong to the text
+    assert seen[-1] == streamed.text
+    texts = StreamedText(ByteTokenizer(), [], ending=Ending.of(Separator.of(ByteTokenizer(), "##")))
+    for token in b"a#b##c":
+        texts.add(token)
+    assert (texts.text, texts.stopped_by) == ("a#b", "##")

@@ -1,0 +1,116 @@
+"""Chat templates of Hugging Face tokenizers, written in Jinja."""
+
+import datetime
+import functools
+from pathlib import Path
+from typing import Any
+
+from ml.config import configurable, require
+from ml.data.chat.control_text import ControlText
+from ml.data.chat.jinja_environment import BEGIN, END, CompiledTemplate, compiled
+from ml.data.chat.jinja_rendering import REASONING, Renderer
+from ml.data.chat.messages import ASSISTANT, Message
+from ml.data.chat.template import Chat, ChatTemplate, Segment, text_of
+from ml.data.chat.template_files import TemplateFiles, read_templates
+from ml.data.errors import DataError
+from ml.data.tokenizers import Tokenizer
+
+_PROBE = "\U0010fffd"  # an answer whose end is looked for
+
+
+@configurable
+class JinjaTemplate(ChatTemplate):
+    """Chat template of a Hugging Face tokenizer.
+
+    Conversations have the tokens of transformers' `apply_chat_template`, except that the name of a special token in a
+    message is ordinary text. Targets are the texts in `{% generation %}` blocks. A template without them is rendered up
+    to and after each message of the assistant, and the difference is the target. Nothing is added before or after a
+    conversation.
+
+    Args:
+        path: Folder with a chat_template.jinja or a tokenizer_config.json, or a .jinja file. None is the folder of the
+            tokenizer.
+        variables: Further variables of the template, such as {'enable_thinking': False}; None for none.
+        date: Date for templates that write today's, such as '2026-01-31'; None makes that an error.
+    """
+
+    writes_documents = True
+
+    def __init__(self, path: str | None = None, variables: dict[str, Any] | None = None, date: str | None = None):
+        self.path = path
+        self.variables = variables or {}
+        self.date = None if date is None else _date(date)
+        self._files: TemplateFiles | None = None
+
+    def segments(self, chat: Chat, tokenizer: Tokenizer) -> list[Segment]:
+        return self._renderer(chat, tokenizer).segments()
+
+    def prompt(self, chat: Chat, tokenizer: Tokenizer) -> list[Segment]:
+        last = chat.messages[-1]
+        if last.role != ASSISTANT:
+            return self._renderer(chat, tokenizer).prompt()
+        continued = _said(ASSISTANT, text_of(last) + _PROBE)
+        return self._renderer(Chat((*chat.messages[:-1], continued), chat.tools), tokenizer).around(_PROBE)[0]
+
+    def end(self, tokenizer: Tokenizer) -> list[Segment]:
+        return self._renderer(Chat((_said("user", "a"), _said(ASSISTANT, _PROBE))), tokenizer).around(_PROBE)[1]
+
+    def reads(self, key: str, tokenizer: Tokenizer) -> bool:
+        wanted = REASONING if key in REASONING else (key,)
+        return any(
+            not self._compiled(source).names.isdisjoint(wanted) for source in self.files(tokenizer).sources.values()
+        )
+
+    def files(self, tokenizer: Tokenizer) -> TemplateFiles:
+        """Returns the templates and the tokens that they name.
+
+        Raises:
+            DataError: There is no template, or it cannot be read.
+        """
+        if self._files is None:
+            folder = tokenizer.folder if self.path is None else Path(self.path)
+            if folder is None:
+                raise DataError("JinjaTemplate.path must be set: the tokenizer has no folder with a chat template")
+            self._files = read_templates(folder)
+        return self._files
+
+    def keep(self, files: TemplateFiles) -> None:
+        """Uses templates that a run kept, instead of those of `path`."""
+        self._files = files
+
+    def _renderer(self, chat: Chat, tokenizer: Tokenizer) -> Renderer:
+        sources, tokens = self.files(tokenizer)
+        source = sources.get("tool_use") if chat.tools else None
+        source = sources.get("default") if source is None else source
+        if source is None:
+            raise DataError(f"there is no default chat template, only {', '.join(sources)}")
+        variables = {**_tokens_of(tokenizer), **tokens, **self.variables}
+        return Renderer(self._compiled(source), chat, variables, _control(tokenizer))
+
+    def _compiled(self, source: str) -> CompiledTemplate:
+        return compiled(source, self.date)
+
+
+@functools.lru_cache(maxsize=4)
+def _control(tokenizer: Tokenizer) -> ControlText:
+    return ControlText(tokenizer.control_tokens, reserved=(BEGIN, END))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokens_of(tokenizer: Tokenizer) -> dict[str, str]:
+    """Returns the names of the tokens that begin and end documents, for a folder that names none."""
+    names = {token.id: name for name, token in tokenizer.control_tokens.items()}
+    wanted = {"bos_token": tokenizer.begin_of_document, "eos_token": tokenizer.end_of_document}
+    return {name: names[token] for name, token in wanted.items() if token in names}
+
+
+def _said(role: str, text: str) -> Message:
+    return Message(role, {"role": role, "content": text})
+
+
+def _date(text: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        require(False, "date", f"must be a date such as '2026-01-31', not {text!r}")
+        raise
