@@ -172,6 +172,17 @@ MODELS = {
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
     "vision": VISION,
 }
+JINJA = """
+    Trainer.data = @ChatData
+    ChatFiles.paths = 'chat'
+    ChatFiles.on_error = 'skip'
+    ChatData.template = @JinjaTemplate
+    JinjaTemplate.path = '{}'
+    JinjaTemplate.variables = {{'name': '{}'}}
+    JinjaTemplate.date = '{}'
+    Trainer.sequence_length = 160"""
+TEMPLATE = """{{% for message in messages %}}{{{{ name }}}} {} {{{{ strftime_now('%Y') }}}} {{{{ message.role }}}}
+{{% generation %}}{{{{ message.content }}}}{{% endgeneration %}}{{% endfor %}}"""
 # The models of these bases are those of the bases above.
 RUNS = {
     "samples": """
@@ -226,6 +237,8 @@ RUNS = {
         Trainer.data = @ChatData
         ChatFiles.paths = 'other_chat'
         Trainer.sequence_length = 160""",
+    "Jinja": JINJA.format("templates", "first", "20260131"),
+    "other Jinja": JINJA.format("other_templates", "second", "20250131"),
     "mixture": """
         Trainer.data = @Mixture
         Mixture.datasets = {'a': @TextData, 'b': @TokenFiles}
@@ -369,11 +382,15 @@ def write_documents():
             writer = TokenWriter(Path(folder) / part, ByteTokenizer(), shard_tokens=500)
             writer.append(np.concatenate(encoded), np.cumsum([len(tokens) for tokens in encoded]), 1)
             writer.finish({})
-    roles = ("system", "user", "assistant")
+    roles = ("system", "user", "assistant", "user", "assistant")
     talks = [{"messages": [{"role": role, "content": f"{role[0]}{n}"} for role in roles]} for n in range(40)]
     for file, order in (("chat", 1), ("other_chat", -1)):
         lines = [*map(json.dumps, talks[::order]), json.dumps({"prompt": "a", "completion": "b" * 200})]
-        Path(file).write_text("\n".join([*lines, *(["broken"] if file == "chat" else [])]))
+        with_key = json.dumps({"messages": [{"role": "assistant", "content": "c", "a": 1}]})
+        Path(file).write_text("\n".join([*lines, *([with_key, "broken"] if file == "chat" else [])]))
+    for folder in ("templates", "other_templates"):
+        Path(folder).mkdir()
+        Path(f"{folder}/chat_template.jinja").write_text(TEMPLATE.format(folder))
 
 
 @ml.config.configurable

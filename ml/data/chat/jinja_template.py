@@ -3,7 +3,6 @@
 import datetime
 import functools
 from pathlib import Path
-from typing import Any
 
 from ml.config import configurable, require
 from ml.data.chat.control_text import ControlText
@@ -36,7 +35,12 @@ class JinjaTemplate(ChatTemplate):
 
     writes_documents = True
 
-    def __init__(self, path: str | None = None, variables: dict[str, Any] | None = None, date: str | None = None):
+    def __init__(
+        self,
+        path: str | None = None,
+        variables: dict[str, bool | int | float | str] | None = None,
+        date: str | None = None,
+    ):
         self.path = path
         self.variables = variables or {}
         self.date = None if date is None else _date(date)
