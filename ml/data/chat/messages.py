@@ -52,5 +52,5 @@ class Conversation(NamedTuple):
 
 
 def is_empty(value: Any) -> bool:
-    """Returns True for a JSON value that says nothing: null, or an empty text, list or object."""
+    """Returns True for a JSON value without content: null, or an empty text, list or object."""
     return value is None or value == "" or value == [] or value == {}

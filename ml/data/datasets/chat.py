@@ -125,7 +125,7 @@ class ChatData(Data):
         return ChatFormat(self.template, self.tokenizer, self.separator, self.begin)
 
     def _examples(self) -> Iterator[Example]:
-        """Tokenizes the conversations; one that the template cannot render is handled as `corpus.on_error` says."""
+        """Tokenizes the conversations; `corpus.on_error` handles one that the template cannot render."""
         roles: collections.Counter[str] = collections.Counter()
         skipped: list[str] = []
         conversations = self.corpus.conversations()
