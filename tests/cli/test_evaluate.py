@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from warm_python import run_python
 
 import ml
 from ml.cli.verbs import main
@@ -54,11 +55,8 @@ def call(folder, monkeypatch, capsys):
 def process(folder):
     """Calls a verb in a separate process."""
 
-    def run(*arguments, check=0, stdin=None, **environment):
-        done = subprocess.run(
-            [sys.executable, "-m", "ml", *map(str, arguments)], cwd=folder, capture_output=True, text=True,
-            check=False, timeout=120, input=stdin, env={**os.environ, **environment},
-        )  # fmt: skip
+    def run(*arguments, check=0, stdin=""):
+        done = run_python("-m", "ml", *map(str, arguments), cwd=folder, stdin=stdin)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == check, done.stdout + done.stderr
         return done.stdout if check == 0 else done.stderr
@@ -125,10 +123,11 @@ def test_generate_returns_objects_and_accepts_several_prompts(call, process):
     assert call(*arguments, "--prompt", "one") == f"one{found[0]['text']}\n"
 
 
-def test_generate_continues_in_a_terminal_with_a_small_character_set(call, process):
-    assert process("generate", "run", "--prompt", "naïve", "--num_tokens", 30, PYTHONIOENCODING="ascii").startswith(
-        "na?ve"
-    )
+def test_generate_continues_in_a_terminal_with_a_small_character_set(call, folder):
+    command = [sys.executable, "-m", "ml", "generate", "run", "--prompt", "naïve", "--num_tokens", "30"]
+    small = os.environ | {"PYTHONIOENCODING": "ascii"}  # read when an interpreter starts
+    shown = subprocess.run(command, cwd=folder, env=small, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("na?ve")
     assert "the prompt is not UTF-8" in call(
         "generate", "run", "--prompt", b"\xff".decode(errors="surrogateescape"), check=2
     )

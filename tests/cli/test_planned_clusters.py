@@ -1,11 +1,10 @@
 """train.py --dry_run for machines that are not there: flags, messages, exit codes and what is saved."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 from ml.cli.memory_size import parse_memory_size
 
@@ -18,9 +17,7 @@ def train(tmp_path):
     """Runs train.py in an empty folder; returns the finished process."""
 
     def run(*arguments, check, **environment):
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        variables = {**os.environ, **environment}
-        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
+        done = run_python(ROOT / "train.py", *arguments, cwd=tmp_path, env={**os.environ, **environment})
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == check, done.stdout + done.stderr
         return done
