@@ -43,7 +43,8 @@ def load(
         init_from: The run, or its folder, that this one starts from: its model is imported, weaker than any file, and
             `Trainer.initial_weights = @FromRun` is set.
         init_step: Step of its checkpoint; None for the newest valid one, which the new run records.
-        init_state: What is taken from it, as `FromRun.state`; None for the weights.
+        init_state: What is taken from it, as `FromRun.state`: "weights", "average", or "all" to continue its training
+            as a branch; None for the weights.
         init_may_differ: Patterns of the names of weights that may differ or be missing there, such as "head.*".
         search_path: More folders in which files are looked for.
         imported: Values of another pretrained checkpoint; weaker than any file or binding.
@@ -58,9 +59,10 @@ def load(
         UserError: There is no run to start from.
     """
     source = Run(init_from, trust_code=trust_code) if isinstance(init_from, str | Path) else init_from
-    flags = init_statements(source.path if source else None, init_step, init_state, init_may_differ)
+    place, is_alone = source.path if source else None, not gin_files
+    flags = init_statements(place, init_step, init_state, init_may_differ, alone=is_alone)
     if source is not None:
-        gin_files = gin_files or source.path / "operative_config.gin"
+        gin_files = gin_files or source.config_file(init_step)
         imported = [*imported, *source.imported_values()]
     return building.load(
         gin_files,

@@ -76,11 +76,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a file of objects with a `step`; the last one is skipped if a crash truncated it.
+def read_records(path: Path, required: str = "step") -> Iterator[dict[str, Any]]:
+    """Yields the lines of a file of objects; the last one is skipped if a crash truncated it.
 
     Args:
         path: The file, such as `metrics.jsonl`; a missing one has no lines.
+        required: The number that each object has, such as its step.
 
     Raises:
         UserError: The file cannot be read, or a line is damaged; the message names file and line.
@@ -88,7 +89,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                record, problem = parse_record(line)
+                record, problem = parse_record(line, required)
                 if record is not None:
                     yield record
                 elif line.endswith(b"\n"):
@@ -99,7 +100,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def parse_record(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def parse_record(line: bytes, required: str = "step") -> tuple[dict[str, Any] | None, str]:
     """Returns the object of a line; or None, and what is wrong with it."""
     try:
         record = json.loads(line.decode("utf-8"))
@@ -107,8 +108,8 @@ def parse_record(line: bytes) -> tuple[dict[str, Any] | None, str]:
         return None, f"byte {error.start + 1} is not UTF-8"
     except (ValueError, RecursionError) as error:
         return None, f"it is not JSON ({error})"
-    has_step = isinstance(record, dict) and type(record.get("step")) is int
-    return (record, "") if has_step else (None, "it is not an object with a step")
+    fits = isinstance(record, dict) and type(record.get(required)) is int
+    return (record, "") if fits else (None, f"it is not an object with a {required.replace('_', ' ')}")
 
 
 def _require_inside(entry: Path, root: str) -> None:

@@ -197,7 +197,8 @@ RUNS = {
         Distillation.teacher = 'teacher'""",
     "from a run": """
         Trainer.initial_weights = @FromRun
-        FromRun.path = 'teacher'""",
+        FromRun.path = 'teacher'
+        Trainer.seed = 1""",
     "Muon": """
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01

@@ -79,9 +79,9 @@ def show(
         if not found:
             raise UserError(f"no parameter matches --explain={pattern}")
         print(f"\n{explain(found)}")
+    for notice in launch.notices:
+        print(f"\n{notice}")
     if launch.continuation.saved is not None:
-        if launch.continuation.notice:
-            print(f"\n{launch.continuation.notice}")
         print(f"\nThe configuration is right, and nothing was trained. The run in {launch.folder.path} is unchanged")
         return
     launch.write_config()

@@ -30,7 +30,10 @@ flags.DEFINE_integer(
     "init_step", None, "With --init_from: the step of the checkpoint; the newest by default.", lower_bound=1
 )
 flags.DEFINE_enum(
-    "init_state", None, ["weights", "average"], "With --init_from: what is taken, by default the weights."
+    "init_state",
+    None,
+    ["weights", "average", "all"],
+    "With --init_from: what is taken, by default the weights; all continues the training as a branch.",
 )
 flags.DEFINE_multi_string(
     "init_may_differ",

@@ -103,12 +103,12 @@ class Code:
 
 
 def _run_of(path: Path) -> Path | None:
-    """The folder of the run that contains a file, directly or in a checkpoint."""
+    """The folder of the run that contains a file, directly, in a checkpoint or in a segment."""
     folder = path.parent
     if not (folder / _OPERATIVE).is_file():
         return None
-    is_checkpoint = folder.resolve().parent.name == "checkpoints"
-    return folder.resolve().parent.parent if is_checkpoint else folder
+    is_part = folder.resolve().parent.name in ("checkpoints", "segments")
+    return folder.resolve().parent.parent if is_part else folder
 
 
 def _modules(folder: Path) -> list[Path]:

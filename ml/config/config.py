@@ -236,7 +236,8 @@ def load(
             reader.read_text(text, f"{flag}[{index}]", Layer.FLAG)
     name = Path(files[0]).stem if files else "bindings"
     if name == "operative_config":
-        name = Path(files[0]).absolute().parent.name  # of its run
+        folder = Path(files[0]).absolute().parent  # of its run, or of a part of it
+        name = (folder.parents[1] if folder.parent.name in ("checkpoints", "segments") else folder).name
     components = tuple(reader.check_code())
     with no_garbage_collection():
         return _checked(Source(name, reader, root, check, allow_unused_bindings, components))

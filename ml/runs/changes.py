@@ -92,6 +92,33 @@ class Change(NamedTuple):
         return "\n".join(hold), "\n".join(rewarm)
 
 
+def obstacle(change: Change, add: str, otherwise: str) -> str | None:
+    """Returns why training cannot continue with a change, and what to type instead; None if it can.
+
+    Args:
+        change: The change.
+        add: The flags with which gin text is added, such as "{gin_bindings}".
+        otherwise: The way of a change that no run allows.
+    """
+    if change.fixed:
+        return f"{', '.join(change.fixed)} cannot change in a run. {otherwise}"
+    if change.after.num_steps < change.step:
+        return f"{change.step} steps have been taken: Trainer.num_steps must be at least that"
+    if change.mixture is not None:
+        return (
+            "with other weights alone, parts of the mixture would repeat and skip sequences. To continue each part "
+            f"where it is, add {add} with\n\n{change.mixture}\n"
+        )
+    if not change.schedule_is_set and change.moved is not None:
+        hold, rewarm = change.phases()
+        return (
+            f"with {change.after.num_steps} steps the schedule is another one from step {change.moved} on: "
+            f"{change.rates}. Set a schedule that begins where this one is after step {change.step}. To hold the "
+            f"learning rate, add {add} with\n\n{hold}\n\nor, to warm up and decay again,\n\n{rewarm}\n"
+        )
+    return None
+
+
 def change_of(saved: Config, config: Config, difference: Difference, counts: Mapping[str, Any]) -> Change:
     """Returns what a configuration changes in a run.
 
@@ -112,9 +139,7 @@ def change_of(saved: Config, config: Config, difference: Difference, counts: Map
     fixed = [name for name, pairs in found.items() if not pairs or not all(_may_change(*pair) for pair in pairs)]
     places = [one.path for pairs in found.values() for pair in pairs for one in pair if one is not None]
     is_set = "Trainer.schedule" in names or any(place.split("/")[0] == "schedule" for place in places)
-    trainer, step = build_trainer(saved), counts["step"]
-    sequences = counts.get("sequences", step * trainer.batch_size)  # not counted by release 0.1.0
-    return Change(trainer, build_trainer(config), step, sequences, is_set, fixed)
+    return Change(build_trainer(saved), build_trainer(config), counts["step"], counts["sequences"], is_set, fixed)
 
 
 def _changed(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record | None, Record | None]]:

@@ -6,7 +6,7 @@ from ml.building import load
 from ml.config import Config, Difference, compare, neutral_changes
 from ml.errors import ArgumentError
 from ml.run_files import segment_folders
-from ml.runs.changes import Change, change_of
+from ml.runs.changes import Change, change_of, obstacle
 from ml.runs.segments import current_segment
 from ml.training import RunFolder
 from ml.training.checkpoints.policy import newest_counts
@@ -94,7 +94,9 @@ def continuation(config: Config, folder: RunFolder, *, extend: bool = False, tru
     if problem := _problem(change, folder):
         raise _refused(folder, difference, problem)
     if not extend:
-        raise _refused(folder, difference, f"add {{extend}} to change it after step {step}; {change.rates}")
+        branch = f"{{init_from}}={folder.path} {{init_step}}={step} {{init_state}}=all and another {{run_dir}}"
+        advice = f"add {{extend}} to change it after step {step}, or {branch} for a branch; {change.rates}"
+        raise _refused(folder, difference, advice)
     return Continuation(saved, neutral, lines, step, change.rates)
 
 
@@ -123,28 +125,11 @@ def newest_step(folder: RunFolder) -> int:
 
 def _problem(change: Change, folder: RunFolder) -> str | None:
     """Returns why a run cannot change so, and what to type instead; None if it can."""
-    if change.fixed:
-        return (
-            f"{', '.join(change.fixed)} cannot change in a run. Start another one from its weights: the same command "
-            f"with {{init_from}}={folder.path} {{init_step}}={change.step} and another {{run_dir}}, and "
-            "{init_may_differ} for weights of other shapes"
-        )
-    if change.after.num_steps < change.step:
-        return f"{change.step} steps have been taken: Trainer.num_steps must be at least that"
-    if change.mixture is not None:
-        return (
-            "with other weights alone, parts of the mixture would repeat and skip sequences. To continue each part "
-            f"where it is, add {{extend}} and {{gin_bindings}} with\n\n{change.mixture}\n"
-        )
-    if not change.schedule_is_set and change.moved is not None:
-        hold, rewarm = change.phases()
-        return (
-            f"with {change.after.num_steps} steps the schedule is another one from step {change.moved} on: "
-            f"{change.rates}. Set a schedule that begins where this one is after step {change.step}. To hold the "
-            f"learning rate, add {{extend}} and {{gin_bindings}} with\n\n{hold}\n\nor, to warm up and decay again,\n\n"
-            f"{rewarm}\n"
-        )
-    return None
+    other = (
+        f"Start another one from its weights: the same command with {{init_from}}={folder.path} "
+        f"{{init_step}}={change.step} and another {{run_dir}}, and {{init_may_differ}} for weights of other shapes"
+    )
+    return obstacle(change, "{extend} and {gin_bindings}", other)
 
 
 def _refused(folder: RunFolder, difference: Difference, advice: str) -> ArgumentError:

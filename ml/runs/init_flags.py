@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml.errors import ArgumentError
 
+_DEFAULTS: dict[str, Any] = {"state": "weights", "may_differ": [], "data_position": "continue"}
+
 
 def init_statements(
-    path: Path | None, step: int | None, state: str | None, may_differ: Sequence[str]
+    path: Path | None, step: int | None, state: str | None, may_differ: Sequence[str], *, alone: bool = False
 ) -> list[tuple[str, str]]:
     """Returns the gin statements that the flags stand for, each with the name of its flag.
 
@@ -18,14 +21,15 @@ def init_statements(
         step: Step of its checkpoint; None for the newest valid one.
         state: What is taken from it; None for the default of `FromRun`, or what a file sets.
         may_differ: Patterns of the names of weights that may differ; empty for what a file sets.
+        alone: Whether there is no file but the configuration of that run, whose own start is no part of this one.
 
     Raises:
         ArgumentError: Another flag is given without a run.
     """
     given = {"init_step": step, "init_state": state, "init_may_differ": list(may_differ) or None}
     if path is None:
-        if alone := next((name for name, value in given.items() if value is not None), None):
-            raise ArgumentError(f"{{{alone}}} goes with {{init_from}}")
+        if needless := next((name for name, value in given.items() if value is not None), None):
+            raise ArgumentError(f"{{{needless}}} goes with {{init_from}}")
         return []
     statements = [
         ("--init_from", "Trainer.initial_weights = @FromRun"),
@@ -33,5 +37,7 @@ def init_statements(
         ("--init_from", "FromRun.sha256 = None"),
         ("--init_from" if step is None else "--init_step", f"FromRun.step = {step!r}"),
     ]
+    if alone:
+        statements += [("--init_from", f"FromRun.{name} = {value!r}") for name, value in _DEFAULTS.items()]
     further = [(name, value) for name, value in given.items() if name != "init_step" and value is not None]
     return statements + [(f"--{name}", f"FromRun.{name.removeprefix('init_')} = {value!r}") for name, value in further]

@@ -14,8 +14,9 @@ from ml.config.errors import report
 from ml.data import Dataset
 from ml.distributed import Layout, World
 from ml.errors import ArgumentError
+from ml.runs.branches import Branch, branch_of
 from ml.runs.continuation import continuation
-from ml.runs.pinning import pinned
+from ml.runs.pinning import adopt_found, pinned
 from ml.runs.segments import write_segment
 from ml.runs.teacher import open_teacher
 from ml.training import Outcome, RunData, RunFolder, StartingPoint, Trainer, train
@@ -55,14 +56,19 @@ class Launch:
         self.folder = RunFolder(path) if world.is_first else ReadOnlyRunFolder(path)
         self.config = pinned(config, self.folder, world, trainer)
         self.trainer = trainer if self.config is config else build_trainer(self.config)
+        if self.trainer is not trainer:
+            adopt_found(self.trainer, trainer)
         trusted = bool(config.components)  # its code was executed, and the copy is held to it by its hash
         self.continuation = world.first(
             lambda: continuation(self.config, self.folder, extend=extend, trust_code=trusted)
         )
         self.initial: StartingPoint | None = None
+        self.branch: Branch | None = None
         self.start_lines: list[str] = []
         if self.trainer.initial_weights is not None and not world.first(lambda: has_checkpoints(self.folder)):
             self.initial = self.trainer.initial_weights.open(world)
+            if (checkpoint := self.initial.continues) is not None:
+                self.branch = world.first(lambda: branch_of(self.config, checkpoint, trust_code=trusted))
             self.start_lines = self._checked(self.initial)
 
     def _checked(self, initial: StartingPoint) -> list[str]:
@@ -95,16 +101,25 @@ class Launch:
 
         The history comes first: until the configuration is written, a start finds the same change again.
         """
-        chosen = self.continuation
-        chosen.require_unchanged(self.folder, step)
+        chosen, branch = self.continuation, self.branch
+        begins = branch is not None and step == branch.step
+        taken = 0 if begins else step  # in this folder
+        chosen.require_unchanged(self.folder, taken)
         if chosen.saved is None:
             self.folder.remove_code()
-        self.folder.append_history(describe_start(step, chosen.segment, [*chosen.changed, *chosen.neutral]))
-        write_segment(self.folder, chosen.segment, self.config, is_new=chosen.is_extension and step > 0)
+        changed = [*chosen.changed, *chosen.neutral, *(branch.changed if branch is not None and begins else ())]
+        self.folder.append_history(describe_start(step, chosen.segment, changed))
+        write_segment(self.folder, chosen.segment, self.config, is_new=chosen.is_extension and taken > 0)
         self.write_config()
         self.folder.write_environment(**environment)
-        if chosen.notice:
-            print(chosen.notice, file=stream, flush=True)
+        for notice in self.notices:
+            print(notice, file=stream, flush=True)
+
+    @property
+    def notices(self) -> list[str]:
+        """The changes of a resumed or extended run, and those of a branch."""
+        branch = "" if self.branch is None else self.branch.notice
+        return [text for text in (self.continuation.notice, branch) if text]
 
     def train(self, stream: TextIO) -> Outcome:
         """Trains from the first step, or from the newest checkpoint in the folder.

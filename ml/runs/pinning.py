@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ml.training import Distillation, InitialWeights, RunFolder, Trainer
 
 _LOCATION = "found when the run started"
+_PLACES = ("initial_weights", "distillation")
 
 
 def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Trainer | None = None) -> Config:
@@ -37,12 +38,25 @@ def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Tra
     begun_with = config if saved is None else config.with_defaults_of(saved)
     if trainer is None or begun_with is not config:
         config, trainer = begun_with, build_trainer(begun_with)
-    for place in ("initial_weights", "distillation"):
+    for place in _PLACES:
         part = getattr(trainer, place)
         if part is not None:
             pins = world.first(functools.partial(_pins, part, saved))
             config = config.rebound(place, pins, _LOCATION) if pins else config
     return config
+
+
+def adopt_found(trainer: Trainer, earlier: Trainer) -> None:
+    """Takes over the checkpoints that `pinned` has found, so that they are verified once.
+
+    Args:
+        trainer: The trainer of the pinned configuration.
+        earlier: The trainer of the configuration before.
+    """
+    for place in _PLACES:
+        part = getattr(trainer, place)
+        if part is not None:
+            part.adopt(getattr(earlier, place))
 
 
 def _pins(part: InitialWeights | Distillation, saved: str | None) -> dict[str, Any]:

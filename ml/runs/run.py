@@ -12,7 +12,7 @@ from ml.config import Config, ImportedValue
 from ml.config.configurable import Configurable
 from ml.errors import UserError
 from ml.machine import choose_device
-from ml.run_files import require_self_contained
+from ml.run_files import require_self_contained, segment_folders
 from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
 from ml.runs.generation import Generated, Generation, generate_texts
 
@@ -294,9 +294,20 @@ class Run:
 
         return self._using(step, lambda checkpoint: export_weights(checkpoint, Path(file), average=average))
 
+    def config_file(self, step: int | None = None) -> Path:
+        """The operative config that was in force in a step; None is the newest."""
+        earlier = [path for start, path in segment_folders(self.path).items() if step is not None and start < step]
+        return earlier[-1] / self._operative.name if earlier else self._operative
+
     def imported_values(self) -> list[ImportedValue]:
         """The configuration of the model, as the imported layer of a run that starts from this one."""
         return self.config.as_imported(is_part_of_a_model, str(self._operative))
+
+    def history(self) -> list[dict[str, Any]]:
+        """The records of history.jsonl, one for each start, oldest first."""
+        from ml.training.run_folder import RunFolder
+
+        return RunFolder(self.path).history()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, oldest first."""

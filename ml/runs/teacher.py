@@ -30,5 +30,6 @@ def open_teacher(trainer: Trainer, device: torch.device) -> TeacherModel | None:
     if distillation is None:
         return None
     run = Run(distillation.teacher)
-    model = run.build_checkpoint(distillation.reference.find().path, device)
+    model = run.build_checkpoint(distillation.source.find().path, device)
+    distillation.source.release()
     return distillation.teach(trainer.model, trainer.sequence_length, model)

@@ -12,7 +12,7 @@ from ml.data import Batch
 from ml.layers.checks import positive_float
 from ml.layers.loss import Teacher
 from ml.models.language_model import LanguageModel
-from ml.training.checkpoints.reference import CheckpointReference
+from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
 from ml.training.errors import RunError
 
 
@@ -40,7 +40,7 @@ class Distillation:
         require(0.0 < weight <= 1.0, "weight", f"must be above 0 and at most 1, not {weight}")
         require(step is None or step > 0, "step", f"must be positive, not {step}")
         self.teacher = teacher
-        self.reference = CheckpointReference(Path(teacher), step, sha256)
+        self.source = CheckpointSource(CheckpointReference(Path(teacher), step, sha256))
         self.weight = weight
         self.temperature = positive_float("temperature", temperature)
 
@@ -53,7 +53,11 @@ class Distillation:
         Raises:
             RunError: There is no such checkpoint.
         """
-        return self.reference.pins(recorded, recorded.get("teacher"))
+        return self.source.pins(recorded, recorded.get("teacher"))
+
+    def adopt(self, earlier: "Distillation") -> None:
+        """Takes over the checkpoint that `pins` of these settings, before they were set, has found."""
+        self.source.adopt(earlier.source)
 
     def teach(self, student: LanguageModel, sequence_length: int, model: LanguageModel) -> "TeacherModel":
         """Freezes a loaded model as the teacher of `student`.

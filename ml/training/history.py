@@ -1,6 +1,5 @@
 """The history of a run, `history.jsonl`: one record for each start."""
 
-import contextlib
 import datetime
 import getpass
 import json
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml.run_files import read_records
 from ml.version import __version__
 
 
@@ -36,26 +36,23 @@ def describe_start(step: int, segment: int, changed: Sequence[str]) -> dict[str,
 
 
 def append_start(path: Path, record: Mapping[str, Any]) -> None:
-    """Appends a record as a line; a line truncated by a crash stays a separate line."""
+    """Appends a record as a line, in place of a line that a crash truncated."""
     with path.open("ab+") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-        is_truncated = file.read(1) not in (b"", b"\n")
-        file.write(b"\n" * is_truncated + json.dumps(dict(record)).encode() + b"\n")
+        file.seek(0)
+        whole = file.read().rpartition(b"\n")
+        file.truncate(len(whole[0]) + len(whole[1]))
+        file.write(json.dumps(dict(record)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """Reads all complete records, oldest first; skips lines that cannot be read."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
-    return records
+    """Reads all records, oldest first; skips a last line that a crash truncated.
+
+    Raises:
+        UserError: The file cannot be read, or a line is damaged; the message names file and line.
+    """
+    return list(read_records(path, required="first_step"))
 
 
 def _user() -> str:

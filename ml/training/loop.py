@@ -163,7 +163,7 @@ class TrainLoop:
         self.throughput = Throughput(flops, self.world.size * peak, self.device)
         self._records = Records(trainer, self.state, self.throughput)
         self._samples = SampleFile(run.path)
-        self._data_sha256 = data.sha256
+        self._data_sha256, self._order_sha256 = data.sha256, data.order_sha256()
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if isinstance(m, Drawn)]
         for note in (describe_kernels(trainer, self.device.type), *notes(trainer)):
             if note is not None:
@@ -214,7 +214,7 @@ class TrainLoop:
         if self.world.is_first:
             self._samples.truncate(self.state.step)
         self.saver.resume(self.state.step)
-        self._saved_step = self.state.step
+        self._saved_step = 0 if checkpoint is None else self.state.step
         self._seconds_before = self.state.seconds
         if not self.is_finished:
             self.tracking.start(self.run, self.state.step)
@@ -349,7 +349,8 @@ class TrainLoop:
             return
         self._require_finite()
         self.state.seconds = self._seconds()
-        self.saver.save(snapshot(self.state, self._data_sha256, self.run.operative_config()))
+        hashes = (self._data_sha256, self.run.operative_config(), self._order_sha256)
+        self.saver.save(snapshot(self.state, *hashes))
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
         self.throughput.restart()
 

@@ -5,7 +5,10 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from warm_python import run_python
+
+import ml
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "runs.md"
@@ -14,6 +17,13 @@ PAGE = ROOT / "docs" / "runs.md"
 def commands():
     blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def test_each_section_trains_with_one_command():
+    sections = PAGE.read_text().split("\n## ")[1:]
+    begun = ["Continue a stopped run", "Train longer", "Change a run from a step on"]
+    assert [section.splitlines()[0] for section in sections] == [*begun, "Branch from a step", "Fine-tune"]
+    assert [section.count("\npython train.py ") for section in sections] == [1] * 5
 
 
 def test_the_commands_of_the_page_run_in_order(tmp_path):
@@ -35,3 +45,8 @@ def test_the_commands_of_the_page_run_in_order(tmp_path):
     ]
     assert sorted(set(segments)) == [0, 20, 30]
     assert any("changed after step 30" in text for text in printed)
+    branch, tuned = (ml.open_run(tmp_path / "runs" / name) for name in ("branch", "tuned"))
+    assert (branch.history()[0]["first_step"], branch.step, tuned.step) == (31, 40, 10)
+    assert branch.metrics()[-1]["learning_rate"] == pytest.approx(5e-6)
+    assert any("continuing the training of step 30" in text for text in printed)
+    assert any("the data continues after the 160 sequences" in text for text in printed)

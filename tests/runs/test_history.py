@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 
 import pytest
 from small_run import SMALL
@@ -68,10 +69,24 @@ def test_a_run_that_changed_since_the_decision_is_refused(load, run, tmp_path):
         launch.train(io.StringIO())
 
 
-def test_a_record_truncated_by_a_crash_is_skipped(tmp_path):
+def test_a_record_truncated_by_a_crash_is_skipped_and_replaced(tmp_path):
     path = tmp_path / "history.jsonl"
+    assert read_starts(path) == []
     append_start(path, {"first_step": 1})
     path.write_bytes(path.read_bytes() + b'{"first_st')
+    assert read_starts(path) == [{"first_step": 1}]
     append_start(path, {"first_step": 3})
     assert read_starts(path) == [{"first_step": 1}, {"first_step": 3}]
-    assert [json.loads(line) for line in path.read_text().splitlines()[::2]] == read_starts(path)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == read_starts(path)
+
+
+BAD = {b'{"first_step": 1': "it is not JSON", b'"\xff"': "byte 2 is not UTF-8", b"[]": "an object with a first step"}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_bad_line_is_one_message_with_file_and_line(load, run, tmp_path, line):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    with (copy / "history.jsonl").open("ab") as file:
+        file.write(line + b'\n{"first_step": 3}\n')
+    with pytest.raises(ml.UserError, match=rf"run/history.jsonl:2 is damaged: .*{BAD[line]}"):
+        ml.open_run(copy).history()

@@ -51,7 +51,7 @@ def assert_same(ours, theirs):
 def test_a_run_extended_with_a_constant_schedule_is_bitwise_the_longer_run(load, tmp_path):
     longer, _ = train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "longer")
     train(load(CONSTANT), tmp_path / "run")
-    with pytest.raises(ml.UserError, match="add extend to change it after step 4; learning rate at step 4") as refused:
+    with pytest.raises(ml.UserError, match="add extend to change it after step 4, or init_from=") as refused:
         train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "run")
     assert "- Trainer.num_steps = 4\n  + Trainer.num_steps = 8" in str(refused.value)
     run, printed = train(load(CONSTANT, "Trainer.num_steps = 8"), tmp_path / "run", extend=True)

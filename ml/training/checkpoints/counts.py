@@ -71,4 +71,8 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
     "unvalidated": lambda value: value is None or _is_record(value),
     "untouched": _is_list_of_names,
 }
-_OPTIONAL: dict[str, Callable[[Any], bool]] = {"sequences": _is_count, "lowest": _are_lowest}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "sequences": _is_count,
+    "lowest": _are_lowest,
+    "order_sha256": lambda value: value is None or isinstance(value, str),
+}

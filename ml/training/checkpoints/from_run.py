@@ -1,5 +1,7 @@
-"""Initial weights of a new run from a checkpoint of another run."""
+"""Start of a run from a checkpoint of another run: from its weights, or as a branch that continues its training."""
 
+import abc
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +12,14 @@ from ml.config import configurable, require
 from ml.distributed import ALONE, World
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints.initial_weights import InitialWeights, StartingPoint
-from ml.training.checkpoints.reference import CheckpointReference, FoundCheckpoint
-from ml.training.checkpoints.weight_files import read_weights
+from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
+from ml.training.checkpoints.state_files import read_state, read_whole_counts
+from ml.training.checkpoints.weight_files import LoadedWeights, read_weights
 from ml.training.run_data import RunData
-from ml.training.state import TrainState
+from ml.training.state import BEST_VALIDATION, TrainState
 
 _MOST_NAMES = 5  # in a message
+_AT_START = "the data starts at its first sequence"
 
 
 @configurable(neutral=["path"])
@@ -28,8 +32,11 @@ class FromRun(InitialWeights):
         path: Folder of the other run.
         step: Step of the checkpoint; None for the newest valid one, which is recorded.
         sha256: Hash of the tensors of the checkpoint; None for any, which is recorded.
-        state: `'weights'` or their running `'average'`.
+        state: `'weights'`, their running `'average'`, or `'all'` for a branch: weights, optimizer, averages and data
+            position, continued with the next step.
         may_differ: Patterns of the names of weights that may be missing or have another shape, such as `'head.*'`.
+        data_position: `'continue'` reads on after the sequences that the other run has consumed, if the data and its
+            order are the same; other data start at the first sequence. `'start'` starts there in any case.
     """
 
     def __init__(
@@ -38,46 +45,123 @@ class FromRun(InitialWeights):
         path: str,
         step: int | None = None,
         sha256: str | None = None,
-        state: Literal["weights", "average"] = "weights",
+        state: Literal["weights", "average", "all"] = "weights",
         may_differ: Sequence[str] = (),
+        data_position: Literal["continue", "start"] = "continue",
     ):
         require(step is None or step > 0, "step", f"must be positive, not {step}")
+        is_whole = state == "all"
+        require(not (is_whole and may_differ), "may_differ", "does not go with FromRun.state = 'all', the same model")
         self.path = path
-        self.reference = CheckpointReference(Path(path), step, sha256)
+        self.source = CheckpointSource(CheckpointReference(Path(path), step, sha256))
         self.state = state
         self.may_differ = tuple(may_differ)
+        self.data_continues = data_position == "continue"
 
     def pins(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        return self.reference.pins(recorded, recorded.get("path"))
+        return self.source.pins(recorded, recorded.get("path"))
+
+    def adopt(self, earlier: InitialWeights) -> None:
+        if isinstance(earlier, FromRun):
+            self.source.adopt(earlier.source)
 
     def open(self, world: World = ALONE) -> "CheckpointStart":
-        return CheckpointStart(world.first(self.reference.find), self.state == "average", self.may_differ)
+        kind = BranchStart if self.state == "all" else WeightStart
+        return kind(self, world)
 
 
 class CheckpointStart(StartingPoint):
-    """A checkpoint of another run, to start from."""
+    """A checkpoint of another run, to start from; held until it is loaded.
 
-    def __init__(self, checkpoint: FoundCheckpoint, average: bool = False, may_differ: Sequence[str] = ()):
-        self.checkpoint = checkpoint
-        self.average = average
-        self.may_differ = may_differ
+    Args:
+        settings: The settings.
+        world: The processes of the run; a collective call.
+    """
+
+    def __init__(self, settings: FromRun, world: World = ALONE):
+        self.settings = settings
+        self.checkpoint = world.first(settings.source.find)
+
+    def load(self, state: TrainState, data: RunData, say: Callable[[str], None]) -> None:
+        try:
+            for line in self._load(state, data):
+                say(line)
+        finally:
+            self.settings.source.release()
+
+    @abc.abstractmethod
+    def _load(self, state: TrainState, data: RunData) -> list[str]:
+        """Loads what the settings ask for; returns the lines that describe it."""
+
+
+class WeightStart(CheckpointStart):
+    """The start of a new run from weights alone."""
 
     def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:
         return self._read(model, world)
 
-    def load(self, state: TrainState, data: RunData, say: Callable[[str], None]) -> None:
-        for line in self._read(state.model, state.layout.world):
-            say(line)
+    def _load(self, state: TrainState, data: RunData) -> list[str]:
+        world = state.layout.world
+        lines = self._read(state.model, world)
         if state.weight_average is not None:
             state.weight_average.restart()
+        state.sequences, line = world.first(lambda: self._position(data))
+        return [*lines, line]
 
     def _read(self, model: nn.Module, world: World) -> list[str]:
         """Loads the weights into a model, unless it is on the meta device; returns the lines that describe them."""
-        names = adapter_weights(model)
-        kept = read_weights(self.checkpoint.path, model, names, self.may_differ, average=self.average, world=world)
-        what = "the average of the weights" if self.average else "the weights"
-        lines = [f"starting from {what} of {self.checkpoint}"]
-        if kept:
-            shown = ", ".join(kept[:_MOST_NAMES]) + (", ..." if len(kept) > _MOST_NAMES else "")
-            lines.append(f"{len(kept)} weights keep their initialization: {shown}")
-        return lines
+        average = self.settings.state == "average"
+        names, may_differ = adapter_weights(model), self.settings.may_differ
+        loaded = read_weights(self.checkpoint.path, model, names, may_differ, average=average, world=world)
+        what = "the average of the weights" if average else "the weights"
+        return [f"starting from {what} of {self.checkpoint}", *_described(loaded)]
+
+    def _position(self, data: RunData) -> tuple[int, str]:
+        """Returns the sequences of the data that count as consumed, and the line that describes them."""
+        if not self.settings.data_continues:
+            return 0, f"{_AT_START} (FromRun.data_position = 'start')"
+        counts = read_whole_counts(self.checkpoint.path)
+        if counts["data_sha256"] != data.sha256:
+            return 0, f"{_AT_START}: it is not the data of that run"
+        if counts.get("order_sha256") not in (None, data.order_sha256()):
+            return 0, f"{_AT_START}: it is the data of that run in another order or sequence length"
+        number = counts["sequences"]
+        return number, (
+            f"the data continues after the {number:,} sequences that run has consumed; FromRun.data_position = 'start' "
+            "reads them again"
+        )
+
+
+class BranchStart(CheckpointStart):
+    """The continuation of the training of another run in a new folder."""
+
+    def __init__(self, settings: FromRun, world: World = ALONE):
+        super().__init__(settings, world)
+        self.continues = self.checkpoint
+
+    def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:
+        read_weights(self.checkpoint.path, model, world=world)
+        return [f"continuing the training of {self.checkpoint}"]
+
+    def _load(self, state: TrainState, data: RunData) -> list[str]:
+        read_state(self.checkpoint.path, state, data.sha256)
+        if BEST_VALIDATION in state.lowest:  # its checkpoint is in the other folder
+            state.lowest[BEST_VALIDATION].reset()
+        position = f"the data continues after {state.sequences:,} sequences"
+        if not self.settings.data_continues:
+            state.sequences, position = 0, f"{_AT_START} (FromRun.data_position = 'start')"
+        return [f"continuing the training of {self.checkpoint} with step {state.step + 1}; {position}"]
+
+
+def _described(loaded: LoadedWeights) -> list[str]:
+    lines = []
+    for (there, here), number in collections.Counter(loaded.converted.values()).items():
+        lines.append(f"{number} weights are converted from {_name(there)} to {_name(here)}")
+    if kept := loaded.kept:
+        shown = ", ".join(kept[:_MOST_NAMES]) + (", ..." if len(kept) > _MOST_NAMES else "")
+        lines.append(f"{len(kept)} weights keep their initialization: {shown}")
+    return lines
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

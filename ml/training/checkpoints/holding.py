@@ -8,6 +8,7 @@ removed.
 import contextlib
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def held(checkpoint: Path) -> Iterator[bool]:
         except OSError:  # reading reports it
             is_there = True
         yield is_there
+
+
+class Hold:
+    """Keeps checkpoints from being removed until it is released or garbage collected.
+
+    Attributes:
+        stack: The open contexts of `held`.
+    """
+
+    def __init__(self) -> None:
+        self.stack = contextlib.ExitStack()
+        weakref.finalize(self, self.stack.close)
+
+    def release(self) -> None:
+        """Allows training to remove the checkpoints."""
+        self.stack.close()
 
 
 def remove_unless_held(checkpoint: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ml.distributed import ALONE, World
+from ml.training.checkpoints.reference import FoundCheckpoint
 
 if TYPE_CHECKING:
     from ml.training.run_data import RunData
@@ -31,6 +32,10 @@ class InitialWeights(abc.ABC):
             RunError: The weights cannot be found.
         """
 
+    def adopt(self, earlier: "InitialWeights") -> None:
+        """Takes over what `pins` of these settings, before they were set, has found: nothing is verified twice."""
+        return  # settings that verify nothing have nothing to take over
+
     @abc.abstractmethod
     def open(self, world: World = ALONE) -> "StartingPoint":
         """Finds the weights and verifies them; a collective call.
@@ -41,7 +46,13 @@ class InitialWeights(abc.ABC):
 
 
 class StartingPoint(abc.ABC):
-    """Initial weights that were found."""
+    """Initial weights that were found.
+
+    Attributes:
+        continues: The checkpoint whose training continues with the step after it; None where training begins.
+    """
+
+    continues: FoundCheckpoint | None = None
 
     @abc.abstractmethod
     def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:

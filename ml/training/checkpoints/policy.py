@@ -12,7 +12,7 @@ from ml.layers.checks import positive_float
 from ml.training.checkpoints.atomic_folders import damage, remove_leftovers
 from ml.training.checkpoints.holding import finish_removals, held
 from ml.training.checkpoints.saver import Saver
-from ml.training.checkpoints.state_files import best_step, read_counts
+from ml.training.checkpoints.state_files import best_step, read_counts, read_whole_counts
 from ml.training.errors import RunError
 from ml.training.evaluation.lowest import Lowest
 
@@ -153,17 +153,9 @@ def using_checkpoint(folder: Path, step: StepName, use: Callable[[Path], _Used])
         RunError: No such checkpoint exists, or it is damaged.
     """
     while True:
-        before = _identities(folder, step)
         with contextlib.ExitStack() as stack:
-            try:
-                checkpoint = stack.enter_context(_opened(folder, step))
-                identity = _identity(checkpoint)
-            except _RemovedMeanwhile:
-                continue
-            except RunError:
-                if _identities(folder, step) == before:
-                    raise
-                continue
+            checkpoint = hold_checkpoint(folder, step, stack)
+            identity = _identity(checkpoint)
             try:
                 return use(checkpoint)
             except Exception:
@@ -171,10 +163,32 @@ def using_checkpoint(folder: Path, step: StepName, use: Callable[[Path], _Used])
                     raise
 
 
+def hold_checkpoint(folder: Path, step: StepName, stack: contextlib.ExitStack) -> Path:
+    """Returns a valid checkpoint, which a run that is training does not remove until `stack` is closed.
+
+    Args:
+        folder: The folder that holds the checkpoints.
+        step: The step of the checkpoint; None for the newest valid one, "best" for that of `Checkpoints.keep_best`.
+        stack: Holds the checkpoint.
+
+    Raises:
+        RunError: No such checkpoint exists, or it is damaged.
+    """
+    while True:
+        before = _identities(folder, step)
+        try:
+            return stack.enter_context(_opened(folder, step))
+        except _RemovedMeanwhile:
+            continue
+        except RunError:
+            if _identities(folder, step) == before:
+                raise
+
+
 def newest_counts(folder: Path) -> dict[str, Any]:
-    """Returns the values of the newest valid checkpoint that are not tensors; empty if there is none."""
+    """Returns the values of the newest valid checkpoint that are not tensors, `sequences` among them; empty if none."""
     try:
-        return using_checkpoint(folder, None, read_counts)
+        return using_checkpoint(folder, None, read_whole_counts)
     except NoCheckpoint:
         return {}
 

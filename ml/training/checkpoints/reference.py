@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml.training.checkpoints.atomic_folders import MANIFEST, damage
-from ml.training.checkpoints.policy import listed_checkpoints, open_checkpoint
+from ml.training.checkpoints.holding import Hold, held
+from ml.training.checkpoints.policy import hold_checkpoint, listed_checkpoints
 from ml.training.checkpoints.state_files import read_counts
 from ml.training.checkpoints.tensor_files import tensor_shapes
 from ml.training.errors import RunError
@@ -51,48 +53,41 @@ class CheckpointReference(NamedTuple):
         """True if step and hash are set, so that no other checkpoint can take its place."""
         return self.step is not None and self.sha256 is not None
 
-    def find(self) -> FoundCheckpoint:
+    def find(self, stack: ExitStack) -> FoundCheckpoint:
         """Finds the checkpoint and verifies its files.
+
+        Args:
+            stack: Holds the checkpoint: until it is closed, a run that is training does not remove it.
 
         Raises:
             RunError: There is no such checkpoint, or it is damaged.
         """
         if not self.folder.is_dir():
-            raise RunError(f"there is no run in {self.folder}{self._advice()}")
+            raise RunError(f"{self._lost()}there is no run in {self.folder}{self._advice()}")
         if self.sha256 is None and (self.folder / MANIFEST).is_file():
-            return self._checked(self.folder)
+            return self._checked(self.folder, stack)
         if self.sha256 is None:
-            return _found(open_checkpoint(self._parent(), self.step))
+            return _found(hold_checkpoint(self._parent(), self.step, stack))
         for path in self._candidates():
             if _sha256_or_none(path) == self.sha256:
-                return self._checked(path)
-        wanted = f"step {self.step}" if self.step is not None else "any step"
-        raise RunError(
-            f"the weights of {wanted} with the SHA-256 {self.sha256[:_SHOWN]} are not in {self.folder}: it has no "
-            f"checkpoint with that hash{self._advice()}"
-        )
+                return self._checked(path, stack)
+        raise RunError(f"{self._lost()}it has no checkpoint with that hash{self._advice()}")
 
-    def pins(self, recorded: Mapping[str, Any], recorded_folder: str | None) -> dict[str, Any]:
-        """Returns the step and the hash to record; empty if both are set.
+    def recorded(self, values: Mapping[str, Any], folder: str | None) -> "CheckpointReference | None":
+        """Returns the reference with the step and the hash that a run has recorded; None if it names another one.
 
         Args:
-            recorded: The values `step` and `sha256` of the run that is resumed; empty for a new run.
-            recorded_folder: The folder that the resumed run names; None for a new run.
-
-        Raises:
-            RunError: There is no such checkpoint, or it is damaged.
+            values: The values `step` and `sha256` of the run that is resumed; empty for a new run.
+            folder: The folder that the resumed run names; None for a new run.
         """
-        if self.is_pinned:
-            return {}
-        earlier = CheckpointReference(self.folder, recorded.get("step"), recorded.get("sha256"))
+        earlier = CheckpointReference(self.folder, values.get("step"), values.get("sha256"))
         agrees = all(ours in (None, theirs) for ours, theirs in zip(self[1:], earlier[1:], strict=True))
-        if earlier.is_pinned and agrees and (self._is_same_folder(recorded_folder) or earlier._is_there()):
-            return {"step": earlier.step, "sha256": earlier.sha256}
-        found = self.find()
-        return {"step": found.step, "sha256": found.sha256}
+        is_it = earlier.is_pinned and agrees and (self._is_same_folder(folder) or earlier._is_there())
+        return earlier if is_it else None
 
-    def _checked(self, path: Path) -> FoundCheckpoint:
-        if problem := damage(path):
+    def _checked(self, path: Path, stack: ExitStack) -> FoundCheckpoint:
+        is_there = stack.enter_context(held(path))
+        if problem := damage(path) if is_there else "it was removed meanwhile":
             raise RunError(f"the checkpoint {path} cannot be used: {problem}")
         found = _found(path)
         if self.step not in (None, found.step):
@@ -121,10 +116,69 @@ class CheckpointReference(NamedTuple):
         for _, path in reversed(listed_checkpoints(self._parent())):
             yield path
 
+    def _lost(self) -> str:
+        """Names the weights that are looked for; empty if any would do."""
+        if self.sha256 is None:
+            return ""
+        wanted = f"step {self.step}" if self.step is not None else "any step"
+        return f"the weights of {wanted} with the SHA-256 {self.sha256[:_SHOWN]} are not in {self.folder}: "
+
     def _advice(self) -> str:
         if self.sha256 is None:
             return ""
-        return ". If the run was moved, name its new folder, with the same command otherwise"
+        return (
+            ". If the run was moved, name its new folder (--init_from, Distillation.teacher), with the same command "
+            "otherwise"
+        )
+
+
+class CheckpointSource:
+    """The checkpoint of another run that a run uses: found and verified once, and held until it is released.
+
+    Args:
+        reference: The checkpoint as a user names it.
+    """
+
+    def __init__(self, reference: CheckpointReference):
+        self.reference = reference
+        self._found: FoundCheckpoint | None = None
+        self._hold = Hold()
+
+    def find(self) -> FoundCheckpoint:
+        """Finds, verifies and holds the checkpoint.
+
+        Raises:
+            RunError: There is no such checkpoint, or it is damaged.
+        """
+        if self._found is None:
+            self._found = self.reference.find(self._hold.stack)
+        return self._found
+
+    def pins(self, recorded: Mapping[str, Any], recorded_folder: str | None) -> dict[str, Any]:
+        """Returns the step and the hash to record; empty if both are set.
+
+        Args:
+            recorded: The values `step` and `sha256` of the run that is resumed; empty for a new run.
+            recorded_folder: The folder that the resumed run names; None for a new run.
+
+        Raises:
+            RunError: There is no such checkpoint, or it is damaged.
+        """
+        if self.reference.is_pinned:
+            return {}
+        found = self.reference.recorded(recorded, recorded_folder) or self.find()
+        return {"step": found.step, "sha256": found.sha256}
+
+    def adopt(self, earlier: "CheckpointSource") -> None:
+        """Takes over what `pins` of the same settings has found, if it is this checkpoint."""
+        found = earlier._found
+        if found is not None and (found.step, found.sha256) == self.reference[1:]:
+            self._found, self._hold = found, earlier._hold
+
+    def release(self) -> None:
+        """Allows the other run to remove the checkpoint, once it is read."""
+        self._found = None
+        self._hold.release()
 
 
 def tensors_sha256(checkpoint: Path) -> str:

@@ -58,13 +58,16 @@ class WrittenPart(NamedTuple):
     untouched: list[str]
 
 
-def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) -> Snapshot:
+def snapshot(
+    state: TrainState, data_sha256: str, operative_config: str | None, order_sha256: str | None = None
+) -> Snapshot:
     """Returns the contents of a checkpoint of `state`.
 
     Args:
         state: The state after a step.
         data_sha256: Hash of the data of the run.
         operative_config: Text of the operative config; None omits it.
+        order_sha256: Hash of the first sequences of the data, `RunData.order_sha256`.
     """
     counts = {
         "step": state.step,
@@ -72,6 +75,7 @@ def snapshot(state: TrainState, data_sha256: str, operative_config: str | None) 
         "sequences": state.sequences,
         "seconds": state.seconds,
         "data_sha256": data_sha256,
+        "order_sha256": order_sha256,
         "unvalidated": state.unvalidated,
         _LOWEST: {name: lowest.as_json() for name, lowest in state.lowest.items()},
         UNTOUCHED: [name for name, each in state.trained().items() if not state.optimizer.state.get(each)],
@@ -118,6 +122,17 @@ def read_counts(folder: Path) -> dict[str, Any]:
     return require_counts(read_json(folder / TRAINING), folder / TRAINING)
 
 
+def read_whole_counts(folder: Path) -> dict[str, Any]:
+    """Reads the values of a checkpoint that are not tensors, with the `sequences` that an old one does not count.
+
+    Raises:
+        UserError: The file has other values.
+        OSError: It cannot be read.
+    """
+    counts = read_counts(folder)
+    return counts if "sequences" in counts else counts | {"sequences": _sequences_of_old(folder, counts["step"])}
+
+
 def restore_lowest(counts: Mapping[str, Any], lowest: Mapping[str, Lowest]) -> None:
     """Continues the comparison of validations from the values of a checkpoint."""
     for name, each in lowest.items():
@@ -141,7 +156,7 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
         RunError: The checkpoint was trained on other data or belongs to another model.
     """
     world = state.layout.world
-    counts = world.first(lambda: read_counts(folder))
+    counts = world.first(lambda: read_whole_counts(folder))
     world.together(lambda: _require_same_data(folder, counts, data_sha256))
     saved = world.together(lambda: tensor_shapes(folder))
     begun = _begin_optimizer(state, saved)
@@ -153,21 +168,23 @@ def read_state(folder: Path, state: TrainState, data_sha256: str) -> None:
     world.together(lambda: read_tensors(folder, expected))
     weights_changed(state.model)
     state.step, state.tokens, state.seconds = counts["step"], counts["tokens"], counts["seconds"]
-    state.sequences = world.first(lambda: _sequences(folder, counts))
+    state.sequences = counts["sequences"]
     state.unvalidated = counts["unvalidated"]
     restore_lowest(counts, state.lowest)
 
 
-def _sequences(folder: Path, counts: Mapping[str, Any]) -> int:
-    """Returns the sequences consumed before a checkpoint; an old one does not count them and had one batch size."""
-    if "sequences" in counts:
-        return counts["sequences"]
-    batch_size = re.search(
-        r"^Trainer\.batch_size = (\d+)$", (folder / OPERATIVE_CONFIG).read_text("utf-8"), re.MULTILINE
-    )
+def _sequences_of_old(folder: Path, step: int) -> int:
+    """Returns the sequences consumed before a checkpoint that does not count them; all of its steps had one batch size.
+
+    Raises:
+        RunError: It has no batch size.
+    """
+    config = folder / OPERATIVE_CONFIG
+    text = config.read_text("utf-8") if config.is_file() else ""
+    batch_size = re.search(r"^Trainer\.batch_size = (\d+)", text, re.MULTILINE)
     if batch_size is None:
         raise RunError(f"{folder} does not say how much data it consumed: it has neither `sequences` nor a batch size")
-    return counts["step"] * int(batch_size[1])
+    return step * int(batch_size[1])
 
 
 def _require_same_data(folder: Path, counts: Mapping[str, Any], data_sha256: str) -> None:

@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,18 @@ from ml.training.errors import RunError
 from ml.training.state import AVERAGE, MODEL, named_weights
 
 
+class LoadedWeights(NamedTuple):
+    """Weights after loading.
+
+    Attributes:
+        kept: The names of the model's weights that were not loaded.
+        converted: The dtypes of the weights that have another one in the checkpoint, (there, here), by name.
+    """
+
+    kept: list[str]
+    converted: dict[str, tuple[torch.dtype, torch.dtype]]
+
+
 @torch.no_grad()
 def read_weights(
     folder: Path,
@@ -25,20 +38,17 @@ def read_weights(
     *,
     average: bool = False,
     world: World = ALONE,
-) -> list[str]:
+) -> LoadedWeights:
     """Loads the weights of a checkpoint into `model`, in place, on any mesh; a collective call.
 
     Args:
         folder: The checkpoint.
-        model: The model; its weights keep their names, shapes and dtypes.
+        model: The model; its weights keep their names, shapes and dtypes, and floating-point values are converted.
         may_lack: Names of weights that may be missing from the checkpoint.
         may_differ: Patterns of names, such as "head.*". Matching weights are skipped if they are missing on either side
             or differ in shape.
         average: Whether to load the running average of the weights instead of the last weights.
         world: The processes that hold the model.
-
-    Returns:
-        The names of the model's weights that were not loaded.
 
     Raises:
         RunError: The checkpoint belongs to another model; the message lists the differences.
@@ -48,7 +58,7 @@ def read_weights(
     weights = named_weights(model)
     names = set().union(*world.gather(weights.keys() | sources.keys()))
     world.together(lambda: _require_that_each_matches(may_differ, names))
-    found = {name: _as_in_model(saved[source], source, weights.get(name)) for name, source in sources.items()}
+    found = {name: _as_in_model(saved[source], weights.get(name)) for name, source in sources.items()}
     strict = {
         name: weight
         for name, weight in weights.items()
@@ -65,7 +75,11 @@ def read_weights(
         if buffer is not read[name]:
             local(read[name]).copy_(local(buffer))
     weights_changed(model)
-    return sorted(set().union(*world.gather(weights.keys() - read.keys())))
+    own = {name: saved[MODEL + name].dtype for name in read if MODEL + name in saved}  # an average has a wider dtype
+    converted = {name: (dtype, read[name].dtype) for name, dtype in own.items() if dtype != read[name].dtype}
+    parts = world.gather((weights.keys() - read.keys(), converted))
+    kept = sorted(set().union(*(names for names, _ in parts)))
+    return LoadedWeights(kept, {name: dtypes for _, part in parts for name, dtypes in part.items()})
 
 
 def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:
@@ -105,9 +119,11 @@ def _sources(folder: Path, saved: Mapping[str, TensorShape], average: bool) -> d
     return sources | averaged if average else sources
 
 
-def _as_in_model(saved: TensorShape, source: str, weight: Tensor | None) -> TensorShape:
-    """Returns dtype and shape of a weight after loading: an average is stored in a wider dtype."""
-    return saved if weight is None or not source.startswith(AVERAGE) else saved._replace(dtype=weight.dtype)
+def _as_in_model(saved: TensorShape, weight: Tensor | None) -> TensorShape:
+    """Returns dtype and shape of a weight after loading, which converts floating-point values."""
+    if weight is None or not weight.is_floating_point() or not saved.dtype.is_floating_point:
+        return saved
+    return saved._replace(dtype=weight.dtype)
 
 
 def _like(weight: Tensor, saved: TensorShape) -> Tensor:

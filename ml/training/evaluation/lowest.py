@@ -36,6 +36,10 @@ class Lowest:
         else:
             self.num_since += 1
 
+    def reset(self) -> None:
+        """Forgets all validations so far."""
+        self.value, self.step, self.num_since = None, 0, 0
+
     def as_json(self) -> dict[str, Any]:
         """Returns all attributes, for a checkpoint."""
         return dataclasses.asdict(self)
