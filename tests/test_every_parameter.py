@@ -129,6 +129,11 @@ MODELS = {
         Trainer.micro_batch_size = 2
         DecoderBlock.activation_checkpointing = @SelectiveActivationCheckpointing
         DecoderBlock.normalization = @LayerNorm""",
+    "parallel": """
+        DecoderBlock.parallel = True
+        LanguageModelHead.bias = True
+        Attention.query_norm = @RMSNorm
+        DecoderBlock.normalization = @LayerNorm""",
     "pattern": """
         LanguageModel.decoder = @Pattern
         Pattern.blocks = {'a': @DecoderBlock, 'b': @DecoderBlock}

@@ -30,7 +30,7 @@ class Adapted(Layer):
 
     @property
     def is_merged(self) -> bool:
-        """Whether `weight` contains the adapter."""
+        """True where `weight` contains the adapter."""
         return self.base_weight is not None
 
     @property
@@ -63,7 +63,7 @@ class Adapted(Layer):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Restores the weight without the adapter, bit by bit, whatever happened to the adapter since."""
+        """Restores the weight without the adapter, bit for bit, whatever happened to the adapter since."""
         if self.base_weight is not None and self.weight is not None:
             self.weight.copy_(self.base_weight)
             self.base_weight = None

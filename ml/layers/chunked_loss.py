@@ -9,21 +9,23 @@ from torch import Tensor
 
 from ml.layers.loss import LossSums
 
-Loss = Callable[[Tensor, Tensor, Sequence[Tensor]], LossSums]
-"""Loss of n tokens: (hidden states (n, H), weight (V, H), further tensors of the tokens, each (n, ...))."""
+Loss = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], LossSums]
+"""Loss of n tokens: (hidden states (n, H), weight (V, H) and bias (V), tensors of the tokens, each (n, ...))."""
 
 
-def chunked_sums(loss: Loss, x: Tensor, weight: Tensor, others: Sequence[Tensor], chunk_size: int) -> LossSums:
-    """`loss(x, weight, others)` of x (tokens, H), with `chunk_size` tokens at a time.
+def chunked_sums(
+    loss: Loss, x: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor], chunk_size: int
+) -> LossSums:
+    """`loss(x, weights, others)` of x (tokens, H), with `chunk_size` tokens at a time.
 
-    The gradients of x and of the weight are computed together with the loss, so no chunk is computed twice; the
+    The gradients of x and of the weights are computed together with the loss, so no chunk is computed twice; the
     backward pass only scales them. Logits of one chunk are in memory at a time.
     """
     pieces = [x.split(chunk_size), *(other.split(chunk_size) for other in others)]
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return added([loss(piece, weight, rest) for piece, *rest in zip(*pieces, strict=True)])
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))):
+        return added([loss(piece, weights, rest) for piece, *rest in zip(*pieces, strict=True)])
     kept: list[LossSums] = []
-    total = _ChunkedLoss.apply(x, weight, loss, pieces, kept)
+    total = _ChunkedLoss.apply(loss, pieces, kept, x, *weights)
     return added(kept)._replace(total=total)
 
 
@@ -44,28 +46,30 @@ def _sum(scalars: Sequence[Tensor]) -> Tensor:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, loss: Loss, pieces: list, kept: list[LossSums]) -> Tensor:
+    def forward(ctx, loss: Loss, pieces: list, kept: list[LossSums], x: Tensor, *weights: Tensor) -> Tensor:
         x_gradient = torch.empty_like(x) if x.requires_grad else None
-        wide = torch.promote_types(weight.dtype, torch.float32)  # a sum over many chunks
-        weight_gradient = torch.zeros_like(weight, dtype=wide) if weight.requires_grad else None
-        whole = weight.detach().requires_grad_(weight.requires_grad)
+        whole = [weight.detach().requires_grad_(weight.requires_grad) for weight in weights]
+        trained = [weight for weight in whole if weight.requires_grad]
+        # A sum over many chunks is kept in float32.
+        sums = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in trained]
         start = 0
         for piece, *rest in zip(*pieces, strict=True):
             piece = piece.detach().requires_grad_(x.requires_grad)
             with torch.enable_grad():
-                sums = loss(piece, whole, rest)
-            wanted = [tensor for tensor in (piece, whole) if tensor.requires_grad]
-            gradients = list(torch.autograd.grad(sums.total, wanted))
+                found = loss(piece, whole, rest)
+            wanted = [tensor for tensor in (piece, *whole) if tensor.requires_grad]
+            gradients = list(torch.autograd.grad(found.total, wanted))
             if x_gradient is not None:
                 x_gradient[start : start + len(piece)] = gradients.pop(0)
-            if weight_gradient is not None:
-                weight_gradient += gradients.pop(0)
-            kept.append(sums._replace(total=sums.total.detach()))
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += gradient
+            kept.append(found._replace(total=found.total.detach()))
             start += len(piece)
-        ctx.save_for_backward(x_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
-        return _sum([sums.total for sums in kept])
+        summed = iter([total.to(weight.dtype) for total, weight in zip(sums, trained, strict=True)])
+        ctx.save_for_backward(x_gradient, *(next(summed) if weight.requires_grad else None for weight in whole))
+        return _sum([found.total for found in kept])
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         scaled = (None if saved is None else saved * gradient for saved in ctx.saved_tensors)
-        return *scaled, None, None, None
+        return None, None, None, *scaled

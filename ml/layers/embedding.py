@@ -97,13 +97,14 @@ class PositionEmbedding(NoProducts):
 
 @configurable
 class Embeddings(NoProducts):
-    """Input of the first block: x = dropout(scale · token[t] + position[i]).
+    """Input of the first block: x = dropout(norm(scale · token[t] + position[i])).
 
     Args:
         vocab_size: Number of tokens in the vocabulary, V.
         hidden_size: Width of the residual stream, H.
         token: Constructor of the token embedding.
         position: Constructor of the learned position embedding; None adds none.
+        normalization: Constructor of the normalization of the sum (Bloom, nanochat); None applies none.
         scale: Factor of the token embedding; √H in Gemma (section 2).
         dropout: Dropout probability in training.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
@@ -116,6 +117,7 @@ class Embeddings(NoProducts):
         *,
         token: Callable[..., nn.Module] = TokenEmbedding,
         position: Callable[..., Layer] | None = None,
+        normalization: Callable[..., nn.Module] | None = None,
         scale: float = 1.0,
         dropout: float = 0.0,
         lr_scale: float = 1.0,
@@ -126,6 +128,7 @@ class Embeddings(NoProducts):
         self.draws_noise = self.dropout > 0.0
         self.token = child("token", token, vocab_size, hidden_size)
         self.position = optional_child("position", position, hidden_size)
+        self.norm = optional_child("norm", normalization, hidden_size)
 
     @property
     def max_sequence_length(self) -> int | None:
@@ -139,6 +142,8 @@ class Embeddings(NoProducts):
         if self.position is not None:
             self._require_room(tokens.shape[-1], context)
             x = x + self.position(tokens.shape[-1], context.positions)
+        if self.norm is not None:
+            x = self.norm(x)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def _require_room(self, num_tokens: int, context: Context) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ml.config import child, configurable, unused
 from ml.layers.checks import non_negative, positive, positive_float
-from ml.layers.children import weight_child
+from ml.layers.children import bias_child, weight_child
 from ml.layers.chunked_loss import chunked_sums
-from ml.layers.initialization import Initialization, normal
+from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
 from ml.layers.protocol import Layer
@@ -19,14 +19,17 @@ from ml.layers.protocol import Layer
 
 @configurable
 class LanguageModelHead(Layer):
-    """Language model head: logits = cap(norm(x) Wᵀ), with cap(z) = c · tanh(z / c) (Gemma 2, section 2).
+    """Language model head: logits = cap(scale · (norm(x) Wᵀ + b)), with cap(z) = c · tanh(z / c) (Gemma 2, section 2).
 
     Args:
         hidden_size: Width of the residual stream, H.
         vocab_size: Number of tokens in the vocabulary, V.
         tied: Borrows the weight of the token embedding in each call instead of owning W.
         normalization: Constructor of the final normalization.
+        bias: Adds b, (vocab_size), to the logits (GPT-J, Phi).
         weight_initialization: Initialization of W, (vocab_size, hidden_size).
+        bias_initialization: Initialization of b.
+        logit_scale: Factor of the logits (Cohere; 1 / logits_scaling in Granite).
         z_loss: Coefficient of the z-loss, the mean of (log Z)²; 0 disables it.
         logit_soft_cap: Soft cap of the logits, c; None applies none.
         loss_chunk_size: Number of tokens whose logits are in memory at once while the loss is computed; None is all.
@@ -40,7 +43,10 @@ class LanguageModelHead(Layer):
         tied: bool,
         *,
         normalization: Callable[..., nn.Module] = RMSNorm,
+        bias: bool = False,
         weight_initialization: Initialization = normal,
+        bias_initialization: Initialization = zeros,
+        logit_scale: float = 1.0,
         z_loss: float = 0.0,
         logit_soft_cap: float | None = None,
         loss_chunk_size: int | None = None,
@@ -50,6 +56,7 @@ class LanguageModelHead(Layer):
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.z_loss = non_negative("z_loss", z_loss)
+        self.logit_scale = positive_float("logit_scale", logit_scale)
         self.logit_soft_cap = None if logit_soft_cap is None else positive_float("logit_soft_cap", logit_soft_cap)
         self.loss_chunk_size = None if loss_chunk_size is None else positive("loss_chunk_size", loss_chunk_size)
         self.norm = child("norm", normalization, hidden_size)
@@ -57,18 +64,22 @@ class LanguageModelHead(Layer):
         unused(tied, "weight_initialization", "tie_word_embeddings")
         if not tied:
             self.weight = weight_child((vocab_size, hidden_size), weight_initialization)
+        self.bias = bias_child(bias, vocab_size, bias_initialization)
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        return self.logits(self.norm(x), self._weight(tied_weight))
+        return self.logits(self.norm(x), *self._weights(tied_weight))
 
-    def _weight(self, tied_weight: Tensor | None) -> Tensor:
+    def _weights(self, tied_weight: Tensor | None) -> list[Tensor]:
+        """W, and b if there is one."""
         weight = self.weight if tied_weight is None else tied_weight
         assert weight is not None, "a tied head is called with the weight of the embeddings"
-        return weight
+        return [weight] if self.bias is None else [weight, self.bias]
 
-    def logits(self, x: Tensor, weight: Tensor) -> Tensor:
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., H) -> (..., V), from normalized hidden states."""
-        logits = F.linear(x, weight)
+        logits = F.linear(x, weight, bias)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
         if self.logit_soft_cap is not None:
             logits = self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
         return logits
@@ -77,20 +88,20 @@ class LanguageModelHead(Layer):
         self, x: Tensor, targets: Tensor, tied_weight: Tensor | None = None, teacher: Teacher | None = None
     ) -> LossSums:
         """The loss of predicting `targets` (B, T) from the residual stream `x` (B, T, H)."""
-        x, weight = self.norm(x).flatten(0, 1), self._weight(tied_weight)
+        x, weights = self.norm(x).flatten(0, 1), self._weights(tied_weight)
         loss = partial(self._loss, None if teacher is None else (teacher.weight, teacher.temperature))
         others = [targets.flatten(), *([] if teacher is None else [teacher.logits.flatten(0, 1)])]
         if self.loss_chunk_size is None:
-            return loss(x, weight, others)
-        return chunked_sums(loss, x, weight, others, self.loss_chunk_size)
+            return loss(x, weights, others)
+        return chunked_sums(loss, x, weights, others, self.loss_chunk_size)
 
     def _loss(
-        self, distillation: tuple[float, float] | None, x: Tensor, weight: Tensor, others: Sequence[Tensor]
+        self, distillation: tuple[float, float] | None, x: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor]
     ) -> LossSums:
         """Loss of tokens x (n, H); `others` are their targets and the logits of the teacher, if there is one."""
         targets, *teacher_logits = others
         teacher = None if distillation is None else Teacher(teacher_logits[0], *distillation)
-        return self.sums(self.logits(x, weight), targets, teacher)
+        return self.sums(self.logits(x, *weights), targets, teacher)
 
     def sums(self, logits: Tensor, targets: Tensor, teacher: Teacher | None) -> LossSums:
         """The loss of logits (n, V) and targets (n), with the logits (n, V) of a teacher."""

@@ -6,12 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml.config import child, configurable, require
+from ml.config import child, configurable, require, unused
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive, positive_float
 from ml.layers.children import bias_child, weight_child
 from ml.layers.initialization import Initialization, ones, zeros
 from ml.layers.protocol import NoProducts
+
+
+def checked_groups(size: int, num_groups: int) -> int:
+    """Requires a number of groups that divides the channels, and returns it."""
+    num_groups = positive("num_groups", num_groups)
+    require(size % num_groups == 0, "num_groups", f"must divide the size {size}, not be {num_groups}")
+    return num_groups
 
 
 @configurable
@@ -20,6 +27,7 @@ class RMSNorm(NoProducts):
 
     Args:
         size: Number of channels; the last dimension of the input.
+        num_groups: Number of equal groups of channels, each normalized separately.
         epsilon: Added to the mean square, against division by zero.
         zero_centered: Stores w - 1 as the parameter, so that weight decay pulls w to 1 (Gemma).
         weight_initialization: Initialization of the stored weight; None starts from w = 1.
@@ -29,6 +37,7 @@ class RMSNorm(NoProducts):
     def __init__(
         self,
         size: int,
+        num_groups: int = 1,
         *,
         epsilon: float = 1e-5,
         zero_centered: bool = False,
@@ -36,6 +45,7 @@ class RMSNorm(NoProducts):
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
+        self.num_groups = checked_groups(size, num_groups)
         self.epsilon = positive_float("epsilon", epsilon)
         self.zero_centered = zero_centered
         self.weight = weight_child(
@@ -43,11 +53,15 @@ class RMSNorm(NoProducts):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x_wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = self.weight.to(x_wide.dtype)  # rounded to bfloat16, a weight within 2^-8 of 1 would be 1
-        return (root_mean_square_normalized(x_wide, self.epsilon) * (1 + weight if self.zero_centered else weight)).to(
-            x.dtype
-        )
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight = self.weight.to(wide.dtype)  # rounded to bfloat16, a weight within 2^-8 of 1 would be 1
+        return (self.normalized(wide) * (1 + weight if self.zero_centered else weight)).to(x.dtype)
+
+    def normalized(self, wide: Tensor) -> Tensor:
+        """Each group of channels of (..., size) over its root mean square."""
+        if self.num_groups == 1:
+            return root_mean_square_normalized(wide, self.epsilon)
+        return root_mean_square_normalized(wide.unflatten(-1, (self.num_groups, -1)), self.epsilon).flatten(-2)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, epsilon={self.epsilon}, zero_centered={self.zero_centered}"
@@ -65,15 +79,23 @@ class FixedRMSNorm(NoProducts):
 
     Args:
         size: Number of channels; the last dimension of the input.
+        num_groups: Number of equal groups of channels, each normalized separately.
         epsilon: Added to the mean square, against division by zero.
     """
 
-    def __init__(self, size: int, *, epsilon: float = 1e-5):
+    def __init__(self, size: int, num_groups: int = 1, *, epsilon: float = 1e-5):
         super().__init__()
+        self.num_groups = checked_groups(size, num_groups)
         self.epsilon = positive_float("epsilon", epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        return root_mean_square_normalized(x, self.epsilon)
+        return self.normalized(x)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """Each group of channels of (..., size) over its root mean square."""
+        if self.num_groups == 1:
+            return root_mean_square_normalized(x, self.epsilon)
+        return root_mean_square_normalized(x.unflatten(-1, (self.num_groups, -1)), self.epsilon).flatten(-2)
 
     def extra_repr(self) -> str:
         return f"epsilon={self.epsilon}"
@@ -107,8 +129,7 @@ class GatedRMSNorm(NoProducts):
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
-        self.num_groups = positive("num_groups", num_groups)
-        require(size % self.num_groups == 0, "num_groups", f"must divide the size {size}, not be {num_groups}")
+        self.num_groups = checked_groups(size, num_groups)
         self.gate_position = gate_position
         self.activation = child("activation", activation)
         self.epsilon = positive_float("epsilon", epsilon)
@@ -140,7 +161,9 @@ class LayerNorm(NoProducts):
 
     Args:
         size: Number of channels; the last dimension of the input.
+        num_groups: Number of equal groups of channels, each normalized separately.
         epsilon: Added to the variance, against division by zero.
+        scale: Multiplies by w, (size); False for the norm of OLMo 1, without `bias` too.
         bias: Adds b, (size), to the output.
         weight_initialization: Initialization of w.
         bias_initialization: Initialization of b.
@@ -150,26 +173,42 @@ class LayerNorm(NoProducts):
     def __init__(
         self,
         size: int,
+        num_groups: int = 1,
         *,
         epsilon: float = 1e-5,
+        scale: bool = True,
         bias: bool = True,
         weight_initialization: Initialization = ones,
         bias_initialization: Initialization = zeros,
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
+        self.size = size
+        self.num_groups = checked_groups(size, num_groups)
         self.epsilon = positive_float("epsilon", epsilon)
-        self.weight = weight_child((size,), weight_initialization, is_decayed=False)
+        unused(not scale, "weight_initialization", "scale")
+        self.weight = weight_child((size,), weight_initialization, is_decayed=False) if scale else None
         self.bias = bias_child(bias, size, bias_initialization)
 
     def forward(self, x: Tensor) -> Tensor:
         # In bfloat16 torch's backward sums the gradients of w and b in bfloat16: 5 % off after 2,000 tokens.
         wide = torch.promote_types(x.dtype, torch.float32)
+        weight = None if self.weight is None else self.weight.to(wide)
         bias = None if self.bias is None else self.bias.to(wide)
-        return F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), bias, self.epsilon).to(x.dtype)
+        if self.num_groups == 1:
+            return F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, self.epsilon).to(x.dtype)
+        y = self.normalized(x.to(wide))
+        y = y if weight is None else y * weight
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    def normalized(self, wide: Tensor) -> Tensor:
+        """Each group of channels of (..., size) without its mean, over its standard deviation."""
+        grouped = wide.unflatten(-1, (self.num_groups, -1))
+        return F.layer_norm(grouped, grouped.shape[-1:], eps=self.epsilon).flatten(-2)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, epsilon={self.epsilon}, bias={self.bias is not None}"
+        parts = f"scale={self.weight is not None}, bias={self.bias is not None}"
+        return f"{self.size}, epsilon={self.epsilon}, {parts}"
 
 
 @configurable

@@ -26,7 +26,7 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 def unmerge_adapters(model: nn.Module) -> None:
-    """Undoes `merge_adapters`: the weights are bit by bit as before, also if other adapters were loaded since."""
+    """Undoes `merge_adapters`: the weights are bit for bit as before, also if other adapters were loaded since."""
     for layers in _by_weight(model):
         for layer in layers:
             layer.unmerge()

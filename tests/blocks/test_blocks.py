@@ -40,6 +40,13 @@ FORMULAS = {
     "no MLP": ({"mlp": None}, lambda x: x + 2 * rms(x)),
     "post, no MLP": ({"mlp": None, "norm_position": "post"}, lambda x: rms(x + 2 * x)),
     "residual scale": ({"residual_scale": 0.5}, lambda x: (y := x + rms(x)) + 1.5 * rms(y)),
+    "parallel": ({"parallel": True}, lambda x: x + 2 * rms(x) + 3 * rms(x)),
+    "parallel, two norms": ({"parallel": True, "mlp_norm": NoNorm}, lambda x: x + 2 * rms(x) + 3 * x),
+    "parallel, one norm": ({"parallel": True, "shared_norm": True, "mixer_norm": NoNorm}, lambda x: x + 2 * x + 3 * x),
+    "parallel, output norms and scale": (
+        {"parallel": True, "mlp_output_norm": RMSNorm, "residual_scale": 0.5},
+        lambda x: x + rms(x) + 0.5 * rms(3 * rms(x)),
+    ),
     "mixer norm apart": ({"mixer_norm": NoNorm}, lambda x: (y := x + 2 * x) + 3 * rms(y)),
     "MLP norm apart": ({"mlp_norm": NoNorm}, lambda x: (y := x + 2 * rms(x)) + 3 * y),
     "normalization": ({"normalization": NoNorm}, lambda x: (y := x + 2 * x) + 3 * y),
@@ -86,6 +93,9 @@ def test_nested_sequences_count_the_layers_of_a_token():
     [
         (lambda: Repeat(H, block=partial(DecoderBlock, mixer=ATTENTION), num_blocks=0), "num_blocks must be positive"),
         (lambda: DecoderBlock(H, mixer=ATTENTION, dropout=1.5), "dropout must be at least 0 and below 1"),
+        (lambda: DecoderBlock(H, mixer=ATTENTION, parallel=True, mlp=None), "parallel needs an mlp"),
+        (lambda: DecoderBlock(H, mixer=ATTENTION, shared_norm=True), "shared_norm needs parallel = True"),
+        (lambda: DecoderBlock(H, mixer=ATTENTION, parallel=True, norm_position="post"), "parallel needs norm_position"),
         (lambda: DecoderBlock(H, mixer=ATTENTION, lr_scale=-1.0), "lr_scale must be at least 0"),
         (lambda: DecoderBlock(H, mixer=ATTENTION, residual_scale=float("nan")), "residual_scale must be finite"),
     ],

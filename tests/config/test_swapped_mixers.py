@@ -1,4 +1,4 @@
-"""Swapping a mixer onto a shipped model changes nothing of the mixer but what the model says of all layers."""
+"""Swapping a mixer onto a shipped model changes nothing of the mixer but the biases of bias-free models."""
 
 import pytest
 import torch

@@ -13,6 +13,11 @@ FUSED = ["Projections.fused = True"]
 AGAIN = ["DecoderBlock.activation_checkpointing = @ActivationCheckpointing"]
 # Large steps of time, so that the states weigh as much as the input.
 STEPS = ["time_step_bias.dt_min = 0.5", "time_step_bias.dt_max = 1.0"]
+NORMS = [
+    "Attention.query_norm = @RMSNorm",
+    "Attention.key_norm = @RMSNorm",
+    "RMSNorm.weight_initialization = @normal",
+]
 LATENT = [
     "DecoderBlock.mixer = @LatentAttention",
     "LatentAttention.num_heads = 4",
@@ -36,6 +41,17 @@ STOCHASTIC = [
 ]
 HALF_NORMAL = "GatedRMSNorm.weight_initialization = @normal"
 CASES = {
+    "attention, norms over all heads": [
+        *NORMS, "Attention.norm_over = 'all_heads'", "Attention.norm_after_rotary = True",
+    ],
+    "attention, norms of each head": [
+        *NORMS, "Attention.norm_over = 'each_head'", "Attention.key_norm = @LayerNorm", "Attention.value_head_size = 6",
+    ],
+    "parallel block": [
+        "DecoderBlock.parallel = True", "DecoderBlock.shared_norm = True", "LanguageModelHead.bias = True",
+        "LanguageModelHead.bias_initialization = @normal", "LanguageModelHead.logit_scale = 0.5",
+        "Embeddings.normalization = @LayerNorm", "LayerNorm.scale = False",
+    ],
     "latent attention": LATENT,
     "latent attention, rank of the query": [*LATENT, "LatentAttention.query_rank = 10", *BIASES],
     "latent attention, adapters, recomputed": [*LATENT, *LORA, *AGAIN],

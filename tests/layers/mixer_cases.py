@@ -8,6 +8,7 @@ from ml.layers import (
     GatedDeltaNet,
     KimiDeltaAttention,
     LatentAttention,
+    LayerNorm,
     Linear,
     LoRA,
     Mamba,
@@ -30,6 +31,12 @@ MIXERS = {
     "attention with a cap and sinks": partial(ATTENTION, soft_cap=1.5, attention_sinks=True),
     "attention with a cap and sinks in a window": partial(ATTENTION, soft_cap=1.5, attention_sinks=True, window_size=4),
     "gated attention with norms": partial(ATTENTION, gated=True, query_norm=RMSNorm, key_norm=RMSNorm),
+    "attention with norms over all heads": partial(
+        ATTENTION, query_norm=RMSNorm, key_norm=RMSNorm, norm_over="all_heads", norm_after_rotary=True
+    ),
+    "attention with other value heads and norms of each head": partial(
+        ATTENTION, query_norm=RMSNorm, key_norm=LayerNorm, norm_over="each_head", value_head_size=6
+    ),
     "attention, YaRN": partial(ATTENTION, rotary=partial(YarnRotary, original_length=8)),
     "attention, part of the head": partial(ATTENTION, rotary=partial(Rotary, fraction=0.5, interleaved=True)),
     "latent attention": LATENT,

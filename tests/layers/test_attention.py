@@ -22,6 +22,9 @@ CASES = {
     "odd head size": {"head_size": 7},
     "query and key norm": {"query_norm": RMSNorm, "key_norm": RMSNorm},
     "query norm alone": {"query_norm": RMSNorm, "softmax_scale": 2.0},
+    "norm over all heads": {"query_norm": RMSNorm, "key_norm": RMSNorm, "norm_over": "all_heads", "num_kv_heads": 2},
+    "norm of each head": {"query_norm": RMSNorm, "key_norm": RMSNorm, "norm_over": "each_head", "num_kv_heads": 2},
+    "value heads of another size": {"value_head_size": 3, "num_kv_heads": 2, "gated": True},
     "soft cap": {"soft_cap": 0.8},
     "sinks": {"attention_sinks": True},
     "gate": {"gated": True},
@@ -52,9 +55,11 @@ def attention_by_loops(layer: Attention, x: torch.Tensor) -> torch.Tensor:
 
     def heads(linear, norm, index):
         vector = linear.weight @ x[batch, index] + linear.bias
-        parts = vector.reshape(-1, layer.head_size)
+        parts = vector.reshape(-1, layer.value_head_size if linear is layer.value else layer.head_size)
         if norm is not None:
-            parts = torch.stack([norm.weight * p / math.sqrt(p.square().mean() + norm.epsilon) for p in parts])
+            means = parts.square().mean(-1, keepdim=True)
+            parts = parts / torch.sqrt((means.mean() if layer.norm_over == "all_heads" else means) + norm.epsilon)
+            parts = parts * norm.weight.view(-1, layer.head_size)  # (1, D) or (N, D)
         return parts
 
     scale = layer.softmax_scale or layer.head_size**-0.5
@@ -89,6 +94,23 @@ def test_attention_equals_loops_over_heads_queries_and_keys(options):
     layer, x = build(**options), random_input(B, T, H)
     # The loop stores its scores in float32: errors of 1e-7 of a score of a few units.
     torch.testing.assert_close(layer(x, Context()), attention_by_loops(layer, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm_over", ["head", "each_head", "all_heads"])
+@torch.no_grad()
+def test_norms_after_the_rotary_embedding_see_rotated_heads(norm_over):
+    options = {"query_norm": RMSNorm, "key_norm": RMSNorm, "norm_over": norm_over, "rotary": Rotary}
+    layer, x = build(norm_after_rotary=True, **options), random_input(B, T, H)
+    query, key = (linear(x).unflatten(-1, (4, -1)) for linear in (layer.query, layer.key))
+    query, key = layer.rotary(query, key, None)
+    for heads, norm in ((query, layer.query_norm), (key, layer.key_norm)):
+        heads.copy_(norm(heads) if norm_over == "head" else norm(heads.flatten(2)).view_as(heads))
+    value = layer.value(x).unflatten(-1, (4, -1))
+    mixed = attention_reference(*(part.transpose(1, 2) for part in (query, key, value)))
+    torch.testing.assert_close(layer(x, Context()), layer.output(mixed.transpose(1, 2).flatten(2)))
+    before = build(**options)
+    before.load_state_dict(layer.state_dict())
+    assert not torch.allclose(before(x, Context()), layer(x, Context()), atol=1e-3)
 
 
 def test_reference_equals_loops_in_gradient_too():

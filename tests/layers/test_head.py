@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ml.layers import LanguageModelHead, cross_entropy_sums
+from ml.layers import LanguageModelHead, cross_entropy_sums, normal
 from ml.layers.loss import cpu_sums, plain_sums
 from ml.models import materialize
 
@@ -38,14 +38,18 @@ def expected_sums(logits, targets, z_loss):
     return total, cross_entropy
 
 
-@pytest.mark.parametrize("soft_cap", [None, 0.8])
-@pytest.mark.parametrize("z_loss", [0.0, 0.3])
-def test_loss_and_gradients_follow_the_formula(z_loss, soft_cap):
-    layer = head(z_loss=z_loss, logit_soft_cap=soft_cap)
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize(
+    ("z_loss", "soft_cap", "scale", "bias"), [(0, None, 1, 0), (0.3, 0.8, 1, 0), (0.3, 0.8, 1.7, 1)]
+)
+def test_loss_and_gradients_follow_the_formula(z_loss, soft_cap, scale, bias, chunk_size):
+    options = {"z_loss": float(z_loss), "logit_soft_cap": soft_cap, "logit_scale": float(scale), "bias": bool(bias)}
+    layer = head(**options, bias_initialization=normal, loss_chunk_size=chunk_size)
     x, targets = inputs()
     normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     weight = layer.weight.detach().clone().requires_grad_()
-    logits = normed @ weight.T
+    shift = torch.zeros(V) if layer.bias is None else layer.bias.detach().clone()
+    logits = scale * (normed @ weight.T + shift.requires_grad_())
     if soft_cap is not None:
         logits = soft_cap * torch.tanh(logits / soft_cap)
     total, cross_entropy = expected_sums(logits, targets, z_loss)
@@ -58,6 +62,8 @@ def test_loss_and_gradients_follow_the_formula(z_loss, soft_cap):
     torch.testing.assert_close(sums.total.double(), total, rtol=1e-6, atol=0)
     torch.testing.assert_close(sums.cross_entropy.double(), cross_entropy, rtol=1e-6, atol=0)
     torch.testing.assert_close(layer.weight.grad, weight.grad, rtol=1e-5, atol=1e-6)
+    if layer.bias is not None:
+        torch.testing.assert_close(layer.bias.grad, shift.grad, rtol=1e-5, atol=1e-6)
     assert sums.num_tokens == 11
     assert not sums.cross_entropy.requires_grad
 

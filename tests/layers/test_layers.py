@@ -98,11 +98,26 @@ def fixed(x, bias, epsilon):
     return rms_norm(x, 1.0, bias, epsilon)
 
 
+def plain_layer_norm(x, bias, epsilon):
+    return layer_norm(x, 1.0, 0.0, epsilon)
+
+
+def in_groups(formula, num_groups):
+    def compute(x, weight, bias, epsilon):
+        parts = [None if part is None else part.unflatten(-1, (num_groups, -1)) for part in (x, weight, bias)]
+        return formula(*parts, epsilon).flatten(-2)
+
+    return compute
+
+
 NORMS = {
     "RMSNorm": (RMSNorm, rms_norm),
     "zero-centered RMSNorm": (partial(RMSNorm, zero_centered=True), zero_centered),
     "FixedRMSNorm": (FixedRMSNorm, fixed),
     "LayerNorm": (LayerNorm, layer_norm),
+    "LayerNorm without weights": (partial(LayerNorm, scale=False, bias=False), plain_layer_norm),
+    "RMSNorm in groups": (partial(RMSNorm, num_groups=3), in_groups(rms_norm, 3)),
+    "LayerNorm in groups": (partial(LayerNorm, num_groups=4), in_groups(layer_norm, 4)),
 }
 # Relative to the float64 formula: float32 within a few roundings of 6e-8, bfloat16 within two of 2^-9.
 PRECISIONS = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-7}}
@@ -184,6 +199,13 @@ def test_norms_of_large_bfloat16_values_do_not_overflow_or_vanish(norm):
 def test_no_norm_returns_its_input():
     x = random(2, 3)
     assert NoNorm(3)(x) is x
+
+
+def test_embeddings_are_normalized_after_the_sum():
+    layer = materialize(Embeddings(7, 4, position=PositionEmbedding, normalization=RMSNorm, scale=2.0))
+    tokens = torch.tensor([[1, 6, 1]])
+    expected = 2.0 * layer.token.weight[tokens] + layer.position.weight[:3]
+    torch.testing.assert_close(layer(tokens, Context()), rms_norm(expected, 1.0, None, 1e-5))
 
 
 def test_embeddings_add_learned_positions():

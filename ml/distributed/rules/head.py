@@ -35,6 +35,7 @@ class HeadRule(Rule):
         shares, first = axis.shares(layer.vocab_size), axis.start(layer.vocab_size)
         local = Local(axis)
         local.shard(layer, "weight", 0)
+        local.shard(layer, "bias", 0)
         for method in ("forward", "loss"):
             local.around(layer, method)
             setattr(layer, method, _with_local_weight(getattr(layer, method)))

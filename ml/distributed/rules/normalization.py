@@ -23,6 +23,22 @@ class NormRule(Positionwise):
             local.replicate(layer, name, Gradient.PARTIAL)
 
 
+class GroupedNormRule(NormRule):
+    """A normalization of groups of channels that are divided, such as all heads: a group may lie on several ranks."""
+
+    def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
+        assert isinstance(layer, RMSNorm | FixedRMSNorm | LayerNorm)
+        for name in list(layer._parameters):
+            local.replicate(layer, name, Gradient.PARTIAL, rows=rows)
+        if layer.num_groups % local.axis.size == 0:
+            local.resize(layer, "num_groups")
+        elif isinstance(layer, LayerNorm):
+            raise self._refusal(layer, local, "a group of channels")
+        else:
+            across = partial(_normalized_over_ranks, layer.epsilon, layer.num_groups, local.axis)
+            vars(layer)["normalized"] = lambda part: across(part[..., None, :]).flatten(-2)
+
+
 class GatedNormRule(NormRule):
     """`GatedRMSNorm`, also over channels that are divided: a group may lie on several ranks, or a rank have several."""
 
@@ -51,6 +67,7 @@ def _normalized_over_ranks(epsilon: float, num_groups: int, axis: TensorAxis, pa
     return (wide * torch.rsqrt(mean + epsilon)).to(part.dtype)
 
 
-for _kind in (RMSNorm, FixedRMSNorm, LayerNorm, NoNorm):
-    register_rule(_kind, NormRule())
+for _kind in (RMSNorm, FixedRMSNorm, LayerNorm):
+    register_rule(_kind, GroupedNormRule())
+register_rule(NoNorm, NormRule())
 register_rule(GatedRMSNorm, GatedNormRule())

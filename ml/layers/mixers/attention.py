@@ -1,11 +1,12 @@
 """Softmax attention."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable, require
+from ml.config import REQUIRED, child, configurable, require, unused
 from ml.layers.attention_kernels import (
     AttentionKernel,
     AttentionTask,
@@ -35,9 +36,13 @@ class Attention(SoftmaxMixer):
         hidden_size: Width of the residual stream, H.
         num_heads: Number of query heads, N.
         num_kv_heads: Number of key and value heads, K; None is `num_heads`.
-        head_size: Size of a head, D; None is H / N.
-        query_norm: Constructor of the normalization of each query head; None applies none.
-        key_norm: Constructor of the normalization of each key head; None applies none.
+        head_size: Size of a query and key head, D; None is H / N.
+        value_head_size: Size of a value head; None is D.
+        query_norm: Constructor of the normalization of the queries; None applies none.
+        key_norm: Constructor of the normalization of the keys; None applies none.
+        norm_over: Channels that these two normalize together: those of a "head", with one weight for all heads (Qwen3),
+            or with separate weights, "each_head" (Cohere), or those of "all_heads" (OLMo 2).
+        norm_after_rotary: Normalizes after the rotary embedding (HunYuan) instead of before.
         rotary: Constructor of the rotary embedding; None applies none.
         window_size: Number of keys visible to a query, including its own position (without `causal`: to either side);
             None is all.
@@ -62,8 +67,11 @@ class Attention(SoftmaxMixer):
         num_heads: int = REQUIRED,
         num_kv_heads: int | None = None,
         head_size: int | None = None,
+        value_head_size: int | None = None,
         query_norm: Callable[..., nn.Module] | None = None,
         key_norm: Callable[..., nn.Module] | None = None,
+        norm_over: Literal["head", "each_head", "all_heads"] = "head",
+        norm_after_rotary: bool = False,
         rotary: Callable[..., RotaryEmbedding] | None = Rotary,
         window_size: int | None = None,
         softmax_scale: float | None = None,
@@ -81,7 +89,15 @@ class Attention(SoftmaxMixer):
         self.num_kv_heads = self.num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
         divides = self.num_heads % self.num_kv_heads == 0
         require(divides, "num_kv_heads", f"must divide num_heads ({num_heads}), not {num_kv_heads}")
-        self.head_size = self._checked_head_size(hidden_size, head_size)
+        self.head_size = self.value_head_size = self._checked_head_size(hidden_size, head_size)
+        if value_head_size is not None:
+            self.value_head_size = positive("value_head_size", value_head_size)
+        self.norm_over = norm_over
+        self.norm_after_rotary = norm_after_rotary
+        if query_norm is None and key_norm is None:
+            unused(True, "norm_over", "query_norm", "key_norm")
+            unused(True, "norm_after_rotary", "query_norm", "key_norm")
+        unused(rotary is None, "norm_after_rotary", "rotary")
         self.window_size = None if window_size is None else positive("window_size", window_size)
         self.softmax_scale = None if softmax_scale is None else positive_float("softmax_scale", softmax_scale)
         self.soft_cap = None if soft_cap is None else positive_float("soft_cap", soft_cap)
@@ -89,16 +105,16 @@ class Attention(SoftmaxMixer):
         self.dropout = probability("dropout", dropout)
         self.draws_noise = self.dropout > 0.0
 
-        size, kv_size = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        self.query = child("query", linear, hidden_size, size)
-        self.key = child("key", linear, hidden_size, kv_size)
-        self.value = child("value", linear, hidden_size, kv_size)
+        size = self.num_heads * self.value_head_size
+        self.query = child("query", linear, hidden_size, self.num_heads * self.head_size)
+        self.key = child("key", linear, hidden_size, self.num_kv_heads * self.head_size)
+        self.value = child("value", linear, hidden_size, self.num_kv_heads * self.value_head_size)
         self.gate = child("gate", linear, hidden_size, size) if gated else None
         self.output = child("output", linear, size, hidden_size)
         projected = [self.query, self.key, self.value, *([self.gate] if gated else [])]
         self.projections = child("projections", Projections, projected)
-        self.query_norm = optional_child("query_norm", query_norm, self.head_size)
-        self.key_norm = optional_child("key_norm", key_norm, self.head_size)
+        self.query_norm = self._norm("query_norm", query_norm, self.num_heads)
+        self.key_norm = self._norm("key_norm", key_norm, self.num_kv_heads)
         self.rotary = optional_child("rotary", rotary, self.head_size)
         # Without `causal` a new token would change those before it, and so would a new length with another rotation.
         self.decodes = causal and (self.rotary is None or not self.rotary.depends_on_length)
@@ -111,7 +127,7 @@ class Attention(SoftmaxMixer):
     def task(self) -> AttentionTask:
         return AttentionTask(
             head_size=self.head_size,
-            value_head_size=self.head_size,
+            value_head_size=self.value_head_size,
             is_grouped=self.num_heads != self.num_kv_heads,
             causal=self.causal,
             window_size=self.window_size,
@@ -127,25 +143,36 @@ class Attention(SoftmaxMixer):
         require(hidden_size % self.num_heads == 0, "num_heads", message)
         return max(hidden_size // self.num_heads, 1)
 
+    def _norm(self, name: str, norm: Callable[..., nn.Module] | None, num_heads: int) -> nn.Module | None:
+        size = self.head_size if self.norm_over == "head" else num_heads * self.head_size
+        groups = (num_heads,) if self.norm_over == "each_head" else ()
+        return optional_child(name, norm, size, *groups)
+
+    def _normalized(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
+        """Heads (B, T, N, D) after one of the norms."""
+        if norm is None or self.norm_over == "head":
+            return heads if norm is None else norm(heads)
+        return norm(heads.flatten(2)).view_as(heads)
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         query, key, value, *gate = self.projections(x)
         query = query.unflatten(-1, (self.num_heads, self.head_size))  # (B, T, N, D)
         key = key.unflatten(-1, (self.num_kv_heads, self.head_size))  # (B, T, K, D)
-        value = value.unflatten(-1, (self.num_kv_heads, self.head_size))
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        if self.key_norm is not None:
-            key = self.key_norm(key)
+        value = value.unflatten(-1, (self.num_kv_heads, self.value_head_size))  # (B, T, K, Dv)
+        if not self.norm_after_rotary:
+            query, key = self._normalized(query, self.query_norm), self._normalized(key, self.key_norm)
         if self.rotary is not None:
             query, key = self.rotary.in_context(query, key, context)
-        mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, D)
-        mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N D)
+        if self.norm_after_rotary:
+            query, key = self._normalized(query, self.query_norm), self._normalized(key, self.key_norm)
+        mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, Dv)
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N Dv)
         if gate:
             mixed = mixed * torch.sigmoid(gate[0])
         return self.output(mixed)  # (B, T, H)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
-        """Attention of (B, N, T, D) over the keys and values (B, K, T, D) and those in the cache."""
+        """Attention of (B, N, T, D) over the keys (B, K, T, D) and values (B, K, T, Dv) and those in the cache."""
         documents = context.all_documents()
         if context.cache is not None:
             key, value = self._with_kept(key, value, context)
@@ -166,9 +193,9 @@ class Attention(SoftmaxMixer):
         return kept.append(key, value)
 
     def training_flops_per_token(self, sequence_length: int) -> float:
-        """12 N D for each visible key, averaged over the queries: scores and mixing (PaLM, appendix B)."""
+        """6 N (D + Dv) for each visible key, averaged over the queries: scores and mixing (PaLM, appendix B)."""
         visible = mean_visible_keys(sequence_length, self.causal, self.window_size)
-        return 12.0 * self.num_heads * self.head_size * visible
+        return 6.0 * self.num_heads * (self.head_size + self.value_head_size) * visible
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_size={self.head_size}"
