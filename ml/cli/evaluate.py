@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task_folder", type=path_text, help="a folder with definitions of further tasks")
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: what the task states)")
     parser.add_argument("--limit", type=int, help="at most this many questions of each task")
+    parser.add_argument(
+        "--apply_chat_template",
+        action="store_true",
+        help="ask the tasks as conversations, with the template of the run",
+    )
     add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--context", type=int, help="most tokens that one is predicted from (default: as in training)")

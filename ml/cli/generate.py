@@ -1,15 +1,21 @@
-"""Generate text from a run."""
+"""Generate text from a run, or answer questions."""
+
+from __future__ import annotations
 
 import argparse
 import io
 import json
 import sys
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from ml.cli.path_argument import to_path
 from ml.cli.run_arguments import add_run_argument, add_step_argument
 from ml.errors import UserError
-from ml.runs.generation import NUM_TOKENS, Generation
+from ml.runs.generation import NUM_TOKENS, Generation, chat_of
+
+if TYPE_CHECKING:
+    from ml.data.chat.template import Chat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", action="append", help="text to continue; '' starts a document, - reads standard input; repeatable"
     )
     parser.add_argument("--prompt_file", type=to_path, help="a file with one prompt a line")
+    parser.add_argument(
+        "--chat",
+        nargs="?",
+        const="-",
+        metavar="QUESTION",
+        help="a question to answer, with the chat template of the run; without one, or with -, a conversation in the "
+        "terminal, or a question from standard input",
+    )
+    parser.add_argument(
+        "--messages",
+        type=to_path,
+        metavar="FILE",
+        help="a JSON file with a conversation to answer, or a .jsonl of them",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the message of the system, before that of --chat")
     add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--num_tokens", type=int, help=f"at most (default {NUM_TOKENS}, or what positions allow)")
@@ -34,14 +55,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the prompts with their continuations, a single one as it grows; the speed goes to standard error."""
+    """Prints the prompts with their continuations, or answers; the speed goes to standard error."""
     settings = Generation(**{field.name: getattr(arguments, field.name) for field in fields(Generation)})
-    given = _prompts(arguments)
-    from ml.api import open_run
-
-    prompts = [prompt for prompt in given for _ in range(settings.num_samples)]  # of each text
+    _check_chat(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
+    if arguments.chat == "-" and sys.stdin.isatty():
+        _talk(arguments, settings)
+    elif arguments.chat is not None or arguments.messages is not None:
+        values = _conversations(arguments)
+        _print_texts(arguments, settings, [chat_of(value) for value in values], values)
+    else:
+        prompts = _prompts(arguments)
+        _print_texts(arguments, settings, prompts, prompts)
+
+
+def _print_texts(
+    arguments: argparse.Namespace,
+    settings: Generation,
+    given: list[str] | list[Chat],
+    described: list[Any],
+) -> None:
+    """Generates and prints; a single text as it grows. `described` is each prompt as JSON."""
+    from ml.api import open_run
+
+    repeated = [prompt for prompt in described for _ in range(settings.num_samples)]  # of each text
+    prompts = [prompt if isinstance(prompt, str) else "" for prompt in repeated]
     show = _Stream(prompts[0]) if len(prompts) == 1 and not arguments.json else None
     texts, seconds = open_run(arguments.run, trust_code=arguments.trust_run_code).generate_with(
         settings, given, step=arguments.step, average=arguments.average, show=show
@@ -50,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         show(0, texts[0].text)
         print()
     elif arguments.json:
-        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for number, (prompt, text) in enumerate(zip(repeated, texts, strict=True)):
             print(json.dumps({"prompt": prompt, "sample": number % settings.num_samples, **text._asdict()}))
     else:
         whole = [f"{prompt}{text.text}" for prompt, text in zip(prompts, texts, strict=True)]
@@ -58,6 +97,70 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.flush()
     count = sum(text.num_tokens for text in texts)
     print(f"{count:,} tokens in {seconds:.1f} s, {count / seconds:,.0f} tokens/s", file=sys.stderr)
+
+
+def _check_chat(arguments: argparse.Namespace) -> None:
+    """Checks the flags of conversations.
+
+    Raises:
+        UserError: They do not go together, or with others.
+    """
+    is_chat, is_file = arguments.chat is not None, arguments.messages is not None
+    has_prompt = arguments.prompt is not None or arguments.prompt_file is not None
+    if is_chat + is_file + has_prompt > 1:
+        raise UserError("--chat, --messages and --prompt are different ways to ask: give one of them")
+    if arguments.system is not None and not is_chat:
+        raise UserError("--system goes with --chat")
+    if is_chat and not arguments.chat:
+        raise UserError("the question of --chat is empty")
+
+
+def _conversations(arguments: argparse.Namespace) -> list[Any]:
+    """Returns the conversations to answer, as JSON values."""
+    if arguments.messages is None:
+        question = _standard_input() if arguments.chat == "-" else arguments.chat
+        return [[*_system(arguments), {"role": "user", "content": question}]]
+    file = arguments.messages
+    try:
+        text = file.read_text("utf-8-sig")
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [json.loads(text)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _system(arguments: argparse.Namespace) -> list[dict[str, str]]:
+    """Returns the message of the system, if there is one."""
+    return [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+
+
+def _talk(arguments: argparse.Namespace, settings: Generation) -> None:
+    """Answers in the terminal, question after question, until the end of the input."""
+    from ml.api import open_run
+
+    if arguments.json or settings.num_samples > 1:
+        raise UserError("a conversation in the terminal has one answer, as text: drop --json and --num_samples")
+    run = open_run(arguments.run, trust_code=arguments.trust_run_code)
+    messages = _system(arguments)
+    print("an empty line or Ctrl-D ends the conversation", file=sys.stderr)
+    while question := _asked():
+        messages.append({"role": "user", "content": question})
+        show = _Stream("")
+        texts, _ = run.generate_with(
+            settings, [chat_of(messages)], step=arguments.step, average=arguments.average, show=show
+        )
+        show(0, texts[0].text)
+        print(flush=True)
+        messages.append({"role": "assistant", "content": texts[0].text})
+
+
+def _asked() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -69,7 +172,9 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
             raise UserError(f"{arguments.prompt_file} cannot be read: {error}") from error
         prompts += [line for line in lines if line]
     if not prompts:
-        raise UserError("give a text to continue: --prompt='def ' or --prompt_file=FILE; --prompt='' starts a document")
+        raise UserError(
+            "give a text to continue: --prompt='def ' or --prompt_file=FILE; --prompt='' starts a document; or --chat"
+        )
     return prompts
 
 

@@ -30,6 +30,7 @@ class Evaluation:
         task_folder: A folder with definitions of further tasks.
         num_fewshot: Examples before each question; None for what the task states.
         limit: Most questions of each task; None for all.
+        apply_chat_template: Asks the tasks as conversations, with the chat template of the run.
         context: Most tokens that one is predicted from; None for the length of training.
         stride: Tokens between two windows of a text; None for half the context.
         batch_size: Windows or requests at once.
@@ -44,6 +45,7 @@ class Evaluation:
     task_folder: str | Path | None = None
     num_fewshot: int | None = None
     limit: int | None = None
+    apply_chat_template: bool = False
     context: int | None = None
     stride: int | None = None
     batch_size: int = 8
@@ -55,7 +57,8 @@ class Evaluation:
                 raise ArgumentError(f"{{{name}}} must be positive, not %s", value)
         if self.tasks and self.data:
             raise ArgumentError("{data} and {tasks} are two evaluations: ask for one at a time")
-        of_tasks = [n for n in ("task_folder", "num_fewshot", "limit") if getattr(self, n) is not None]
+        optional = ("task_folder", "num_fewshot", "limit", "apply_chat_template")
+        of_tasks = [n for n in optional if getattr(self, n) not in (None, False)]
         if of_tasks and not self.tasks:
             raise ArgumentError(f"{', '.join(f'{{{name}}}' for name in of_tasks)} goes with {{tasks}}")
         if self.stride is not None and not self.data:
@@ -162,7 +165,7 @@ def _tasks(settings: Evaluation, subject: Subject) -> dict[str, Any]:
     if reason := reason_for_full_pass(subject.model):
         print(f"tasks that generate: {reason}", file=sys.stderr)
     data = subject.trainer.data
-    adapter = HarnessModel(subject.model, data.tokenizer, data.separator, data.begin, **subject.settings)
+    adapter = HarnessModel(subject.model, data.tokenizer, data.separator, data.begin, data.chat, **subject.settings)
     try:
         results = lm_eval.simple_evaluate(
             adapter,
@@ -170,6 +173,7 @@ def _tasks(settings: Evaluation, subject: Subject) -> dict[str, Any]:
             task_manager=manager,
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
+            apply_chat_template=settings.apply_chat_template,
             log_samples=False,
         )
     except OSError as error:  # what is downloaded and is not there, too

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ml.errors import ArgumentError, UserError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ml.training.evaluation.continuations import Continuation
 
 NUM_TOKENS = 256
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,55 @@ class Generation:
         for name, is_fine in fits.items():
             if not is_fine:
                 raise ArgumentError(f"{{{name}}} cannot be %s", getattr(self, name))
+
+
+def given_prompts(
+    prompts: str | Sequence[str] | None,
+    messages: Messages | Sequence[Messages] | None,
+    tools: list[Any] | None = None,
+) -> tuple[list[str] | list[Chat], bool]:
+    """Returns the prompts of `Run.generate`, and whether there is a single one.
+
+    Raises:
+        UserError: There are both texts and messages, or neither; or the messages cannot be read.
+    """
+    if (prompts is None) == (messages is None):
+        raise UserError("give prompts to continue or messages to answer, one of the two")
+    if messages is None:
+        assert prompts is not None
+        if tools is not None:
+            raise UserError("tools go with messages")
+        return ([prompts], True) if isinstance(prompts, str) else (list(prompts), False)
+    is_one = not messages or isinstance(messages[0], Mapping)
+    several = [messages] if is_one else messages
+    return [chat_of({"messages": _as_json(one), "tools": tools}) for one in several], is_one
+
+
+def _as_json(messages: Any) -> Any:
+    """Returns messages as a list of dicts; what is none is returned as it is."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        return messages
+    return [dict(message) if isinstance(message, Mapping) else message for message in messages]
+
+
+def chat_of(value: Any) -> Chat:
+    """Parses a conversation: a list of messages, or an object with `messages` and perhaps `tools`.
+
+    Raises:
+        UserError: It is neither.
+    """
+    from ml.data.chat.forms import conversation_of
+    from ml.data.chat.messages import Completion
+    from ml.data.chat.template import Chat
+    from ml.data.reading.json_lines import BrokenLine
+
+    try:
+        conversation = conversation_of({"messages": value} if isinstance(value, list) else value)
+    except BrokenLine as error:
+        raise UserError(f"the conversation cannot be read: {error}") from error
+    if isinstance(conversation.content, Completion):
+        raise UserError("the conversation cannot be read: a prompt with a completion has no messages")
+    return Chat(conversation.content, conversation.tools)
 
 
 class Generated(NamedTuple):

@@ -14,11 +14,12 @@ from ml.errors import UserError
 from ml.machine import choose_device
 from ml.run_files import require_self_contained, segment_folders
 from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
-from ml.runs.generation import Generated, Generation, generate_texts
+from ml.runs.generation import Generated, Generation, Messages, generate_texts, given_prompts
 
 if TYPE_CHECKING:
     import torch
 
+    from ml.data.chat.template import Chat
     from ml.data.tokenizers import Tokenizer
     from ml.models import LanguageModel
     from ml.training import Trainer
@@ -131,10 +132,37 @@ class Run:
     @overload
     def generate(self, prompts: str, *, num_samples: int, **options: Unpack[GenerateOptions]) -> list[str]: ...
 
+    @overload
+    def generate(
+        self, *, messages: Messages, tools: list[Any] | None = None, **options: Unpack[GenerateOptions]
+    ) -> str: ...
+
+    @overload
     def generate(
         self,
-        prompts: str | Sequence[str],
         *,
+        messages: Sequence[Messages],
+        tools: list[Any] | None = None,
+        num_samples: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        *,
+        messages: Messages,
+        tools: list[Any] | None = None,
+        num_samples: int,
+        **options: Unpack[GenerateOptions],
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        messages: Messages | Sequence[Messages] | None = None,
+        tools: list[Any] | None = None,
         num_samples: int | None = None,
         num_tokens: int | None = None,
         temperature: float = 0.8,
@@ -154,13 +182,17 @@ class Run:
 
         Args:
             prompts: A text to continue, or several; an empty one starts a document.
+            messages: A conversation to answer with the chat template of the run, or several: each a list of messages,
+                `{"role": "user", "content": "Hi"}`. If the last one is the assistant's, its text is continued.
+            tools: Descriptions of the tools that the assistant can call, for templates with tools; None for none.
             num_samples: Texts for each prompt; None for one.
             num_tokens: Most tokens of a text; None for 256, or what learned positions have room for.
             temperature: Divides the logits; 0 takes the most likely token.
             top_k: Draws from this many of the most likely tokens; None for all.
             top_p: Draws from the most likely tokens that together have this probability; None for all.
             min_p: Skips tokens with less than this part of the probability of the most likely one; None for no limit.
-            stop: Text before which to stop, or several. The separator of documents always stops.
+            stop: Text before which to stop, or several. The separator of documents always stops, and the end of an
+                answer.
             seed: Seed of the draws. What is drawn for a prompt depends on the seed and its index alone.
             step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
             average: Takes the running average of the weights instead of the last ones.
@@ -168,11 +200,12 @@ class Run:
             show: Called with the index of a text and all of it that is certain, as it grows.
 
         Returns:
-            The text after the prompt, without the prompt. For several prompts or with `num_samples` a list: the
-            samples of the first prompt, then those of the next.
+            The text after the prompt, without the prompt, or the answer. For several prompts or with `num_samples` a
+            list: the samples of the first prompt, then those of the next.
 
         Raises:
-            UserError: A value is out of range, a prompt cannot be continued, or there is no such checkpoint.
+            UserError: A value is out of range, a prompt cannot be continued, there is no such checkpoint, or the run
+                has no chat template.
         """
         settings = Generation(
             num_tokens=num_tokens,
@@ -184,15 +217,15 @@ class Run:
             stop=[stop] if isinstance(stop, str) else list(stop),
             seed=seed,
         )
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        given, is_one = given_prompts(prompts, messages, tools)
         made = self.generate_with(settings, given, step=step, average=average, device=device, show=show)
         texts = [one.text for one in made.texts]
-        return texts[0] if isinstance(prompts, str) and num_samples is None else texts
+        return texts[0] if is_one and num_samples is None else texts
 
     def generate_with(
         self,
         settings: Generation,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | Sequence[Chat],
         *,
         step: StepName = None,
         average: bool = False,
@@ -212,6 +245,7 @@ class Run:
         task_folder: str | Path | None = None,
         num_fewshot: int | None = None,
         limit: int | None = None,
+        apply_chat_template: bool = False,
         context: int | None = None,
         stride: int | None = None,
         batch_size: int = 8,
@@ -228,6 +262,7 @@ class Run:
             task_folder: A folder with definitions of further tasks.
             num_fewshot: Examples before each question; None for what the task states.
             limit: Most questions of each task; None for all.
+            apply_chat_template: Asks the tasks as conversations, with the chat template of the run.
             context: Most tokens that one is predicted from; None for the length of training.
             stride: Tokens between two windows of a text; None for half the context.
             batch_size: Windows or requests at once.
@@ -251,6 +286,7 @@ class Run:
             task_folder=task_folder,
             num_fewshot=num_fewshot,
             limit=limit,
+            apply_chat_template=apply_chat_template,
             context=context,
             stride=stride,
             batch_size=batch_size,

@@ -74,6 +74,10 @@ class ChatFormat:
         tokens = self._encoded(self.template.prompt(chat, self.tokenizer))[0]
         return tokens if self.template.writes_documents else self.begin.before(tokens)
 
+    def answer(self, text: str) -> np.ndarray:
+        """Tokenizes the text of an answer, which follows a prompt."""
+        return self._tokens(Segment(text, True), is_first=False)
+
     @functools.cached_property
     def ending(self) -> Ending:
         """End of an answer: the first token that the template writes after its text, or else the text up to there."""
@@ -128,7 +132,10 @@ class ChatFormat:
         if token is not None:
             return np.array([token], dtype=np.uint32)
         spans = None if is_first else self.tokenizer.encode_with_spans(segment.text, False)
-        return self.tokenizer.encode(segment.text) if spans is None else spans.tokens
+        tokens = self.tokenizer.encode(segment.text) if spans is None else spans.tokens
+        if self.tokenizer.end_of_document is not None and (tokens == self.tokenizer.end_of_document).any():
+            raise DataError("a text contains the token that ends documents")
+        return tokens
 
     def _token(self, segment: Segment) -> int | None:
         """Returns the special token of a segment; None if it has none."""

@@ -8,6 +8,10 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from ml.data.chat.encoding import ChatFormat
+from ml.data.chat.forms import messages_of
+from ml.data.chat.template import Chat
+from ml.data.reading.json_lines import BrokenLine
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.ending import Ending
@@ -38,6 +42,7 @@ class HarnessModel(LM):
         tokenizer: Tokenizer,
         separator: Separator,
         begin: Begin,
+        chat: ChatFormat | None = None,
         *,
         context: int,
         batch_size: int,
@@ -51,6 +56,7 @@ class HarnessModel(LM):
             tokenizer: The tokenizer of the run.
             separator: The separator of documents, which ends generated text.
             begin: The begin of documents.
+            chat: The tokens of conversations, for tasks with a chat template; None if the run has none.
             context: Maximum number of tokens that a prediction is conditioned on.
             batch_size: Sequences per forward pass.
             precision: The precision of the forward pass.
@@ -64,6 +70,8 @@ class HarnessModel(LM):
         self._tokenizer = tokenizer
         self._ending = Ending.of(separator)
         self._begin = begin
+        self._chat = chat
+        self._rendered: dict[str, np.ndarray] = {}  # tokens of the conversations that the harness knows as text
         self._start = begin.tokens.astype(np.int64)[-1:]
         if len(self._start) == 0:
             raise UserError(
@@ -73,6 +81,36 @@ class HarnessModel(LM):
         self._batch_size = batch_size
         self._precision = precision
         self._on = device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, by which the harness distinguishes requests."""
+        return type(self._tokenizer).__name__
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Returns the name of the chat template."""
+        return None if self._chat is None else type(self._chat.template).__name__
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns a conversation as text; the requests with this text have the tokens of training.
+
+        Args:
+            chat_history: The messages.
+            add_generation_prompt: False if the answer continues the last message.
+
+        Raises:
+            UserError: The run has no chat template, or it cannot render the messages.
+        """
+        if self._chat is None:
+            raise UserError("the run has no chat template: it was not trained on conversations (ChatData)")
+        try:
+            tokens = self._chat.prompt(Chat(messages_of(chat_history))).astype(np.int64)
+        except BrokenLine as error:
+            raise UserError(f"the task has messages that cannot be read: {error}") from error
+        text = self._tokenizer.decode(tokens)
+        if not np.array_equal(self._rendered.setdefault(text, tokens), tokens):
+            raise UserError(f"two conversations of the task are the same text and not the same tokens: {text!r}")
+        return text
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns the log likelihood of the continuation of each (context, continuation), and whether it is greedy."""
@@ -93,13 +131,15 @@ class HarnessModel(LM):
         texts = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(repr(sorted(request.args[1].items())), []).append(index)
+            is_chat = request.args[0] in self._rendered
+            groups.setdefault(repr((is_chat, sorted(request.args[1].items()))), []).append(index)
         for indices in groups.values():
             options = dict(requests[indices[0]].args[1])
             stops, num_tokens, sampler = _generation_options(options)
             room = max(1, self._context - num_tokens)
             prompts = {index: self._prompt(requests[index].args[0])[-room:] for index in indices}
             for batch in self._by_length(prompts):
+                is_chat = requests[batch[0]].args[0] in self._rendered
                 num_new = self._num_new(num_tokens, max(len(prompts[index]) for index in batch))
                 made = continue_texts(
                     self._model,
@@ -108,7 +148,7 @@ class HarnessModel(LM):
                     num_new,
                     sampler,
                     stops=stops,
-                    ending=self._ending,
+                    ending=self._chat.ending if is_chat and self._chat is not None else self._ending,
                 )
                 for index, continuation in zip(batch, made, strict=True):
                     texts[index] = continuation.text
@@ -118,13 +158,18 @@ class HarnessModel(LM):
         return self._tokenizer.encode(text).astype(np.int64)
 
     def _prompt(self, text: str) -> np.ndarray:
+        if text in self._rendered:
+            return self._rendered[text]
         return self._begin.before(self._tokens(text)) if text else self._start
 
     def _pair(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Encodes context and continuation as one text, split after the tokens of the context.
 
-        Trailing white space of the context moves to the continuation, because words begin with it.
+        Trailing white space of the context moves to the continuation, because words begin with it. The continuation of
+        a conversation is an answer, encoded as in training.
         """
+        if context in self._rendered and self._chat is not None:
+            return self._rendered[context], self._chat.answer(continuation).astype(np.int64)
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
         if not context:
