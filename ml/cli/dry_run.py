@@ -7,6 +7,8 @@ import torch
 from ml import launcher
 from ml.building import build_trainer
 from ml.config import Config, explain, select
+from ml.data import DataError
+from ml.data.errors import MissingData
 from ml.distributed import MeshSizes, World
 from ml.distributed.estimate.planned_world import PlannedWorld
 from ml.errors import UserError
@@ -14,7 +16,8 @@ from ml.machine import choose_device
 from ml.models.summary import summarize
 from ml.runs import open_teacher
 from ml.runs.launch import Launch
-from ml.training import Trainer
+from ml.training import RunData, Trainer
+from ml.training.data_report import describe_data
 from ml.training.summary import describe_kernels, memory_of_training, notes, summarize_training
 
 
@@ -57,11 +60,13 @@ def show(
     world = World(device=device) if num_processes == 1 else PlannedWorld(size=num_processes, device=device)
     if not machines.is_planned:
         trainer.check_device(device)
+    data, obstacle = _open_data(trainer, is_here=not machines.is_planned)
     launch = Launch(config, trainer, run_dir, world, extend)
     config, trainer = launch.config, launch.trainer
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
+    print(f"\n{obstacle if data is None else describe_data(trainer, data.training)}")
     if launch.sizes.world_size > 1:
         print(f"\nmesh              {launch.sizes.world_size} processes: {launch.sizes}")
     for line in launch.start_lines:
@@ -73,7 +78,7 @@ def show(
         _show_plan(trainer, launch.sizes, machines.device_memory)
     elif launch.sizes.world_size == 1:
         _show_memory(trainer, device)
-    launch.print_warnings(is_here=not machines.is_planned)
+    launch.print_warnings(None if data is None else data.training, is_here=not machines.is_planned)
     if pattern is not None:
         found = select(config.records(), pattern)
         if not found:
@@ -99,6 +104,25 @@ def _show_memory(trainer: Trainer, device: torch.device) -> None:
         print(f"\nactivations are not estimated, because a step on tensors without values fails: {reason[0]}")
         return
     print(f"\n{estimate.describe_memory(memory, f'memory of a step on {device.type}')}")
+
+
+def _open_data(trainer: Trainer, *, is_here: bool) -> tuple[RunData | None, str]:
+    """Opens the data where it is on this machine; returns it, or a line with the reason that it is not.
+
+    Args:
+        trainer: The settings of the run.
+        is_here: Whether the run is for this machine, where data that cannot be used is an error.
+
+    Raises:
+        DataError: The data is there and cannot be used.
+    """
+    try:
+        return trainer.open_data(), ""
+    except DataError as error:
+        is_absent = isinstance(error, MissingData) or isinstance(error.__cause__, FileNotFoundError | ImportError)
+        if is_here and not is_absent:
+            raise
+        return None, f"data              not opened: {error}"
 
 
 def _show_plan(trainer: Trainer, sizes: MeshSizes, device_memory: int | None) -> None:

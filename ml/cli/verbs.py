@@ -9,6 +9,7 @@ import sys
 
 from ml.cli import (
     configs,
+    data,
     diff,
     evaluate,
     explain,
@@ -31,6 +32,7 @@ VERBS = {
     "show": show,
     "explain": explain,
     "diff": diff,
+    "data": data,
     "generate": generate,
     "prepare": prepare,
     "train_tokenizer": train_tokenizer,

@@ -10,6 +10,7 @@ import numpy as np
 from ml.config import child, require
 from ml.data.chat.encoding import ChatFormat
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.datasets.statistics import DocumentStatistics, Portion
 from ml.data.errors import DataError
 from ml.data.randomness import derive_seed
 from ml.data.sequences.batch import Batch
@@ -117,6 +118,24 @@ class CombinedDataset(Dataset):
         Returns:
             Index of the part of each sequence, (B,), and index of the sequence in that part, (B,).
         """
+
+    @abc.abstractmethod
+    def sequences_of_parts(self, num_sequences: int) -> np.ndarray:
+        """Returns how many of the first `num_sequences` of a run are of each part, (parts,)."""
+
+    def portions(self, num_sequences: int) -> dict[str, Portion]:
+        found: dict[str, Portion] = {}
+        counts = self.sequences_of_parts(num_sequences).tolist()
+        for (name, part), count in zip(self.parts.items(), counts, strict=True):
+            for inner, (share, epochs) in part.portions(count).items():
+                found[f"{name}/{inner}".rstrip("/")] = Portion(share * count / max(num_sequences, 1), epochs)
+        return found
+
+    def statistics(self) -> dict[str, DocumentStatistics]:
+        found: dict[str, DocumentStatistics] = {}
+        for name, part in self.parts.items():
+            found |= {f"{name}/{inner}".rstrip("/"): one for inner, one in part.statistics().items()}
+        return found
 
     def sequences(self, indices: np.ndarray) -> Batch:
         part_of, index_in_part = self.locate(indices)

@@ -50,3 +50,7 @@ class ConcatenatedDataset(CombinedDataset):
         sizes = self._sizes[part_of]
         within = shuffled - (self._ends[part_of] - sizes)
         return part_of, indices // self.num_sequences * sizes + within
+
+    def sequences_of_parts(self, num_sequences: int) -> np.ndarray:
+        """Returns the count of each part, in the last epoch up to its random order."""
+        return num_sequences * self._sizes / self.num_sequences

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ml.data.chat.encoding import ChatFormat
+from ml.data.datasets.statistics import DocumentStatistics, Portion
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
@@ -93,6 +94,18 @@ class Dataset(abc.ABC):
     def epochs(self, num_sequences: float) -> dict[str, float]:
         """Returns the number of epochs of each part in a run of `num_sequences`, by name; "" if there are no parts."""
         return {"": num_sequences / self.num_sequences}
+
+    def portions(self, num_sequences: int) -> dict[str, Portion]:
+        """Returns what each part contributes to the first `num_sequences` of a run, by name; "" if there are no parts.
+
+        Args:
+            num_sequences: Number of sequences, from the first of the run.
+        """
+        return {"": Portion(1.0, num_sequences / self.num_sequences)}
+
+    def statistics(self) -> dict[str, DocumentStatistics]:
+        """Returns the statistics of the training documents of each part, by name as `portions`; empty if unknown."""
+        return {}
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:

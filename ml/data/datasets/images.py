@@ -11,6 +11,7 @@ from ml.config import child, configurable, require
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus
 from ml.data.corpora.synthetic_shapes import Shapes
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.datasets.statistics import DocumentStatistics
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.batch import Batch
@@ -132,6 +133,11 @@ class ImageTextDataset(Dataset):
     ) -> Iterator[Batch]:
         for indices in held_out_indices(self._validation_end(num_tokens), size, rank, num_ranks):
             yield self._batch(self.validation, indices)
+
+    def statistics(self) -> dict[str, DocumentStatistics]:
+        """Returns the statistics of the captions, each of which is a sequence with its image."""
+        ends = np.cumsum([len(caption) for caption in self.train.captions], dtype=np.int64)
+        return {"": DocumentStatistics.of(ends, num_cut=0, num_learned=None)}
 
     def describe(self) -> dict[str, Any]:
         """Returns a description of the data for the run's records."""

@@ -104,6 +104,10 @@ class MixedDataset(CombinedDataset):
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return draw_in_stretches(self._stretches, indices)
 
+    def sequences_of_parts(self, num_sequences: int) -> np.ndarray:
+        last = next(stretch for stretch in reversed(self._stretches) if stretch.begin <= num_sequences)
+        return last.taken + taken_of_parts(last.splits, num_sequences - last.begin)
+
     def epochs(self, num_sequences: float) -> dict[str, float]:
         return _epochs_of_parts(self.parts, self._weights, num_sequences)
 

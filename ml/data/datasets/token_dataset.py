@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ml.data.datasets.dataset import Dataset
+from ml.data.datasets.statistics import DocumentStatistics
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.batch_indices import held_out_indices
 from ml.data.sequences.document_begin import Begin, begun
@@ -85,6 +86,12 @@ class TokenDataset(Dataset):
         if num_tokens not in self._num_bytes:
             self._num_bytes[num_tokens] = super().validation_bytes(num_tokens)
         return self._num_bytes[num_tokens]
+
+    def statistics(self) -> dict[str, DocumentStatistics]:
+        if self.train is None or self._sequences is None:
+            return {}
+        num_cut = self._sequences.num_cut_documents()
+        return {"": DocumentStatistics.of(self.train.ends, num_cut, self.train.num_learned)}
 
     def describe(self) -> dict[str, Any]:
         return {

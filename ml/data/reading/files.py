@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ml.data.errors import DataError
+from ml.data.errors import DataError, MissingData
 
 
 class FoundFile(NamedTuple):
@@ -44,12 +44,12 @@ def find_files(
             found = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob(pattern) if file.is_file())
             shown = [FoundFile(*one) for one in found if not any(part[0] == "." for part in one[0].split("/"))]
             if not shown:
-                raise DataError(f"no file in {path} matches {pattern!r} ({pattern_option})")
+                raise MissingData(f"no file in {path} matches {pattern!r} ({pattern_option})")
             yield from shown
         elif path.exists():
             yield FoundFile(path.name, path)
         else:
-            raise DataError(f"no such file or folder: {path} ({paths_option}, from {Path.cwd()})")
+            raise MissingData(f"no such file or folder: {path} ({paths_option}, from {Path.cwd()})")
 
 
 def is_compressed(path: Path) -> bool:

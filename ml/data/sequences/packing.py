@@ -182,6 +182,11 @@ class _PackedSequences(Sequences):
             begin = end
         documents[begin:] = number + 1
 
+    def num_cut_documents(self) -> int:
+        """Returns the number of documents in several pieces."""
+        documents = np.searchsorted(self._stream.ends, self._packed.starts, side="right")
+        return int(np.count_nonzero(np.unique(documents, return_counts=True)[1] > 1))
+
     def describe(self) -> dict[str, Any]:
         num_positions = self.num_sequences * self._length
         return {

@@ -29,6 +29,10 @@ class Sequences(abc.ABC):
     def batch(self, indices: np.ndarray) -> Batch:
         """Returns the sequences with these indices, (B,)."""
 
+    def num_cut_documents(self) -> int | None:
+        """Returns the number of documents that no sequence holds whole; None if unknown."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Returns a description of the sequences for the run's records."""
         return {}
@@ -89,6 +93,15 @@ class WindowSampling(Sampling):
             seed: Seed of the sampling.
         """
 
+    def num_cut(self, stream: TokenStream, length: int) -> int:
+        """Returns the number of documents that no window of `length` tokens, with the target of the last, holds whole.
+
+        Args:
+            stream: Stream of documents.
+            length: Tokens per sequence.
+        """
+        return int(np.count_nonzero(stream.ends - document_starts(stream) > length + 1))
+
     def sequences(self, stream: TokenStream, length: int, seed: int, separate: bool) -> Sequences:
         if stream.num_tokens <= length:
             raise DataError(
@@ -114,6 +127,13 @@ class ShuffledEpochs(WindowSampling):
         num_windows = (num_tokens - 1) // sequence_length
         return shuffled_epochs(indices, num_windows, seed) * sequence_length
 
+    def num_cut(self, stream: TokenStream, length: int) -> int:
+        starts = document_starts(stream)
+        last = (stream.num_tokens - 1) // length * length  # the last token of the last window
+        is_whole = (starts // length == (stream.ends - 2) // length) & (stream.ends - 1 <= last)
+        is_whole |= (stream.ends - starts == 1) & (starts <= last)
+        return int(np.count_nonzero(~is_whole))
+
 
 @configurable
 class RandomWindows(WindowSampling):
@@ -121,6 +141,11 @@ class RandomWindows(WindowSampling):
 
     def starts(self, indices: np.ndarray, num_tokens: int, sequence_length: int, seed: int) -> np.ndarray:
         return random_integers(derive_seed(seed, "windows"), indices, num_tokens - sequence_length)
+
+
+def document_starts(stream: TokenStream) -> np.ndarray:
+    """Returns the position of the first token of each document, (documents,)."""
+    return np.concatenate(([0], stream.ends[:-1])).astype(np.int64)
 
 
 def shuffled_epochs(indices: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -155,6 +180,9 @@ class _Windows(Sequences):
         stream, length = self._stream, self._length
         starts = self._sampling.starts(indices, stream.num_tokens, length, self._seed)
         return windows(stream, starts, length, self._separate, stream.num_tokens)
+
+    def num_cut_documents(self) -> int:
+        return self._sampling.num_cut(self._stream, self._length)
 
 
 class _WindowsInOrder(Sequences):

@@ -41,6 +41,11 @@ class TokenStream(abc.ABC):
         """Returns which of the tokens at `start` to `stop - 1` are targets, bool; None for all."""
         return None
 
+    @property
+    def num_learned(self) -> int | None:
+        """Number of tokens that are targets; None for all."""
+        return None
+
     def clipped(self, starts: np.ndarray, length: int, end: int) -> np.ndarray:
         """Reads windows as `gather`, repeating the last token before `end` from there on."""
         if not len(starts) or starts.max() + length <= end:
@@ -88,6 +93,10 @@ class ArrayStream(TokenStream):
 
     def is_predicted(self, start: int, stop: int) -> np.ndarray | None:
         return None if self.predicted is None else self.predicted[start:stop]
+
+    @property
+    def num_learned(self) -> int | None:
+        return None if self.predicted is None else int(np.count_nonzero(self.predicted))
 
 
 class StreamPart(TokenStream):

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from ml.data.errors import DataError
+from ml.data.errors import DataError, MissingData
 from ml.data.tokenizers import Tokenizer
 from ml.data.tokenizers.saved import open_tokenizer, verify_tokenizer
 
@@ -85,7 +85,7 @@ def find_token_folders(path: str | Path) -> tuple[Path, Path | None]:
 
 def _no_folder(path: Path) -> DataError:
     if not path.is_dir():
-        return DataError(f"no such folder of token files: {path} (from {Path.cwd()})")
+        return MissingData(f"no such folder of token files: {path} (from {Path.cwd()})")
     if (path / UNFINISHED).exists():
         return DataError(f"{path} is not complete: `python -m ml prepare` was stopped; run it again to resume")
     return DataError(f"{path} has no token files ({MANIFEST}); make them with `python -m ml prepare`")
