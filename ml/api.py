@@ -110,7 +110,8 @@ def train(
     trainer = build_trainer(config)
     trainer.mesh_sizes(launcher.num_processes())  # before the processes wait for each other
     with started(choose_device(device), trainer.mesh.timeout) as world:
-        launch = Launch(config, trainer, run_dir, world, extend)
+        data = None if trainer.length.num_epochs is None else world.together(trainer.open_data)
+        launch = Launch(config, trainer, run_dir, world, extend, data)
         launch.train(sys.stdout if stream is None else stream)
         world.barrier()  # the first process may still be writing
     # Its code was executed to make `config`, and the hashes in the operative config hold the copy to it.

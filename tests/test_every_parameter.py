@@ -214,6 +214,7 @@ RUNS = {
     "phases by steps": phases("num_steps = 3"),
     "phases by fractions": phases("fraction = 0.1"),
     "one phase": "Trainer.schedule = @PhasedSchedule\nPhasedSchedule.phases = {'only': @WarmupPhase}",
+    "epochs": "Trainer.num_steps = None\nTrainer.num_epochs = 1.0\nTrainer.epoch_sequences = 24",
     "skip, average": """
         Trainer.skip_step = @SkipStep
         Trainer.weight_average = @ExponentialMovingAverage

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ml.data import Dataset
     from ml.training import Trainer
 
+_REPEATABLE = {
+    "gin_file": (path_text, "a gin file, after CONFIG"),
+    "gin_bindings": (str, "gin statements"),
+    "gin_search_path": (path_text, "a search folder for gin files"),
+}
 _RULE = "──"
 _MARKS = ("⟦", "⟧")
 _ASCII_RULE = "--"
@@ -29,10 +34,8 @@ _COLORS = ("\x1b[32m", "\x1b[0m")  # green
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", type=path_text, help="a gin file, or the folder of a run")
-    repeatable = {"action": "append", "default": []}
-    parser.add_argument("--gin_file", type=path_text, help="a gin file; repeatable, after CONFIG", **repeatable)
-    parser.add_argument("--gin_bindings", help="gin statements; repeatable", **repeatable)
-    parser.add_argument("--gin_search_path", type=path_text, help="a search folder; repeatable", **repeatable)
+    for name, (kind, help_text) in _REPEATABLE.items():
+        parser.add_argument(f"--{name}", type=kind, action="append", default=[], help=f"{help_text}; repeatable")
     parser.add_argument("--init_from", type=path_text, help="the run that the configuration starts from")
     parser.add_argument("--allow_unused_bindings", action="store_true", help="bindings without effect are warnings")
     parser.add_argument("--num_sequences", type=_count, default=3, help="number of sequences to show; 3 by default")

@@ -61,7 +61,7 @@ def show(
     if not machines.is_planned:
         trainer.check_device(device)
     data, obstacle = _open_data(trainer, is_here=not machines.is_planned)
-    launch = Launch(config, trainer, run_dir, world, extend)
+    launch = Launch(config, trainer, run_dir, world, extend, data)
     config, trainer = launch.config, launch.trainer
     open_teacher(trainer, torch.device("meta"))
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))

@@ -119,18 +119,18 @@ class Config:
         bindings = [b for b in self._analysis.bindings if b in kept or belongs(b.configurable)]
         return [ImportedValue(b.key_by(_full_name), b.value, source, min(b.layer, Layer.IMPORTED)) for b in bindings]
 
-    def rebound(self, place: str, values: Mapping[str, Any], location: str) -> "Config":
+    def rebound(self, place: tuple[str, ...], values: Mapping[str, Any], location: str) -> "Config":
         """Returns this configuration with other values of the component at a place, set last.
 
         Args:
-            place: The first scope of the component.
+            place: The first scope of the component; empty for the root.
             values: The values by parameter, literals.
             location: The place of the new bindings.
 
         Raises:
             ConfigError: The values do not fit.
         """
-        call = next(call for call in self._checked.calls if call.path[:1] == (place,))
+        call = next(call for call in self._checked.calls if call.path[:1] == place)
         reader = copy.copy(self._source.reader)
         reader.statements = list(reader.statements)
         for parameter, value in values.items():

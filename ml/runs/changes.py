@@ -9,7 +9,8 @@ from ml.config import Config, Difference, Record
 from ml.data import Mixture
 from ml.training import Trainer
 
-_TRAINER = {"num_steps", "batch_size", "max_grad_norm", "schedule", "early_stopping", "validation"}
+_LENGTH = {"num_steps", "num_epochs", "epoch_sequences"}
+_TRAINER = {*_LENGTH, "batch_size", "max_grad_norm", "schedule", "early_stopping", "validation"}
 _MIXTURE = {"weights", "earlier"}  # of `Trainer.data`
 _PARTS = {"schedule", "early_stopping", "validation"}  # places, with everything in them
 _OPTIMIZER = "optimizer"  # the place whose numbers may change
@@ -104,6 +105,14 @@ def obstacle(change: Change, add: str, otherwise: str) -> str | None:
         return f"{', '.join(change.fixed)} cannot change in a run. {otherwise}"
     if change.after.num_steps < change.step:
         return f"{change.step} steps have been taken: Trainer.num_steps must be at least that"
+    length = change.after.length
+    if length.num_epochs is not None and change.sequences != change.step * change.after.batch_size:
+        num_steps = length.steps_after(change.step, change.sequences, change.after.batch_size)
+        return (
+            f"the {change.step} steps so far took {change.sequences} sequences, and Trainer.num_epochs counts steps of "
+            f"one batch size: for {length.num_epochs:g} epochs in all, set Trainer.num_epochs = None and "
+            f"Trainer.num_steps = {num_steps}"
+        )
     if change.mixture is not None:
         return (
             "with other weights alone, parts of the mixture would repeat and skip sequences. To continue each part "

@@ -36,6 +36,8 @@ class Launch:
         run_dir: Folder of the run; None for `runs/<config name>-<UTC time>`.
         world: The processes of the run; all of them make this call.
         extend: Whether the run in the folder may change, from its next step on.
+        data: The open data of the trainer; None opens it for training, and is not enough for a run of a number of
+            epochs.
 
     Raises:
         UserError: The folder holds a run of another configuration, or the mesh or the initial weights do not fit.
@@ -48,13 +50,16 @@ class Launch:
         run_dir: str | Path | None,
         world: World,
         extend: bool = False,
+        data: RunData | None = None,
     ):
         self.world = world
         self.device = world.device
         self.sizes = trainer.mesh_sizes(world.size)
         path = world.first(lambda: _folder(config, run_dir, extend))
         self.folder = RunFolder(path) if world.is_first else ReadOnlyRunFolder(path)
-        self.config = pinned(config, self.folder, world, trainer)
+        epoch_sequences = None if data is None else data.training.num_sequences
+        self.config = pinned(config, self.folder, world, trainer, epoch_sequences)
+        self._data = data
         self.trainer = trainer if self.config is config else build_trainer(self.config)
         if self.trainer is not trainer:
             adopt_found(self.trainer, trainer)
@@ -129,7 +134,7 @@ class Launch:
         trainer, device, folder, world = self.trainer, self.device, self.folder, self.world
         world.together(lambda: trainer.check_machine(device))
         teacher = world.together(lambda: open_teacher(trainer, device))
-        data = world.together(trainer.open_data)
+        data = world.together(trainer.open_data) if self._data is None else self._data
         self.print_warnings(data.training)
         hosts = sorted(set(world.gather(socket.gethostname())))
         facts = {"mesh": self.sizes._asdict(), "hosts": hosts, "data": data.describe()}

@@ -19,17 +19,25 @@ _LOCATION = "found when the run started"
 _PLACES = ("initial_weights", "distillation")
 
 
-def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Trainer | None = None) -> Config:
+def pinned(
+    config: Config,
+    folder: RunFolder,
+    world: World = ALONE,
+    trainer: Trainer | None = None,
+    epoch_sequences: int | None = None,
+) -> Config:
     """Returns the configuration with the step and the hash of each checkpoint of another run that it uses.
 
     A run that is resumed keeps what it recorded, even if the other run has trained on since, and the defaults of the
-    release that began it.
+    release that began it. With `Trainer.num_epochs`, the number of sequences in an epoch is part of the result, unless
+    nothing tells it yet.
 
     Args:
         config: The configuration.
         folder: The folder of the run; what a dry run left there does not count.
         world: The processes of the run, which take what the first one finds.
         trainer: The trainer that the configuration builds; None builds it.
+        epoch_sequences: Number of sequences in an epoch of the open data; None takes what the folder recorded.
 
     Raises:
         RunError: There is no such checkpoint.
@@ -42,7 +50,12 @@ def pinned(config: Config, folder: RunFolder, world: World = ALONE, trainer: Tra
         part = getattr(trainer, place)
         if part is not None:
             pins = world.first(functools.partial(_pins, part, saved))
-            config = config.rebound(place, pins, _LOCATION) if pins else config
+            config = config.rebound((place,), pins, _LOCATION) if pins else config
+    length = trainer.length
+    if length.num_epochs is not None:
+        found = epoch_sequences or _recorded(saved or "", "Trainer").get("epoch_sequences")
+        if found is not None and found != length.epoch_sequences:
+            config = config.rebound((), {"epoch_sequences": found}, _LOCATION)
     return config
 
 

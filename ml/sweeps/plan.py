@@ -1,5 +1,6 @@
 """A sweep that is ready to run: every member's configuration is loaded and fits what its folder holds."""
 
+import ast
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ class PlannedRun:
         member: The member.
         config: Its configuration.
         folder: The folder of its run, which need not exist.
-        num_steps: The number of steps of the whole run.
+        num_steps: The number of steps of the whole run; None for a number of epochs, which the data tells.
         is_longer: Whether its folder holds the same run with fewer steps, which is extended.
         init_step: The step of `init_from` that it starts from; None without.
     """
@@ -34,7 +35,7 @@ class PlannedRun:
     member: Member
     config: Config
     folder: RunFolder
-    num_steps: int
+    num_steps: int | None
     is_longer: bool = False
     init_step: int | None = None
 
@@ -133,7 +134,8 @@ def _in_own_folders(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     for run in planned:
         saved = run.folder.operative_config() if run.folder.is_begun else None
         difference = compare(run.config.operative if saved is None else saved, run.config.operative)
-        if {one.name for one in [*difference.removed, *difference.added]} == {"Trainer.num_steps"}:
+        changed = {one.name for one in [*difference.removed, *difference.added]}
+        if changed in ({"Trainer.num_steps"}, {"Trainer.num_epochs"}):
             try:
                 extension = continuation(run.config, run.folder, extend=True)
                 found.append(replace(run, is_longer=extension.is_extension))
@@ -159,4 +161,5 @@ def _planned(member: Member, config: Config, folder: RunFolder) -> PlannedRun:
     wanted = ("Trainer.num_steps", "FromRun.step")
     values = {name: r.value for r in config.records() if (name := f"{r.configurable}.{r.parameter}") in wanted}
     init_step = int(values["FromRun.step"]) if "FromRun.step" in values else None
-    return PlannedRun(member, config, folder, int(values["Trainer.num_steps"]), init_step=init_step)
+    num_steps = ast.literal_eval(values["Trainer.num_steps"])
+    return PlannedRun(member, config, folder, num_steps, init_step=init_step)

@@ -97,8 +97,9 @@ def _is_finished(run: PlannedRun) -> bool:
         return False
     opened = ml.open_run(run.folder.path)
     with contextlib.suppress(UserError):  # there is none of that step, or it is damaged
-        opened.checkpoint(run.num_steps)
-        return True
+        if run.num_steps is not None:
+            opened.checkpoint(run.num_steps)
+            return True
     with contextlib.suppress(UserError):
         return opened.is_finished  # builds the trainer: it may have been stopped early
     return False

@@ -18,7 +18,8 @@ def describe_data(trainer: Trainer, dataset: Dataset) -> str:
         trainer: The settings of the run.
         dataset: The open training data.
     """
-    num_sequences = trainer.num_steps * trainer.batch_size
+    num_steps = trainer.length.with_epoch(dataset.num_sequences, trainer.batch_size).num_steps
+    num_sequences = num_steps * trainer.batch_size
     statistics = dataset.statistics()
     rows = [
         (name or "all", *_of_portion(portion), *_of_documents(statistics.get(name)))
@@ -32,7 +33,7 @@ def describe_data(trainer: Trainer, dataset: Dataset) -> str:
             *(f"skipped {count:,} documents{f' of {name}' if name else ''}" for name, count in skipped.items()),
             "",
             f"an epoch          {dataset.num_sequences:,} sequences of {length:,} tokens",
-            f"the run           {trainer.num_steps:,} steps of {trainer.batch_size:,} sequences: "
+            f"the run           {num_steps:,} steps of {trainer.batch_size:,} sequences: "
             f"{num_sequences:,} sequences, {num_sequences / dataset.num_sequences:.2f} epochs",
             f"held out          {dataset.num_validation_tokens:,} tokens",
         ]

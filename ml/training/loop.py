@@ -90,6 +90,8 @@ def train(
     """
     if (teacher is None) != (trainer.distillation is None):
         raise RunError("Trainer.distillation goes with a teacher: ml.runs.open_teacher(trainer, device) loads it")
+    if not trainer.length.is_known:
+        raise RunError("Trainer.num_epochs needs Trainer.epoch_sequences, which ml.train finds: the length is unknown")
     trainer.check_machine(device)
     layout = Layout(World(device=device)) if layout is None else layout
     world = layout.world
@@ -161,7 +163,7 @@ class TrainLoop:
         self.state = trainer.start(self.device, layout)
         peak = self.world.first(lambda: trainer.peak_flops(self.device).flops_per_second)
         self.throughput = Throughput(flops, self.world.size * peak, self.device)
-        self._records = Records(trainer, self.state, self.throughput)
+        self._records = Records(trainer, self.state, self.throughput, data.training.num_sequences)
         self._samples = SampleFile(run.path)
         self._data_sha256, self._order_sha256 = data.sha256, data.order_sha256()
         self._drawing = [(name, m) for name, m in self.state.model.named_modules() if isinstance(m, Drawn)]

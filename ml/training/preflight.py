@@ -32,7 +32,9 @@ def warnings_of(
     whole = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
     needed = {name: size // num_parts for name, size in whole.items()}
     num_sequences = trainer.num_steps * trainer.batch_size
-    if dataset is None:
+    if not trainer.length.is_known:
+        epochs = {"": trainer.length.num_epochs or 0.0}
+    elif dataset is None:
         epochs = trainer.data.epochs(num_sequences * trainer.sequence_length)
     else:
         epochs = dataset.epochs(num_sequences)

@@ -13,10 +13,11 @@ from ml.training.trainer import Trainer
 class Records:
     """Collects the metrics of a step."""
 
-    def __init__(self, trainer: Trainer, state: TrainState, throughput: Throughput):
+    def __init__(self, trainer: Trainer, state: TrainState, throughput: Throughput, epoch_sequences: int):
         self._trainer = trainer
         self._state = state
         self._throughput = throughput
+        self._epoch_sequences = epoch_sequences
         self._groups = trainer.groups()
 
     def of(self, result: StepResult, seconds: float) -> dict[str, Any]:
@@ -30,6 +31,7 @@ class Records:
         record = {
             "step": state.step,
             "tokens": state.tokens,
+            "epoch": state.sequences / self._epoch_sequences,
             "loss": result.loss.item(),
             "grad_norm": result.grad_norm.item(),
             "learning_rate": trainer.learning_rate(state.step),

@@ -20,9 +20,11 @@ def summarize_training(trainer: Trainer) -> str:
     """Formats a table of the parameter groups, frozen parameters last, and the learning rate at some steps."""
     assignments = trainer.optimizer.assign(trainer.groups())
     rows = [_HEADER, *(_row(assignment) for assignment in assignments), *_frozen(trainer.model)]
+    lines = table(rows, right=[name not in ("trained by", "names") for name in _HEADER])
+    if not trainer.length.is_known:
+        return "\n".join([*lines, "", "learning rate     unknown without the data, which tells the steps of an epoch"])
     steps = sorted({max(1, round(fraction * trainer.num_steps)) for fraction in _SHOWN_STEPS})
     rates = ", ".join(f"{trainer.learning_rate(step):.3g} at {step}" for step in steps)
-    lines = table(rows, right=[name not in ("trained by", "names") for name in _HEADER])
     return "\n".join([*lines, "", f"learning rate     {rates}"])
 
 

@@ -40,6 +40,7 @@ from ml.training.profiling.memory_snapshot import MemorySnapshot
 from ml.training.profiling.profiler import Profiler
 from ml.training.profiling.step_windows import StepWindow
 from ml.training.run_data import RunData
+from ml.training.run_length import RunLength
 from ml.training.schedules import CosineSchedule, Schedule
 from ml.training.state import BEST_VALIDATION, EARLY_STOPPING, TrainState
 from ml.training.trackers import Tracker
@@ -102,7 +103,11 @@ class Trainer:
         memory_snapshot: Snapshot of the GPU allocations in a few steps; None for none.
         mesh: Arrangement of the processes of the run.
         cluster: Machines that `--dry_run` plans for.
-        num_steps: Number of optimizer steps of the run.
+        num_steps: Number of optimizer steps of the run; None with `num_epochs`.
+        num_epochs: Length of the run in epochs of the data instead, rounded up to whole steps of `batch_size`
+            sequences; None with `num_steps`. An epoch of a mixture has as many sequences as its parts together.
+        epoch_sequences: Number of sequences in an epoch, with `num_epochs`. It is found and recorded when the run
+            starts; None before.
         batch_size: Number of sequences per optimizer step.
         micro_batch_size: Largest number of sequences per forward pass of a process (gradient accumulation); None for
             all of its part of the batch. Changes the result by rounding only, except for dropout, which draws other
@@ -145,7 +150,9 @@ class Trainer:
         samples: Callable[..., Samples] | None = None,
         mesh: Callable[..., Mesh] = Mesh,
         cluster: Callable[..., Cluster] = Cluster,
-        num_steps: int = 1000,
+        num_steps: int | None = 1000,
+        num_epochs: float | None = None,
+        epoch_sequences: int | None = None,
         batch_size: int = 16,
         micro_batch_size: int | None = None,
         sequence_length: int = 256,
@@ -158,9 +165,10 @@ class Trainer:
         compile: bool = False,
         num_loader_workers: int = 1,
     ):
-        counts = {"num_steps": num_steps, "batch_size": batch_size}
-        for name, count in {**counts, "log_every": log_every}.items():
+        for name, count in {"batch_size": batch_size, "log_every": log_every}.items():
             require(count > 0, name, f"must be positive, not {count}")
+        self.length = RunLength.of(num_steps, num_epochs, epoch_sequences, batch_size)
+        num_steps = self.length.num_steps
         positive("sequence_length", sequence_length)
         self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
         fits = self.micro_batch_size > 0 and batch_size % self.micro_batch_size == 0

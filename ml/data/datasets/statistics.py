@@ -55,4 +55,3 @@ class Portion(NamedTuple):
 
     share: float
     epochs: float
-

@@ -12,6 +12,7 @@ from ml.training.metrics.lasting_stream import lasting
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 8
+_SMALLEST_EPOCH = 0.005  # an earlier one is shown as 0.00
 _VALIDATED = re.compile(r"validation(?:_(\w+))?_bits_per_byte")  # of a set with a name, or of the one without
 
 
@@ -108,7 +109,9 @@ class TerminalProgress:
     """A progress line that is redrawn; validations and messages stay above it."""
 
     # Fields that are dropped on a narrow terminal, in this order.
-    _DROPPED_FIRST = ("learning_rate", "mfu", "bar", "validation_bits_per_byte", "tokens_per_second", "left", "loss")
+    _DROPPED_FIRST = (
+        "epoch", "learning_rate", "mfu", "bar", "validation_bits_per_byte", "tokens_per_second", "left", "loss"
+    )  # fmt: skip
 
     def __init__(self, stream: TextIO, num_steps: int, clock: Callable[[], float] = time.monotonic):
         self._stream = stream
@@ -185,6 +188,8 @@ def describe(record: Mapping[str, Any]) -> dict[str, str]:
         "mfu": lambda value: f"{value:.1%} MFU",
     }
     described = {name: text(record[name]) for name, text in formats.items() if record.get(name) is not None}
+    if record.get("epoch", 0.0) >= _SMALLEST_EPOCH:
+        described["epoch"] = f"epoch {record['epoch']:.2f}"
     for name, value in record.items():
         if validated := _VALIDATED.fullmatch(name):
             described[name] = f"{validated[1] or 'validation'} {value:.4f} bits/byte"
