@@ -6,7 +6,7 @@ What is learned is colored, or set between ⟦ and ⟧ where colors cannot be sh
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ml.data import Dataset
     from ml.training import Trainer
 
-_REPEATABLE = {
+_REPEATABLE: dict[str, tuple[Callable[[str], str], str]] = {
     "gin_file": (path_text, "a gin file, after CONFIG"),
     "gin_bindings": (str, "gin statements"),
     "gin_search_path": (path_text, "a search folder for gin files"),
