@@ -11,6 +11,7 @@ from ml import building, launcher
 from ml.building import SHIPPED_CONFIGS, build, build_trainer
 from ml.config import Bindings, Config, ImportedValue
 from ml.machine import choose_device
+from ml.run_files import is_hugging_face_folder
 from ml.runs import Run
 from ml.runs.init_flags import init_statements
 
@@ -40,8 +41,8 @@ def load(
             Without any, those of the run `init_from`.
         bindings: Gin statements that come after the files, `["Linear.bias = False"]`; or Python values by their keys,
             `{"Linear.bias": False, "block_3/DecoderBlock.mixer": Mamba2}`.
-        init_from: The run, or its folder, that this one starts from: its model is imported, weaker than any file, and
-            `Trainer.initial_weights = @FromRun` is set.
+        init_from: The run, its folder, or the Hugging Face folder that this one starts from: its model is imported,
+            weaker than any file, and `Trainer.initial_weights` is set to `@FromRun` or `@FromHuggingFace`.
         init_step: Step of its checkpoint; None for the newest valid one, which the new run records.
         init_state: What is taken from it, as `FromRun.state`: "weights", "average", or "all" to continue its training
             as a branch; None for the weights.
@@ -58,10 +59,15 @@ def load(
         ConfigError: The configuration has errors; it lists all of them.
         UserError: There is no run to start from.
     """
-    source = Run(init_from, trust_code=trust_code) if isinstance(init_from, str | Path) else init_from
-    place, is_alone = source.path if source else None, not gin_files
-    flags = init_statements(place, init_step, init_state, init_may_differ, alone=is_alone)
-    if source is not None:
+    path = init_from.path if isinstance(init_from, Run) else None if init_from is None else Path(init_from)
+    flags = init_statements(path, init_step, init_state, init_may_differ, alone=not gin_files)
+    if path is not None and is_hugging_face_folder(path):
+        from ml.interop.folder import Folder
+        from ml.interop.importing import imported_values
+
+        imported = [*imported, *imported_values(Folder(path))]
+    elif path is not None:
+        source = init_from if isinstance(init_from, Run) else Run(path, trust_code=trust_code)
         gin_files = gin_files or source.config_file(init_step)
         imported = [*imported, *source.imported_values()]
     return building.load(

@@ -50,7 +50,8 @@ def load(
     Raises:
         ConfigError: with everything that is wrong, in one report.
     """
-    from ml.training.rehearsal import rehearse  # imports everything that a file can name
+    import ml.interop.from_hugging_face  # noqa: F401
+    from ml.training.rehearsal import rehearse  # these import everything that a file can name
 
     return configuration.load(
         gin_files,

@@ -27,9 +27,10 @@ _READ_OR_WRITTEN = (
     "code",
     "profiles",
     "tensorboard",
+    "imported",
 )
 SEGMENTS = "segments"
-_FOLDERS = ("checkpoints", "segments", "code", "profiles", "tensorboard")
+_FOLDERS = ("checkpoints", "segments", "code", "profiles", "tensorboard", "imported")
 
 
 def require_self_contained(folder: Path) -> None:
@@ -124,3 +125,8 @@ def _require_inside(entry: Path, root: str) -> None:
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UserError(f"{entry} is neither a file nor a folder")
+
+
+def is_hugging_face_folder(folder: Path) -> bool:
+    """Returns True for a folder with a config.json that is not the folder of a run."""
+    return (folder / "config.json").is_file() and not (folder / "operative_config.gin").is_file()

@@ -15,6 +15,7 @@ from ml.cli import (
     explain,
     export,
     generate,
+    import_folder,
     plot,
     prepare,
     show,
@@ -38,6 +39,7 @@ VERBS = {
     "train_tokenizer": train_tokenizer,
     "evaluate": evaluate,
     "export": export,
+    "import": import_folder,
     "plot": plot,
     "sweep": sweep,
 }

@@ -100,8 +100,9 @@ class Config:
 
     def provenance(self) -> dict[str, Any]:
         """Returns the content of provenance.json."""
-        effective = [binding for binding in self._analysis.bindings if binding in self._effects.effective]
-        statements = origins_of(effective, self._names.spell)
+        idle = [binding for binding in self._effects.without_effect if binding.layer is Layer.IMPORTED]
+        kept = self._effects.effective.union(idle)
+        statements = origins_of([b for b in self._analysis.bindings if b in kept], self._names.spell)
         records = [record.as_json() for record in self.records()]
         return {"fingerprint": self.fingerprint, "statements": statements, "records": records}
 

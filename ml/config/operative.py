@@ -4,7 +4,8 @@ It has one section per layer, in order of precedence, lowest first. A binding ad
 added to the original files. A value that a user set keeps its scope. A default of the code has no scope, and the
 precedence of a default. A parent's suggestion has the type of the parent and the place of the child below it, and
 applies nowhere else. An option that had no effect is listed as `%juniper.left_out`; a later binding that makes it
-effective is an error.
+effective is an error. An imported value that had no effect stays, and takes effect where a later binding chooses its
+component.
 """
 
 from collections import Counter
@@ -104,7 +105,8 @@ class _Writer:
     def binding(self, binding: Binding, has_effect: bool) -> str:
         """Returns the line for a binding."""
         users = [(call, binding.parameter) for call in self._users.get(binding, ())]
-        value = binding.value if has_effect else LEFT_OUT
+        is_kept = has_effect or binding.layer is Layer.IMPORTED  # idle until a later binding chooses its component
+        value = binding.value if is_kept else LEFT_OUT
         return self.line(binding.key_by(self._spell), value, str(binding.location), users if has_effect else ())
 
     def default(self, info: Configurable, parameter: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml.errors import ArgumentError
+from ml.run_files import is_hugging_face_folder
 
 _DEFAULTS: dict[str, Any] = {"state": "weights", "may_differ": [], "data_position": "continue"}
 
@@ -17,7 +18,7 @@ def init_statements(
     """Returns the gin statements that the flags stand for, each with the name of its flag.
 
     Args:
-        path: Folder of the run to start from; None for none.
+        path: Folder of the run to start from, or a Hugging Face folder; None for none.
         step: Step of its checkpoint; None for the newest valid one.
         state: What is taken from it; None for the default of `FromRun`, or what a file sets.
         may_differ: Patterns of the names of weights that may differ; empty for what a file sets.
@@ -31,6 +32,8 @@ def init_statements(
         if needless := next((name for name, value in given.items() if value is not None), None):
             raise ArgumentError(f"{{{needless}}} goes with {{init_from}}")
         return []
+    if is_hugging_face_folder(path):
+        return _hugging_face_statements(path, given)
     statements = [
         ("--init_from", "Trainer.initial_weights = @FromRun"),
         ("--init_from", f"FromRun.path = {str(path)!r}"),
@@ -41,3 +44,16 @@ def init_statements(
         statements += [("--init_from", f"FromRun.{name} = {value!r}") for name, value in _DEFAULTS.items()]
     further = [(name, value) for name, value in given.items() if name != "init_step" and value is not None]
     return statements + [(f"--{name}", f"FromRun.{name.removeprefix('init_')} = {value!r}") for name, value in further]
+
+
+def _hugging_face_statements(path: Path, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if alone := next((name for name in ("init_step", "init_state") if given[name] is not None), None):
+        raise ArgumentError(f"{{{alone}}} goes with the folder of a run, and {path} is a Hugging Face folder")
+    statements = [
+        ("--init_from", "Trainer.initial_weights = @FromHuggingFace"),
+        ("--init_from", f"FromHuggingFace.path = {str(path)!r}"),
+        ("--init_from", "FromHuggingFace.sha256 = None"),
+    ]
+    if (may_differ := given["init_may_differ"]) is not None:
+        statements.append(("--init_may_differ", f"FromHuggingFace.may_differ = {may_differ!r}"))
+    return statements

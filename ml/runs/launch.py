@@ -16,11 +16,13 @@ from ml.distributed import Layout, World
 from ml.errors import ArgumentError
 from ml.runs.branches import Branch, branch_of
 from ml.runs.continuation import continuation
+from ml.runs.overrides import overridden, with_advice
 from ml.runs.pinning import adopt_found, pinned
 from ml.runs.segments import write_segment
 from ml.runs.teacher import open_teacher
 from ml.training import Outcome, RunData, RunFolder, StartingPoint, Trainer, train
 from ml.training.checkpoints.policy import listed_checkpoints
+from ml.training.errors import RunError
 from ml.training.history import describe_start
 from ml.training.metrics.lasting_stream import lasting
 from ml.training.preflight import warnings_of
@@ -78,7 +80,10 @@ class Launch:
 
     def _checked(self, initial: StartingPoint) -> list[str]:
         """Compares initial weights with the model on the meta device; returns the lines that describe them."""
-        return self.world.together(lambda: initial.check(self.trainer.model, self.trainer.num_steps))
+        try:
+            return self.world.together(lambda: initial.check(self.trainer.model, self.trainer.num_steps))
+        except RunError as error:
+            raise self.world.common(RunError(with_advice(str(error), self.config))) from None
 
     def print_warnings(self, dataset: Dataset | None = None, *, is_here: bool = True) -> None:
         """Prints the warnings of the configuration and of the preflight to standard error.
@@ -91,6 +96,9 @@ class Launch:
             return
         if self.config.warnings:
             print(report(list(self.config.warnings), "warning"), file=sys.stderr)
+        if self.initial is not None:
+            for line in overridden(self.config, "config.json#"):
+                print(f"warning: {line}", file=sys.stderr)
         device = self.device if is_here else None
         for warning in warnings_of(self.trainer, device, dataset, self.sizes):
             print(f"warning: {warning}", file=sys.stderr)
@@ -116,6 +124,8 @@ class Launch:
         self.folder.append_history(describe_start(step, chosen.segment, changed))
         write_segment(self.folder, chosen.segment, self.config, is_new=chosen.is_extension and taken > 0)
         self.write_config()
+        if self.initial is not None:
+            self.folder.write_imported(self.initial.kept_files())
         self.folder.write_environment(**environment)
         for notice in self.notices:
             print(notice, file=stream, flush=True)

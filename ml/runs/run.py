@@ -335,6 +335,46 @@ class Run:
         earlier = [path for start, path in segment_folders(self.path).items() if step is not None and start < step]
         return earlier[-1] / self._operative.name if earlier else self._operative
 
+    def export_hugging_face(
+        self,
+        folder: str | Path,
+        step: StepName = None,
+        *,
+        average: bool = False,
+        merge: bool = False,
+        dtype: torch.dtype | None = None,
+        shard_size: int | None = None,
+    ) -> list[str]:
+        """Writes a model as a folder that `transformers.AutoModelForCausalLM` loads, with tokenizer and chat template.
+
+        Args:
+            folder: The folder to make.
+            step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
+            average: Takes the running average of the weights instead of the last ones.
+            merge: Merges adapters into the weights.
+            dtype: Dtype of the weights; None for that of the model.
+            shard_size: Most bytes of a file; None for 5 GB.
+
+        Returns:
+            Lines that describe what was written.
+
+        Raises:
+            UserError: The format cannot express the model; the message names the first obstacle.
+        """
+        from ml.interop.exporting import SHARD_SIZE, export_folder
+        from ml.training.run_folder import RunFolder
+
+        return export_folder(
+            self.build(step, average=average),
+            Path(folder),
+            kept=RunFolder(self.path).imported_files(),
+            tokenizer=self.tokenizer,
+            sequence_length=self._trainer.sequence_length,
+            dtype=dtype,
+            shard_size=SHARD_SIZE if shard_size is None else shard_size,
+            merge=merge,
+        )
+
     def imported_values(self) -> list[ImportedValue]:
         """The configuration of the model, as the imported layer of a run that starts from this one."""
         return self.config.as_imported(is_part_of_a_model, str(self._operative))

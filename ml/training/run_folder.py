@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.profiles = self.path / "profiles"
+        self.imported = self.path / "imported"
 
     def create(self) -> None:
         """Creates the folder if it does not exist.
@@ -86,6 +87,26 @@ class RunFolder:
                 file = self.path / CODE_FOLDER / component.file
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, component.source)
+
+    def write_imported(self, files: Mapping[str, bytes]) -> None:
+        """Keeps files of the checkpoint that the run starts from, for its export.
+
+        Args:
+            files: Their content by name.
+
+        Raises:
+            RunFailure: A file cannot be written.
+        """
+        with self._disk("write to"):
+            if files:
+                self.imported.mkdir(exist_ok=True)
+            for name, content in files.items():
+                write_atomically(self.imported / name, content)
+
+    def imported_files(self) -> dict[str, bytes]:
+        """Reads the files of `write_imported`, by name; empty for a run that started from no such checkpoint."""
+        require_self_contained(self.path)
+        return {file.name: file.read_bytes() for file in sorted(self.imported.glob("[!.]*")) if file.is_file()}
 
     def operative_config(self) -> str | None:
         """Reads `operative_config.gin`; None in a folder without a run."""
@@ -191,6 +212,9 @@ class ReadOnlyRunFolder(RunFolder):
     def write_config(
         self, config_gin: str, operative: str, provenance: Mapping[str, Any], code: Iterable[Component] = ()
     ) -> None:
+        pass
+
+    def write_imported(self, files: Mapping[str, bytes]) -> None:
         pass
 
     def write_environment(self, **facts: Any) -> None:

@@ -16,6 +16,7 @@ from ml.training.checkpoints.reference import CheckpointReference, CheckpointSou
 from ml.training.checkpoints.state_files import read_state, read_whole_counts
 from ml.training.checkpoints.weight_files import LoadedWeights, read_weights
 from ml.training.run_data import RunData
+from ml.training.run_folder import RunFolder
 from ml.training.state import BEST_VALIDATION, TrainState
 
 _MOST_NAMES = 5  # in a message
@@ -107,6 +108,9 @@ class WeightStart(CheckpointStart):
             state.weight_average.restart()
         state.sequences, line = world.first(lambda: self._position(data))
         return [*lines, line]
+
+    def kept_files(self) -> dict[str, bytes]:
+        return RunFolder(self.checkpoint.path.parent.parent).imported_files()
 
     def _read(self, model: nn.Module, world: World) -> list[str]:
         """Loads the weights into a model, unless it is on the meta device; returns the lines that describe them."""

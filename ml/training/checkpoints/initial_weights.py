@@ -82,3 +82,7 @@ class StartingPoint(abc.ABC):
         Raises:
             RunError: The weights belong to another model.
         """
+
+    def kept_files(self) -> Mapping[str, bytes]:
+        """Returns files that the run folder keeps for an export, by name; none by default."""
+        return {}

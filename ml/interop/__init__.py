@@ -1,0 +1,1 @@
+"""Models of Hugging Face folders: their configuration and weights, in and out."""

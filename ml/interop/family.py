@@ -1,0 +1,78 @@
+"""A family of models: the rows of its fields and of its tensors, from which both directions follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml.interop.errors import InteropError
+from ml.interop.fields import Row
+from ml.interop.tensors import TensorRow
+
+# Fields without a place in a model: an export writes those of the imported folder again.
+KEPT = frozenset(
+    (
+        "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "add_cross_attention",
+        "architectures", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+        "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+        "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+        "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range",
+        "is_decoder", "label2id", "length_penalty", "max_length", "max_position_embeddings", "min_length",
+        "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+        "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
+        "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
+        "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+        "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
+        "typical_p", "unsloth_version", "use_bfloat16", "use_cache",
+    )
+)  # fmt: skip
+# Fields that say that a folder is not what its model_type says.
+_REFUSED = {
+    "quantization_config": "has quantized weights, which are not imported: start from the original checkpoint",
+    "compression_config": "has compressed weights, which are not imported: start from the original checkpoint",
+    "auto_map": "names code in its folder, which is never executed: only families that are built in are imported",
+    "is_encoder_decoder": "is an encoder with a decoder, not a causal language model",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Args:
+        name: Its name, for people.
+        architectures: The class of transformers by `model_type`; the first is written by an export.
+        rows: The fields of config.json that make the model.
+        tensors: The tensors.
+        kept: Fields without a place in the model, besides those of all families.
+        ignored: Patterns of tensors that a checkpoint may have and that hold no weights.
+        prefixes: Prefixes that checkpoints may lack at the start of the names of their tensors.
+    """
+
+    name: str
+    architectures: Mapping[str, str]
+    rows: tuple[Row, ...]
+    tensors: tuple[TensorRow, ...]
+    kept: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
+    prefix: str = ""
+
+    @property
+    def all_kept(self) -> frozenset[str]:
+        """The fields without a place in the model."""
+        return KEPT | self.kept
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields with a place in the model."""
+        return frozenset(name for one in self.rows for name in one.names) - self.kept
+
+
+def require_plain(config: Mapping[str, Any]) -> None:
+    """Refuses what no family can express.
+
+    Raises:
+        InteropError: The weights are quantized, or the folder needs code of its own.
+    """
+    for name, message in _REFUSED.items():
+        if config.get(name):
+            raise InteropError(f"config.json#{name}: the checkpoint {message}")

@@ -1,0 +1,172 @@
+"""Initial weights of a new run from a Hugging Face folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml.config import configurable
+from ml.distributed import ALONE, World, weights_changed
+from ml.distributed.shards import local, shard_of
+from ml.interop.errors import InteropError
+from ml.interop.families import family_of
+from ml.interop.folder import Folder
+from ml.interop.placement import Placement, placement
+from ml.interop.stored_tensors import DTYPES, StoredTensor
+from ml.interop.tensors import Placed, Same, Shape
+from ml.models.adapters import adapter_weights
+from ml.training.checkpoints.initial_weights import InitialWeights, StartingPoint
+from ml.training.run_data import RunData
+from ml.training.state import TrainState, named_weights
+
+_SHOWN = 12  # digits of a hash in a message
+_MOST_NAMES = 5  # in a message
+
+
+@configurable(neutral=["path"])
+class FromHuggingFace(InitialWeights):
+    """Starts a new run from the weights of a Hugging Face folder, `--init_from`.
+
+    A run records the hash of the weights, and finds them again by it, also in a folder that was moved.
+
+    Args:
+        path: The folder.
+        sha256: Hash of the tensors; None for any, which is recorded.
+        may_differ: Patterns of the names of weights that may be missing or have another shape, such as `'head.*'`.
+    """
+
+    def __init__(self, *, path: str, sha256: str | None = None, may_differ: Sequence[str] = ()):
+        self.path = path
+        self.sha256 = sha256
+        self.may_differ = tuple(may_differ)
+        self._found: str | None = None  # the hash of the tensors, once they are read
+
+    def pins(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        if self.sha256 is not None:
+            return {}
+        known = recorded.get("sha256")
+        if known is not None and recorded.get("path") == self.path:
+            return {"sha256": known}
+        self._found = Folder(Path(self.path)).sha256()
+        return {"sha256": self._found}
+
+    def adopt(self, earlier: InitialWeights) -> None:
+        if isinstance(earlier, FromHuggingFace) and earlier.path == self.path:
+            self._found = earlier._found
+
+    def open(self, world: World = ALONE) -> "HuggingFaceStart":
+        folder = world.together(lambda: Folder(Path(self.path)))
+        found = world.first(lambda: folder.sha256() if self._found is None else self._found)
+        if self.sha256 not in (None, found):
+            raise InteropError(
+                f"the weights in {self.path} are not those of this run: their SHA-256 is {found[:_SHOWN]}, "
+                f"expected {str(self.sha256)[:_SHOWN]}"
+            )
+        return HuggingFaceStart(folder, found, self.may_differ)
+
+
+class HuggingFaceStart(StartingPoint):
+    """The weights of a Hugging Face folder, to start from."""
+
+    def __init__(self, folder: Folder, sha256: str, may_differ: Sequence[str] = ()):
+        self.folder = folder
+        self.sha256 = sha256
+        self.may_differ = may_differ
+
+    def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:
+        return self._lines(self._placement(model, world))
+
+    def load(self, state: TrainState, data: RunData, say: Callable[[str], None]) -> None:
+        world = state.layout.world
+        found = self._placement(state.model, world)
+        world.together(lambda: load_weights(found, state.model, self.folder.config))
+        if state.weight_average is not None:
+            state.weight_average.restart()
+        for line in self._lines(found):
+            say(line)
+
+    def kept_files(self) -> dict[str, bytes]:
+        return self.folder.kept_files()
+
+    def _placement(self, model: nn.Module, world: World) -> Placement:
+        mine = {name: tuple(tensor.shape) for name, tensor in named_weights(model).items()}
+        shapes: dict[str, Shape] = {}
+        for others in world.gather(mine):
+            shapes |= others
+        lacking: set[str] = set().union(*world.gather(set(adapter_weights(model))))
+        config = self.folder.config
+        return world.together(
+            lambda: placement(family_of(config), config, self.folder.tensors, shapes, lacking, self.may_differ)
+        )
+
+    def _lines(self, found: Placement) -> list[str]:
+        lines = [f"starting from the weights of {self.folder.path} (SHA-256 {self.sha256[:_SHOWN]})"]
+        groups = {"weights keep their initialization": found.fresh, "tensors are not read": found.ignored}
+        for what, names in groups.items():
+            if names:
+                shown = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+                lines.append(f"{len(names)} {what}: {shown}")
+        return lines
+
+
+@torch.no_grad()
+def load_weights(found: Placement, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Reads the tensors of a checkpoint into a model, one after the other; each process what it holds.
+
+    Args:
+        found: The tensors and their places.
+        model: The model, changed in place; its weights keep their dtypes.
+        config: The fields of config.json.
+
+    Raises:
+        InteropError: A file is damaged, or tied weights differ.
+    """
+    for first, second in found.equal:
+        if first.shape != second.shape or not torch.equal(first.read(), second.read()):
+            raise InteropError("config.json#tie_word_embeddings is true, and the checkpoint has another head")
+    weights = named_weights(model)
+    for stored, one in sorted(found.read, key=lambda item: (str(item[0].file), item[0].offset)):
+        targets = [weights.get(name) for name in one.ours]
+        if any(target is not None for target in targets):
+            _read(stored, one, targets, config)
+    weights_changed(model)
+
+
+def _read(stored: StoredTensor, one: Placed, targets: Sequence[Tensor | None], config: Mapping[str, Any]) -> None:
+    only = targets[0]
+    if isinstance(one.layout, Same) and only is not None:
+        _read_rows(stored, only)
+        return
+    shapes = [() if target is None else tuple(target.shape) for target in targets]
+    if any(target is None for target in targets):
+        shapes = _known_shapes(stored, one, shapes)
+    for target, piece in zip(targets, one.layout.split(stored.read(), shapes, config), strict=True):
+        if target is not None:
+            local(target).copy_(shard_of(target).of(piece))
+
+
+def _known_shapes(stored: StoredTensor, one: Placed, shapes: list[Shape]) -> list[Shape]:
+    """Replaces the shapes of tensors that another process holds."""
+    assert len({shape for shape in shapes if shape}) == 1, f"{stored} is divided among processes in unequal parts"
+    known = next(shape for shape in shapes if shape)
+    return [shape or known for shape in shapes]
+
+
+def _read_rows(stored: StoredTensor, target: Tensor) -> None:
+    """Reads the rows of one tensor that this process holds, into its memory where the dtype allows."""
+    shard, there = shard_of(target), local(target)
+    if not there.numel():
+        return
+    is_whole_rows = shard.sizes[1:] == stored.shape[1:]
+    dtype = DTYPES[stored.dtype]
+    first = shard.offsets[0] if shard.offsets else 0
+    if is_whole_rows and there.dtype == dtype and there.is_contiguous() and there.device.type == "cpu":
+        stored.read_rows(there, first)
+    elif is_whole_rows:
+        rows = torch.empty(shard.sizes, dtype=dtype, device="cpu")
+        stored.read_rows(rows, first)
+        there.copy_(rows)
+    else:
+        there.copy_(shard.of(stored.read()))

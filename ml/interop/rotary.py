@@ -1,0 +1,200 @@
+"""Rotary embeddings of a config.json: `rope_theta` with `rope_scaling`, or `rope_parameters`."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml.config import ImportedValue
+from ml.interop.errors import InteropError
+from ml.interop.fields import ConfigFields, Row, View, key_of
+from ml.layers import (
+    Attention,
+    DynamicRotary,
+    LinearRotary,
+    Llama3Rotary,
+    Rotary,
+    RotaryEmbedding,
+    YarnRotary,
+)
+
+KINDS: dict[str, type[RotaryEmbedding]] = {
+    "default": Rotary,
+    "linear": LinearRotary,
+    "dynamic": DynamicRotary,
+    "llama3": Llama3Rotary,
+    "yarn": YarnRotary,
+}
+_PARAMETERS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_frequency_factor",
+        "high_freq_factor": "high_frequency_factor",
+        "original_max_position_embeddings": "original_length",
+    },
+    "yarn": {
+        "factor": "factor",
+        "attention_factor": "attention_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+        "original_max_position_embeddings": "original_length",
+    },
+}
+_OPTIONAL = {"attention_factor": None, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+_ATTRIBUTES = {"low_frequency_factor": "low", "high_frequency_factor": "high"}
+_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+
+
+def one_dimensional() -> list[type[RotaryEmbedding]]:
+    """Returns the rotary embeddings of texts that come with Juniper."""
+    found = RotaryEmbedding.__subclasses__()
+    return [kind for kind in found if kind.num_axes == 1 and kind.__module__.startswith("ml.")]
+
+
+@dataclass(frozen=True)
+class Rope(Row):
+    """The rotary embedding of all blocks, or of those of one kind.
+
+    Theta, fraction and pairing are bound for every rotary class, so that they stay when a run chooses another scaling.
+
+    Args:
+        theta: The value of an absent `rope_theta`; None requires the field.
+        fraction: The value of an absent `partial_rotary_factor`.
+        interleaved: Whether adjacent channels are a pair.
+        mixer: The mixer that holds it.
+        scope: The scope of the bindings.
+        inside: The entry of `rope_parameters` for these blocks; empty where one is for all.
+    """
+
+    theta: float | None = 10_000.0
+    fraction: float = 1.0
+    interleaved: bool = False
+    mixer: type = Attention
+    scope: str = ""
+    inside: str = ""
+
+    names = _FIELDS
+
+    def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
+        values, where = self._parameters(fields)
+        kind = values.pop("rope_type", values.pop("type", "default"))
+        values.pop("type", None)
+        if kind not in KINDS:
+            raise InteropError(f"{where('rope_type')} is {kind!r}, and there is only {', '.join(KINDS)}")
+        theta = values.pop("rope_theta", None)
+        fraction = values.pop("partial_rotary_factor", None)
+        yield self._value(fields, self.mixer, "rotary", KINDS[kind], where("rope_type"))
+        for one in one_dimensional():
+            yield self._value(fields, one, "theta", theta, where("rope_theta"))
+            yield self._value(fields, one, "fraction", fraction, where("partial_rotary_factor"))
+            yield self._value(fields, one, "interleaved", self.interleaved, "config.json#model_type")
+        yield from self._scaling(fields, kind, values, where)
+
+    def _scaling(self, fields: ConfigFields, kind: str, values: dict[str, Any], where) -> Iterator[ImportedValue]:
+        longest = fields.content.get("max_position_embeddings")
+        if kind == "yarn":
+            values = _with_attention_factor(values)
+        if kind == "dynamic":
+            original = values.pop("original_max_position_embeddings", None)
+            values.pop("attention_factor", None)
+            length = longest if longest is not None else original
+            fields.read.add("max_position_embeddings")
+            yield self._value(fields, DynamicRotary, "original_length", length, "config.json#max_position_embeddings")
+        known = _PARAMETERS[kind]
+        for name, parameter in known.items():
+            value = values.pop(name, None)
+            if value is None and name == "original_max_position_embeddings":
+                value = fields.get(name, longest)
+            if value is None and name not in _OPTIONAL:
+                raise InteropError(f"{where(name)} is missing, which {kind} needs")
+            value = _OPTIONAL.get(name) if value is None else value
+            yield self._value(fields, KINDS[kind], parameter, value, where(name))
+        if left := {name: value for name, value in values.items() if value is not None}:
+            raise InteropError(f"{where(min(left))} is {left[min(left)]!r}, which rotary embeddings here do not have")
+
+    def _parameters(self, fields: ConfigFields):
+        """Returns what the fields say, and a function for the place of each part."""
+        for name in (*_FIELDS, "original_max_position_embeddings"):
+            fields.read.add(name)
+        content = fields.content
+        old, new = content.get("rope_scaling"), content.get("rope_parameters")
+        if old and new and old != new:
+            raise InteropError("config.json has both rope_scaling and rope_parameters, and they differ")
+        spelled = "rope_scaling" if old else "rope_parameters"
+        values = old or new or {}
+        if self.inside and isinstance(values, Mapping) and self.inside in values:
+            values, spelled = values[self.inside], f"{spelled}.{self.inside}"
+        if not isinstance(values, Mapping):
+            raise InteropError(f"config.json#{spelled} must be an object, not {values!r}")
+        values = dict(values)
+        inside = set(values)
+        for name, default in (("rope_theta", self.theta), ("partial_rotary_factor", self.fraction)):
+            values[name] = values.get(name) if values.get(name) is not None else content.get(name)
+            if values[name] is None:
+                values[name] = default
+            if values[name] is None:
+                raise InteropError(f"config.json has no {name}")
+
+        def where(name: str) -> str:
+            if name in inside or (name == "rope_type" and "type" in inside):
+                return f"config.json#{spelled}.{name if name in inside else 'type'}"
+            return f"config.json#{name}{'' if name in content else ' (absent)'}"
+
+        return values, where
+
+    def _value(self, fields: ConfigFields, kind: type, parameter: str, value: Any, source: str) -> ImportedValue:
+        return ImportedValue(key_of(kind, parameter, self.scope), value, source)
+
+    def exported(self, view: View) -> dict[str, Any]:
+        values = self.exported_parameters(view)
+        if values is None:
+            return {}
+        theta = values.pop("rope_theta")
+        fraction = values.pop("partial_rotary_factor")
+        fields: dict[str, Any] = {"rope_theta": theta}
+        if fraction != self.fraction:
+            fields["partial_rotary_factor"] = fraction
+        if values["rope_type"] == "dynamic":
+            fields["max_position_embeddings"] = view.first(DynamicRotary, self.scope).original_length
+        if values["rope_type"] != "default":
+            fields["rope_scaling"] = values
+        return fields
+
+    def exported_parameters(self, view: View) -> dict[str, Any] | None:
+        """Returns the parameters of the rotary embedding of a model; None without one."""
+        mixer = view.first(self.mixer, self.scope)
+        rotary = None if mixer is None else mixer.rotary
+        if rotary is None:
+            return None
+        kind = next((name for name, one in KINDS.items() if type(rotary) is one), None)
+        if kind is None:
+            raise InteropError(f"{self.mixer.__name__}.rotary is {type(rotary).__name__}, which the format has not")
+        values = {"rope_type": kind, "rope_theta": rotary.theta}
+        values["partial_rotary_factor"] = _fraction_of(rotary)
+        for name, parameter in _PARAMETERS[kind].items():
+            values[name] = getattr(rotary, _ATTRIBUTES.get(parameter, parameter))
+        return values
+
+
+def _fraction_of(rotary: RotaryEmbedding) -> float:
+    """Returns a fraction of the head of which the integer part is the rotated size."""
+    fraction = rotary.rotary_size / rotary.head_size
+    return fraction if int(rotary.head_size * fraction) == rotary.rotary_size else math.nextafter(fraction, 2.0)
+
+
+def _with_attention_factor(values: dict[str, Any]) -> dict[str, Any]:
+    """Replaces `mscale` and `mscale_all_dim` by the factor of query and key that follows from them."""
+    values = dict(values)
+    mscale, all_dim = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    if values.get("attention_factor") is None and mscale and all_dim:
+        factor = values["factor"]
+        values["attention_factor"] = _growth(factor, mscale) / _growth(factor, all_dim)
+    return values
+
+
+def _growth(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1.0 else 1.0

@@ -1,0 +1,191 @@
+"""Rows that relate the tensors of a checkpoint to those of a model, with layouts that have an inverse."""
+
+import abc
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Layout(abc.ABC):
+    """Arrangement of one or more tensors of a model in one tensor of a checkpoint."""
+
+    @abc.abstractmethod
+    def join(self, parts: Sequence[Tensor], config: Mapping[str, Any]) -> Tensor:
+        """Returns the tensor of the checkpoint."""
+
+    @abc.abstractmethod
+    def split(self, whole: Tensor, shapes: Sequence[Shape], config: Mapping[str, Any]) -> list[Tensor]:
+        """Returns the tensors of the model, as views where possible.
+
+        Args:
+            whole: The tensor of the checkpoint, of the shape that `join` makes.
+            shapes: The shapes of the tensors of the model.
+            config: The fields of config.json.
+        """
+
+    def shape(self, shapes: Sequence[Shape], config: Mapping[str, Any]) -> Shape:
+        """Returns the shape in the checkpoint of tensors of these shapes."""
+        return tuple(self.join([torch.empty(shape, device="meta") for shape in shapes], config).shape)
+
+
+class Same(Layout):
+    """One tensor, as it is."""
+
+    def join(self, parts, config):
+        return parts[0]
+
+    def split(self, whole, shapes, config):
+        return [whole]
+
+
+class Transposed(Layout):
+    """One matrix, transposed."""
+
+    def join(self, parts, config):
+        return parts[0].T
+
+    def split(self, whole, shapes, config):
+        return [whole.T]
+
+
+@dataclass(frozen=True)
+class Shifted(Layout):
+    """One tensor with a number subtracted, such as a weight that is stored as w - 1."""
+
+    by: float
+
+    def join(self, parts, config):
+        return parts[0] - self.by
+
+    def split(self, whole, shapes, config):
+        return [whole + self.by]
+
+
+@dataclass(frozen=True)
+class Concatenated(Layout):
+    """Several tensors, concatenated along their first dimension.
+
+    Args:
+        transposed: Whether the result is transposed.
+    """
+
+    transposed: bool = False
+
+    def join(self, parts, config):
+        whole = torch.cat(list(parts))
+        return whole.T if self.transposed else whole
+
+    def split(self, whole, shapes, config):
+        whole = whole.T if self.transposed else whole
+        return list(whole.split([shape[0] for shape in shapes]))
+
+
+@dataclass(frozen=True)
+class ByHead(Layout):
+    """Several tensors, concatenated head by head: the rows of head 0 of each, then those of head 1.
+
+    Args:
+        heads: The field of config.json with the number of heads.
+    """
+
+    heads: str
+
+    def join(self, parts, config):
+        return torch.cat([part.unflatten(0, (config[self.heads], -1)) for part in parts], dim=1).flatten(0, 1)
+
+    def split(self, whole, shapes, config):
+        heads = config[self.heads]
+        pieces = whole.unflatten(0, (heads, -1)).split([shape[0] // heads for shape in shapes], dim=1)
+        return [piece.flatten(0, 1) for piece in pieces]
+
+
+@dataclass(frozen=True)
+class Stacked(Layout):
+    """One tensor of each expert, stacked along a new first dimension.
+
+    Args:
+        transposed: Whether each is transposed.
+    """
+
+    transposed: bool = False
+
+    def join(self, parts, config):
+        return torch.stack([part.T if self.transposed else part for part in parts])
+
+    def split(self, whole, shapes, config):
+        return [part.T if self.transposed else part for part in whole.unbind()]
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """Tensors of a checkpoint and of a model that are the same.
+
+    `{i}` in a name is the index of a block, `{block}` its path in the model, `{e}` the index of an expert.
+
+    Args:
+        stored: The name in the checkpoint.
+        ours: The names in the model; with `Stacked`, one name with `{e}`.
+        layout: How those of the model are arranged in that of the checkpoint.
+    """
+
+    stored: str
+    ours: tuple[str, ...]
+    layout: Layout = field(default_factory=Same)
+
+
+class Placed(NamedTuple):
+    """One tensor of a checkpoint and the tensors of the model in it."""
+
+    stored: str
+    ours: tuple[str, ...]
+    layout: Layout
+
+
+def row(stored: str, *ours: str, layout: Layout | None = None) -> TensorRow:
+    """Returns a row; see `TensorRow`."""
+    return TensorRow(stored, ours, Same() if layout is None else layout)
+
+
+def linear_rows(names: Mapping[str, str], kinds: Sequence[str] = ("weight", "bias")) -> tuple[TensorRow, ...]:
+    """Returns the rows of the weight and the bias of layers, by their names."""
+    return tuple(row(f"{stored}.{kind}", f"{ours}.{kind}") for stored, ours in names.items() for kind in kinds)
+
+
+def place(rows: Sequence[TensorRow], blocks: Sequence[str], names: Collection[str]) -> list[Placed]:
+    """Returns the tensors of a checkpoint that hold the tensors of a model.
+
+    Args:
+        rows: The rows of the family.
+        blocks: The paths of the blocks.
+        names: The names of the tensors of the model; rows whose tensors it has not are skipped.
+    """
+    found: list[Placed] = []
+    for one in rows:
+        each_block = "{block}" in one.ours[0]
+        for index, block in enumerate(blocks) if each_block else [(0, "")]:
+
+            def spelled(name: str, expert: int | str = "", index: int = index, block: str = block) -> str:
+                return name.replace("{block}", block).replace("{i}", str(index)).replace("{e}", str(expert))
+
+            found += _placed(one, spelled, names)
+    return found
+
+
+def _placed(one: TensorRow, spelled: Callable[..., str], names: Collection[str]) -> Iterator[Placed]:
+    if isinstance(one.layout, Stacked):
+        ours = tuple(itertools.takewhile(names.__contains__, (spelled(one.ours[0], e) for e in itertools.count())))
+        if ours:
+            yield Placed(spelled(one.stored), ours, one.layout)
+        return
+    experts = itertools.count() if "{e}" in one.ours[0] else [""]
+    for expert in experts:
+        ours = tuple(spelled(name, expert) for name in one.ours)
+        if not all(name in names for name in ours):
+            return
+        yield Placed(spelled(one.stored, expert), ours, one.layout)

@@ -1,0 +1,95 @@
+"""Each field of a config.json with a place in the model changes it, or is refused; the fields are found in folders."""
+
+import json
+
+import pytest
+import transformers
+from hub_cases import CASES
+from hub_models import SIZES, oracle_of
+
+from ml.config import ConfigError
+from ml.interop.comparison import describe
+from ml.interop.errors import InteropError
+from ml.interop.expressing import model_of
+from ml.interop.families import families, family_of
+from ml.interop.fields import Field
+from ml.interop.importing import values_of
+
+
+def leaves(value, path=()):
+    """Yields the places of all plain values in nested dicts; lists are values."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from leaves(inner, (*path, name))
+    else:
+        yield path
+
+
+def changed(value):
+    """Other values for a value, of its own type first."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value * 2, value + 1, None]
+    if isinstance(value, float):
+        return [value * 2 + 0.5, None]
+    if isinstance(value, str):
+        return [f"{value}_", "relu", "gelu"]
+    if isinstance(value, list) and value:
+        return [value[::-1], value[:1] * len(value), value[:-1], [f"{value[0]}_", *value[1:]]]
+    if value is None or value == []:
+        return [True, 5, 0.5, [0]]
+    return [None]
+
+
+def with_value(config, path, value):
+    """Returns a copy of nested dicts with one value changed."""
+    head, *rest = path
+    return {**config, head: with_value(config[head], rest, value) if rest else value}
+
+
+def has_effect(config, path, value, before) -> bool:
+    try:
+        values = values_of(with_value(config, path, value))
+        return describe(model_of(values), of_training=True) != before
+    except (InteropError, ConfigError):
+        return True
+
+
+def at(config, path):
+    for name in path:
+        config = config[name]
+    return config
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_each_mapped_field_changes_the_model_or_is_refused(case):
+    config = json.loads(oracle_of(*case).config.to_json_string())
+    before = describe(model_of(values_of(config)), of_training=True)
+    mapped = family_of(config).fields
+    ignored = [
+        ".".join(path)
+        for path in leaves({name: value for name, value in config.items() if name in mapped})
+        if not any(has_effect(config, path, other, before) for other in changed(at(config, path)))
+    ]
+    assert not ignored
+
+
+def test_defaults_of_absent_fields_are_those_of_transformers():
+    wrong = []
+    for family in families():
+        for kind in family.architectures:
+            config = transformers.AutoConfig.for_model(kind)
+            for row in family.rows:
+                if not isinstance(row, Field) or callable(row.default) or not hasattr(config, row.name):
+                    continue
+                is_plain = isinstance(row.default, bool | int | float | str)
+                if is_plain and getattr(config, row.name) != row.default:
+                    wrong.append((kind, row.name, row.default, getattr(config, row.name)))
+    assert not wrong
+
+
+def test_every_family_has_a_case():
+    tried = {json.loads(oracle_of(*case).config.to_json_string())["model_type"] for case in CASES.values()}
+    assert {kind for family in families() for kind in family.architectures} == tried
+    assert len({SIZES[name] for name in ("hidden_size", "intermediate_size", "vocab_size")}) == 3

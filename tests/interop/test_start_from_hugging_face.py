@@ -1,0 +1,149 @@
+"""Runs that start from a Hugging Face folder: the configuration, the weights, and what a user may change."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hub_models import oracle_of, saved, with_fields
+
+import ml
+from ml.interop.errors import InteropError
+from ml.training.errors import RunError
+
+DATA = ["TextData.corpus = @TextFiles", "TextFiles.paths = ['text.txt']", "Trainer.sequence_length = 16"]
+SHORT = [*DATA, "Trainer.num_steps = 2", "Trainer.batch_size = 2", "Validation.num_tokens = 64"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return saved(oracle_of("Llama", {"vocab_size": 256}), tmp_path_factory.mktemp("llama") / "hub")
+
+
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 200)
+    return shutil.copytree(original, tmp_path / "hub")
+
+
+def trained(folder, name="run", bindings=(), **options):
+    config = ml.load([], [*SHORT, *bindings], init_from=folder, **options)
+    return ml.train(config, name, device="cpu", stream=io.StringIO())
+
+
+def logits_of(folder, tokens):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    return model(tokens).logits
+
+
+def test_values_have_their_fields_as_source_also_after_a_reload(folder):
+    config = ml.load([], DATA, init_from=folder)
+    record = config.value("decoder/block_1/mixer", "Attention.num_kv_heads")
+    assert (record.value, record.source, record.location) == ("2", "imported", "config.json#num_key_value_heads")
+    run = trained(folder)
+    record = run.config.value("decoder/block_1/mixer", "Attention.num_kv_heads")
+    assert (record.value, record.source, record.location) == ("2", "imported", "config.json#num_key_value_heads")
+
+
+def test_training_starts_from_the_weights_and_exports_them(folder):
+    tokens = torch.arange(12)[None]
+    run = trained(folder, bindings=["Linear.lr_scale = 0.0", "AdamW.learning_rate = 1e-9", "AdamW.weight_decay = 0.0"])
+    torch.testing.assert_close(run.build()(tokens), logits_of(folder, tokens), rtol=1e-4, atol=1e-4)
+    shutil.rmtree(folder)  # no longer needed
+    reopened = ml.open_run(run.path)
+    reopened.export_hugging_face("out")
+    torch.testing.assert_close(logits_of("out", tokens), reopened.build()(tokens), rtol=1e-4, atol=2e-5)
+    config = json.loads(Path("out/config.json").read_text("utf-8"))
+    assert config["eos_token_id"] == 2
+    assert json.loads(Path("out/generation_config.json").read_text("utf-8"))["bos_token_id"] == 1
+
+
+def test_the_weights_are_pinned(folder):
+    run = trained(folder)
+    assert "FromHuggingFace.sha256 = '" in run.config.operative
+    other = saved(oracle_of("Llama", {"vocab_size": 256}, seed=4), folder.parent / "other")
+    again = ml.load(run.path / "operative_config.gin", f"FromHuggingFace.path = {str(other)!r}")
+    with pytest.raises(InteropError, match=r"not those of this run"):
+        ml.train(again, "again", device="cpu", stream=io.StringIO())
+
+
+def test_a_shape_set_by_a_file_is_an_error_that_names_both(folder):
+    config = ml.load("base.gin", init_from=folder)
+    with pytest.raises(RunError) as caught:
+        ml.train(config, "run", device="cpu")
+    told = str(caught.value)
+    assert "model.embed_tokens.weight is (256, 40); embeddings.token.weight of the model would have (256, 128)" in told
+    assert "LanguageModel.hidden_size = 128 (" in told
+    assert "base.gin:" in told
+    assert "overrides 40 (config.json#hidden_size)" in told
+    assert "recipes/finetune.gin" in told
+    assert not (folder.parent / "run" / "operative_config.gin").exists()
+
+
+def test_a_shape_set_by_a_flag_is_an_error_that_names_both(folder):
+    config = ml.load([], [*SHORT, "block_1/GatedMLP.intermediate_size = 24"], init_from=folder)
+    with pytest.raises(RunError) as caught:
+        ml.train(config, "run", device="cpu")
+    assert "GatedMLP.intermediate_size = 24 (--gin_bindings[" in str(caught.value)
+    assert "model.layers.1.mlp.up_proj.weight is (56, 40)" in str(caught.value)
+    assert "layers.0" not in str(caught.value)
+
+
+def test_parts_that_may_differ_start_fresh(folder):
+    swap = "block_1/DecoderBlock.mixer = @GatedDeltaNet"
+    sizes = ["GatedDeltaNet.num_heads = 2", "GatedDeltaNet.key_head_size = 8"]
+    run = trained(folder, bindings=[swap, *sizes], init_may_differ=["decoder.block_1.mixer.*"])
+    assert run.step == 2
+    with pytest.raises(RunError, match=r"decoder.block_1.mixer.A_log, which Llama.*does not have"):
+        trained(folder, "other", [swap, *sizes])
+
+
+def test_another_scaling_keeps_theta_also_after_a_reload(folder):
+    with_fields(folder, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})
+    run = trained(folder, bindings=["Attention.rotary = @LinearRotary"])
+    yarn = ml.load(run.path / "operative_config.gin", "Attention.rotary = @YarnRotary")
+    for config, name in ((run.config, "LinearRotary"), (yarn, "YarnRotary")):
+        record = config.value("decoder/block_0/mixer/rotary", f"{name}.theta")
+        assert (record.value, record.location) == ("500.0", "config.json#rope_parameters.rope_theta")
+
+
+def test_an_override_by_the_value_of_the_default_survives(folder):
+    run = trained(folder, bindings=["RMSNorm.epsilon = 1e-5"])
+    assert run.config.value("head/norm", "RMSNorm.epsilon").value == "1e-05"
+    assert "RMSNorm.epsilon = 1e-05" in (run.path / "config.gin").read_text()
+
+
+def test_a_run_of_an_export_is_the_same_model(folder):
+    run = trained(folder)
+    run.export_hugging_face("out", dtype=torch.bfloat16, shard_size=20_000)
+    assert json.loads(Path("out/config.json").read_text("utf-8"))["dtype"] == "bfloat16"
+    tokens = torch.arange(12)[None]
+    again = trained("out", "again")
+    assert again.step == 2
+    loaded = transformers.AutoModelForCausalLM.from_pretrained("out", dtype=torch.float32, attn_implementation="eager")
+    torch.testing.assert_close(loaded(tokens).logits, run.build()(tokens), rtol=0.1, atol=0.1)
+
+
+def test_adapters_are_merged_or_refused(folder):
+    lora = ["Linear.apply_peft = @LoRA", "LoRA.rank = 3", "LoRA.B_initialization = @normal", "normal.std = 0.1"]
+    run = trained(folder, bindings=[*lora, "Parameter.lr_scale = 0.0", "adapter/Parameter.lr_scale = 1.0"])
+    with pytest.raises(InteropError, match=r"Linear.apply_peft.*--merge"):
+        run.export_hugging_face("out")
+    run.export_hugging_face("out", merge=True)
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(logits_of("out", tokens), run.build()(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_names_the_first_obstacle_and_writes_nothing(folder):
+    capped = trained(folder, bindings=["LanguageModelHead.logit_soft_cap = 5.0"])
+    with pytest.raises(InteropError, match=r"head: LanguageModelHead.logit_soft_cap is 5.0, and there None"):
+        capped.export_hugging_face("out")
+    assert not list(folder.parent.glob("*out*"))
+    (folder.parent / "there").mkdir()
+    (folder.parent / "there" / "mine").touch()
+    with pytest.raises(InteropError, match=r"there exists: name a new folder"):
+        trained(folder, "plain").export_hugging_face("there")
