@@ -16,7 +16,7 @@ from ml.interop.importing import values_of
 from ml.interop.placement import block_paths
 from ml.interop.tensors import Placed, place
 from ml.models import LanguageModel
-from ml.models.adapters import adapter_weights
+from ml.models.adapters import adapted_layers, adapter_weights
 from ml.training.state import named_weights
 
 
@@ -67,7 +67,8 @@ def express(model: LanguageModel, kept: Mapping[str, Any] | None = None) -> Expr
 
 def _tensors(family: Family, model: LanguageModel) -> tuple[list[Placed], list[str]]:
     """Returns the places of the tensors of a model, and the names of those without."""
-    names = [name for name in named_weights(model) if name not in adapter_weights(model)]
+    skipped = {*adapter_weights(model), *(f"{path}.base_weight" for path, _ in adapted_layers(model))}
+    names = [name for name in named_weights(model) if name not in skipped]
     placed = place(family.tensors, block_paths(names), set(names))
     claimed = {name for one in placed for name in one.ours}
     return placed, [name for name in names if name not in claimed]

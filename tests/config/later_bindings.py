@@ -14,9 +14,14 @@ from ml.config import ConfigError, load
 
 LEFT_OUT = "the saved run left out its value"
 TRAINING = ("data/standard_library.gin", "training/default.gin")
+WITHOUT_MODEL = {"finetune"}
 RECIPES = {
     "base.gin": ("base.gin",),
-    **{p.stem: (f"recipes/{p.name}",) for p in sorted(ml.SHIPPED_CONFIGS.glob("recipes/*.gin")) if p.stem != "finetune"},
+    **{
+        p.stem: (f"recipes/{p.name}",)
+        for p in sorted(ml.SHIPPED_CONFIGS.glob("recipes/*.gin"))
+        if p.stem not in WITHOUT_MODEL
+    },
     **{name: (f"models/{name}.gin", *TRAINING) for name in ("mistral_7b", "mixtral_8x7b", "deepseek_v3_16b")},
 }
 STEPS = ["Trainer.num_steps = 20", "AdamW.learning_rate = 1e-3", "CosineSchedule.warmup_steps = 4"]

@@ -147,3 +147,18 @@ def test_an_export_names_the_first_obstacle_and_writes_nothing(folder):
     (folder.parent / "there" / "mine").touch()
     with pytest.raises(InteropError, match=r"there exists: name a new folder"):
         trained(folder, "plain").export_hugging_face("there")
+
+
+def test_the_recipe_for_fine_tuning_takes_the_model_from_the_folder(folder):
+    steps = ["Trainer.num_steps = 1", "CosineSchedule.warmup_steps = 0"]
+    chats = [
+        [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": f"{n + 1}"}] for n in range(80)
+    ]
+    Path("chat.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    config = ml.load("recipes/finetune.gin", [*steps, "Trainer.sequence_length = 32"], init_from=folder)
+    assert {record.source for record in config.records() if record.path.startswith("decoder")} <= {
+        "default",
+        "parent",
+        "imported",
+    }
+    assert ml.train(config, "run", device="cpu", stream=io.StringIO()).step == 1
