@@ -25,7 +25,7 @@ KEPT = frozenset(
         "typical_p", "unsloth_version", "use_bfloat16", "use_cache",
     )
 )  # fmt: skip
-# Fields that say that a folder is not what its model_type says.
+# Fields of folders that no family can express.
 _REFUSED = {
     "quantization_config": "has quantized weights, which are not imported: start from the original checkpoint",
     "compression_config": "has compressed weights, which are not imported: start from the original checkpoint",
@@ -71,7 +71,7 @@ def require_plain(config: Mapping[str, Any]) -> None:
     """Refuses what no family can express.
 
     Raises:
-        InteropError: The weights are quantized, or the folder needs code of its own.
+        InteropError: The weights are quantized, or the folder needs its own code.
     """
     for name, message in _REFUSED.items():
         if config.get(name):

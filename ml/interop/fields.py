@@ -202,7 +202,7 @@ class Fixed(Row):
 
 @dataclass(frozen=True)
 class Bias(Row):
-    """Whether linear layers of some names have a bias.
+    """The presence of biases in linear layers of some names.
 
     Args:
         layers: The names.

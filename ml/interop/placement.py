@@ -16,7 +16,7 @@ _TIED = ("embeddings.token.weight", "head.weight")
 
 
 class Placement(NamedTuple):
-    """What is read from a checkpoint.
+    """The tensors that are read from a checkpoint.
 
     Attributes:
         read: The tensors of the checkpoint that are read, with their places in the model.

@@ -26,7 +26,7 @@ def leaves(value, path=()):
 
 
 def changed(value):
-    """Other values for a value, of its own type first."""
+    """Other values for a value, of the same type first."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
