@@ -13,6 +13,7 @@ EXTRAS = {
     "images": ["pillow>=10.0"],
     "tokenizers": ["sentencepiece>=0.2", "tiktoken>=0.7", "tokenizers>=0.20"],
     "parquet": ["pyarrow>=15.0"],
+    "zstandard": ["zstandard>=0.22; python_version < '3.14'"],
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.17"],
     "plot": ["matplotlib>=3.8"],

@@ -224,6 +224,7 @@ RUNS = {
         AdamW.learning_rate = 1.0
         Trainer.num_steps = 16""",
     "packed": "TextData.sampling = @PackedDocuments\nPackedDocuments.window = 40\nTextFiles.paths = ['short']",
+    "rows": "TextFiles.paths = ['rows']\nTextFiles.on_error = 'skip'\nTextFiles.text_key = 'turn'",
     "fill in the middle": FILL,
     "token files": """
         Trainer.data = @TokenFiles
@@ -389,6 +390,8 @@ def write_documents():
             writer = TokenWriter(Path(folder) / part, ByteTokenizer(), shard_tokens=500)
             writer.append(np.concatenate(encoded), np.cumsum([len(tokens) for tokens in encoded]), 1)
             writer.finish({})
+    rows = [json.dumps({"turn": text, "short": text[::-1]}) for text in texts]
+    Path("rows").write_text("\n".join([*rows, "broken"]))
     roles = ("system", "user", "assistant", "user", "assistant")
     talks = [{"messages": [{"role": role, "content": f"{role[0]}{n}"} for role in roles]} for n in range(40)]
     for file, order in (("chat", 1), ("other_chat", -1)):
@@ -542,6 +545,7 @@ def bases_with(name: str) -> Found:
     (info,) = candidates(name)
     texts = MODELS if info.selector.startswith(MODEL_PACKAGES) else BASES
     direct = [(text,) for text in texts.values() if name in places((text,))]
+    direct.sort(key=lambda bindings: -bindings[0].count(f"{name}."))  # those in which it is configured most
     return Found(iter(direct) if direct else itertools.islice(replacements(name), 2))
 
 

@@ -52,6 +52,7 @@ CASES = {
     "min_p": ("Samples.min_p = 0.5", ["Samples.temperature = 0.0"], [SAMPLES]),
     "the seed of samples": ("Samples.seed = 5", ["Samples.temperature = 0.0"], [SAMPLES]),
     "the pattern of files": ("TextFiles.pattern = '*.py'", ["TextFiles.paths = None"], ["TextFiles.paths = '.'"]),
+    "the key of text": ("TextFiles.text_key = 'body'", ["TextFiles.paths = None"], ["TextFiles.paths = '.'"]),
 }
 every_case = pytest.mark.parametrize(("option", "because", "also"), CASES.values(), ids=CASES)
 

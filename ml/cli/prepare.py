@@ -1,11 +1,11 @@
-"""Turn text, JSON lines or Parquet into token files."""
+"""Turn text, JSON, CSV, Parquet or Arrow into token files."""
 
 import argparse
 import sys
 
 from ml.cli.path_argument import to_path
 from ml.cli.preparation_display import display_on
-from ml.cli.source_arguments import add_source_arguments, reading_of
+from ml.cli.source_arguments import add_source_arguments, reading_of, sources_of
 from ml.cli.tokenizer_arguments import add_tokenizer_arguments, chosen_tokenizer
 from ml.errors import UserError
 from ml.machine import num_usable_cores
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from ml.data.preparation import Settings, find_sources, prepare
+    from ml.data.preparation import Settings, prepare
 
     settings = Settings(
         arguments.output,
@@ -41,7 +41,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         num_usable_cores() if arguments.num_workers is None else _positive("num_workers", arguments.num_workers),
     )
     tokenizer = chosen_tokenizer(arguments)
-    sources = find_sources(arguments.sources, arguments.pattern)
+    sources = sources_of(arguments, settings.reading)
     display = display_on(sys.stdout)
     try:
         summary = prepare(sources, tokenizer, settings, display)

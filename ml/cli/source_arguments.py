@@ -1,4 +1,4 @@
-"""Command line flags of sources: text, JSON lines and Parquet."""
+"""Command line flags of sources: text, JSON, tables, Parquet and Arrow."""
 
 import argparse
 
@@ -12,10 +12,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         type=path_text,
         nargs="*",
-        help="files and folders: .jsonl, .parquet, all others as text; also compressed as .gz, .bz2, .xz",
+        help="files and folders: text, JSON lines, JSON arrays, CSV, TSV, Parquet, Arrow; also compressed",
     )
     parser.add_argument("--pattern", default="*", help='glob for files in folders, such as "*.jsonl"')
-    parser.add_argument("--text_key", default="text", help="key in JSON lines, or Parquet column (default text)")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "text"),
+        default="auto",
+        help="auto: by the content of each file; text: each file is one document (default auto)",
+    )
+    parser.add_argument("--text_key", default="text", help="key in JSON, or column in tables (default text)")
     parser.add_argument(
         "--on_error", choices=("stop", "skip"), default="stop", help="for an invalid row (default stop)"
     )
@@ -25,6 +31,17 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         default="replace",
         help="for invalid UTF-8 (default replace)",
     )
+
+
+def sources_of(arguments: argparse.Namespace, reading):
+    """Returns the source files.
+
+    Raises:
+        UserError: A path does not exist, or a file is not of a known format.
+    """
+    from ml.data.preparation import find_sources
+
+    return find_sources(arguments.sources, arguments.pattern, reading, as_format=arguments.format)
 
 
 def reading_of(arguments: argparse.Namespace, validation_fraction: float = 0.0):

@@ -1,10 +1,10 @@
-"""Train a byte pair encoding on text, JSON lines or Parquet."""
+"""Train a byte pair encoding on text, JSON, CSV, Parquet or Arrow."""
 
 import argparse
 import sys
 
 from ml.cli.path_argument import to_path
-from ml.cli.source_arguments import add_source_arguments, reading_of
+from ml.cli.source_arguments import add_source_arguments, reading_of, sources_of
 from ml.errors import RunFailure, UserError
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a tokenizer.json, for `HuggingFaceTokenizer.path`."""
-    from ml.data.preparation import COUNTS, Findings, find_sources, texts_of
+    from ml.data.preparation import COUNTS, Findings, texts_of
     from ml.data.tokenizers.training import NUM_BYTES, train_byte_pairs
 
     special = arguments.special_token or ["<|endoftext|>"]
@@ -30,9 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if arguments.output.exists():
         raise UserError(f"{arguments.output} (--output) already exists; choose another file")
-    sources = find_sources(arguments.sources, arguments.pattern)
+    reading = reading_of(arguments)
+    sources = sources_of(arguments, reading)
     findings = Findings()
-    texts = texts_of(sources, reading_of(arguments), findings)
+    texts = texts_of(sources, reading, findings)
     try:
         size = train_byte_pairs(texts, arguments.output, arguments.vocab_size, special, sys.stderr.isatty())
     except OSError as error:

@@ -1,13 +1,17 @@
 """Sources of every kind for `prepare`, and readers of its output."""
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 import os
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
+import zstandard
 from pyarrow import parquet
 
 from ml.data.token_files.reading import TokenFolder
@@ -52,6 +56,20 @@ def write_rows(file, texts, key="text", kind=None, **options):
     parquet.write_table(pyarrow.table({"id": list(range(len(texts))), key: column}), file, **options)
 
 
+def as_table(texts, delimiter=",", line_end="\r\n") -> bytes:
+    """Returns a CSV whose fields are quoted where Python's library quotes them."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end)
+    writer.writerows([("id", "text", "note"), *((n, text, "a,b") for n, text in enumerate(texts))])
+    return file.getvalue().encode()
+
+
+def write_arrow(file, texts, opened=pyarrow.ipc.new_stream, rows_per_batch=2):
+    table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
+    with opened(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_per_batch)
+
+
 WRITERS = {
     "text": lambda folder: [(folder / f"{n}.txt").write_text(text) for n, text in enumerate(TEXTS)],
     "lines": lambda folder: (folder / "a.jsonl").write_bytes(as_lines(TEXTS)),
@@ -71,6 +89,23 @@ WRITERS = {
         folder / "a.parquet", TEXTS, kind=pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
     ),
     "rows, binary": lambda folder: write_rows(folder / "a.parquet", [t.encode() for t in TEXTS], kind=pyarrow.binary()),
+    "rows, unusual name": lambda folder: write_rows(folder / "part-0", TEXTS),
+    "lines, suffix of JSON": lambda folder: (folder / "c4.json.gz").write_bytes(gzip.compress(as_lines(TEXTS))),
+    "lines, upper case": lambda folder: (folder / "A.JSONL").write_bytes(as_lines(TEXTS)),
+    "lines, no suffix": lambda folder: (folder / "dolma-0001").write_bytes(b"\xef\xbb\xbf" + as_lines(TEXTS)),
+    "lines, CRLF": lambda folder: (folder / "a.txt").write_bytes(as_lines(TEXTS).replace(b"\n", b"\r\n")),
+    "lines, Zstandard": lambda folder: (folder / "a.jsonl.zst").write_bytes(
+        zstandard.compress(as_lines(TEXTS[:3])) + zstandard.compress(as_lines(TEXTS)[len(as_lines(TEXTS[:3])) :])
+    ),
+    "array": lambda folder: (folder / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS])),
+    "array, indented": lambda folder: (folder / "a").write_text(
+        "\ufeff\n" + json.dumps([{"n": [1], "text": text} for text in TEXTS], indent=2, ensure_ascii=False) + "\n\n"
+    ),
+    "CSV": lambda folder: (folder / "a.csv").write_bytes(as_table(TEXTS)),
+    "CSV, no suffix": lambda folder: (folder / "a.txt").write_bytes(b"\xef\xbb\xbf" + as_table(TEXTS, ";", "\n")),
+    "TSV, gzip": lambda folder: (folder / "a.TSV.gz").write_bytes(gzip.compress(as_table(TEXTS, "\t", "\n"))),
+    "Arrow": lambda folder: write_arrow(folder / "a.arrow", TEXTS),
+    "Arrow, file": lambda folder: write_arrow(folder / "a", TEXTS, pyarrow.ipc.new_file, 3),
     "mixed": lambda folder: [
         (folder / "0.txt").write_text(TEXTS[0]),
         (folder / "1.jsonl").write_bytes(as_lines(TEXTS[1:3])),

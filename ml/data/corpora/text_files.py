@@ -3,15 +3,13 @@
 import abc
 import logging
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
 
 from ml.config import configurable, require, unused
 from ml.data.corpora.standard_library import standard_library_files
-from ml.data.errors import DataError
-from ml.data.reading.decoding import decode
 from ml.data.reading.documents import Document
-from ml.data.reading.files import FoundFile, find_files, opened
+from ml.data.reading.options import AsFormat, Findings, InvalidUtf8, OnError, OptionNames, Reading
+from ml.data.reading.source_documents import documents_in
+from ml.data.reading.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +24,20 @@ class Corpus(abc.ABC):
 
 @configurable
 class TextFiles(Corpus):
-    """Text files, one document each; by default the sources of Python's standard library.
+    """Text files, one document each, and files with one document a row; by default the sources of Python's standard
+    library.
 
-    Files may be compressed (.gz, .bz2, .xz, .zst).
+    Formats are recognized by content: JSON lines, JSON arrays, CSV and TSV with a header, Parquet, Arrow, and folders
+    of the library `datasets`. Files may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
         paths: File, folder, or list of them; folders are searched recursively, hidden files are skipped. None reads the
             standard library of the running Python.
         pattern: Glob that file names in folders must match, such as "*.txt".
+        format: "auto" recognizes the format of each file by its content; "text" reads every file as one document.
+        text_key: Key of the text in JSON, column in tables. If there is none of that name, "data.text" is the key
+            "text" in the object under "data".
+        on_error: Handling of an invalid row: "stop" raises an error, "skip" omits the row and logs how many there were.
         invalid_utf8: Handling of bytes that are not UTF-8: "replace" substitutes U+FFFD and logs the position, "error"
             raises an error.
     """
@@ -42,42 +46,34 @@ class TextFiles(Corpus):
         self,
         paths: str | list[str] | None = None,
         pattern: str = "*",
-        invalid_utf8: Literal["replace", "error"] = "replace",
+        format: AsFormat = "auto",
+        text_key: str = "text",
+        on_error: OnError = "stop",
+        invalid_utf8: InvalidUtf8 = "replace",
     ):
         require(paths is None or len(paths) > 0, "paths", "names nothing to read")
-        unused(paths is None, "pattern", "paths")
+        for option in ("pattern", "format", "text_key", "on_error"):
+            unused(paths is None, option, "paths")
         self.paths = [paths] if isinstance(paths, str) else paths
         self.pattern = pattern
-        self.invalid_utf8 = invalid_utf8
+        self.format: AsFormat = format
+        self.reading = Reading(text_key, on_error, invalid_utf8, names=OptionNames("TextFiles"))
 
     def documents(self) -> Iterator[Document]:
-        """Yields the files, sorted by name within each path.
+        """Yields the documents; files are sorted by name within each path.
 
         Raises:
-            DataError: A path does not exist, cannot be read, or is not text.
+            DataError: A path does not exist, cannot be read, or is not of a known format.
         """
-        for name, file in self._files():
-            with opened(file) as (stream, _):
-                content = stream.read()
-            if text := self._decoded(file, content):
-                yield Document(name, text)
+        findings = Findings()
+        for source in self._sources():
+            yield from documents_in(source, self.reading, findings)
+        findings.log(logger)
 
-    def _files(self) -> Iterator[FoundFile]:
-        if self.paths is not None:
-            options = {"paths_option": "TextFiles.paths", "pattern_option": "TextFiles.pattern"}
-            yield from find_files(self.paths, self.pattern, **options)
-            return
-        root, files = standard_library_files()
-        yield from sorted(FoundFile(file.relative_to(root).as_posix(), file) for file in files)
-
-    def _decoded(self, file: Path, content: bytes) -> str:
-        if (place := content.find(0)) >= 0:
-            raise DataError(
-                f"{file} is not text: byte {place} is zero. List only text files, or narrow TextFiles.pattern"
-            )
-        text, problem, num_replaced = decode(content, str(file))
-        if problem is not None and self.invalid_utf8 == "error":
-            raise DataError(f'{problem}; TextFiles.invalid_utf8 = "replace" replaces such bytes by U+FFFD')
-        if problem is not None:
-            logger.warning("%s; replaced %d invalid byte sequences of this file by U+FFFD", problem, num_replaced)
-        return text
+    def _sources(self) -> list[Source]:
+        if self.paths is None:
+            root, files = standard_library_files()
+            found = sorted((file.relative_to(root).as_posix(), file) for file in files)
+            return [Source.of(file, name, None) for name, file in found]
+        option = self.reading.names.name("paths")
+        return find_sources(self.paths, self.pattern, self.reading, as_format=self.format, paths_option=option)

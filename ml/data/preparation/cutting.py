@@ -4,14 +4,13 @@ import collections
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from ml.data.errors import DataError
 from ml.data.preparation.holdout import HeldOut
-from ml.data.preparation.pieces import VALIDATION, LinesPiece, Piece, RowsPiece, TextPiece
-from ml.data.preparation.sources import Source, opened_source
-from ml.data.reading.files import Content
-from ml.optional import optional_import
+from ml.data.preparation.pieces import VALIDATION, Piece, RowsPiece, TextPiece
+from ml.data.reading.compression import Content
+from ml.data.reading.records import Cursor, Field, RecordFormat
+from ml.data.reading.sources import Source, opened_source
 
 _BYTES_AT_ONCE = 2**17
 _FIRST_SEARCHED = 2**6
@@ -24,7 +23,7 @@ class Position(NamedTuple):
 
     Attributes:
         source: Index of the current source.
-        offset: Bytes or row groups of it that are done.
+        offset: Bytes of it that are done, or what else `Cursor` counts.
         row: Lines or rows of it that are done.
     """
 
@@ -55,14 +54,14 @@ class _Cut(NamedTuple):
 
 
 def tasks(
-    sources: Sequence[Source], held_out: HeldOut, text_key: str, safe_cut: re.Pattern[bytes] | None, start: Position
+    sources: Sequence[Source], held_out: HeldOut, field: Field, safe_cut: re.Pattern[bytes] | None, start: Position
 ) -> Iterator[Task]:
     """Yields the remaining work from `start` on, in tasks of about 64 KiB or more.
 
     Args:
         sources: All sources, including those that are done.
         held_out: Held-out split of the text files.
-        text_key: Column of Parquet files with the text.
+        field: Field of the records that holds the text.
         safe_cut: Pattern after whose matches long documents may be cut; None encodes them whole.
         start: Position to resume from, the `end` of a task.
 
@@ -71,7 +70,7 @@ def tasks(
     """
     pieces: list[Piece] = []
     num_bytes = 0
-    for cut in _cuts(sources, held_out, text_key, safe_cut, start):
+    for cut in _cuts(sources, held_out, field, safe_cut, start):
         pieces.append(cut.piece)
         num_bytes += cut.num_bytes
         if num_bytes >= _BYTES_AT_ONCE // 2:
@@ -82,21 +81,18 @@ def tasks(
 
 
 def _cuts(
-    sources: Sequence[Source], held_out: HeldOut, text_key: str, safe_cut: re.Pattern[bytes] | None, start: Position
+    sources: Sequence[Source], held_out: HeldOut, field: Field, safe_cut: re.Pattern[bytes] | None, start: Position
 ) -> Iterator[_Cut]:
     for index in range(start.source, len(sources)):
         source = sources[index]
         begin = start if index == start.source else Position(index)
-        if source.kind == "rows":
-            yield from _row_groups(source, text_key, begin)
+        if source.format is not None:
+            yield from _records(source, source.format, field, begin)
             continue
         with opened_source(source) as content:
-            content.stream.seek(begin.offset)  # decompresses a compressed stream from its start
-            if source.kind == "lines":
-                yield from _lines(source, content, begin)
-            else:
-                stretches = _stretches(held_out.parts[index], held_out.cuts.get(index))
-                yield from _text(source, content, begin, stretches, _finder_of_last(safe_cut))
+            content.skip(begin.offset)  # decompresses a compressed stream from its start
+            stretches = _stretches(held_out.parts[index], held_out.cuts.get(index))
+            yield from _text(source, content, begin, stretches, _finder_of_last(safe_cut))
 
 
 class _Stretch(NamedTuple):
@@ -125,52 +121,11 @@ def _text(
             yield _Cut(piece, end, num_bytes)
 
 
-def _lines(source: Source, content: Content, begin: Position) -> Iterator[_Cut]:
-    offset, line, read = begin.offset, begin.row, content.position()
-    for block, is_last in _blocks(content.stream, None, _after_last_line):
-        piece = LinesPiece(source.path, line + 1, block)
-        offset += len(block)
-        line += block.count(b"\n")
-        num_bytes, read = content.position() - read, content.position()
-        yield _Cut(piece, Position(begin.source + 1) if is_last else Position(begin.source, offset, line), num_bytes)
-
-
-def _row_groups(source: Source, text_key: str, begin: Position) -> Iterator[_Cut]:
+def _records(source: Source, records: RecordFormat, field: Field, begin: Position) -> Iterator[_Cut]:
     source.check_unchanged()
-    facts = _parquet_facts(source, text_key)
-    row = begin.row
-    for group in range(begin.offset, facts.num_row_groups):
-        piece = RowsPiece(source.path, group, row)
-        row += facts.row_group(group).num_rows
-        is_last = group + 1 == facts.num_row_groups
-        end = Position(begin.source + 1) if is_last else Position(begin.source, group + 1, row)
-        yield _Cut(piece, end, source.size // facts.num_row_groups)
-
-
-def _parquet_facts(source: Source, text_key: str) -> Any:
-    """Reads the metadata of a Parquet file with a column of text.
-
-    Raises:
-        DataError: The file is not Parquet, or lacks the column.
-    """
-    pyarrow = optional_import("pyarrow", "parquet", str(source.path), DataError)
-    parquet = optional_import("pyarrow.parquet", "parquet", str(source.path), DataError)
-    try:
-        facts = parquet.read_metadata(source.path)
-        schema = parquet.read_schema(source.path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{source.path} is not a Parquet file: {error}") from error
-    if text_key not in schema.names:
-        raise DataError(
-            f"{source.path} has no column {text_key!r} (--text_key); it has "
-            f"{', '.join(map(repr, schema.names)) or 'none'}"
-        )
-    kind = schema.field(text_key).type
-    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary())
-    if kind not in texts:
-        raise DataError(f"{source.path}: the column {text_key!r} (--text_key) is {kind}, not text")
-    return facts
+    for read in records.texts(source.path, field, Cursor(begin.offset, begin.row)):
+        end = Position(begin.source + 1) if read.end is None else Position(begin.source, *read.end)
+        yield _Cut(RowsPiece(read.block), end, read.num_bytes)
 
 
 def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> Iterator[tuple[bytes, bool]]:
@@ -198,10 +153,6 @@ def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> It
         searched = max(len(held) - 1, 0)
         held += ahead
     yield bytes(held), True
-
-
-def _after_last_line(block: bytearray, start: int) -> int:
-    return block.rfind(b"\n", start) + 1
 
 
 def _finder_of_last(pattern: re.Pattern[bytes] | None) -> FindCut | None:

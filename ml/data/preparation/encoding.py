@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ml.data.preparation.cutting import Task
-from ml.data.preparation.pieces import Findings, Reading, Text
+from ml.data.preparation.pieces import Text
+from ml.data.reading.options import Findings, Reading
 from ml.data.tokenizers import Tokenizer
 from ml.errors import RunFailure
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml.data.preparation.pieces import TRAIN, VALIDATION
-from ml.data.preparation.sources import Source, opened_source
 from ml.data.reading.hold_out import hash_fraction
+from ml.data.reading.sources import Source, opened_source
 
 _SEARCHED_AT_ONCE = 2**16
 
@@ -36,7 +36,7 @@ def hold_out_files(sources: Sequence[Source], fraction: float) -> HeldOut:
     Raises:
         DataError: A file cannot be read.
     """
-    files = {index: source for index, source in enumerate(sources) if source.kind == "text"}
+    files = {index: source for index, source in enumerate(sources) if source.format is None}
     parts = {i: VALIDATION if hash_fraction(file.name.encode()) < fraction else TRAIN for i, file in files.items()}
     if fraction == 0.0 or len(files) < len(sources) or any(file.is_compressed for file in files.values()):
         return HeldOut(parts, {})

@@ -12,9 +12,9 @@ from ml.data.errors import DataError
 from ml.data.preparation.cutting import tasks
 from ml.data.preparation.encoding import Encoded, Encoder, encoded
 from ml.data.preparation.holdout import hold_out_files
-from ml.data.preparation.pieces import COUNTS, Reading
 from ml.data.preparation.progress_file import OutputFolder, Progress
-from ml.data.preparation.sources import Source
+from ml.data.reading.options import COUNTS, Reading
+from ml.data.reading.sources import Source
 from ml.data.token_files.reading import TokenFolder
 from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers import Tokenizer
@@ -101,8 +101,8 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
         display.start(progress.num_bytes, sum(source.size for source in sources))
         with _writers(paths, tokenizer, settings.shard_tokens, progress) as writers:
             run = _Run(folder, writers, progress, display)
-            text_key, safe_cut = settings.reading.text_key, tokenizer.safe_cut
-            remaining = tasks(sources, held_out, text_key, safe_cut, progress.position)
+            field, safe_cut = settings.reading.field, tokenizer.safe_cut
+            remaining = tasks(sources, held_out, field, safe_cut, progress.position)
             run.write_all(encoded(remaining, Encoder(tokenizer, settings.reading), settings.num_workers))
             for source in sources:
                 source.check_unchanged()
@@ -198,4 +198,4 @@ def _failures_as_messages(output: Path) -> Iterator[None]:
 def _summary(paths: list[Path], sources: Sequence[Source], seconds: float | None) -> Summary:
     folders = [TokenFolder(path) for path in paths]
     text = folders[0].manifest["text"]
-    return Summary(folders, {kind: text[kind] for kind in COUNTS if text[kind]}, seconds)
+    return Summary(folders, {kind: text[kind] for kind in COUNTS if text.get(kind)}, seconds)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml.data.errors import DataError
 from ml.data.preparation.cutting import Position
-from ml.data.preparation.sources import Source
+from ml.data.reading.sources import Source
 from ml.data.token_files.reading import MANIFEST, UNFINISHED
 from ml.files import LockedError, locked, write_atomically
 

@@ -1,14 +1,8 @@
-"""Discovery and decompression of files."""
+"""Discovery of files."""
 
-import bz2
-import gzip
-import importlib
-import lzma
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from ml.data.errors import DataError, MissingData
 
@@ -50,60 +44,3 @@ def find_files(
             yield FoundFile(path.name, path)
         else:
             raise MissingData(f"no such file or folder: {path} ({paths_option}, from {Path.cwd()})")
-
-
-def is_compressed(path: Path) -> bool:
-    """Returns True for a suffix of a compression format that `opened` reads."""
-    return path.suffix in _DECOMPRESSORS
-
-
-def suffix_of_content(path: Path) -> str:
-    """Returns the suffix without that of the compression: ".jsonl" for "a.jsonl.gz"."""
-    return next((suffix for suffix in reversed(path.suffixes) if suffix not in _DECOMPRESSORS), "")
-
-
-class Content(NamedTuple):
-    """Open file.
-
-    Attributes:
-        stream: Decompressed content.
-        position: Returns the number of bytes read from the file itself, before decompression.
-    """
-
-    stream: BinaryIO
-    position: Callable[[], int]
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Content]:
-    """Opens a file for reading, decompressed if its suffix is .gz, .bz2, .xz or .zst.
-
-    Args:
-        path: The file.
-
-    Raises:
-        DataError: The file cannot be read, also inside the block, or its compressed content is truncated or damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            decompressed = _DECOMPRESSORS.get(path.suffix, lambda file: file)(file)
-            yield Content(decompressed, file.tell)
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is truncated or damaged: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path} (from {Path.cwd()}): {error.strerror or error}") from error
-
-
-def _open_zstandard(file: BinaryIO) -> Any:
-    try:
-        return importlib.import_module("compression.zstd").open(file)
-    except ImportError:
-        raise DataError(f"{file.name}: reading .zst needs Python 3.14 or newer; compress the file as .gz") from None
-
-
-_DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstandard,
-}

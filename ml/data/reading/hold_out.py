@@ -10,9 +10,10 @@ def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document]
     """Splits documents into a training part and a held-out part of about `fraction` of the text.
 
     A document is held out if the hash of its name, as a number in [0, 1), is below `fraction`: adding or removing other
-    documents does not move it. Held-out documents are ordered by that hash, so that any prefix of them is a fair
-    sample. If this selects less than a quarter or more than four times the requested amount (few documents, or one that
-    is most of the text), the end of every document is held out instead.
+    documents does not move it. Rows are hashed by their text, so that equal ones are on the same side. Held-out
+    documents are ordered by that hash, so that any prefix of them is a fair sample. If this selects less than a quarter
+    or more than four times the requested amount (few documents, or one that is most of the text), the end of every
+    document is held out instead.
 
     Args:
         documents: All documents.
@@ -23,7 +24,7 @@ def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document]
     """
     if fraction in (0.0, 1.0):
         return ([], documents) if fraction else (documents, [])
-    hashes = {document.name: hash_fraction(document.name.encode()) for document in documents}
+    hashes = {document.name: _hash_of(document) for document in documents}
     trained = [document for document in documents if hashes[document.name] >= fraction]
     held_out = [document for document in documents if hashes[document.name] < fraction]
     requested = fraction * _size(documents)
@@ -49,6 +50,10 @@ def hash_fraction(content: bytes) -> float:
     return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
 
 
+def _hash_of(document: Document) -> float:
+    return hash_fraction((document.text if document.is_row else document.name).encode())
+
+
 def _size(documents: list[Document]) -> int:
     return sum(len(document.text) for document in documents)
 
@@ -56,6 +61,6 @@ def _size(documents: list[Document]) -> int:
 def _cut(documents: list[Document], fraction: float) -> tuple[list[Document], list[Document]]:
     cuts = [len(document.text) - round(len(document.text) * fraction) for document in documents]
     pairs = list(zip(documents, cuts, strict=True))
-    heads = [Document(document.name, document.text[:cut]) for document, cut in pairs]
-    tails = [Document(document.name, document.text[cut:]) for document, cut in pairs]
+    heads = [document._replace(text=document.text[:cut]) for document, cut in pairs]
+    tails = [document._replace(text=document.text[cut:]) for document, cut in pairs]
     return heads, [tail for tail in tails if tail.text]

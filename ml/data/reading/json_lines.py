@@ -1,22 +1,19 @@
-"""JSON lines files, with the location of each line and handling of invalid ones."""
+"""Records of a single file, parsed one by one."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from ml.data.errors import DataError
-from ml.data.reading.files import opened
+from ml.data.reading.formats.json_lines import JsonLines
+from ml.data.reading.options import Findings, OnError, OptionNames, Reading
+from ml.data.reading.records import BrokenRecord, Cursor
+from ml.data.reading.rows import parsed_rows
 
 logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
-OnError = Literal["stop", "skip"]
-
-
-class BrokenLine(ValueError):
-    """Invalid line. The message completes `file:line: ...`."""
+BrokenLine = BrokenRecord
 
 
 def read_records(
@@ -33,47 +30,10 @@ def read_records(
     Raises:
         DataError: The file cannot be read, or a line is invalid; the message begins with `file:line`.
     """
-    skipped: list[str] = []
-    for place, line in numbered_lines(file):
-        try:
-            yield place, parse(parse_json(_decoded(line)))
-        except BrokenLine as error:
-            if on_error == "stop":
-                raise DataError(f'{place}: {error}; {option} = "skip" skips such lines') from None
-            skipped.append(f"{place}: {error}")
-    if skipped:
-        logger.warning("skipped %d invalid lines, the first: %s", len(skipped), skipped[0])
-
-
-def numbered_lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (`file:line`, line) for each line of a file, plain or compressed, that is not blank.
-
-    Args:
-        file: The file.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    with opened(file) as (stream, _):
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"{file}:{number}", line
-
-
-def parse_json(text: str) -> Any:
-    """Parses one JSON value.
-
-    Raises:
-        BrokenLine: The text is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BrokenLine(f"not JSON: {error}") from None
-
-
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BrokenLine(f"byte {error.start} is not UTF-8") from None
+    reading = Reading(on_error=on_error, names=OptionNames(option.partition(".")[0]))
+    findings = Findings()
+    for read in JsonLines().records(file, Cursor()):
+        yield from parsed_rows(read.block, parse, reading, findings)
+    if findings.counts:
+        kind, count = next(iter(findings.counts.items()))
+        logger.warning("skipped %d invalid lines, the first: %s", count, findings.notes[kind][0])

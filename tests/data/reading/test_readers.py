@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ml.data import ChatFiles, DataError, ImageTextFiles, TextFiles
-from ml.data.preparation import Reading, find_sources, texts_of
-from ml.data.preparation.pieces import Findings
+from ml.data.preparation import Findings, Reading, find_sources, texts_of
 from ml.data.reading.decoding import decode
 from ml.data.reading.hold_out import hash_fraction
 

@@ -1,16 +1,16 @@
-"""Source files of a preparation."""
+"""Source files, with their formats."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ml.data.errors import DataError
-from ml.data.reading.files import Content, find_files, is_compressed, opened, suffix_of_content
-
-Kind = Literal["text", "lines", "rows"]
-
-_KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".parquet": "rows"}
+from ml.data.reading.compression import Content, compression_of, opened
+from ml.data.reading.files import find_files
+from ml.data.reading.options import USUAL, AsFormat, Reading
+from ml.data.reading.recognition import recognized
+from ml.data.reading.records import RecordFormat
 
 
 class Source(NamedTuple):
@@ -19,20 +19,29 @@ class Source(NamedTuple):
     Attributes:
         path: Path of the file.
         name: Path relative to the folder that was searched; equal on every machine.
-        kind: Documents in the file: "text" is a single one, "lines" one per JSON line, "rows" one per Parquet row.
+        format: Format with one document per record; None for a text file, which is a single document.
         size: Size in bytes.
         modified: Modification time in nanoseconds.
     """
 
     path: Path
     name: str
-    kind: Kind
+    format: RecordFormat | None
     size: int
     modified: int
 
+    @staticmethod
+    def of(path: Path, name: str, format: RecordFormat | None) -> "Source":
+        """Returns a source with the present size and time of the file.
+
+        Raises:
+            DataError: The file does not exist.
+        """
+        return Source(path, name, format, *_facts(path))
+
     @property
     def is_compressed(self) -> bool:
-        return is_compressed(self.path)
+        return compression_of(self.path) is not None
 
     def check_unchanged(self) -> None:
         """Compares size and modification time with the file.
@@ -48,22 +57,28 @@ class Source(NamedTuple):
             )
 
 
-def find_sources(paths: Sequence[str | Path], pattern: str = "*") -> list[Source]:
+def find_sources(
+    paths: Sequence[str | Path],
+    pattern: str = "*",
+    reading: Reading = USUAL,
+    *,
+    as_format: AsFormat = "auto",
+    paths_option: str = "sources",
+) -> list[Source]:
     """Returns the files at `paths`; folders are searched recursively and sorted by name.
 
     Args:
         paths: Files and folders.
         pattern: Glob that file names in folders must match.
+        reading: Options of reading; tables are recognized by the column of the text.
+        as_format: "auto" recognizes the format of each file by its content; "text" reads every file as one document.
+        paths_option: Option that `paths` comes from, named in errors.
 
     Raises:
-        DataError: A path does not exist, or no file in a folder matches.
+        DataError: A path does not exist, no file in a folder matches, or a file is not of a known format.
     """
-    found = find_files(paths, pattern, paths_option="sources", pattern_option="--pattern")
-    return [_source(file.path, file.name) for file in found]
-
-
-def _source(path: Path, name: str) -> Source:
-    return Source(path, name, _KINDS.get(suffix_of_content(path), "text"), *_facts(path))
+    found = find_files(paths, pattern, paths_option=paths_option, pattern_option=reading.names.name("pattern"))
+    return [Source.of(path, name, recognized(path, reading) if as_format == "auto" else None) for name, path in found]
 
 
 def _facts(path: Path) -> tuple[int, int]:
@@ -76,7 +91,7 @@ def _facts(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def opened_source(source: Source) -> Iterator[Content]:
-    """Opens a source of text or JSON lines, decompressed.
+    """Opens a source, decompressed.
 
     Raises:
         DataError: The source cannot be read, has changed since it was found, or its compressed content is damaged.
