@@ -22,6 +22,7 @@ _READ_OR_WRITTEN = (
     "metrics.jsonl",
     "samples.jsonl",
     "run_id.txt",
+    "chat_template.json",
     "checkpoints",
     "segments",
     "code",

@@ -126,6 +126,7 @@ class Launch:
         self.write_config()
         if self.initial is not None:
             self.folder.write_imported(self.initial.kept_files())
+        self._write_chat_template()
         self.folder.write_environment(**environment)
         for notice in self.notices:
             print(notice, file=stream, flush=True)
@@ -135,6 +136,12 @@ class Launch:
         """The changes of a resumed or extended run, and those of a branch."""
         branch = "" if self.branch is None else self.branch.notice
         return [text for text in (self.continuation.notice, branch) if text]
+
+    def _write_chat_template(self) -> None:
+        data = self.trainer.data
+        kept = None if data.chat_template is None else data.chat_template.kept(data.tokenizer)
+        if kept is not None:
+            self.folder.write_chat_template(kept)
 
     def train(self, stream: TextIO) -> Outcome:
         """Trains from the first step, or from the newest checkpoint in the folder.

@@ -32,6 +32,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.history_file = self.path / "history.jsonl"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.chat_template = self.path / "chat_template.json"
         self.checkpoints = self.path / "checkpoints"
         self.profiles = self.path / "profiles"
         self.imported = self.path / "imported"
@@ -117,6 +118,18 @@ class RunFolder:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{self.operative} cannot be read: {error}") from error
+
+    def write_chat_template(self, record: Mapping[str, Any]) -> None:
+        """Writes the copy of a chat template that is in files.
+
+        Args:
+            record: The copy, from `ChatTemplate.kept`.
+
+        Raises:
+            RunFailure: It cannot be written.
+        """
+        with self._disk("write the chat template to"):
+            write_atomically(self.chat_template, json.dumps(record, indent=1) + "\n")
 
     def write_environment(self, **facts: Any) -> None:
         """Records the environment of this start of the run; earlier starts are kept, oldest first.
@@ -215,6 +228,9 @@ class ReadOnlyRunFolder(RunFolder):
         pass
 
     def write_imported(self, files: Mapping[str, bytes]) -> None:
+        pass
+
+    def write_chat_template(self, record: Mapping[str, Any]) -> None:
         pass
 
     def write_environment(self, **facts: Any) -> None:

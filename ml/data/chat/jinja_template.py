@@ -3,6 +3,7 @@
 import datetime
 import functools
 from pathlib import Path
+from typing import Any
 
 from ml.config import configurable, require
 from ml.data.chat.control_text import ControlText
@@ -78,9 +79,15 @@ class JinjaTemplate(ChatTemplate):
             self._files = read_templates(folder)
         return self._files
 
-    def keep(self, files: TemplateFiles) -> None:
-        """Uses templates that a run kept, instead of those of `path`."""
-        self._files = files
+    def kept(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        return self.files(tokenizer)._asdict()
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        found = TemplateFiles(kept.get("sources", {}), kept.get("tokens", {}))
+        texts = [part for parts in found if isinstance(parts, dict) for part in (*parts, *parts.values())]
+        if not all(isinstance(parts, dict) for parts in found) or not all(isinstance(text, str) for text in texts):
+            raise DataError("the kept chat template is damaged: it must have texts by name in `sources` and `tokens`")
+        self._files = found
 
     def _renderer(self, chat: Chat, tokenizer: Tokenizer) -> Renderer:
         sources, tokens = self.files(tokenizer)

@@ -74,6 +74,25 @@ class ChatTemplate(abc.ABC):
     def reads(self, key: str, tokenizer: Tokenizer) -> bool:
         """Returns True if the template renders this key of messages, or `tools`."""
 
+    def kept(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
+        """Returns what a run keeps of the template, as JSON values; None if its parameters are all of it.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return None
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Uses what a run kept.
+
+        Args:
+            kept: The value of `kept`.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        raise DataError(f"{type(self).__name__} is not in files, and the run keeps a template")
+
     def check(self, chat: Chat, tokenizer: Tokenizer) -> None:
         """Checks that nothing of a conversation would be dropped.
 

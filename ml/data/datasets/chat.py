@@ -119,6 +119,11 @@ class ChatData(Data):
         trained = train if self.validation_fraction < 1.0 else None
         return TokenDataset(trained, validation, self.tokenizer, self.packing, sequence_length, seed, sha256)
 
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Template of conversations."""
+        return self.template
+
     @functools.cached_property
     def chat(self) -> ChatFormat:
         """Template, tokenizer and separator, for generation with the tokens of training."""

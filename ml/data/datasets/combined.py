@@ -9,6 +9,7 @@ import numpy as np
 
 from ml.config import child, require
 from ml.data.chat.encoding import ChatFormat
+from ml.data.chat.template import ChatTemplate
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.datasets.statistics import DocumentStatistics, Portion
 from ml.data.errors import DataError
@@ -57,6 +58,11 @@ class CombinedData(Data):
     def begin(self) -> Begin:
         """Begin of the documents of the first part."""
         return next(iter(self.datasets.values())).begin
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Template of conversations of the first part that has any."""
+        return next((found for data in self.datasets.values() if (found := data.chat_template) is not None), None)
 
     @property
     def chat(self) -> ChatFormat | None:

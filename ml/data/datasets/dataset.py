@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ml.data.chat.encoding import ChatFormat
+from ml.data.chat.template import ChatTemplate
 from ml.data.datasets.statistics import DocumentStatistics, Portion
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_begin import Begin
@@ -162,6 +163,11 @@ class Data(abc.ABC):
     def ending(self) -> Ending:
         """End of a generated document."""
         return Ending.of(self.separator)
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Template of conversations; None if the data has none."""
+        return None
 
     @property
     def chat(self) -> ChatFormat | None:
