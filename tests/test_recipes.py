@@ -20,6 +20,7 @@ import ml
 from ml.api import build_trainer
 from ml.data import ByteTokenizer, TokenFiles
 from ml.data.token_files.writing import TokenWriter
+from ml.data.tokenizers.training import train_byte_pairs
 from ml.distributed.estimate.cluster import Cluster
 from ml.training import RunFolder, train
 from ml.training.estimate.planning import plan
@@ -92,7 +93,7 @@ SMALL = {
     "base.gin": [],
     "recipes/tiny.gin": [],
     "recipes/lora.gin": [],
-    "recipes/chat.gin": [],
+    "recipes/chat.gin": ["LanguageModel.vocab_size = 300"],
     "recipes/token_files_30m.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/vision_language.gin": ["Shapes.num_images = 60", "Trainer.sequence_length = 56"],
     "recipes/llama_30m.gin": [*REPEATED, *HEADS, *GATED],
@@ -183,7 +184,8 @@ def test_a_recipe_for_token_files_requires_them(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_model_with_a_subword_vocabulary_reads_token_files(recipe):
     trainer = build_trainer(load(recipe))
-    assert isinstance(trainer.data, TokenFiles) == (trainer.model.vocab_size > 257)  # bytes and an image token
+    has_subwords = trainer.model.vocab_size > 257  # bytes and an image token
+    assert isinstance(trainer.data, TokenFiles) == (has_subwords and recipe != "recipes/chat.gin")
 
 
 @pytest.mark.parametrize(("recipe", "count"), PARAMETERS.items(), ids=PARAMETERS)
@@ -204,7 +206,9 @@ def test_published_shapes_have_the_parameter_count_of_transformers(recipe, publi
 
 
 def write_data(texts):
-    """Writes the same data as text, as conversations and as token files."""
+    """Writes the same data as text, as conversations with a tokenizer, and as token files."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    train_byte_pairs(texts, Path("tokenizer.json"), 300, special, show_progress=False)
     Path("text.txt").write_text("".join(texts))
     Path("chat.jsonl").write_text("\n".join(json.dumps({"prompt": "Go on: ", "completion": text}) for text in texts))
     for part, documents in (("train", texts[:300]), ("validation", texts[300:])):

@@ -117,7 +117,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_conversation_in_the_terminal_remembers_what_was_said(run, call, monkeypatch):
+def test_a_conversation_in_the_terminal_has_all_messages_before(run, call, monkeypatch):
     typed = iter(["Sky?", "Sun?"])
     asked = []
 

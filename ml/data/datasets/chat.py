@@ -85,8 +85,11 @@ class ChatData(Data):
 
     @property
     def vocab_size(self) -> int | None:
-        """Exclusive upper bound of the token ids."""
-        return self.tokenizer.vocab_size
+        """Exclusive upper bound of the token ids; None if the tokenizer cannot be read."""
+        try:
+            return self.tokenizer.vocab_size
+        except DataError:  # reading the data raises it again
+            return None
 
     @property
     def separator(self) -> Separator:
