@@ -14,6 +14,7 @@ from ml.machine import choose_device
 from ml.run_files import is_hugging_face_folder
 from ml.runs import Run
 from ml.runs.init_flags import init_statements
+from ml.runs.removed_sources import start_without_source
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ def load(
     init_step: int | None = None,
     init_state: str | None = None,
     init_may_differ: Sequence[str] = (),
+    run_dir: str | Path | None = None,
     search_path: Sequence[str | Path] = (),
     imported: Iterable[ImportedValue] = (),
     allow_unused_bindings: bool = False,
@@ -47,6 +49,8 @@ def load(
         init_state: What is taken from it, as `FromRun.state`: "weights", "average", or "all" to continue its training
             as a branch; None for the weights.
         init_may_differ: Patterns of the names of weights that may differ or be missing there, such as "head.*".
+        run_dir: Folder of the run that is started or resumed so; once it has started, it provides the configuration of
+            the model if the folder `init_from` has been removed since.
         search_path: More folders in which files are looked for.
         imported: Values of another pretrained checkpoint; weaker than any file or binding.
         allow_unused_bindings: Whether bindings without effect are warnings instead of errors.
@@ -60,8 +64,15 @@ def load(
         UserError: There is no run to start from.
     """
     path = init_from.path if isinstance(init_from, Run) else None if init_from is None else Path(init_from)
-    flags = init_statements(path, init_step, init_state, init_may_differ, alone=not gin_files)
-    if path is not None and is_hugging_face_folder(path):
+    removed = None if path is None or run_dir is None else start_without_source(Path(run_dir), path)
+    is_hugging_face = removed == "FromHuggingFace" if removed else path is not None and is_hugging_face_folder(path)
+    alone = not gin_files
+    flags = init_statements(path, init_step, init_state, init_may_differ, alone=alone, hugging_face=is_hugging_face)
+    if path is not None and run_dir is not None and removed:
+        resumed = Run(run_dir, trust_code=trust_code)
+        gin_files = gin_files if gin_files or is_hugging_face else resumed.config_file()
+        imported = [*imported, *resumed.imported_values(str(path / "operative_config.gin"))]
+    elif path is not None and is_hugging_face:
         from ml.interop.folder import Folder
         from ml.interop.importing import imported_values
 

@@ -42,6 +42,7 @@ def _train(flags) -> int:
         init_step=flags.init_step,
         init_state=flags.init_state,
         init_may_differ=flags.init_may_differ,
+        run_dir=flags.run_dir,
         search_path=flags.gin_search_path,
         allow_unused_bindings=flags.allow_unused_bindings,
         trust_code=flags.trust_run_code,

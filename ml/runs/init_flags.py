@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import ArgumentError
-from ml.run_files import is_hugging_face_folder
 
 _DEFAULTS: dict[str, Any] = {"state": "weights", "may_differ": [], "data_position": "continue"}
 
 
 def init_statements(
-    path: Path | None, step: int | None, state: str | None, may_differ: Sequence[str], *, alone: bool = False
+    path: Path | None,
+    step: int | None,
+    state: str | None,
+    may_differ: Sequence[str],
+    *,
+    alone: bool = False,
+    hugging_face: bool = False,
 ) -> list[tuple[str, str]]:
     """Returns the gin statements that the flags stand for, each with the name of its flag.
 
@@ -22,6 +27,7 @@ def init_statements(
         step: Step of its checkpoint; None for the newest valid one.
         state: What is taken from it; None for the default of `FromRun`, or what a file sets.
         may_differ: Patterns of the names of weights that may differ; empty for what a file sets.
+        hugging_face: Whether it is a Hugging Face folder.
         alone: Whether there is no file but the configuration of that run, whose own start is no part of this one.
 
     Raises:
@@ -32,7 +38,7 @@ def init_statements(
         if needless := next((name for name, value in given.items() if value is not None), None):
             raise ArgumentError(f"{{{needless}}} goes with {{init_from}}")
         return []
-    if is_hugging_face_folder(path):
+    if hugging_face:
         return _hugging_face_statements(path, given)
     statements = [
         ("--init_from", "Trainer.initial_weights = @FromRun"),

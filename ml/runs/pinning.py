@@ -53,7 +53,7 @@ def pinned(
             config = config.rebound((place,), pins, _LOCATION) if pins else config
     length = trainer.length
     if length.num_epochs is not None:
-        found = epoch_sequences or _recorded(saved or "", "Trainer").get("epoch_sequences")
+        found = epoch_sequences or recorded_values(saved or "", "Trainer").get("epoch_sequences")
         if found is not None and found != length.epoch_sequences:
             config = config.rebound((), {"epoch_sequences": found}, _LOCATION)
     return config
@@ -73,10 +73,10 @@ def adopt_found(trainer: Trainer, earlier: Trainer) -> None:
 
 
 def _pins(part: InitialWeights | Distillation, saved: str | None) -> dict[str, Any]:
-    return part.pins(_recorded(saved or "", type(part).__name__))
+    return part.pins(recorded_values(saved or "", type(part).__name__))
 
 
-def _recorded(operative: str, name: str) -> dict[str, Any]:
+def recorded_values(operative: str, name: str) -> dict[str, Any]:
     """Returns the values of a configurable that an operative config has once, by parameter."""
     found: dict[str, Any] = {}
     for one in statements(operative):

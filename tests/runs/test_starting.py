@@ -189,12 +189,33 @@ def test_moved_weights_are_found_by_their_hash_and_lost_ones_are_a_refusal(load,
         train(ml.load(folder / "operative_config.gin", {"FromRun.path": str(moved)}), folder)
 
 
-def test_after_its_first_checkpoint_a_run_does_not_need_its_source(load, base, tmp_path):
-    run, _ = train(load(init_from=base), tmp_path / "run")
+@pytest.mark.parametrize("has_file", [True, False])
+def test_after_its_first_checkpoint_a_run_does_not_need_its_source(load, base, folder, tmp_path, has_file):
+    """Neither by its operative config nor by the original command."""
+    own = ["Trainer.num_steps = 5"] if not has_file else []
+
+    def original(**options):
+        options |= {"init_from": str(base.path), "init_state": "average"}
+        return load(**options) if has_file else ml.load(bindings=own, **options)
+
+    config = original()
+    run, _ = train(config, tmp_path / "run")
+    config_before, before = run.config, measured(run)
     shutil.rmtree(base.path)
-    resumed, printed = train(run.config, run.path)
-    assert resumed.is_finished
-    assert "resuming from" in printed
+    again = original(run_dir=run.path)
+    imported = [one for one in again.records() if one.source == "imported"]
+    assert {one.location for one in imported} <= {f"{base.path}/operative_config.gin", None}
+    for known in (run.config, again):
+        resumed, printed = train(known, run.path)
+        assert resumed.is_finished
+        assert (resumed.config, measured(resumed)) == (config_before, before)
+        assert "resuming from" in printed
+    with pytest.raises(ml.UserError, match=f"there is no run in {base.path}"):
+        original(run_dir=folder / "run")  # which started from nothing
+    shutil.rmtree(run.path / "checkpoints")
+    lost = rf"the weights of step 4 with the SHA-256 {pins(run)[1][1:13]} are not in {base.path}: there is no run in"
+    with pytest.raises(ml.UserError, match=lost):
+        train(original(run_dir=run.path), run.path)
 
 
 def test_a_damaged_source_is_refused_before_anything_is_written(load, base, tmp_path):
