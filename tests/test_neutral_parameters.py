@@ -23,6 +23,7 @@ from test_every_parameter import (
     folder,  # noqa: F401
     loaded,
     open_teacher,
+    places,
     refusal,
 )
 
@@ -117,7 +118,8 @@ def is_neutral_in(name: str, parameter: str, *bindings: str) -> bool:
 
 @pytest.mark.parametrize(("name", "parameter"), ROUNDED, ids=[".".join(case) for case in ROUNDED])
 def test_parameters_neutral_within_rounding_change_weights_by_rounding(name, parameter):
-    base = (MODELS["plain"], QUIET, "Trainer.validation = None", "Trainer.num_steps = 3")
+    model = (MODELS["plain"],) if name in places((MODELS["plain"],)) else next(iter(bases_with(name)))
+    base = (*model, QUIET, "Trainer.validation = None", "Trainer.num_steps = 3")
     assert is_neutral_in(name, parameter, *base)
     binding = next(b for _, b in changes_in(base, name, candidates(name)[0].parameters[parameter]) if opens(*base, b))
     ours, theirs = trained(*base), trained(*base, binding)
@@ -137,6 +139,26 @@ def test_the_micro_batch_size_is_not_neutral_where_something_depends_on_it(case)
     assert not is_neutral_in("Trainer", "micro_batch_size", *base)
     ours, theirs = trained(*base), trained(*base, "Trainer.micro_batch_size = 2")
     assert max((theirs[weight] - expected).abs().max() for weight, expected in ours.items()) > 1e-3
+
+
+NOT_ALONE = {
+    "dropout": ([], "Trainer.compile"),
+    "a loss of routers": ([EXPERTS.format("SoftmaxRouter"), QUIET], "Trainer.micro_batch_size"),
+    "dropout of attention": ([QUIET, "Attention.dropout = 0.1"], "Attention.kernel"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ALONE)
+def test_meshes_and_kernels_are_not_neutral_where_draws_or_micro_batches_depend_on_them(case):
+    bindings, changed = NOT_ALONE[case]
+    base = (MODELS["plain"], *bindings)
+    keys = ["Trainer.mesh", "Mesh.data_shard", "Mesh.tensor", "Mesh.sharding", changed]
+    assert not any(is_neutral_in(*key.split("."), *base) for key in keys)
+    assert is_neutral_in("Mesh", "timeout", *base)
+    quiet = (MODELS["plain"], QUIET)
+    assert all(is_neutral_in(*key.split("."), *quiet) for key in keys)
+    assert loaded(*base, "Mesh.data_shard = 2").fingerprint != loaded(*base).fingerprint
+    assert loaded(*quiet, "Mesh.data_shard = 2").fingerprint == loaded(*quiet).fingerprint
 
 
 def test_parts_of_a_neutral_parameter_are_neutral():

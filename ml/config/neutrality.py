@@ -26,6 +26,11 @@ def is_neutral(key: str) -> bool:
     return bool(found) and all(one is not None and one.only_if is None for one in found)
 
 
+def is_declared_neutral(name: str, parameter: str) -> bool:
+    """Returns whether a parameter of a configurable is declared to change no result, even if under a condition."""
+    return any(neutrality(info, parameter) is not None for info in candidates(name))
+
+
 class NeutralParts:
     """Values of a build that change no result.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ml.config import Neutral, child, configurable, require, unused
+from ml.config import child, configurable, require, unused
 from ml.distributed.fsdp import FullyShard
 from ml.distributed.schedules import OneForwardOneBackward, PipelineSchedule
 from ml.layers.checks import positive_float
@@ -44,9 +44,10 @@ class MeshError(ValueError):
     """A mesh does not fit the number of processes."""
 
 
-@configurable(neutral=Neutral(rounding=True))
+@configurable(neutral=["timeout"])
 class Mesh:
-    """Arrangement of the processes of a run; has no effect on the result beyond rounding.
+    """Arrangement of the processes of a run; has no effect on the result beyond rounding, unless a layer draws random
+    numbers or its loss depends on which sequences share a micro-batch.
 
     The sizes of all axes but `expert` multiply to the number of processes. One of them may be -1, for the rest.
 

@@ -74,7 +74,7 @@ def _loss(output: Tensor, _: Tensor) -> Tensor:
     return output.sum()
 
 
-@configurable(neutral=True)
+@configurable
 class GPipe(PipelineSchedule):
     """All forward passes, then all backward passes (Huang et al. 2019): the activations of all micro-batches are kept.
 
@@ -92,7 +92,7 @@ class GPipe(PipelineSchedule):
         return None
 
 
-@configurable(neutral=True)
+@configurable
 class OneForwardOneBackward(PipelineSchedule):
     """One forward pass, one backward pass (1F1B; Narayanan et al. 2019, PipeDream; Fan et al. 2021, DAPPLE): the
     activations of at most `Mesh.pipeline` micro-batches are kept.
@@ -126,7 +126,7 @@ class _Interleaved(PipelineSchedule):
         )
 
 
-@configurable(neutral=True)
+@configurable
 class InterleavedOneForwardOneBackward(_Interleaved):
     """1F1B with several stages a rank (Narayanan et al. 2021, section 2.2): shorter bubbles, more communication.
 
@@ -143,7 +143,7 @@ class InterleavedOneForwardOneBackward(_Interleaved):
         super().__init__(stages_per_rank, embeddings_as_blocks, head_as_blocks)
 
 
-@configurable(neutral=True)
+@configurable
 class InterleavedZeroBubble(_Interleaved):
     """Interleaved 1F1B that computes the gradients of weights in the bubbles (Qi et al. 2023, ZB1P).
 
@@ -161,7 +161,7 @@ class InterleavedZeroBubble(_Interleaved):
         super().__init__(stages_per_rank, embeddings_as_blocks, head_as_blocks)
 
 
-@configurable(neutral=True)
+@configurable
 class ZeroBubbleV(PipelineSchedule):
     """Two stages a rank in the shape of a V, with the gradients of weights in the bubbles (Qi et al. 2023, ZBV).
 

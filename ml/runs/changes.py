@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from ml.building import build_trainer
 from ml.config import Config, Difference, Record
+from ml.config.neutrality import is_declared_neutral
 from ml.data import Mixture
 from ml.training import Trainer
 
 _LENGTH = {"num_steps", "num_epochs", "epoch_sequences"}
 _TRAINER = {*_LENGTH, "batch_size", "max_grad_norm", "schedule", "early_stopping", "validation"}
 _MIXTURE = {"weights", "earlier"}  # of `Trainer.data`
-_PARTS = {"schedule", "early_stopping", "validation"}  # places, with everything in them
+_PARTS = {"schedule", "early_stopping", "validation", "mesh"}  # places, with everything in them
 _OPTIMIZER = "optimizer"  # the place whose numbers may change
 _REWARMED = 20  # a twentieth of the remaining steps warms up again
 
@@ -160,6 +161,8 @@ def _changed(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Rec
 def _may_change(before: Record | None, after: Record | None) -> bool:
     one = after or before
     assert one is not None  # otherwise nothing differs
+    if is_declared_neutral(one.configurable, one.parameter):
+        return True  # it does not hold here, as that of the mesh with dropout: only draws and rounding change
     if one.configurable == "Trainer":
         return one.parameter in _TRAINER
     if one.path == "data" and one.configurable == "Mixture":

@@ -68,7 +68,7 @@ _WATCHING = ["checkpoints", "trackers", "norms", "profiler", "memory_snapshot", 
 _STOPPING = ["stop_at_step", "stop_after"]
 _NEUTRAL = {
     **dict.fromkeys([*_WATCHING, *_STOPPING, "peak_flops", "num_loader_workers", "cluster"], Neutral()),
-    "mesh": Neutral(rounding=True),
+    "mesh": Neutral(rounding=True, only_if=_treats_sequences_alone),
     "validation": Neutral(only_if=_never_stops_early),
     "compile": Neutral(rounding=True, only_if=_draws_no_noise),
     "micro_batch_size": Neutral(rounding=True, only_if=_treats_sequences_alone),
@@ -101,7 +101,8 @@ class Trainer:
         norms: Norms logged per module; None logs the global gradient norm only.
         profiler: Profile of the operations of a few steps; None for none.
         memory_snapshot: Snapshot of the GPU allocations in a few steps; None for none.
-        mesh: Arrangement of the processes of the run.
+        mesh: Arrangement of the processes of the run. Changes the result by rounding only, except for dropout and for
+            the load-balancing loss of routers, as `micro_batch_size` does.
         cluster: Machines that `--dry_run` plans for.
         num_steps: Number of optimizer steps of the run; None with `num_epochs`.
         num_epochs: Length of the run in epochs of the data instead, rounded up to whole steps of `batch_size`

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 
 import pytest
 import torch
@@ -171,6 +172,17 @@ def test_a_cosine_whose_end_moves_is_refused_with_phases_that_would_do(load, tmp
     rates = [record["learning_rate"] for record in warmed.metrics()]
     assert max(rates[4:]) == rates[4] == pytest.approx(max(rates))
     assert rates[7] == pytest.approx(0.1 * rates[4])
+
+
+@pytest.mark.parametrize("binding", ["Mesh.data_replicate = -1\nMesh.data_shard = 1", "Trainer.micro_batch_size = 2"])
+def test_draws_may_change_from_a_step_on(run, tmp_path, binding):
+    """A run with dropout changes by options that are neutral without dropout; that is a change and no obstacle."""
+    path = shutil.copytree(run.path, tmp_path / "run")
+    config = ml.load(path / "operative_config.gin", [binding])
+    with pytest.raises(ml.UserError, match="add extend to change it after step 4"):
+        train(config, path)
+    _, printed = train(config, path, extend=True)
+    assert all(f"+ {line}" in printed for line in binding.splitlines())
 
 
 @pytest.mark.parametrize("binding", ["LanguageModel.hidden_size = 48", "Trainer.seed = 3", "Trainer.optimizer = @Lion"])

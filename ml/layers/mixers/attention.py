@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, child, configurable, require, unused
+from ml.config import REQUIRED, Neutral, child, configurable, require, unused
 from ml.layers.attention_kernels import (
     AttentionKernel,
     AttentionTask,
@@ -24,7 +24,7 @@ from ml.layers.parameter import Parameter
 from ml.layers.rotary import Rotary, RotaryEmbedding
 
 
-@configurable
+@configurable(neutral={"kernel": Neutral(rounding=True, only_if=lambda attention: not attention.draws_noise)})
 class Attention(SoftmaxMixer):
     """Softmax attention: y = output(softmax(q kᵀ · softmax_scale) v), with N query heads that share K key and value
     heads.

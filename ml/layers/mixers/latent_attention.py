@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import Neutral, child, configurable
 from ml.layers.attention_kernels import (
     AttentionKernel,
     AttentionTask,
@@ -22,7 +22,7 @@ from ml.layers.normalization import RMSNorm
 from ml.layers.rotary import Rotary, RotaryEmbedding
 
 
-@configurable
+@configurable(neutral={"kernel": Neutral(rounding=True, only_if=lambda attention: not attention.draws_noise)})
 class LatentAttention(SoftmaxMixer):
     """Multi-head latent attention: keys and values are computed from one small latent vector per token (DeepSeek-V2,
     section 2.1).
