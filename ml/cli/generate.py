@@ -111,14 +111,14 @@ def _check_chat(arguments: argparse.Namespace) -> None:
         raise UserError("--chat, --messages and --prompt are different ways to ask: give one of them")
     if arguments.system is not None and not is_chat:
         raise UserError("--system goes with --chat")
-    if is_chat and not arguments.chat:
-        raise UserError("the question of --chat is empty")
 
 
 def _conversations(arguments: argparse.Namespace) -> list[Any]:
     """Returns the conversations to answer, as JSON values."""
     if arguments.messages is None:
         question = _standard_input() if arguments.chat == "-" else arguments.chat
+        if not question.strip():
+            raise UserError("the question of --chat is empty")
         return [[*_system(arguments), {"role": "user", "content": question}]]
     file = arguments.messages
     try:

@@ -157,7 +157,7 @@ def test_the_harness_asks_and_compares_answers_as_in_training(run):
 REFUSED = [
     (("--chat=a", "--prompt=b"), "different ways to ask"),
     (("--system=a", "--prompt=b"), "--system goes with --chat"),
-    (("--chat=",), "the question of --chat is empty"),
+    (("--chat= ",), "the question of --chat is empty"),
     (("--messages=nowhere.json",), "nowhere.json cannot be read"),
     (("--messages=bad.json",), "bad.json cannot be read"),
     (("--messages=object.json",), "the conversation cannot be read: must be one of"),

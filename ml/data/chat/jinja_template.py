@@ -47,6 +47,10 @@ class JinjaTemplate(ChatTemplate):
         self.date = None if date is None else _date(date)
         self._files: TemplateFiles | None = None
 
+    def load(self, tokenizer: Tokenizer) -> None:
+        for source in self.files(tokenizer).sources.values():
+            self._compiled(source)
+
     def segments(self, chat: Chat, tokenizer: Tokenizer) -> list[Segment]:
         return self._renderer(chat, tokenizer).segments()
 

@@ -48,6 +48,13 @@ class ChatTemplate(abc.ABC):
 
     writes_documents: bool = False
 
+    def load(self, tokenizer: Tokenizer) -> None:  # noqa: B027
+        """Reads what the template needs, if it needs anything.
+
+        Raises:
+            DataError: It cannot be used, whatever the conversation.
+        """
+
     @abc.abstractmethod
     def segments(self, chat: Chat, tokenizer: Tokenizer) -> list[Segment]:
         """Renders a conversation; targets are the trained messages of the assistant and their ends.

@@ -1,17 +1,15 @@
 """Chat data: the assistant's messages are predicted from the conversation before them."""
 
-import collections
-import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
 
 from ml.config import child, configurable, require
 from ml.data.chat.encoding import ChatFormat, Example
-from ml.data.chat.messages import Completion, Conversation
+from ml.data.chat.examples import examples_of
 from ml.data.chat.role_markers import RoleMarkers
 from ml.data.chat.template import ChatTemplate
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
@@ -112,12 +110,13 @@ class ChatData(Data):
         Raises:
             DataError: The corpus cannot be read, a role is unknown, or no targets are left.
         """
-        examples = self._fitting(self._examples(), sequence_length)
+        found = examples_of(self.corpus.conversations(), self.chat, self.corpus.on_error)
+        examples = self._fitting(found, sequence_length)
         held_out = held_out_names((example.name for example in examples), self.validation_fraction)
         train = _stream([example for example in examples if example.name not in held_out])
         validation = _stream([example for example in examples if example.name in held_out])
-        found = [array for part in (train, validation) for array in (part.tokens, part.ends, part.predicted)]
-        arrays = [array for array in found if array is not None]
+        all_arrays = [array for part in (train, validation) for array in (part.tokens, part.ends, part.predicted)]
+        arrays = [array for array in all_arrays if array is not None]
         sha256 = sha256_of(*arrays)
         trained = train if self.validation_fraction < 1.0 else None
         return TokenDataset(trained, validation, self.tokenizer, self.packing, sequence_length, seed, sha256)
@@ -131,29 +130,6 @@ class ChatData(Data):
     def chat(self) -> ChatFormat:
         """Template, tokenizer and separator, for generation with the tokens of training."""
         return ChatFormat(self.template, self.tokenizer, self.separator, self.begin)
-
-    def _examples(self) -> Iterator[Example]:
-        """Tokenizes the conversations; `corpus.on_error` handles one that the template cannot render."""
-        roles: collections.Counter[str] = collections.Counter()
-        skipped: list[str] = []
-        conversations = self.corpus.conversations()
-        for conversation in conversations:
-            _count(roles, conversation)
-            try:
-                yield self.chat.example(conversation)
-            except DataError as error:
-                problem = f"{conversation.place}: {error}"
-                if self.corpus.on_error == "stop":
-                    raise DataError(f"{problem} (roles in the data: {_counted(roles, conversations)})") from error
-                skipped.append(problem)
-        if skipped:
-            found = ", ".join(f"{role} {count:,}" for role, count in roles.most_common())
-            logger.warning(
-                "skipped %d conversations that the template cannot render, the first: %s (roles in the data: %s)",
-                len(skipped),
-                skipped[0],
-                found,
-            )
 
     def _fitting(self, examples: Iterable[Example], length: int) -> list[Example]:
         """Returns the examples that fit in a sequence and have targets; logs how many were cut or skipped."""
@@ -179,19 +155,6 @@ class ChatData(Data):
                 "Trainer.sequence_length"
             )
         return kept
-
-
-def _count(roles: collections.Counter[str], conversation: Conversation) -> None:
-    if not isinstance(conversation.content, Completion):
-        roles.update(message.role for message in conversation.content)
-
-
-def _counted(roles: collections.Counter[str], remaining: Iterator[Conversation]) -> str:
-    """Returns the roles in all data, with their counts, as far as it can be read."""
-    with contextlib.suppress(DataError):
-        for conversation in remaining:
-            _count(roles, conversation)
-    return ", ".join(f"{role} {count:,}" for role, count in roles.most_common()) or "none"
 
 
 def _stream(examples: list[Example]) -> ArrayStream:

@@ -1,15 +1,17 @@
 """Jinja templates: tokens and masks of transformers, and text in messages that stays text."""
 
+import functools
 import itertools
 import json
 import random
 import re
+import sys
 
 import pytest
 import transformers
 from chat_shapes import AFTER, QWEN_2, QWEN_3, SPECIAL, TEMPLATES, write_template, write_tokenizer
 
-from ml.data import ByteTokenizer, DataError, JinjaTemplate
+from ml.data import ByteTokenizer, ChatData, ChatFiles, DataError, JinjaTemplate
 from ml.data.chat.encoding import ChatFormat
 from ml.data.chat.forms import conversation_of
 from ml.data.chat.template import Chat
@@ -325,3 +327,30 @@ def test_qwen_2_without_a_system_message_has_that_of_the_template(folders):
     assert "You are helpful." in chat.tokenizer.decode(
         chat.example(conversation_of({"messages": says("a", "b")})).tokens
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), [("{% for %}", "^line 1 of the chat template"), (None, "has no chat template")]
+)
+def test_a_template_that_cannot_be_used_is_not_a_fault_of_each_conversation(tmp_path, template, message):
+    folder = write_tokenizer(tmp_path / "tokenizer")
+    if template is not None:
+        write_template(folder, template)
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": says("a", "b")}))
+    corpus, tokenizer = (
+        functools.partial(ChatFiles, str(tmp_path / "chat.jsonl"), on_error="skip"),
+        functools.partial(HuggingFaceTokenizer, str(folder)),
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        ChatData(corpus, JinjaTemplate, tokenizer).open(32, 0)
+    assert "chat.jsonl" not in str(caught.value)
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+    folder = write_tokenizer(tmp_path / "tokenizer")
+    write_template(folder, "one of its own")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(
+        DataError, match=r"JinjaTemplate needs the library jinja2: pip install 'juniper-trainer\[chat\]'"
+    ):
+        format_of(folder).prompt(Chat(conversation_of({"messages": says("x")}).content))
