@@ -51,8 +51,8 @@ def as_lines(texts, key="text") -> bytes:
     return b"".join(json.dumps({"id": n, key: text}).encode() + b"\n" for n, text in enumerate(texts))
 
 
-def write_rows(file, texts, key="text", kind=None, **options):
-    column = pyarrow.array(texts, kind or pyarrow.string())
+def write_rows(file, texts, key="text", kind=None, of=lambda text: text, **options):
+    column = pyarrow.array(map(of, texts), kind or pyarrow.string())
     parquet.write_table(pyarrow.table({"id": list(range(len(texts))), key: column}), file, **options)
 
 

@@ -16,8 +16,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 
 from ml.data import DataError
 from ml.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, TiktokenTokenizer
-from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.saved import open_tokenizer, save_tokenizer, verify_tokenizer
+from ml.data.tokenizers.word_ends import WORD_END, is_cut_at_word_ends
 
 ODD = 'def f(x):\n\treturn "schön 漢字 😀 \\N{SNOWMAN}"   # <|endoftext|> and </s>, 12345\r\n\r\n  it\'s  '
 
@@ -330,6 +330,13 @@ def _random_text(generator: np.random.Generator, length: int) -> str:
         "/",
         "é",
         "漢",
+        "か",
+        "ж",
+        "나",
+        "ก",
+        "。",
+        "\u2028",
+        "\x85",
         "\u0301",
         "😀",
     ]
@@ -340,17 +347,41 @@ def _random_text(generator: np.random.Generator, length: int) -> str:
 def test_text_cut_at_line_ends_has_the_tokens_of_the_whole(name, tmp_path):
     """Checks every position where text may be cut, in random text with all character classes of the patterns."""
     tokenizer = small_tokenizers.tiktoken(tmp_path, PATTERNS[name])
-    assert tokenizer.safe_cut is LETTER_BEFORE_LINE_END
+    assert tokenizer.safe_cut is WORD_END
     generator = np.random.default_rng(0)
     cuts = 0
     for _ in range(300):
         text = _random_text(generator, 60)
         whole, content = tokenizer.encode(text).tolist(), text.encode()
-        for match in LETTER_BEFORE_LINE_END.finditer(content):
+        for match in WORD_END.finditer(content):
             first, second = content[: match.end()].decode(), content[match.end() :].decode()
             assert [*tokenizer.encode(first), *tokenizer.encode(second)] == whole, (text, match)
             cuts += 1
     assert cuts > 500
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_tiktoken_encodes_text_above_the_limit_of_its_patterns(name, tmp_path):
+    tokenizer = small_tokenizers.tiktoken(tmp_path, PATTERNS[name])
+    generator = np.random.default_rng(2)
+    for _ in range(300):
+        text = _random_text(generator, 40)
+        assert tokenizer._encoded_by_words(text).tolist() == tokenizer.encode(text).tolist(), text
+    if name == "cl100k_base":
+        text = "a" + " " * 1_000_000 + "b"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_dropout_of_a_tokenizer_is_off(tmp_path):
+    plain = small_tokenizers.hugging_face(tmp_path / "plain")
+    description = json.loads(tokenizers.Tokenizer.from_file(str(plain.path)).to_str())
+    description["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    text = small_tokenizers.some_text()[:5000]
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode(text).ids != library.encode(text).ids
+    noisy = HuggingFaceTokenizer(str(tmp_path / "tokenizer.json"))
+    assert noisy.encode(text).tolist() == plain.encode(text).tolist()
 
 
 def test_hugging_face_text_may_be_cut_where_no_pattern_spans(tmp_path):
@@ -365,11 +396,11 @@ def test_hugging_face_text_may_be_cut_where_no_pattern_spans(tmp_path):
     ]
     for changes in fine:
         tokenizer = small_tokenizers.hugging_face(tmp_path, **changes)
-        assert tokenizer.safe_cut is LETTER_BEFORE_LINE_END, changes
+        assert tokenizer.safe_cut is WORD_END, changes
         for _ in range(50):
             content = _random_text(generator, 60).encode()
             whole = tokenizer.encode(content.decode()).tolist()
-            for match in LETTER_BEFORE_LINE_END.finditer(content):
+            for match in WORD_END.finditer(content):
                 pieces = content[: match.end()].decode(), content[match.end() :].decode()
                 assert [*tokenizer.encode(pieces[0]), *tokenizer.encode(pieces[1])] == whole
     word = plain["added_tokens"][0] | {"id": 600, "special": False}
@@ -387,4 +418,4 @@ def test_hugging_face_text_may_be_cut_where_no_pattern_spans(tmp_path):
 
 
 def test_other_patterns_are_never_cut():
-    assert not is_cut_at_line_ends(r"\S+\s*")
+    assert not is_cut_at_word_ends(r"\S+\s*")

@@ -4,8 +4,10 @@ import collections
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ml.data.errors import DataError
 from ml.data.preparation.holdout import HeldOut
 from ml.data.preparation.pieces import VALIDATION, Piece, RowsPiece, TextPiece
 from ml.data.reading.compression import Content
@@ -14,6 +16,9 @@ from ml.data.reading.sources import Source, opened_source
 
 _BYTES_AT_ONCE = 2**17
 _FIRST_SEARCHED = 2**6
+_LONGEST_MATCH = 8  # bytes of a cut and what it looks ahead for
+_LARGEST_WORD = 2**24
+_LARGEST_WHOLE = 2**28
 
 FindCut = Callable[[bytearray, int], int]
 
@@ -114,11 +119,25 @@ def _text(
         if stop is not None and stop <= offset:
             continue
         for block, is_last in _blocks(content.stream, None if stop is None else stop - offset, find_cut):
+            _check_length(source.path, offset, block, find_cut)
             piece = TextPiece(source.path, offset, block, part, is_last)
             offset += len(block)
             end = Position(begin.source, offset) if stop is not None or not is_last else Position(begin.source + 1)
             num_bytes, read = content.position() - read, content.position()
             yield _Cut(piece, end, num_bytes)
+
+
+def _check_length(path: Path, offset: int, block: bytes, find_cut: FindCut | None) -> None:
+    """Checks that a block of text can be encoded in bounded memory.
+
+    Raises:
+        DataError: It is too long.
+    """
+    advice = "split the file, or store one document a row"
+    if find_cut is None and len(block) > _LARGEST_WHOLE:
+        raise DataError(f"{path} has more than {_LARGEST_WHOLE:,} bytes, and this tokenizer cannot cut text: {advice}")
+    if find_cut is not None and len(block) > _LARGEST_WORD:
+        raise DataError(f"{path}: no word ends in {_LARGEST_WORD:,} bytes from byte {offset} on: {advice}")
 
 
 def _records(source: Source, records: RecordFormat, field: Field, begin: Position) -> Iterator[_Cut]:
@@ -132,10 +151,10 @@ def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> It
     """Yields the stream, or `limit` bytes of it, in blocks of about 128 KiB or more, with True for the last one.
 
     Blocks end where `find_cut(block, start)` finds a cut; it returns 0 if there is none after `start`. None yields a
-    single block. There is always at least one.
+    single block. There is always at least one. A block that is too long ends one byte after the limit.
     """
     if find_cut is None:
-        yield stream.read(-1 if limit is None else limit), True
+        yield stream.read(_LARGEST_WHOLE + 1 if limit is None else min(limit, _LARGEST_WHOLE + 1)), True
         return
     remaining = float("inf") if limit is None else limit
 
@@ -150,7 +169,9 @@ def _blocks(stream: BinaryIO, limit: int | None, find_cut: FindCut | None) -> It
         if cut := find_cut(held, searched):
             yield bytes(held[:cut]), False
             del held[:cut]
-        searched = max(len(held) - 1, 0)
+        elif len(held) > _LARGEST_WORD:
+            break
+        searched = max(len(held) - _LONGEST_MATCH, 0)
         held += ahead
     yield bytes(held), True
 

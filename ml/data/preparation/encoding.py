@@ -4,6 +4,7 @@ import collections
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from ml.data.reading.options import Findings, Reading
 from ml.data.tokenizers import Tokenizer
 from ml.errors import RunFailure
 
+_ENCODED_AT_ONCE = 2**17
 _AHEAD = 2  # pending tasks for each worker
 _SECONDS_BETWEEN_CHECKS = 0.5
 
@@ -80,16 +83,51 @@ class Encoder:
     def _stream(self, texts: list[Text]) -> Stream:
         end = self.tokenizer.end_of_document
         end_token = np.array([] if end is None else [end], np.min_scalar_type(self.tokenizer.vocab_size - 1))
-        arrays, ends, num_tokens = [], [], 0
-        encoded = self.tokenizer.encode_batch([text.content for text in texts])
-        for text, tokens in zip(texts, encoded, strict=True):
-            arrays += [tokens, end_token] if text.ends_document else [tokens]
-            num_tokens += len(tokens)
-            if text.ends_document:
-                num_tokens += len(end_token)
-                ends.append(num_tokens)
-        num_bytes = sum(len(text.content.encode()) for text in texts)
+        arrays, ends, num_tokens, num_bytes = [], [], 0, 0
+        for batch in _batches(texts, self.tokenizer.safe_cut):
+            encoded = self.tokenizer.encode_batch([part.content for part in batch])
+            for part, tokens in zip(batch, encoded, strict=True):
+                arrays += [tokens, end_token] if part.ends_document else [tokens]
+                num_tokens += len(tokens)
+                num_bytes += part.num_bytes
+                if part.ends_document:
+                    num_tokens += len(end_token)
+                    ends.append(num_tokens)
         return Stream(np.concatenate(arrays), np.array(ends, np.int64), num_bytes)
+
+
+class _Part(NamedTuple):
+    """Part of a text that is encoded separately."""
+
+    content: str
+    num_bytes: int
+    ends_document: bool
+
+
+def _batches(texts: Iterable[Text], safe_cut: re.Pattern[bytes] | None) -> Iterator[list[_Part]]:
+    """Yields parts of the texts, together about `_ENCODED_AT_ONCE` bytes: libraries need many times as much memory."""
+    batch: list[_Part] = []
+    num_bytes = 0
+    for text in texts:
+        for part in _parts(text, safe_cut):
+            batch.append(part)
+            num_bytes += part.num_bytes
+            if num_bytes >= _ENCODED_AT_ONCE:
+                yield batch
+                batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _parts(text: Text, safe_cut: re.Pattern[bytes] | None) -> Iterator[_Part]:
+    content, start = text.content.encode(), 0
+    while safe_cut is not None and len(content) - start > _ENCODED_AT_ONCE:
+        cut = safe_cut.search(content, start + _ENCODED_AT_ONCE // 2)
+        if cut is None or cut.end() == len(content):
+            break
+        yield _Part(content[start : cut.end()].decode(), cut.end() - start, False)
+        start = cut.end()
+    yield _Part(content[start:].decode() if start else text.content, len(content) - start, text.ends_document)
 
 
 def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterator[tuple[Task, Encoded]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ml.data.errors import DataError, MissingData
+from ml.data.errors import MissingData
 
 
 class FoundFile(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 from ml.data.errors import DataError
 from ml.optional import optional_import
 
-_COMPRESSED_AT_ONCE = 2**10  # at most 32 MiB of text: 4 bytes can be a block of 128 KiB
+_COMPRESSED_AT_ONCE = 2**8  # at most 8 MiB of text: 4 bytes can be a block of 128 KiB
 _BUFFERED = 2**17
 
 

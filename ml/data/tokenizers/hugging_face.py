@@ -13,9 +13,9 @@ from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
 from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer, TokenSpans
 from ml.data.tokenizers.byte_level import bytes_of_pieces
-from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
 from ml.data.tokenizers.tokenizer_config import TokenizerConfig
+from ml.data.tokenizers.word_ends import WORD_END, is_cut_at_word_ends
 from ml.optional import optional_import
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[bytes] | None:
-        """Letters that end a line, if normalizer, pattern and added tokens are known to allow cuts there."""
-        return LETTER_BEFORE_LINE_END if _cuts_at_line_ends(self._description) else None
+        """Ends of words, if normalizer, pattern and added tokens are known to allow cuts there."""
+        return WORD_END if _cuts_at_word_ends(self._description) else None
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -146,6 +146,8 @@ class HuggingFaceTokenizer(Tokenizer):
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{self._file} (HuggingFaceTokenizer.path) is not a tokenizer.json: {error}") from None
+        if isinstance(tokenizer.model, tokenizers.models.BPE):
+            tokenizer.model.dropout = None  # equal text must have equal tokens
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # as text
@@ -236,9 +238,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return TokenBytes(pieces, self._special)
 
 
-def _cuts_at_line_ends(description: dict[str, Any]) -> bool:
+def _cuts_at_word_ends(description: dict[str, Any]) -> bool:
     normalizer = description.get("normalizer") or {"type": "NFC"}
-    if normalizer["type"] != "NFC" or any(_may_span_a_line_end(token) for token in description["added_tokens"]):
+    if normalizer["type"] != "NFC" or any(_may_span_a_word_end(token) for token in description["added_tokens"]):
         return False
     steps = description.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
@@ -249,10 +251,10 @@ def _cuts_at_line_ends(description: dict[str, Any]) -> bool:
         return steps[0]["use_regex"]  # GPT-2's
     split, pattern = steps[0], steps[0].get("pattern", {}).get("Regex")
     is_plain = split.get("behavior") == "Isolated" and not split["invert"]
-    return is_plain and pattern is not None and is_cut_at_line_ends(pattern)
+    return is_plain and pattern is not None and is_cut_at_word_ends(pattern)
 
 
-def _may_span_a_line_end(token: dict[str, Any]) -> bool:
-    """Returns True if an added token may contain a letter and a following line end, or depend on both."""
+def _may_span_a_word_end(token: dict[str, Any]) -> bool:
+    """Returns True if an added token may contain the end of a word, or depend on what surrounds it."""
     looks_around = token["single_word"] or token["lstrip"] or token["rstrip"]
-    return not token["special"] and (looks_around or any(end in token["content"] for end in "\r\n"))
+    return not token["special"] and (looks_around or WORD_END.search(token["content"].encode()) is not None)

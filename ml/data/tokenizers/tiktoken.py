@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 from ml.config import UNORDERED, configurable, require
 from ml.data.errors import DataError
 from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer
-from ml.data.tokenizers.line_ends import LETTER_BEFORE_LINE_END, is_cut_at_line_ends
 from ml.data.tokenizers.token_bytes import TokenBytes
+from ml.data.tokenizers.word_ends import WORD_END, is_cut_at_word_ends
 from ml.optional import optional_import
 
 if TYPE_CHECKING:
@@ -93,12 +94,22 @@ class TiktokenTokenizer(Tokenizer):
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[bytes] | None:
-        """Letters that end a line, if the pattern is known to split there in any text."""
-        return LETTER_BEFORE_LINE_END if is_cut_at_line_ends(self._encoding._pat_str) else None
+        """Ends of words, if the pattern is known to split there in any text."""
+        return WORD_END if is_cut_at_word_ends(self._encoding._pat_str) else None
 
     def encode(self, text: str) -> np.ndarray:
-        tokens = self._encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            tokens = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # the limit of its regular expressions, such as for a million spaces
+            tokens = self._encoded_by_words(text)
         return tokens.astype(self._dtype)
+
+    def _encoded_by_words(self, text: str) -> np.ndarray:
+        """Encodes text with another library of regular expressions, which has no such limit."""
+        regex = optional_import("regex", "tokenizers", "TiktokenTokenizer", DataError)
+        words = regex.compile(self._encoding._pat_str).finditer(text)
+        tokens = [self._encoding._core_bpe.encode_single_piece(word[0].encode()) for word in words]
+        return np.array(list(itertools.chain.from_iterable(tokens)), np.uint32)
 
     def decode(self, tokens: np.ndarray) -> str:
         return self._bytes.decode(tokens)

@@ -12,7 +12,7 @@ import small_tokenizers
 from sources import TEXTS, WRITERS, as_lines, contents, documents_of, run_in_a_process, write_rows
 
 from ml.data import DataError
-from ml.data.preparation import encoding, preparing
+from ml.data.preparation import cutting, encoding, preparing
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -59,6 +59,40 @@ def test_a_long_document_is_encoded_in_pieces_with_equal_tokens(prepared, small_
         assert folder.read(0, folder.num_tokens - 1).tolist() == tokenizer.encode(text).tolist(), make
         assert folder.document_ends.tolist() == [folder.num_tokens]
         assert len(sizes) == 1 if make is small_tokenizers.sentence_piece else len(sizes) > 20
+
+
+@pytest.mark.parametrize("make", [small_tokenizers.hugging_face, small_tokenizers.tiktoken])
+@pytest.mark.parametrize("end", ["\n", " ", "\r", "\u2028", "。", "\x85"])
+def test_a_long_row_is_encoded_in_pieces_whatever_its_line_ends(make, end, prepared, tmp_path, monkeypatch):
+    tokenizer = make(tmp_path / "tokenizer")
+    text = f"schön漢字{end}" * 30_000
+    (tmp_path / "in" / "a.jsonl").write_bytes(as_lines([text, "the next"]))
+    (tmp_path / "in" / "b.txt").write_text(text)
+    sizes = []
+    encode = type(tokenizer).encode_batch
+    monkeypatch.setattr(
+        type(tokenizer),
+        "encode_batch",
+        lambda self, texts: sizes.append(sum(len(text.encode()) for text in texts)) or encode(self, texts),
+    )
+    (folder,) = prepared(tokenizer=tokenizer)[0].folders
+    monkeypatch.undo()
+    assert max(sizes) < 2**18 < len(text.encode())
+    expected = [[*tokenizer.encode(part), tokenizer.end_of_document] for part in (text, "the next", text)]
+    assert folder.read(0, folder.num_tokens).tolist() == [token for tokens in expected for token in tokens]
+    assert folder.num_bytes == 2 * len(text.encode()) + 8
+
+
+def test_text_without_ends_of_words_is_refused_with_its_place(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(cutting, "_LARGEST_WORD", 300_000)
+    monkeypatch.setattr(cutting, "_LARGEST_WHOLE", 300_000)
+    (tmp_path / "in" / "a.txt").write_text("some words\n" * 20_000 + "x" * 600_000)
+    for make, place in (
+        (small_tokenizers.tiktoken, r"a\.txt: no word ends in 300,000 bytes from byte 219999 on: split the file"),
+        (small_tokenizers.sentence_piece, r"a\.txt has more than 300,000 bytes, and this tokenizer cannot cut text"),
+    ):
+        with pytest.raises(DataError, match=place):
+            prepared(make.__name__, tokenizer=make(tmp_path / "tokenizer"))
 
 
 # Malformed input

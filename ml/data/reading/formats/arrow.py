@@ -56,7 +56,7 @@ def _read(
     blocks: Callable[[Any, int], Iterator[tuple[Block[Any], int]]],
 ) -> Iterator[Read[Any]]:
     """Yields the blocks from `start` on; the last one is known only once the file ends."""
-    row, read, waiting = 0, position(), None
+    row, read, waiting = 0, position() if start.row else 0, None
     for index, whole in enumerate(batches):
         row, batch = rows_from(start, row, whole)
         for block, count in blocks(batch, row):

@@ -33,8 +33,8 @@ class JsonArray(RecordFormat):
 def _read(path: Path, start: Cursor, parse: Callable[[str, bytes], Loaded]) -> Iterator[Read[Loaded]]:
     with opened(path) as content:
         content.skip(start.offset)
-        elements = _Elements(path, content, start)
         read, is_last = content.position(), False
+        elements = _Elements(path, content, start)
         while not is_last:
             first = elements.number + 1
             block, is_last = elements.following()
@@ -88,9 +88,9 @@ class _Elements:
     def _element_at(self, at: int) -> tuple[int, int]:
         """Returns the end of the element at `at`, and the position of the comma or bracket after it."""
         while True:
-            problem = "the array does not end"
+            problem, begin = "the array does not end", self._after_space(at)
             try:
-                _, end = _DECODER.raw_decode(self._held, self._after_space(at))
+                _, end = _DECODER.raw_decode(self._held, begin)
                 after = self._after_space(end)
                 if after < len(self._held):
                     if self._held[after] not in ",]":
