@@ -148,10 +148,18 @@ MODELS = {
         Attention.rotary = @DynamicRotary
         DynamicRotary.original_length = 8
         Attention.head_size = 8""",
+    "LongRoPE": """
+        Attention.rotary = @LongRotary
+        Attention.head_size = 4
+        LongRotary.factor = 2.0
+        LongRotary.original_length = 8
+        LongRotary.short_factors = [1.0, 1.5]
+        LongRotary.long_factors = [2.0, 3.0]""",
     "YaRN": """
         Attention.rotary = @YarnRotary
         Attention.head_size = 32
         YarnRotary.original_length = 16
+        YarnRotary.mscale_all_dim = 0.5
         YarnRotary.truncate = False""",
     "multi-token": """
         LanguageModel.multi_token = @MultiTokenPrediction
@@ -173,7 +181,12 @@ MODELS = {
     "stochastic": MIXER.format("StochasticMixer")
     + "\nStochasticMixer.mixers = {'full': @Attention, 'short': @ShortConvolutionMixer}"
     + "\nStochasticMixer.weights = {'full': 1.0, 'short': 1.0}",
-    "softmax router": EXPERTS.format("SoftmaxRouter") + "\nMixtureOfExperts.shared_expert = @GatedMLP",
+    "softmax router": EXPERTS.format("SoftmaxRouter")
+    + """
+        MixtureOfExperts.shared_expert = @GatedMLP
+        SoftmaxRouter.bias = True
+        SoftmaxRouter.balance_bias = True
+        SoftmaxRouter.num_groups = 2""",
     "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
     "vision": VISION,
 }

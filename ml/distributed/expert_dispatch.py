@@ -15,7 +15,7 @@ from ml.distributed.collectives import AllToAll, exchanged
 from ml.distributed.mesh import MeshError
 from ml.layers.context import Context
 from ml.layers.experts import Experts, computing_dtype
-from ml.layers.grouped_experts import GatherRows, Order, WeightedSum
+from ml.layers.grouped_experts import GatherRows, Order, WeightedSum, weighted_rows
 from ml.layers.tracing import has_values
 
 
@@ -111,6 +111,9 @@ class Dispatch:
         order = Order.by_expert(chosen, self.num_experts)
         route = self.route(order)
         rows = GatherRows.apply(x.to(computing_dtype(x)), order)  # (N k, H), those of no expert last
+        if self.experts.weight_on_input:
+            rows = weighted_rows(rows, weights, order)
+            weights = (chosen < self.num_experts).to(weights.dtype)
         num_rows, num_sent = len(rows), sum(route.sent)
         rows = rows[:num_sent]
         rows = AllToAll.apply(rows, route.received, route.sent, self.group)

@@ -32,6 +32,7 @@ from ml.layers.initialization import (
 )
 from ml.layers.linear import Linear, Projections
 from ml.layers.linear_kernels import Float8, LinearKernel
+from ml.layers.long_rotary import LongRotary
 from ml.layers.lora import LoRA
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums
 from ml.layers.mixers import (
@@ -94,6 +95,7 @@ __all__ = [
     "LinearRotary",
     "Llama3Rotary",
     "LoRA",
+    "LongRotary",
     "LossSums",
     "Mamba",
     "Mamba2",

@@ -9,15 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ml.config import configurable
+from ml.layers.checks import positive_float
 
 Elementwise = Callable[[Tensor], Tensor]
 Activation = Callable[..., Elementwise]
 
 
 @configurable
-def silu() -> Elementwise:
-    """x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
-    return F.silu
+def silu(*, beta: float = 1.0) -> Elementwise:
+    """x · sigmoid(beta · x), also called Swish (Ramachandran et al. 2017).
+
+    Args:
+        beta: Factor within the sigmoid; 1.702 in gpt-oss.
+    """
+    return F.silu if beta == 1.0 else partial(_swish, beta=positive_float("beta", beta))
+
+
+def _swish(x: Tensor, beta: float) -> Tensor:
+    return x * torch.sigmoid(beta * x)
 
 
 @configurable

@@ -31,6 +31,7 @@ class Experts(NoProducts):
         expert: Constructor of one expert.
         grouped: Computes all experts with grouped matrix products (True) or one at a time (False); None decides by
             device and dtype.
+        weight_on_input: Multiplies the inputs of the experts by the weights, instead of their outputs.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
@@ -41,11 +42,13 @@ class Experts(NoProducts):
         experts_per_token: int,
         expert: Callable[..., nn.Module],
         grouped: bool | None,
+        weight_on_input: bool = False,
         *,
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
         self.grouped = grouped
+        self.weight_on_input = weight_on_input
         self._fraction = experts_per_token / num_experts
         names = [f"expert_{index}" for index in range(num_experts)]
         for name, built in children(names, expert, hidden_size, copier=ModuleCopier()).items():
@@ -68,7 +71,7 @@ class Experts(NoProducts):
         """
         x = x.to(computing_dtype(x))  # once instead of in each layer of each expert
         if self.is_grouped(x):
-            return grouped_experts(self.in_order, x, weights, chosen)
+            return grouped_experts(self.in_order, x, weights, chosen, self.weight_on_input)
         return self.one_by_one(x, weights, chosen, context)
 
     def is_grouped(self, x: Tensor) -> bool:
@@ -112,6 +115,10 @@ class Experts(NoProducts):
         busy = [pair for pair in pairs if len(pair[1].tokens) or torch.is_grad_enabled()] or pairs[:1]
         shares = [share for _, share in busy]
         parts = _Dispatch.apply(x, shares)
+        if self.weight_on_input:
+            pairs_of_parts = zip(parts, shares, strict=True)
+            parts = [part * _weights_of(share, weights).to(part.dtype) for part, share in pairs_of_parts]
+            weights = torch.ones_like(weights)
         inner = None if context is None else context.without_padding()
         outputs = [expert(part, inner) for (expert, _), part in zip(busy, parts, strict=True)]
         return _Combine.apply(weights, shares, *outputs)
@@ -127,6 +134,12 @@ class Share(NamedTuple):
 
     choices: Tensor
     tokens: Tensor
+
+
+def _weights_of(share: Share, weights: Tensor) -> Tensor:
+    """Weights (n, 1) of the choices of a share, out of all (N, k), followed by zeros for the padding."""
+    chosen = weights.flatten().index_select(0, share.choices)
+    return nn.functional.pad(chosen, (0, len(share.tokens) - len(chosen)))[:, None]
 
 
 def shares_of_experts(chosen: Tensor, num_experts: int, row_multiple: int) -> list[Share]:

@@ -14,14 +14,38 @@ from ml.layers.mlp import MLP, GatedMLP
 ALIGNMENT = 8  # `grouped_mm` takes rows of whole 16 bytes: in bfloat16, so many entries
 
 
-def grouped_experts(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+def grouped_experts(
+    experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor, weight_on_input: bool = False
+) -> Tensor:
     """Σ_j weight_tj · expert_j(x_t): tokens (N, H) and their choices (N, k) to (N, H). Does not synchronize.
 
     The number of rows is fixed, so a choice of no expert, whose weight is 0, passes the last one.
+
+    Args:
+        experts: The experts.
+        x: Tokens, (N, H).
+        weights: (N, k).
+        chosen: Numbers of the experts, (N, k).
+        weight_on_input: Multiplies the inputs by the weights, instead of the outputs.
     """
+    if weight_on_input:
+        return _with_weighted_inputs(experts, x, weights, chosen)
     order = Order.by_expert(chosen.clamp(max=len(experts) - 1), len(experts))
     y = GROUPINGS[type(experts[0])].compute(experts, GatherRows.apply(x, order), order)  # (N k, H)
     return WeightedSum.apply(y, weights, order)
+
+
+def _with_weighted_inputs(experts: Sequence[nn.Module], x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Σ_j expert_j(weight_tj · x_t)."""
+    order = Order.by_expert(chosen.clamp(max=len(experts) - 1), len(experts))
+    rows = weighted_rows(GatherRows.apply(x, order), weights, order)
+    y = GROUPINGS[type(experts[0])].compute(experts, rows, order)
+    return WeightedSum.apply(y, (chosen < len(experts)).to(weights.dtype), order)
+
+
+def weighted_rows(rows: Tensor, weights: Tensor, order: "Order") -> Tensor:
+    """Rows (N k, H) in order, multiplied by the weights (N, k) of their choices."""
+    return rows * weights.flatten()[order.slots].unsqueeze(-1).to(rows.dtype)
 
 
 class Order(NamedTuple):
@@ -128,7 +152,7 @@ def grouped_gated_mlp(experts: Sequence[GatedMLP], x: Tensor, order: Order) -> T
     """As `GatedMLP`."""
     gate = grouped_linear(x, _layers(experts, "gate"), order)
     up = grouped_linear(x, _layers(experts, "up"), order)
-    return grouped_linear(experts[0].activation(gate) * up, _layers(experts, "down"), order)
+    return grouped_linear(experts[0].gated(gate, up), _layers(experts, "down"), order)
 
 
 def _layers(experts: Sequence[nn.Module], name: str) -> list[Linear]:
@@ -136,15 +160,16 @@ def _layers(experts: Sequence[nn.Module], name: str) -> list[Linear]:
 
 
 class Grouping(NamedTuple):
-    """Grouped computation of a type of expert, and the attributes that are its linear layers."""
+    """Grouped computation of a type of expert, its linear layers, and the attributes that all experts have alike."""
 
     compute: Callable[[Sequence[Any], Tensor, Order], Tensor]  # of experts of the type that has this grouping
     layers: tuple[str, ...]
+    settings: tuple[str, ...] = ("activation",)
 
 
 GROUPINGS: dict[type[nn.Module], Grouping] = {
     MLP: Grouping(grouped_mlp, ("up", "down")),
-    GatedMLP: Grouping(grouped_gated_mlp, ("gate", "up", "down")),
+    GatedMLP: Grouping(grouped_gated_mlp, ("gate", "up", "down"), ("activation", "limit", "up_offset")),
 }
 
 
@@ -154,9 +179,9 @@ def obstacle_to_grouping(experts: Sequence[nn.Module]) -> str | None:
     if len(types) > 1 or not types <= GROUPINGS.keys():
         names = ", ".join(sorted(kind.__name__ for kind in types))
         return f"takes experts that are all GatedMLP or all MLP, not {names}"
-    alike: Sequence[Any] = experts  # of a type that has an activation
-    if len({comparable(expert.activation) for expert in alike}) > 1:
-        return "takes experts with one activation"
+    for name in GROUPINGS[type(experts[0])].settings:
+        if len({comparable(getattr(expert, name)) for expert in experts}) > 1:
+            return f"takes experts with one {name}"
     for name in GROUPINGS[type(experts[0])].layers:
         layers = [getattr(expert, name) for expert in experts]
         if obstacle := _obstacle_in(layers):
@@ -180,8 +205,8 @@ def _obstacle_in(modules: Sequence[nn.Module]) -> str | None:
     return None
 
 
-def comparable(function: Callable) -> object:
-    """Comparison key of a function: for a partial one, the function and its arguments."""
-    if not isinstance(function, partial):
-        return function
-    return function.func, function.args, tuple(sorted(function.keywords.items()))
+def comparable(setting: object) -> object:
+    """Comparison key of a setting: for a partial function, the function and its arguments."""
+    if not isinstance(setting, partial):
+        return setting
+    return setting.func, setting.args, tuple(sorted(setting.keywords.items()))

@@ -31,6 +31,7 @@ class MixtureOfExperts(NoProducts):
         shared_expert: Constructor of an MLP that every token passes, added to y (Dai et al. 2024, DeepSeekMoE); None
             adds none.
         shared_expert_gate: Multiplies the output of the shared expert by sigmoid(shared_expert_gate(x)) (Qwen2-MoE).
+        weight_on_input: Multiplies the input of each chosen expert by its weight, instead of the output (Llama 4).
         grouped: Computes all experts with grouped matrix products (True) or one at a time (False). None groups where
             that is one kernel, on a CUDA device in bfloat16, if the experts allow it.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
@@ -46,6 +47,7 @@ class MixtureOfExperts(NoProducts):
         router: Callable[..., nn.Module] = SoftmaxRouter,
         shared_expert: Callable[..., nn.Module] | None = None,
         shared_expert_gate: bool = False,
+        weight_on_input: bool = False,
         grouped: bool | None = None,
         lr_scale: float = 1.0,
     ):
@@ -56,7 +58,8 @@ class MixtureOfExperts(NoProducts):
         require(fits, "experts_per_token", f"must be at most num_experts ({num_experts}), not {experts_per_token}")
         self.experts_per_token = min(chosen, self.num_experts)
         self.router = child("router", router, hidden_size, self.num_experts, self.experts_per_token)
-        self.experts = child("experts", Experts, hidden_size, self.num_experts, self.experts_per_token, expert, grouped)
+        sizes = (hidden_size, self.num_experts, self.experts_per_token)
+        self.experts = child("experts", Experts, *sizes, expert, grouped, weight_on_input)
         obstacle = self.experts.obstacle_to_grouping
         require(not grouped or obstacle is None, "grouped", str(obstacle))
         self.shared_expert = self.shared_expert_gate = None

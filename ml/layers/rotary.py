@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from ml.config import configurable, require
-from ml.layers.checks import positive, positive_float
+from ml.config import configurable, require, unused
+from ml.layers.checks import non_negative, positive, positive_float
 from ml.layers.context import Context
 from ml.layers.protocol import NoProducts
 
@@ -22,12 +22,14 @@ class RotaryEmbedding(NoProducts):
         num_axes: The coordinates of a position: 1 in a text, 2 (row and column) in an image.
         depends_on_length: Whether the rotation of a position depends on the length of its sequence. Keys cached in
             earlier passes are then wrong, and attention with it does not decode from a cache.
+        softmax_factor: Factor of the softmax scale of latent attention.
     """
 
     num_axes: int = 1
     depends_on_length: bool = False
 
     attention_factor = 1.0  # multiplies query and key
+    softmax_factor = 1.0
 
     def __init__(self, head_size: int, theta: float, fraction: float, interleaved: bool):
         super().__init__()
@@ -154,40 +156,10 @@ class LinearRotary(RotaryEmbedding):
         return super().frequencies(positions) / self.factor
 
 
-@configurable
-class DynamicRotary(RotaryEmbedding):
-    """Rotary whose theta grows with the sequence: dynamic NTK-aware interpolation (Peng et al. 2023, appendix A.2).
-
-    theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence or packed document of
-    length L above `original_length`, where L is its largest position plus one. All its positions are rotated by the
-    same theta', so keys cached in a shorter pass differ from those of a longer one.
-
-    Args:
-        head_size: Size of a head, D.
-        factor: Growth of theta with the sequence length; at least 1.
-        original_length: Sequence length of pretraining, in tokens.
-        theta: Base of the frequencies.
-        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
-        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
-    """
+class RotaryByLength(RotaryEmbedding):
+    """Base class of rotary embeddings whose frequencies depend on the length of the sequence or packed document."""
 
     depends_on_length = True
-
-    def __init__(
-        self,
-        head_size: int,
-        *,
-        factor: float = 2.0,
-        original_length: int = 4096,
-        theta: float = 10_000.0,
-        fraction: float = 1.0,
-        interleaved: bool = False,
-    ):
-        super().__init__(head_size, theta, fraction, interleaved)
-        self.factor = positive_float("factor", factor)
-        require(factor >= 1.0, "factor", f"must be at least 1, not {factor}")
-        self.original_length = positive("original_length", original_length)
-        require(self.rotary_size > 2, "fraction", "must leave more than one pair to rotate")
 
     def in_context(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Rotates as `forward`, by the lengths of the sequences or documents of `context`."""
@@ -209,6 +181,8 @@ class DynamicRotary(RotaryEmbedding):
         lengths = positions.amax(-1, keepdim=True) + 1 if lengths is None else lengths
         angles = positions[..., None].float() * self.frequencies_of_lengths(lengths)  # (..., T, R / 2)
         cos, sin = cosines_and_sines(angles[..., None, :])
+        if self.attention_factor != 1.0:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
         return self.turn(query, cos, sin), self.turn(key, cos, sin)
 
     def frequencies(self, positions: Tensor) -> Tensor:
@@ -216,6 +190,43 @@ class DynamicRotary(RotaryEmbedding):
 
     def frequencies_of_lengths(self, lengths: Tensor) -> Tensor:
         """Angles for each position of sequences of these lengths: (...) to (..., R / 2)."""
+        raise NotImplementedError
+
+
+@configurable
+class DynamicRotary(RotaryByLength):
+    """Rotary whose theta grows with the sequence: dynamic NTK-aware interpolation (Peng et al. 2023, appendix A.2).
+
+    theta' = theta · (factor · L / original_length - (factor - 1))^(R / (R - 2)) for a sequence or packed document of
+    length L above `original_length`, where L is its largest position plus one. All its positions are rotated by the
+    same theta', so keys cached in a shorter pass differ from those of a longer one.
+
+    Args:
+        head_size: Size of a head, D.
+        factor: Growth of theta with the sequence length; at least 1.
+        original_length: Sequence length of pretraining, in tokens.
+        theta: Base of the frequencies.
+        fraction: Fraction of the head that is rotated, R / D; the rest carries no position (GPT-NeoX).
+        interleaved: Rotates pairs of adjacent channels, as in the paper, instead of the two halves, as in Llama.
+    """
+
+    def __init__(
+        self,
+        head_size: int,
+        *,
+        factor: float = 2.0,
+        original_length: int = 4096,
+        theta: float = 10_000.0,
+        fraction: float = 1.0,
+        interleaved: bool = False,
+    ):
+        super().__init__(head_size, theta, fraction, interleaved)
+        self.factor = positive_float("factor", factor)
+        require(factor >= 1.0, "factor", f"must be at least 1, not {factor}")
+        self.original_length = positive("original_length", original_length)
+        require(self.rotary_size > 2, "fraction", "must leave more than one pair to rotate")
+
+    def frequencies_of_lengths(self, lengths: Tensor) -> Tensor:
         relative = lengths.clamp(min=self.original_length).float() / self.original_length
         growth = self.factor * relative - (self.factor - 1)
         theta = self.theta * growth ** (self.rotary_size / (self.rotary_size - 2))
@@ -279,7 +290,11 @@ class YarnRotary(RotaryEmbedding):
         factor: Divisor of the low frequencies.
         beta_fast: Rotations from which a pair is unchanged.
         beta_slow: Rotations up to which a pair is fully slowed.
-        attention_factor: Factor of query and key; None is 0.1 ln(factor) + 1.
+        attention_factor: Factor of query and key; None is m(mscale) / m(mscale_all_dim), with
+            m(s) = 0.1 s ln(factor) + 1.
+        mscale: s of the rotated channels (DeepSeek-V2).
+        mscale_all_dim: s of all channels, whose m² multiplies the softmax scale of `LatentAttention` (1.0 in
+            DeepSeek-V3).
         original_length: Sequence length of pretraining, in tokens.
         truncate: Rounds the ends of the ramp to whole pairs, as in the paper's code.
         theta: Base of the frequencies.
@@ -295,6 +310,8 @@ class YarnRotary(RotaryEmbedding):
         beta_fast: float = 32.0,
         beta_slow: float = 1.0,
         attention_factor: float | None = None,
+        mscale: float = 1.0,
+        mscale_all_dim: float = 0.0,
         original_length: int = 4096,
         truncate: bool = True,
         theta: float = 10_000.0,
@@ -310,10 +327,16 @@ class YarnRotary(RotaryEmbedding):
         require(self.beta_slow < self.beta_fast, "beta_fast", message)
         require(self.theta != 1.0, "theta", "must not be 1: all pairs would turn alike")
         self.truncate = truncate
-        if attention_factor is None:
-            self.attention_factor = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
-        else:
+        of_all = self._temperature(non_negative("mscale_all_dim", mscale_all_dim))
+        self.softmax_factor = of_all**2
+        unused(attention_factor is not None, "mscale", "attention_factor")
+        self.attention_factor = self._temperature(non_negative("mscale", mscale)) / of_all
+        if attention_factor is not None:
             self.attention_factor = positive_float("attention_factor", attention_factor)
+
+    def _temperature(self, mscale: float) -> float:
+        """0.1 mscale ln(factor) + 1."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
 
     def frequencies(self, positions: Tensor) -> Tensor:
         frequencies = super().frequencies(positions)

@@ -6,8 +6,18 @@ from functools import partial
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from transformers import DeepseekV3Config, MixtralConfig, Qwen2MoeConfig
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    GptOssConfig,
+    Llama4TextConfig,
+    MixtralConfig,
+    Qwen2MoeConfig,
+)
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
@@ -106,7 +116,19 @@ def deepseek_v3(num_groups, groups_per_token, normalize=True, num_shared=1):
     return DeepseekV3MoE, config, {"num_experts": 12, "experts_per_token": 4, "router": router, "shared_expert": shared}
 
 
+def deepseek_v2():
+    config = DeepseekV2Config(
+        hidden_size=H, moe_intermediate_size=F, n_routed_experts=12, num_experts_per_tok=4, n_group=3, topk_group=2,
+        norm_topk_prob=False, routed_scaling_factor=1.7, n_shared_experts=1, topk_method="group_limited_greedy",
+        num_attention_heads=2,
+    )  # fmt: skip
+    router = partial(SoftmaxRouter, num_groups=3, groups_per_token=2, normalize=False, scale=1.7)
+    shared = partial(GatedMLP, intermediate_size=F, linear=PLAIN)
+    return DeepseekV2Moe, config, {"num_experts": 12, "experts_per_token": 4, "router": router, "shared_expert": shared}
+
+
 FAMILIES = {
+    "DeepSeek-V2": deepseek_v2(),
     "Mixtral": mixtral(8, 2),
     "Mixtral, all experts": mixtral(3, 3),
     "Mixtral, two of many": mixtral(20, 2),
@@ -135,6 +157,59 @@ def test_outputs_and_gradients_are_those_of_transformers(block, config, options,
     expected = outputs_and_gradients(oracle, x)
     found = {"y": expected.pop("y"), "x": expected.pop("x"), **under_our_names(expected.items())}
     assert_same(outputs_and_gradients(layer, x), found, **CLOSE)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+def test_experts_of_gpt_oss_are_those_of_transformers(grouped):
+    config = GptOssConfig(hidden_size=H, intermediate_size=F, num_local_experts=6, num_experts_per_tok=3)
+    config._experts_implementation = "eager"
+    oracle = GptOssMLP(config)
+    for index, parameter in enumerate(oracle.parameters()):
+        parameter.data.copy_(random(*parameter.shape, seed=index))  # so large that the limit matters
+    expert = partial(GatedMLP, intermediate_size=F, limit=7.0, up_offset=1.0, activation=partial(silu, beta=1.702))
+    router = partial(SoftmaxRouter, bias=True)
+    layer = build(num_experts=6, experts_per_token=3, expert=expert, router=router, grouped=grouped)
+    weights = {f"router.{name}": parameter for name, parameter in oracle.router.named_parameters()}
+    for name, part in (("gate", slice(None, None, 2)), ("up", slice(1, None, 2)), ("down", slice(None))):
+        kind = "down_proj" if name == "down" else "gate_up_proj"
+        for number in range(6):
+            place = f"experts.expert_{number}.{name}"
+            weights[f"{place}.weight"] = getattr(oracle.experts, kind)[number][:, part].T
+            weights[f"{place}.bias"] = getattr(oracle.experts, f"{kind}_bias")[number][part]
+    layer.load_state_dict(weights)
+    x, gradient = random(2, 9, H).requires_grad_(), random(2, 9, H, seed=99)
+    expected, found = oracle(x)[0], layer(x)
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, **CLOSE)
+    gradients = [torch.autograd.grad(y, x, gradient)[0] for y in (expected, found)]
+    torch.testing.assert_close(gradients[1] / scale, gradients[0] / scale, **CLOSE)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+def test_weights_on_the_input_are_those_of_llama_4(grouped):
+    config = Llama4TextConfig(hidden_size=H, intermediate_size=F, num_local_experts=6, num_experts_per_tok=2)
+    oracle = Llama4TextMoe(config)
+    for index, parameter in enumerate(oracle.parameters()):
+        parameter.data.copy_(random(*parameter.shape, seed=index) * 0.3)
+    expert = partial(GatedMLP, intermediate_size=F, linear=PLAIN)
+    router = partial(SigmoidRouter, normalize=False)
+    options = {"expert": expert, "shared_expert": expert, "router": router, "weight_on_input": True}
+    layer = build(num_experts=6, experts_per_token=2, grouped=grouped, **options)
+    weights = {"router.weight": oracle.router.weight, "router.balance_bias": torch.zeros(6)}
+    weights |= {f"shared_expert.{name}".replace("_proj", ""): p for name, p in oracle.shared_expert.named_parameters()}
+    for number in range(6):
+        gate, up = oracle.experts.gate_up_proj[number].T.chunk(2)
+        parts = {"gate": gate, "up": up, "down": oracle.experts.down_proj[number].T}
+        weights |= {f"experts.expert_{number}.{name}.weight": part for name, part in parts.items()}
+    layer.load_state_dict(weights)
+    x, gradient = random(2, 9, H).requires_grad_(), random(2, 9, H, seed=99)
+    expected, found = oracle(x)[0].view_as(x), layer(x)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    wanted = [(x, x), (oracle.router.weight, layer.router.weight)]
+    for theirs, ours in wanted:
+        (reference,) = torch.autograd.grad(expected, theirs, gradient, retain_graph=True)
+        (actual,) = torch.autograd.grad(found, ours, gradient, retain_graph=True)
+        torch.testing.assert_close(actual, reference, **CLOSE)
 
 
 def mixture_by_loops(layer: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
@@ -378,7 +453,9 @@ NESTED = partial(MixtureOfExperts, num_experts=2, expert=partial(MLP, intermedia
 
 
 @pytest.mark.parametrize(
-    "options", [{"grouped": False}, {"grouped": True}, {"expert": NESTED}], ids=["one by one", "grouped", "nested"]
+    "options",
+    [{"grouped": False}, {"grouped": True}, {"expert": NESTED}, {"grouped": True, "weight_on_input": True}],
+    ids=["one by one", "grouped", "nested", "weights on the input"],
 )
 def test_padding_has_no_expert_and_no_gradient(options):
     layer, x = build(**options), random(2, 9, H)

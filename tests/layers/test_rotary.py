@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import DeepseekV3Config, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 from ml.layers import (
     Attention,
@@ -13,6 +14,7 @@ from ml.layers import (
     LatentAttention,
     LinearRotary,
     Llama3Rotary,
+    LongRotary,
     Rotary,
     TwoDimensionalRotary,
     YarnRotary,
@@ -54,6 +56,14 @@ CASES = {
             "beta_slow": 0.5, "truncate": False,
         },
     ),
+    "YaRN, DeepSeek's mscale": (
+        YarnRotary,
+        {"factor": 4.0, "original_length": 32, "mscale": 0.7, "mscale_all_dim": 1.3},
+        {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7,
+            "mscale_all_dim": 1.3,
+        },
+    ),
     "YaRN, a factor of its own": (
         YarnRotary,
         {"factor": 4.0, "original_length": 32, "attention_factor": 0.7},
@@ -74,6 +84,59 @@ def test_frequencies_and_factors_are_those_of_transformers(rotary, options, thei
     layer = rotary(24, theta=theta, fraction=fraction, **options)
     torch.testing.assert_close(layer.frequencies(torch.arange(LENGTH)), frequencies, rtol=1e-5, atol=0)
     assert layer.attention_factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("length", [16, 17, 40])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_long_rotary_has_the_frequencies_of_transformers_for_each_length(length, fraction):
+    short, long = ([base + 0.25 * pair for pair in range(int(12 * fraction))] for base in (1.0, 2.0))
+    config = LlamaConfig(hidden_size=48, num_attention_heads=2, head_dim=24, max_position_embeddings=64)
+    config.rope_parameters = {
+        "rope_type": "longrope", "short_factor": short, "long_factor": long, "rope_theta": 500.0,
+        "original_max_position_embeddings": 16, "partial_rotary_factor": fraction,
+    }  # fmt: skip
+    frequencies, factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
+    options = {"theta": 500.0, "fraction": fraction, "factor": 4.0, "original_length": 16, "long_factors": long}
+    layer = LongRotary(24, short_factors=short, **options)
+    torch.testing.assert_close(layer.frequencies(torch.arange(length)), frequencies, rtol=1e-5, atol=0)
+    assert layer.attention_factor == pytest.approx(factor)
+    x = torch.randn(1, length, 1, 24, generator=torch.Generator().manual_seed(0))
+    turned, _ = layer(x, x, None)
+    angles = torch.arange(length)[:, None] * frequencies
+    size = 2 * len(short)
+    first, second = x[0, :, 0, : size // 2], x[0, :, 0, size // 2 : size]
+    torch.testing.assert_close(turned[0, :, 0, : size // 2], factor * (first * angles.cos() - second * angles.sin()))
+    constant = LongRotary(24, **options)
+    expected = (
+        frequencies if length > 16 else ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=40)[0]
+    )
+    torch.testing.assert_close(constant.frequencies(torch.arange(length)), expected, rtol=1e-5, atol=0)
+    assert (layer.depends_on_length, constant.depends_on_length) == (True, False)
+
+
+def test_latent_attention_scales_its_softmax_by_mscale_as_deepseek():
+    yarn = partial(YarnRotary, factor=40.0, original_length=16, mscale=1.0, mscale_all_dim=1.0)
+    rotary_scale = YarnRotary(4, factor=40.0, original_length=16, mscale=1.0, mscale_all_dim=1.0).attention_factor
+    config = DeepseekV3Config(qk_nope_head_dim=8, qk_rope_head_dim=4, num_hidden_layers=1, num_attention_heads=2)
+    config.rope_parameters = {
+        "rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 16, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "rope_theta": 1e4,
+    }  # fmt: skip
+    theirs = DeepseekV3Attention(config, 0)
+    layer = LatentAttention(24, num_heads=2, head_size=8, rotary_size=4, rotary=yarn)
+    assert layer.softmax_scale == pytest.approx(theirs.scaling)
+    assert layer.softmax_scale == pytest.approx(1.87385 * 12**-0.5, rel=1e-5)
+    assert rotary_scale == 1.0
+
+
+def test_latent_attention_without_rotary_does_not_see_positions():
+    layer = materialize(LatentAttention(24, num_heads=2, head_size=8, rotary_size=4, rotary=None))
+    x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([2, 0, 3, 1, 4])
+    torch.testing.assert_close(layer(x[:, order], Context())[:, -1], layer(x, Context())[:, -1])
+    turned = materialize(LatentAttention(24, num_heads=2, head_size=8, rotary_size=4))
+    turned.load_state_dict(layer.state_dict())
+    assert not torch.allclose(turned(x, Context()), layer(x, Context()), atol=1e-6)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -123,6 +186,9 @@ def test_in_two_dimensions_scores_depend_on_the_distance_in_rows_and_columns_alo
         (partial(Llama3Rotary, 8, low_frequency_factor=4.0), "high_frequency_factor must be above"),
         (partial(YarnRotary, 8, beta_fast=0.5), "beta_fast must be above beta_slow"),
         (partial(YarnRotary, 8, attention_factor=0.0), "attention_factor must be positive"),
+        (partial(LongRotary, 8, long_factors=[1.0] * 3), "long_factors must be 4, one for each pair, not 3"),
+        (partial(LongRotary, 4, long_factors=[1.0, 0.0]), "long_factors must be positive"),
+        (partial(YarnRotary, 8, mscale_all_dim=-1.0), "mscale_all_dim must be at least 0"),
         (partial(TwoDimensionalRotary, 6), "head_size must be a multiple of 4"),
     ],
 )
@@ -147,12 +213,15 @@ def test_attention_decodes_where_a_rotation_stays_what_it_was(rotary, decodes):
         assert LatentAttention(64, num_heads=2, rotary=rotary, **sizes).decodes is decodes
 
 
-def test_a_packed_document_is_rotated_by_its_own_length():
+LONG = partial(LongRotary, original_length=4, long_factors=[1.0, 2.0, 3.0, 9.0], short_factors=[1.0] * 4, factor=2.0)
+
+
+@pytest.mark.parametrize("rotary", [partial(DynamicRotary, original_length=4), LONG], ids=["dynamic", "long"])
+def test_a_packed_document_is_rotated_by_its_own_length(rotary):
     """Whatever the documents beside it, and in other rows, are."""
     lengths = (3, 9, 6)
     documents = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(2, -1).clone()
     documents[1] = 0
-    rotary = partial(DynamicRotary, original_length=4)
     layer = materialize(Attention(16, num_heads=2, rotary=rotary)).double()
     x = torch.randn(2, sum(lengths), 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     packed = layer(x, Context(places_in_documents(documents), documents))

@@ -79,6 +79,46 @@ def test_sigmoid_router_selects_by_score_plus_bias_and_weights_by_score(options)
         torch.testing.assert_close(weights[t], expected)
 
 
+SOFTMAX = {
+    "scale": {"scale": 2.5, "normalize": False},
+    "bias": {"bias": True},
+    "balancing bias": {"balance_bias": True},
+    "groups": {"num_groups": 4, "groups_per_token": 2, "normalize": False},
+    "all at once": {"num_groups": 3, "groups_per_token": 2, "bias": True, "balance_bias": True, "scale": 0.7},
+}
+
+
+@pytest.mark.parametrize("options", SOFTMAX.values(), ids=SOFTMAX)
+def test_softmax_router_selects_in_the_best_groups_by_probability_plus_balancing_bias(options):
+    layer, x = build(SoftmaxRouter, **options).double(), random(60, H).double()
+    weights, experts = layer(x)
+    num_groups, open_groups = options.get("num_groups", 1), options.get("groups_per_token", 1)
+    size = E // num_groups
+    bias = torch.zeros(E) if layer.bias is None else layer.bias.data.copy_(random(E, seed=7))
+    balance = [0.0] * E if layer.balance_bias is None else layer.balance_bias.tolist()
+    weights, experts = layer(x)
+    for t in range(len(x)):
+        scores = [math.exp(float(row @ x[t] + b)) for row, b in zip(layer.weight.detach(), bias, strict=True)]
+        scores = [score / sum(scores) for score in scores]
+        biased = [score + b for score, b in zip(scores, balance, strict=True)]
+        groups = sorted(range(num_groups), key=lambda g: -max(biased[g * size : (g + 1) * size]))[:open_groups]
+        best = sorted((e for e in range(E) if e // size in groups), key=lambda e: -biased[e])[:3]
+        total = sum(scores[e] for e in best) if options.get("normalize", True) else 1.0
+        expected = torch.tensor([options.get("scale", 1.0) * scores[e] / total for e in best], dtype=torch.float64)
+        assert experts[t].tolist() == best
+        torch.testing.assert_close(weights[t], expected)
+
+
+def test_a_softmax_router_is_balanced_only_with_a_balancing_bias():
+    layer = materialize(SoftmaxRouter(H, 4, 2, balance_bias=True, bias_update_rate=0.25))
+    layer.balance(torch.tensor([10.0, 2.0, 5.0, 3.0]))
+    assert layer.balance_bias.tolist() == [-0.25, 0.25, 0.0, 0.25]
+    plain = materialize(SoftmaxRouter(H, 4, 2))
+    plain.balance(torch.tensor([10.0, 2.0, 5.0, 3.0]))
+    assert plain.balance_bias is None
+    assert list(plain.state_dict()) == ["weight"]
+
+
 @pytest.mark.parametrize("router", [SoftmaxRouter, SigmoidRouter])
 def test_scores_are_computed_in_float32_whatever_the_model_computes_in(router):
     layer, x = build(router), random(50, H)

@@ -14,6 +14,7 @@ from ml.layers.attention_kernels import (
     mean_visible_keys,
 )
 from ml.layers.checks import heads_or_default, positive, positive_float, probability
+from ml.layers.children import optional_child
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
 from ml.layers.mixers.growing import Growing
@@ -41,9 +42,9 @@ class LatentAttention(SoftmaxMixer):
         rotary_size: Size of the rotated part of query and key, Dr.
         value_head_size: Size of a value head, Dv.
         normalization: Constructor of the normalizations of the latent vectors.
-        rotary: Constructor of the rotary embedding.
+        rotary: Constructor of the rotary embedding; None applies none (Kimi Linear).
         window_size: Number of keys visible to a query, including its own position; None is all.
-        softmax_scale: Factor of the scores; None is 1/√(D + Dr).
+        softmax_scale: Factor of the scores; None is 1/√(D + Dr), times that of `YarnRotary.mscale_all_dim`.
         dropout: Dropout probability of the attention weights in training.
         kernel: Constructor of the attention kernel.
         linear: Constructor of the projections.
@@ -64,7 +65,7 @@ class LatentAttention(SoftmaxMixer):
         rotary_size: int = 64,
         value_head_size: int = 128,
         normalization: Callable[..., nn.Module] = RMSNorm,
-        rotary: Callable[..., RotaryEmbedding] = Rotary,
+        rotary: Callable[..., RotaryEmbedding] | None = Rotary,
         window_size: int | None = None,
         softmax_scale: float | None = None,
         dropout: float = 0.0,
@@ -78,9 +79,6 @@ class LatentAttention(SoftmaxMixer):
         self.rotary_size = positive("rotary_size", rotary_size)
         self.value_head_size = positive("value_head_size", value_head_size)
         self.window_size = None if window_size is None else positive("window_size", window_size)
-        self.softmax_scale = (self.head_size + self.rotary_size) ** -0.5
-        if softmax_scale is not None:
-            self.softmax_scale = positive_float("softmax_scale", softmax_scale)
         self.dropout = probability("dropout", dropout)
         self.draws_noise = self.dropout > 0.0
         rank = positive("key_value_rank", key_value_rank)
@@ -100,11 +98,15 @@ class LatentAttention(SoftmaxMixer):
         self.key_up = child("key_up", linear, rank, heads * self.head_size)
         self.value_up = child("value_up", linear, rank, heads * self.value_head_size)
         self.output = child("output", linear, heads * self.value_head_size, hidden_size)
-        self.rotary = child("rotary", rotary, self.rotary_size)
+        self.rotary = optional_child("rotary", rotary, self.rotary_size)
+        of_rotary = 1.0 if self.rotary is None else self.rotary.softmax_factor
+        self.softmax_scale = of_rotary * (self.head_size + self.rotary_size) ** -0.5
+        if softmax_scale is not None:
+            self.softmax_scale = positive_float("softmax_scale", softmax_scale)
         self.projections = child("projections", Projections, (self.key_value_down, self.key_rotary, from_x))
         # A token that is decoded meets the latent vectors through the matrices of these two.
         is_absorbed = isinstance(self.key_up, Linear) and isinstance(self.value_up, Linear)
-        self.decodes = is_absorbed and not self.rotary.depends_on_length
+        self.decodes = is_absorbed and (self.rotary is None or not self.rotary.depends_on_length)
         self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
         self.build_kernel(kernel)
 
@@ -125,7 +127,9 @@ class LatentAttention(SoftmaxMixer):
         latent = self.key_value_norm(latent)  # (B, T, R)
         query = query.unflatten(-1, (self.num_heads, -1))  # (B, T, N, D + Dr)
         plain, turned = query.split((self.head_size, self.rotary_size), dim=-1)
-        turned, key_rotary = self.rotary.in_context(turned, key_rotary[:, :, None], context)  # key: (B, T, 1, Dr)
+        key_rotary = key_rotary[:, :, None]  # (B, T, 1, Dr)
+        if self.rotary is not None:
+            turned, key_rotary = self.rotary.in_context(turned, key_rotary, context)
         mix = self._mix if context.cache is None else self._mix_with_kept
         mixed = mix(plain, turned, latent, key_rotary, context)  # (B, N, T, Dv)
         return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, H)
