@@ -21,7 +21,7 @@ def entries(modules: Sequence[str] = ()) -> list[Entry]:
     Raises:
         UserError: A module cannot be imported.
     """
-    for module in ("ml.training", *modules):
+    for module in ("ml.training", "ml.interop.from_hugging_face", *modules):
         try:
             importlib.import_module(module)
         except ImportError as error:

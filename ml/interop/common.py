@@ -6,12 +6,13 @@ from typing import Any
 
 from ml.blocks import DecoderBlock, Repeat
 from ml.interop.fields import Bias, ConfigFields, Field, Part, Row, Set, View
-from ml.interop.rotary import Rope
 from ml.interop.tensors import TensorRow, linear_rows, row
 from ml.layers import (
+    MLP,
     Attention,
     GatedMLP,
     LanguageModelHead,
+    LayerNorm,
     Linear,
     RMSNorm,
     gelu,
@@ -65,32 +66,28 @@ def _head_size(fields: ConfigFields) -> int:
     return hidden // heads
 
 
+def _num_heads(fields: ConfigFields) -> int:
+    return fields.number("num_attention_heads")
+
+
 def attention(
-    kv_heads: bool = True,
-    head_dim: bool = True,
-    dropout: bool = True,
+    kv_heads: int | None = None, head_dim: int | None = None, dropout: float = 0.0, scope: str = ""
 ) -> tuple[Row, ...]:
-    """Numbers and sizes of heads.
+    """Numbers and sizes of heads, and dropout.
 
     Args:
-        kv_heads: Whether key and value heads have a number.
-        head_dim: Whether heads have a size.
-        dropout: Whether attention has dropout.
+        kv_heads: The value of an absent `num_key_value_heads`; None is the number of heads.
+        head_dim: The value of an absent `head_dim`; None divides the width by the number of heads.
+        dropout: The value of an absent `attention_dropout`.
+        scope: The scope of the bindings.
     """
-    rows: list[Row] = [
-        Set(DecoderBlock, "mixer", Attention),
+    return (
+        Set(DecoderBlock, "mixer", Attention, scope),
         Field("num_attention_heads", Attention, "num_heads"),
-        Field(
-            "num_key_value_heads",
-            Attention,
-            "num_kv_heads",
-            default=lambda fields: fields.number("num_attention_heads"),
-        ),
-        Field("head_dim", Attention, "head_size", default=_head_size),
-    ]
-    if dropout:
-        rows.append(Field("attention_dropout", Attention, "dropout", default=0.0))
-    return tuple(rows)
+        Field("num_key_value_heads", Attention, "num_kv_heads", default=kv_heads, null=_num_heads),
+        Field("head_dim", Attention, "head_size", default=head_dim, null=_head_size),
+        Field("attention_dropout", Attention, "dropout", default=dropout),
+    )
 
 
 def rms_norm(epsilon: float | None = 1e-6, name: str = "rms_norm_eps", zero_centered: bool = False) -> tuple[Row, ...]:
@@ -103,26 +100,73 @@ def rms_norm(epsilon: float | None = 1e-6, name: str = "rms_norm_eps", zero_cent
     )
 
 
-def gated_mlp(
-    activation: str = "hidden_act", size: str = "intermediate_size", default: str = "silu", scope: str = ""
-) -> tuple[Row, ...]:
-    """A gated MLP in every block."""
+def gated_mlp(activation: str = "hidden_act", default: str = "silu", scope: str = "") -> tuple[Row, ...]:
+    """A gated MLP in the blocks of a scope.
+
+    Args:
+        activation: The field of the activation.
+        default: The value of an absent activation.
+        scope: The scope of the bindings.
+    """
     return (
-        Set(DecoderBlock, "mlp", GatedMLP),
-        Field(size, GatedMLP, "intermediate_size", read=intermediate_size, scope=scope),
+        Set(DecoderBlock, "mlp", GatedMLP, scope),
+        width(scope=scope),
         Part(activation, GatedMLP, "activation", ACTIVATIONS, default),
     )
 
 
-def intermediate_size(view: View) -> int | None:
-    """Width of the hidden layer of the first gated MLP."""
-    mlp = view.first(GatedMLP)
-    return None if mlp is None else mlp.gate.out_features
+def plain_mlp(
+    activation: str = "hidden_act", default: str = "gelu", bias: str | None = None, has_bias: bool = True
+) -> tuple[Row, ...]:
+    """An MLP without a gate in every block.
+
+    Args:
+        activation: The field of the activation.
+        default: The value of an absent activation.
+        bias: The field of the biases; None for a family that decides.
+        has_bias: The value of an absent field, or that of the family.
+    """
+    return (
+        Set(DecoderBlock, "mlp", MLP),
+        Field("intermediate_size", MLP, "intermediate_size", read=lambda view: view.first(MLP).up.out_features),
+        Part(activation, MLP, "activation", ACTIVATIONS, default),
+        Bias(("up", "down"), Linear, MLP, bias, has_bias),
+    )
 
 
-def no_bias(*layers: str, owner: type = Attention) -> Bias:
-    """Linear layers without a bias in the family."""
-    return Bias(layers, Linear, owner, default=False)
+def width(name: str = "intermediate_size", scope: str = "") -> Field:
+    """The width of the hidden layer of the gated MLPs in a scope."""
+
+    def read(view: View) -> int | None:
+        mlp = view.first(GatedMLP, scope)
+        return None if mlp is None else mlp.gate.out_features
+
+    return Field(name, GatedMLP, "intermediate_size", read=read, scope=scope)
+
+
+def layer_norm(name: str = "layer_norm_eps", epsilon: float = 1e-5, bias: bool = True) -> tuple[Row, ...]:
+    """Layer normalization everywhere."""
+    return (
+        Set(DecoderBlock, "normalization", LayerNorm),
+        Set(LanguageModelHead, "normalization", LayerNorm),
+        Set(LayerNorm, "bias", bias),
+        Field(name, LayerNorm, "epsilon", default=epsilon),
+    )
+
+
+def attention_bias(name: str | None = "attention_bias", default: bool = False) -> Bias:
+    """Biases of query, key, value and output by one field, or as the family decides."""
+    return Bias((*QUERY_KEY_VALUE, "output"), Linear, Attention, name, default)
+
+
+def mlp_bias(name: str | None = None, default: bool = False, owner: type = GatedMLP) -> Bias:
+    """Biases of a gated MLP by one field, or as the family decides."""
+    return Bias(("gate", "up", "down"), Linear, owner, name, default)
+
+
+def query_key_norm() -> tuple[Row, ...]:
+    """RMSNorm of each query and key head."""
+    return (Set(Attention, "query_norm", RMSNorm), Set(Attention, "key_norm", RMSNorm))
 
 
 def inverse_square(scale: float) -> float:
@@ -160,5 +204,3 @@ NORMS: tuple[TensorRow, ...] = (
     row("model.layers.{i}.post_attention_layernorm.weight", "{block}.mlp_norm.weight"),
 )
 LLAMA_TENSORS = (*EMBEDDINGS_AND_HEAD, *ATTENTION, *GATED_MLP, *NORMS)
-
-__all__ = ["Rope"]

@@ -64,7 +64,7 @@ def export_folder(
     expressed = express(model, json.loads(kept[CONFIG]) if CONFIG in kept else None)
     with _new_folder(folder) as temporary:
         written = _write_weights(expressed, model, temporary, dtype, shard_size)
-        config = _completed(expressed.config, model, tokenizer, sequence_length, dtype)
+        config = _completed(expressed.config, model, tokenizer, sequence_length, dtype, CONFIG in kept)
         _write_json(temporary / CONFIG, config)
         lines = [f"{expressed.family.name}: {written}"]
         lines += _write_others(temporary, kept, tokenizer, config)
@@ -77,18 +77,18 @@ def _completed(
     tokenizer: Tokenizer | None,
     sequence_length: int | None,
     dtype: torch.dtype | None,
+    is_imported: bool,
 ) -> dict[str, Any]:
     """Returns a config.json with the fields that no row has: dtype, positions, and the end of a document."""
     completed = dict(config)
     kind = next(model.parameters()).dtype if dtype is None else dtype
     spelled = "torch_dtype" if "torch_dtype" in completed else "dtype"
     completed[spelled] = str(kind).removeprefix("torch.")
-    if sequence_length is not None:
-        completed.setdefault("max_position_embeddings", sequence_length)
-    if tokenizer is not None:
-        completed.setdefault("eos_token_id", tokenizer.end_of_document)
-        completed.setdefault("bos_token_id", None)
-        completed.setdefault("pad_token_id", None)
+    if not is_imported:  # else an absent field has its default in transformers, as in the imported folder
+        if sequence_length is not None:
+            completed.setdefault("max_position_embeddings", sequence_length)
+        end = None if tokenizer is None else tokenizer.end_of_document
+        completed |= {"eos_token_id": end, "bos_token_id": None, "pad_token_id": None}
     return completed
 
 

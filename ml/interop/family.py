@@ -11,18 +11,18 @@ from ml.interop.tensors import TensorRow
 # Fields without a place in a model: an export writes those of the imported folder again.
 KEPT = frozenset(
     (
-        "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "add_cross_attention",
-        "architectures", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
-        "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
-        "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
-        "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range",
-        "is_decoder", "label2id", "length_penalty", "max_length", "max_position_embeddings", "min_length",
-        "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
-        "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
-        "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
-        "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
-        "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
-        "typical_p", "unsloth_version", "use_bfloat16", "use_cache",
+        "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "bad_words_ids",
+        "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size",
+        "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+        "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task",
+        "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range", "is_decoder", "label2id",
+        "length_penalty", "max_length", "max_position_embeddings", "min_length", "model_type", "no_repeat_ngram_size",
+        "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
+        "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads",
+        "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+        "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k",
+        "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "unsloth_version", "use_bfloat16",
+        "use_cache",
     )
 )  # fmt: skip
 # Fields of folders that no family can express.
@@ -31,6 +31,7 @@ _REFUSED = {
     "compression_config": "has compressed weights, which are not imported: start from the original checkpoint",
     "auto_map": "names code in its folder, which is never executed: only families that are built in are imported",
     "is_encoder_decoder": "is an encoder with a decoder, not a causal language model",
+    "add_cross_attention": "is a decoder of an encoder, not a causal language model",
 }
 
 
@@ -59,7 +60,7 @@ class Family:
     @property
     def all_kept(self) -> frozenset[str]:
         """The fields without a place in the model."""
-        return KEPT | self.kept
+        return KEPT | self.kept | _REFUSED.keys()
 
     @property
     def fields(self) -> frozenset[str]:

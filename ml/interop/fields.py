@@ -1,6 +1,7 @@
 """Rows that relate the fields of a config.json to the parameters of a model, in both directions."""
 
 import abc
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,16 @@ class ConfigFields:
 
     Args:
         content: The content of the file.
+
+    Attributes:
+        read: The fields that were read.
+        idle: The fields that mean nothing beside the others, in transformers too.
     """
 
     def __init__(self, content: Mapping[str, Any]):
         self.content = content
         self.read: set[str] = set()
+        self.idle: set[str] = set()
 
     def get(self, name: str, default: Any = ABSENT) -> Any:
         """Returns the value of a field.
@@ -71,6 +77,12 @@ class View:
         self.modules = named_modules(model)
         self.blocks = model.decoder.blocks if isinstance(model.decoder, BlockSequence) else []
 
+    def only(self, part: nn.Module) -> "View":
+        """Returns the view of one part of the model."""
+        view = copy.copy(self)
+        view.modules = named_modules(part)
+        return view
+
     def first(self, kind: type, scope: str = "") -> Any:
         """Returns the first module of a class whose path contains a scope; None without one."""
         wanted = [name for name in scope.split("/") if name]
@@ -96,6 +108,11 @@ class Row(abc.ABC):
 
     names: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The fields that are about this row alone, with those inside others as `outer.inner`."""
+        return self.names
+
     @abc.abstractmethod
     def imported(self, fields: ConfigFields) -> Iterable[ImportedValue]:
         """Returns the bindings that the fields stand for.
@@ -117,7 +134,8 @@ class Field(Row):
         name: The field.
         configurable: The component.
         parameter: Its parameter.
-        default: The value of an absent field; computed from the fields if it is a function, of a null as well.
+        default: The value of an absent field; computed from the fields if it is a function.
+        null: Computes the value of a null from the fields; None passes it on.
         scope: The scope of the binding.
         read: Returns the value from a model; None reads the attribute named as the parameter.
         to: Returns the value of the parameter from that of the field.
@@ -129,6 +147,7 @@ class Field(Row):
     configurable: type
     parameter: str
     default: Any = ABSENT
+    null: Callable[[ConfigFields], Any] | None = None
     scope: str = ""
     read: Callable[[View], Any] | None = None
     to: Callable[[Any], Any] = lambda value: value
@@ -143,18 +162,21 @@ class Field(Row):
         for other in self.names:
             fields.read.add(other)
         name = next((name for name in self.names if name in fields.content), self.name)
-        value = fields.get(name, None if callable(self.default) else self.default)
-        if value is None and callable(self.default):
-            value = self.default(fields)
+        value = fields.get(name, self.default)
+        if callable(value):
+            value = value(fields)
+        if value is None and self.null is not None:
+            value = self.null(fields)
         yield fields.value(
             key_of(self.configurable, self.parameter, self.scope), _converted(self.to, value, name), name
         )
 
     def exported(self, view: View) -> dict[str, Any]:
-        if self.read is not None:
-            return {self.name: self.back(self.read(view))}
         module = view.first(self.configurable, self.scope)
-        return {} if module is None else {self.name: self.back(getattr(module, self.parameter))}
+        if module is None:
+            return {}
+        value = getattr(module, self.parameter) if self.read is None else self.read(view)
+        return {self.name: value if value is None else self.back(value)}
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,28 @@ class Set(Row):
 
     def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
         yield fields.value(key_of(self.configurable, self.parameter, self.scope), self.value, "model_type")
+
+
+@dataclass(frozen=True)
+class Derived(Row):
+    """A parameter that follows from fields which other rows write.
+
+    Args:
+        configurable: The component.
+        parameter: Its parameter.
+        value: Computes the value from the fields.
+        field: The field that is its source.
+        scope: The scope of the binding.
+    """
+
+    configurable: Callable[..., Any]
+    parameter: str
+    value: Callable[[ConfigFields], Any]
+    field: str
+    scope: str = ""
+
+    def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
+        yield fields.value(key_of(self.configurable, self.parameter, self.scope), self.value(fields), self.field)
 
 
 @dataclass(frozen=True)

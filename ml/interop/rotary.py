@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ml.config import ImportedValue
@@ -63,21 +63,40 @@ class Rope(Row):
 
     Args:
         theta: The value of an absent `rope_theta`; None requires the field.
-        fraction: The value of an absent `partial_rotary_factor`.
+        fraction: The value of an absent `partial_rotary_factor`; None for a family that rotates whole heads.
         interleaved: Whether adjacent channels are a pair.
         mixer: The mixer that holds it.
         scope: The scope of the bindings.
         inside: The entry of `rope_parameters` for these blocks; empty where one is for all.
+        theta_field: The field of theta beside `rope_scaling`, which with `inside` is not about these blocks if it is
+            another one than `rope_theta`.
+        fraction_field: The field of the rotated fraction of a head beside `rope_scaling`.
     """
 
     theta: float | None = 10_000.0
-    fraction: float = 1.0
+    fraction: float | None = None
     interleaved: bool = False
     mixer: type = Attention
     scope: str = ""
     inside: str = ""
+    theta_field: str = "rope_theta"
+    fraction_field: str = "partial_rotary_factor"
 
-    names = _FIELDS
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys((*_FIELDS, self.theta_field, self.fraction_field)))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (f"rope_parameters.{self.inside}",) if self.inside else self.names
+
+    @property
+    def _fraction(self) -> float:
+        return 1.0 if self.fraction is None else self.fraction
+
+    def at(self, scope: str) -> "Rope":
+        """Returns the row for another scope."""
+        return replace(self, scope=scope)
 
     def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
         values, where = self._parameters(fields)
@@ -87,6 +106,8 @@ class Rope(Row):
             raise InteropError(f"{where('rope_type')} is {kind!r}, and there is only {', '.join(KINDS)}")
         theta = values.pop("rope_theta", None)
         fraction = values.pop("partial_rotary_factor", None)
+        if self.fraction is None and fraction != 1.0:
+            raise InteropError(f"{where('partial_rotary_factor')} is {fraction!r}, which the family does not have")
         yield self._value(fields, self.mixer, "rotary", KINDS[kind], where("rope_type"))
         for one in one_dimensional():
             yield self._value(fields, one, "theta", theta, where("rope_theta"))
@@ -118,8 +139,7 @@ class Rope(Row):
 
     def _parameters(self, fields: ConfigFields):
         """Returns what the fields say, and a function for the place of each part."""
-        for name in (*_FIELDS, "original_max_position_embeddings"):
-            fields.read.add(name)
+        fields.read.update((*self.names, "original_max_position_embeddings"))
         content = fields.content
         old, new = content.get("rope_scaling"), content.get("rope_parameters")
         if old and new and old != new:
@@ -128,12 +148,18 @@ class Rope(Row):
         values = old or new or {}
         if self.inside and isinstance(values, Mapping) and self.inside in values:
             values, spelled = values[self.inside], f"{spelled}.{self.inside}"
+        elif self.inside and self.theta_field != "rope_theta":
+            values = {}
         if not isinstance(values, Mapping):
             raise InteropError(f"config.json#{spelled} must be an object, not {values!r}")
         values = dict(values)
         inside = set(values)
-        for name, default in (("rope_theta", self.theta), ("partial_rotary_factor", self.fraction)):
-            values[name] = values.get(name) if values.get(name) is not None else content.get(name)
+        defaults = (
+            ("rope_theta", self.theta, self.theta_field),
+            ("partial_rotary_factor", self._fraction, self.fraction_field),
+        )
+        for name, default, other in defaults:
+            values[name] = values.get(name) if values.get(name) is not None else content.get(other)
             if values[name] is None:
                 values[name] = default
             if values[name] is None:
@@ -142,7 +168,9 @@ class Rope(Row):
         def where(name: str) -> str:
             if name in inside or (name == "rope_type" and "type" in inside):
                 return f"config.json#{spelled}.{name if name in inside else 'type'}"
-            return f"config.json#{name}{'' if name in content else ' (absent)'}"
+            outside = {"rope_theta": self.theta_field, "partial_rotary_factor": self.fraction_field}
+            spelled_outside = outside.get(name, name)
+            return f"config.json#{spelled_outside}{'' if spelled_outside in content else ' (absent)'}"
 
         return values, where
 
@@ -153,11 +181,15 @@ class Rope(Row):
         values = self.exported_parameters(view)
         if values is None:
             return {}
+        if self.inside:
+            if values["partial_rotary_factor"] == self._fraction:
+                del values["partial_rotary_factor"]
+            return {"rope_parameters": {self.inside: values}}
         theta = values.pop("rope_theta")
         fraction = values.pop("partial_rotary_factor")
-        fields: dict[str, Any] = {"rope_theta": theta}
-        if fraction != self.fraction:
-            fields["partial_rotary_factor"] = fraction
+        fields: dict[str, Any] = {self.theta_field: theta}
+        if fraction != self._fraction:
+            fields[self.fraction_field] = fraction
         if values["rope_type"] == "dynamic":
             fields["max_position_embeddings"] = view.first(DynamicRotary, self.scope).original_length
         if values["rope_type"] != "default":

@@ -7,6 +7,19 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+NO_DROPOUT = {"attention_dropout": 0.0}
+GPT2 = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"), ...),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "intermediate_size", "tie_word_embeddings"), ...),
+    "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+GEMMA = {"query_pre_attn_scalar": 7, "sliding_window": 5, "tie_word_embeddings": True}
+QWEN_MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
+WHOLE = {"head_dim": ...}  # the width divided by the number of heads
+GRANITE = {
+    "embedding_multiplier": 3.0, "logits_scaling": 1.5, "residual_multiplier": 0.3, "attention_multiplier": 0.2,
+}  # fmt: skip
+NEOX = {"head_dim": ..., "num_key_value_heads": ...}
 
 CASES: dict[str, tuple[str, dict]] = {
     "Llama": ("Llama", {"rope_parameters": {"rope_type": "default", **FAST}}),
@@ -21,5 +34,100 @@ CASES: dict[str, tuple[str, dict]] = {
     "Llama, YaRN by hand": (
         "Llama",
         {"rope_parameters": {**FAST, **YARN, "attention_factor": 1.3, "beta_fast": 5.0, "truncate": False}},
+    ),
+    "Qwen 2": ("Qwen2", {"rope_parameters": {"rope_type": "default", **FAST}}),
+    "Qwen 2, odd, tied, windows": (
+        "Qwen2",
+        {
+            **ODD,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+        },
+    ),
+    "Qwen 3": ("Qwen3", {"rope_parameters": {"rope_type": "default", **FAST}}),
+    "Qwen 3, odd, biases": ("Qwen3", {**ODD, "attention_bias": True, "rope_parameters": {**FAST, **YARN}}),
+    "Mistral": ("Mistral", {"sliding_window": 6}),
+    "Mistral, odd, no window": ("Mistral", {**ODD, "sliding_window": None}),
+    "Mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "router_jitter_noise": 0.0}),
+    "Mixtral, odd, window, loss": (
+        "Mixtral",
+        {**ODD, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 4, "output_router_logits": True},
+    ),
+    "Seed-OSS": ("SeedOss", {**NO_DROPOUT, "residual_dropout": 0.0}),
+    "Seed-OSS, odd": ("SeedOss", {**ODD, **NO_DROPOUT, "residual_dropout": 0.0, "attention_out_bias": True}),
+    "Arcee": ("Arcee", {"mlp_bias": True}),
+    "Helium": ("Helium", {**ODD, "head_dim": 6, "attention_bias": True}),
+    "GPT-2": ("GPT2", {**GPT2, "n_embd": 40, "n_layer": 2, "n_head": 4}),
+    "GPT-2, odd, untied": (
+        "GPT2",
+        {**GPT2, "n_embd": 36, "n_layer": 3, "n_head": 3, "n_inner": 50, "tie_word_embeddings": False},
+    ),
+    "Gemma 1": ("Gemma", {"tie_word_embeddings": True, "hidden_act": "gelu"}),
+    "Gemma 2": ("Gemma2", {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0}),
+    "Gemma 2, odd, full": (
+        "Gemma2",
+        {**ODD, **GEMMA, "layer_types": ["full_attention"] * 3, "attn_logit_softcapping": None, "attention_bias": True},
+    ),
+    "Gemma 3": (
+        "Gemma3",
+        {
+            **GEMMA,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+            },
+        },
+    ),
+    "Gemma 3, odd, one kind": ("Gemma3", {**ODD, **GEMMA, "layer_types": ["sliding_attention"] * 3}),
+    "Qwen 2-MoE": ("Qwen2Moe", {**QWEN_MOE, "shared_expert_intermediate_size": 28, "num_experts": 5}),
+    "Qwen 2-MoE, odd, some dense": (
+        "Qwen2Moe",
+        {
+            **ODD,
+            **QWEN_MOE,
+            "shared_expert_intermediate_size": 28,
+            "num_experts": 4,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+        },
+    ),
+    "Qwen 3-MoE": ("Qwen3Moe", {**QWEN_MOE, "num_local_experts": 5}),
+    "Qwen 3-MoE, odd, some dense": (
+        "Qwen3Moe",
+        {**ODD, **QWEN_MOE, "num_local_experts": 4, "mlp_only_layers": [1], "norm_topk_prob": True},
+    ),
+    "Phi-3": ("Phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
+    "Phi-3, odd, window": ("Phi3", {**ODD, "sliding_window": 5}),
+    "OLMo 2": ("Olmo2", {**WHOLE, "rope_parameters": {"rope_type": "default", **FAST}}),
+    "OLMo 2, odd, biases": ("Olmo2", {**ODD, **WHOLE, "attention_bias": True}),
+    "OLMoE": ("Olmoe", {**WHOLE, "num_experts": 5, "num_experts_per_tok": 2}),
+    "OLMoE, odd": ("Olmoe", {**ODD, **WHOLE, "num_experts": 4, "num_experts_per_tok": 3, "norm_topk_prob": True}),
+    "Granite": ("Granite", {**GRANITE, "attention_bias": True}),
+    "Granite, odd, tied": ("Granite", {**ODD, **GRANITE, "mlp_bias": True, "tie_word_embeddings": True}),
+    "StarCoder 2": ("Starcoder2", {"sliding_window": 5}),
+    "StarCoder 2, odd, no biases": ("Starcoder2", {**ODD, **WHOLE, "use_bias": False, "tie_word_embeddings": True}),
+    "GLM-4": ("Glm4", {"rope_parameters": {**FAST, "rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "GLM-4, odd": ("Glm4", {**ODD, "head_dim": 8, "attention_bias": False}),
+    "SmolLM3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "SmolLM3, odd, all rotated": ("SmolLM3", {**ODD, "no_rope_layers": [1, 1, 1], "attention_bias": True}),
+    "GPT-NeoX": (
+        "GPTNeoX",
+        {**NEOX, "rope_parameters": {**FAST, "rope_type": "default", "partial_rotary_factor": 0.6}},
+    ),
+    "GPT-NeoX, odd, one after the other": (
+        "GPTNeoX",
+        {**NEOX, "hidden_size": 48, "num_attention_heads": 6, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "Phi-2": ("Phi", {**WHOLE, "rope_parameters": {**FAST, "rope_type": "default", "partial_rotary_factor": 0.4}}),
+    "Phi-2, odd": ("Phi", {**ODD, "num_key_value_heads": 6, "head_dim": ..., "hidden_size": 48}),
+    "Cohere": ("Cohere", {**WHOLE, "logit_scale": 0.5}),
+    "Cohere, odd, biases": (
+        "Cohere",
+        {**ODD, "head_dim": ..., "attention_bias": True, "tie_word_embeddings": True},
     ),
 }
