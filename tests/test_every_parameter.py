@@ -509,6 +509,8 @@ ELSEWHERE = {
     ("Trainer", "mesh"),
     ("Trainer", "cluster"),
     ("FromRun", "sha256"),  # any other value is refused
+    ("FromHuggingFace", "sha256"),
+    ("FromHuggingFace", "may_differ"),
     ("FromRun", "may_differ"),
     ("Distillation", "sha256"),
 }

@@ -1,4 +1,4 @@
-"""OLMo 2, 3 and OLMoE: norms of all query and key heads together; OLMo 2 and 3 normalize behind each branch."""
+"""OLMo 2 and OLMoE: norms of all query and key heads together; OLMo 2 normalizes the output of each branch."""
 
 from ml.blocks import DecoderBlock
 from ml.interop.common import (
