@@ -260,6 +260,11 @@ RUNS = {
         Trainer.sequence_length = 160""",
     "Jinja": JINJA.format("templates", "first", "20260131"),
     "other Jinja": JINJA.format("other_templates", "second", "20250131"),
+    "folder of chats": """
+        Trainer.data = @ChatData
+        ChatFiles.paths = 'chats'
+        ChatFiles.pattern = '*'
+        Trainer.sequence_length = 160""",
     "mixture": """
         Trainer.data = @Mixture
         Mixture.datasets = {'a': @TextData, 'b': @TokenFiles}
@@ -411,6 +416,9 @@ def write_documents():
         lines = [*map(json.dumps, talks[::order]), json.dumps({"prompt": "a", "completion": "b" * 200})]
         with_key = json.dumps({"messages": [{"role": "assistant", "content": "c", "a": 1}]})
         Path(file).write_text("\n".join([*lines, *([with_key, "broken"] if file == "chat" else [])]))
+    Path("chats").mkdir()
+    for file, part in (("a.jsonl", talks[:20]), ("b.log", talks[20:])):
+        Path(f"chats/{file}").write_text("\n".join(map(json.dumps, part)))
     for folder in ("templates", "other_templates"):
         Path(folder).mkdir()
         Path(f"{folder}/chat_template.jinja").write_text(TEMPLATE.format(folder))

@@ -100,11 +100,11 @@ def chat_of(value: Any) -> Chat:
     from ml.data.chat.forms import conversation_of
     from ml.data.chat.messages import Completion
     from ml.data.chat.template import Chat
-    from ml.data.reading.json_lines import BrokenLine
+    from ml.data.reading.records import BrokenRecord
 
     try:
         conversation = conversation_of({"messages": value} if isinstance(value, list) else value)
-    except BrokenLine as error:
+    except BrokenRecord as error:
         raise UserError(f"the conversation cannot be read: {error}") from error
     if isinstance(conversation.content, Completion):
         raise UserError("the conversation cannot be read: a prompt with a completion has no messages")

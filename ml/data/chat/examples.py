@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ml.data.chat.encoding import ChatFormat, Example
 from ml.data.chat.messages import Completion, Conversation
 from ml.data.errors import DataError
-from ml.data.reading.json_lines import OnError
+from ml.data.reading.options import OnError
 
 logger = logging.getLogger(__name__)
 

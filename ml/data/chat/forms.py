@@ -6,7 +6,7 @@ from typing import Any
 
 from ml.data.chat.messages import ASSISTANT, Completion, Conversation, Message, is_empty
 from ml.data.reading.decoding import SURROGATE
-from ml.data.reading.json_lines import BrokenLine
+from ml.data.reading.records import BrokenRecord
 
 # Participants in ShareGPT files, whose name here is another.
 _SHARE_GPT_ROLES = {
@@ -34,11 +34,11 @@ def conversation_of(record: Any, ignored_keys: Collection[str] = ()) -> Conversa
         ignored_keys: Keys of messages that are skipped.
 
     Raises:
-        BrokenLine: The value has none of the forms, or several of them.
+        BrokenRecord: The value has none of the forms, or several of them.
     """
     found = [form for keys, form in _BY_KEYS.items() if isinstance(record, dict) and not record.keys().isdisjoint(keys)]
     if len(found) != 1:
-        raise BrokenLine(f"must be one of {_FORMS}")
+        raise BrokenRecord(f"must be one of {_FORMS}")
     _require_text(record, "the line")
     conversation = found[0](record, ignored_keys)
     return conversation._replace(tools=_tools(record))
@@ -48,10 +48,10 @@ def messages_of(values: Any, ignored_keys: Collection[str] = (), name: str = "me
     """Parses a list of messages, each {"role", "content", ...} or, as in ShareGPT, {"from", "value"}.
 
     Raises:
-        BrokenLine: It is no such list.
+        BrokenRecord: It is no such list.
     """
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise BrokenLine(f'"{name}" must be a list of {{"role": TEXT, "content": TEXT}}')
+        raise BrokenRecord(f'"{name}" must be a list of {{"role": TEXT, "content": TEXT}}')
     return tuple(_message(value, ignored_keys) for value in values)
 
 
@@ -75,14 +75,14 @@ def _is_trained(value: dict[str, Any], role: str) -> bool:
     """Returns whether a message is trained, by its keys `weight` and `train`."""
     weight, train = value.get("weight"), value.get("train")
     if weight not in (None, 0, 1):
-        raise BrokenLine(f"'weight' must be 0 or 1, not {weight!r}")
+        raise BrokenRecord(f"'weight' must be 0 or 1, not {weight!r}")
     if train is not None and not isinstance(train, bool):
-        raise BrokenLine(f"'train' must be true or false, not {train!r}")
+        raise BrokenRecord(f"'train' must be true or false, not {train!r}")
     chosen = [bool(one) for one in (weight, train) if one is not None]
     if len(set(chosen)) > 1:
-        raise BrokenLine("'weight' and 'train' contradict each other")
+        raise BrokenRecord("'weight' and 'train' contradict each other")
     if chosen == [True] and role != ASSISTANT:
-        raise BrokenLine(f"a message of the role {role!r} cannot be trained, only those of the assistant")
+        raise BrokenRecord(f"a message of the role {role!r} cannot be trained, only those of the assistant")
     return all(chosen)
 
 
@@ -95,7 +95,7 @@ def _from_share_gpt(value: dict[str, Any]) -> dict[str, Any]:
     try:
         calls = json.loads(_text(value, "value"))
     except ValueError as error:
-        raise BrokenLine(f"the value of a 'function_call' is not JSON: {error}") from None
+        raise BrokenRecord(f"the value of a 'function_call' is not JSON: {error}") from None
     functions = calls if isinstance(calls, list) else [calls]
     return {"role": role, "tool_calls": [{"type": "function", "function": function} for function in functions], **rest}
 
@@ -120,11 +120,11 @@ def _from_completion(record: dict[str, Any], ignored_keys: Collection[str]) -> C
 def _from_alpaca(record: dict[str, Any], ignored_keys: Collection[str]) -> Conversation:
     question, further = _text(record, "instruction"), record.get("input") or ""
     if not isinstance(further, str):
-        raise BrokenLine("'input' must be a text")
+        raise BrokenRecord("'input' must be a text")
     history = record.get("history") or []
     pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2] if isinstance(history, list) else []
     if len(pairs) != len(history) or not all(isinstance(text, str) for pair in pairs for text in pair):
-        raise BrokenLine("'history' must be a list of [QUESTION, ANSWER]")
+        raise BrokenRecord("'history' must be a list of [QUESTION, ANSWER]")
     pairs.append([f"{question}\n\n{further}" if further else question, _text(record, "output")])
     said = [_said(role, text) for pair in pairs for role, text in zip(("user", ASSISTANT), pair, strict=True)]
     return Conversation("", (*_system(record), *said))
@@ -145,14 +145,14 @@ def _tools(record: dict[str, Any]) -> list[Any] | None:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise BrokenLine(f"'tools' is not JSON: {error}") from None
+            raise BrokenRecord(f"'tools' is not JSON: {error}") from None
     functions = record.get("functions")
     if is_empty(tools) and isinstance(functions, list):
         tools = [{"type": "function", "function": function} for function in functions]
     if is_empty(tools):
         return None
     if not isinstance(tools, list):
-        raise BrokenLine("'tools' must be a list")
+        raise BrokenRecord("'tools' must be a list")
     return tools
 
 
@@ -168,7 +168,7 @@ _BY_KEYS: dict[tuple[str, ...], _Form] = {
 def _text(record: dict[str, Any], key: str) -> str:
     text = record.get(key)
     if not isinstance(text, str):
-        raise BrokenLine(f"{key!r} must be a text" if key in record else f"{key!r} is missing")
+        raise BrokenRecord(f"{key!r} must be a text" if key in record else f"{key!r} is missing")
     return text
 
 
@@ -176,11 +176,11 @@ def _require_text(value: Any, name: str) -> None:
     """Checks that every text in a JSON value can be encoded.
 
     Raises:
-        BrokenLine: One has a lone surrogate.
+        BrokenRecord: One has a lone surrogate.
     """
     if isinstance(value, str):
         if not value.isascii() and SURROGATE.search(value):
-            raise BrokenLine(f"{name} contains a lone surrogate, which is not valid text")
+            raise BrokenRecord(f"{name} contains a lone surrogate, which is not valid text")
     elif isinstance(value, list):
         for item in value:
             _require_text(item, name)

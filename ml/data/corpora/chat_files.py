@@ -1,14 +1,15 @@
-"""Conversations in JSON lines files."""
+"""Conversations in files."""
 
 import abc
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from ml.config import REQUIRED, configurable, require
 from ml.data.chat.forms import conversation_of
 from ml.data.chat.messages import Conversation
-from ml.data.reading.json_lines import OnError, read_records
+from ml.data.reading.options import OnError, OptionNames, Reading
+from ml.data.reading.record_files import read_records
+from ml.data.reading.sources import find_sources
 
 
 class ChatCorpus(abc.ABC):
@@ -27,7 +28,7 @@ class ChatCorpus(abc.ABC):
 
 @configurable
 class ChatFiles(ChatCorpus):
-    """Conversations in JSON lines files, one a line, in any of these forms, which may be mixed:
+    """Conversations in files, one a row, in any of these forms, which may be mixed:
 
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
         {"prompt": "2 + 2 =", "completion": " 4"}
@@ -35,12 +36,15 @@ class ChatFiles(ChatCorpus):
         {"instruction": "Add.", "input": "2 and 2", "output": "4"}
 
     `tools` describes the tools of a conversation; `"weight": 0` or `"train": false` in a message of the assistant makes
-    it no target. Other keys of a conversation are ignored; those of a message must be known to the template. Files may
-    be compressed (.gz, .bz2, .xz, .zst).
+    it no target. Other keys of a conversation are ignored; those of a message must be known to the template.
+
+    Formats are those of `TextFiles`: JSON lines, JSON arrays, CSV and TSV with a header, Parquet, Arrow, and folders of
+    the library `datasets`. Files may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
-        paths: File, or list of files.
-        on_error: Handling of an invalid line, and of a conversation that the template cannot render: "stop" raises an
+        paths: File, folder, or list of them; folders are searched recursively, hidden files are skipped.
+        pattern: Glob that file names in folders must match, such as "*.jsonl".
+        on_error: Handling of an invalid row, and of a conversation that the template cannot render: "stop" raises an
             error, "skip" omits it and logs how many there were.
         ignored_keys: Keys of messages that are not used, such as 'id'; None for none.
     """
@@ -48,6 +52,7 @@ class ChatFiles(ChatCorpus):
     def __init__(
         self,
         paths: str | list[str] = REQUIRED,
+        pattern: str = "*",
         on_error: OnError = "stop",
         ignored_keys: list[str] | None = None,
     ):
@@ -55,16 +60,18 @@ class ChatFiles(ChatCorpus):
         used = {"role", "content", "weight", "train"} & set(ignored_keys or ())
         require(not used, "ignored_keys", f"cannot contain {', '.join(map(repr, sorted(used)))}")
         self.paths = [paths] if isinstance(paths, str) else paths
+        self.pattern = pattern
         self.on_error = on_error
         self.ignored_keys = frozenset(ignored_keys or ())
 
     def conversations(self) -> Iterator[Conversation]:
-        """Yields the conversations of all lines, in order.
+        """Yields the conversations of all rows; files are sorted by name within each path.
 
         Raises:
-            DataError: A file cannot be read, or a line is invalid.
+            DataError: A file cannot be read, or a row is invalid.
         """
+        reading = Reading(on_error=self.on_error, names=OptionNames("ChatFiles"))
+        sources = find_sources(self.paths, self.pattern, reading, paths_option="ChatFiles.paths")
         parse = partial(conversation_of, ignored_keys=self.ignored_keys)
-        for path in self.paths:
-            for place, conversation in read_records(Path(path), parse, self.on_error, "ChatFiles.on_error"):
-                yield conversation._replace(place=place)
+        for place, conversation in read_records(sources, parse, reading):
+            yield conversation._replace(place=place)

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 
 from ml.config import configurable, require
 from ml.data.errors import DataError
-from ml.data.reading.json_lines import BrokenLine, OnError, read_records
+from ml.data.reading.options import OnError, OptionNames, Reading
+from ml.data.reading.record_files import read_records
+from ml.data.reading.records import BrokenRecord
+from ml.data.reading.sources import find_sources
 from ml.optional import optional_import
 
 
@@ -70,7 +73,9 @@ class ImageTextFiles(ImageCorpus):
         """
         images: dict[str, np.ndarray] = {}
         captioned = []
-        for place, (name, caption) in read_records(Path(self.path), parsed, self.on_error, "ImageTextFiles.on_error"):
+        reading = Reading(on_error=self.on_error, names=OptionNames("ImageTextFiles"))
+        sources = find_sources([self.path], reading=reading, paths_option="ImageTextFiles.path")
+        for place, (name, caption) in read_records(sources, parsed, reading):
             if name not in images:
                 images[name] = resized(_read_image(Path(self.path).parent / name, place), image_size)
             captioned.append(CaptionedImage(name, images[name], caption))
@@ -81,11 +86,11 @@ def parsed(record: Any) -> tuple[str, str]:
     """Returns the image path and the caption in the JSON object of a line.
 
     Raises:
-        BrokenLine: One of them is missing.
+        BrokenRecord: One of them is missing.
     """
     for key in ("image", "text"):
         if not isinstance(record, dict) or not isinstance(record.get(key), str) or not record[key]:
-            raise BrokenLine(f'a line must be {{"image": PATH, "text": CAPTION}}, but {key!r} is missing')
+            raise BrokenRecord(f'a line must be {{"image": PATH, "text": CAPTION}}, but {key!r} is missing')
     return record["image"], record["text"]
 
 

@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 from ml.data.chat.encoding import ChatFormat
 from ml.data.chat.forms import messages_of
 from ml.data.chat.template import Chat
-from ml.data.reading.json_lines import BrokenLine
+from ml.data.reading.records import BrokenRecord
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.ending import Ending
@@ -105,7 +105,7 @@ class HarnessModel(LM):
             raise UserError("the run has no chat template: it was not trained on conversations (ChatData)")
         try:
             tokens = self._chat.prompt(Chat(messages_of(chat_history))).astype(np.int64)
-        except BrokenLine as error:
+        except BrokenRecord as error:
             raise UserError(f"the task has messages that cannot be read: {error}") from error
         text = self._tokenizer.decode(tokens)
         if not np.array_equal(self._rendered.setdefault(text, tokens), tokens):

@@ -14,7 +14,7 @@ from ml.config import configurable, require, unused
 from ml.data import Data
 from ml.data.chat.forms import messages_of
 from ml.data.chat.template import Chat
-from ml.data.reading.json_lines import BrokenLine
+from ml.data.reading.records import BrokenRecord
 from ml.distributed import ALONE, World
 from ml.files import write_atomically
 from ml.layers.checks import non_negative
@@ -139,7 +139,7 @@ class Samples:
 def _chat(messages: list[dict[str, Any]]) -> Chat:
     try:
         return Chat(messages_of(messages, name="prompts"))
-    except BrokenLine as error:
+    except BrokenRecord as error:
         require(False, "prompts", f"contains messages that cannot be read: {error}")
         raise
 

@@ -10,7 +10,7 @@ from ml.data.chat.encoding import ChatFormat
 from ml.data.chat.forms import conversation_of
 from ml.data.chat.messages import Completion
 from ml.data.chat.template import Chat
-from ml.data.reading.json_lines import BrokenLine
+from ml.data.reading.records import BrokenRecord
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 
@@ -122,7 +122,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("record", "message"), BROKEN)
 def test_what_cannot_be_read_is_named(record, message):
-    with pytest.raises(BrokenLine, match=message):
+    with pytest.raises(BrokenRecord, match=message):
         conversation_of(record)
 
 

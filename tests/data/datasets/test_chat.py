@@ -170,7 +170,7 @@ def test_a_malformed_line_is_named_or_skipped_and_counted(chat, caplog, line, me
     with pytest.raises(DataError, match=f"chat.jsonl:3: .*{message}.*ChatFiles.on_error"):
         chat(good, "", line, good)
     assert learned(chat(good, line, good, on_error="skip", length=4)) == ["bc\0", "bc\0"]
-    assert "skipped 1 invalid lines, the first" in caplog.text
+    assert "1 invalid rows skipped, the first" in caplog.text
     assert message in caplog.text
 
 
@@ -182,7 +182,7 @@ def test_a_role_without_a_marker_is_named_with_its_line(chat):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*nowhere.jsonl"):
+    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere.jsonl"):
         list(ChatFiles(str(tmp_path / "nowhere.jsonl")).conversations())
 
 

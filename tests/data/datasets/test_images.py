@@ -377,7 +377,7 @@ def test_a_line_with_invalid_utf8_is_an_error_with_its_place(tmp_path):
 
 
 def test_a_missing_file_of_lines_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*none\.jsonl \(from .*No such file"):
+    with pytest.raises(DataError, match=r"no such file or folder: .*none\.jsonl \(ImageTextFiles\.path, from "):
         ImageTextFiles(str(tmp_path / "none.jsonl")).captioned_images((2, 3))
 
 

@@ -6,7 +6,10 @@ import json
 import lzma
 
 import numpy as np
+import pyarrow
+import pyarrow.ipc
 import pytest
+from pyarrow import parquet
 
 from ml.data import ChatFiles, DataError, ImageTextFiles, TextFiles
 from ml.data.preparation import Findings, Reading, find_sources, texts_of
@@ -62,13 +65,44 @@ def test_every_reader_refuses_a_truncated_file(tmp_path, kind, suffix):
         read(path)
 
 
+def test_conversations_are_read_from_every_format_and_from_folders(tmp_path):
+    """Tables have every key in every row, null where it is missing."""
+    messages = [
+        [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": " 4", "weight": 1}],
+        [{"role": "system", "content": "Add."}, {"role": "assistant", "content": "漢"}],
+    ]
+    talks = [{"messages": one} for one in messages]
+    expected = [
+        (message["role"], message["content"], {"role": message["role"], "content": message["content"]})
+        for one in messages
+        for message in one
+    ]
+    table = pyarrow.Table.from_pylist(talks)
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "array.json").write_text(json.dumps(talks, indent=1))
+    (tmp_path / "lines.txt").write_text("\n".join(map(json.dumps, talks)))
+    for name in ("rows.parquet", "rows.arrow", "array.json", "lines.txt"):
+        read = [message for one in conversations(tmp_path / name) for message in one]
+        assert [(message.role, message.fields["content"], message.fields) for message in read] == expected, name
+    (tmp_path / "pairs.csv").write_text('prompt,completion\n2 + 2 =," 4"\n')
+    assert conversations(tmp_path / "pairs.csv") == [("2 + 2 =", " 4")]
+    assert len(conversations(tmp_path)) == 9
+    only = ChatFiles(str(tmp_path), pattern="*.parquet").conversations()
+    assert [one.place for one in only] == [f"{tmp_path}/rows.parquet, row {n}" for n in (0, 1)]
+    (tmp_path / "text.md").write_text("Hello.")
+    with pytest.raises(DataError, match=r"text\.md is plain text; it must be JSON lines"):
+        conversations(tmp_path)
+
+
 def test_malformed_image_lines_are_skipped_on_request(tmp_path, caplog):
     np.save(tmp_path / "a.npy", np.zeros((2, 2, 3), np.uint8))
     lines = ['{"image": "a.npy", "text": "black"}', "{", '{"image": "a.npy"}']
     (tmp_path / "images.jsonl").write_text("\n".join(lines))
     corpus = ImageTextFiles(str(tmp_path / "images.jsonl"), on_error="skip")
     assert [image.caption for image in corpus.captioned_images((2, 2))] == ["black"]
-    assert "skipped 2 invalid lines" in caplog.text
+    assert "2 invalid rows skipped" in caplog.text
     with pytest.raises(DataError, match=r'images\.jsonl:2: not JSON: .*; ImageTextFiles\.on_error = "skip"'):
         ImageTextFiles(str(tmp_path / "images.jsonl")).captioned_images((2, 2))
 

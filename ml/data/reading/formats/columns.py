@@ -128,8 +128,11 @@ class _Records(Block[Any]):
 
     def rows(self) -> Iterator[Row[Any]]:
         for number, record in enumerate(self.records, start=self.first):
-            yield Row(f"{self.path}, row {number}", functools.partial(_same, record))
+            yield Row(f"{self.path}, row {number}", functools.partial(_without_nulls, record))
 
 
-def _same(record: Any) -> Any:
-    return record
+def _without_nulls(value: Any) -> Any:
+    """Returns a value without the keys that are null, because a table has every key in every row."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
