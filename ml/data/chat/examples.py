@@ -2,18 +2,20 @@
 
 import collections
 import contextlib
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ml.data.chat.encoding import ChatFormat, Example
 from ml.data.chat.messages import Completion, Conversation
 from ml.data.errors import DataError
 from ml.data.reading.options import OnError
 
+_AT_ONCE = 256  # conversations
 logger = logging.getLogger(__name__)
 
 
-def examples_of(conversations: Iterator[Conversation], chat: ChatFormat, on_error: OnError) -> Iterator[Example]:
+def examples_of(conversations: Iterable[Conversation], chat: ChatFormat, on_error: OnError) -> Iterator[Example]:
     """Yields the tokens of conversations.
 
     Args:
@@ -27,20 +29,23 @@ def examples_of(conversations: Iterator[Conversation], chat: ChatFormat, on_erro
             data.
     """
     chat.template.load(chat.tokenizer)
+    conversations = iter(conversations)
     roles: collections.Counter[str] = collections.Counter()
     skipped: list[str] = []
-    for conversation in conversations:
-        _count(roles, conversation)
-        try:
-            yield chat.example(conversation)
-        except DataError as error:
-            problem = f"{conversation.place}: {error}"
+    while batch := list(itertools.islice(conversations, _AT_ONCE)):
+        for conversation in batch:
+            _count(roles, conversation)
+        for conversation, found in zip(batch, chat.examples(batch), strict=True):
+            if isinstance(found, Example):
+                yield found
+                continue
+            problem = f"{conversation.place}: {found}"
             if on_error == "stop":
                 with contextlib.suppress(DataError):  # the first error counts
                     for remaining in conversations:
                         _count(roles, remaining)
                 hint = 'ChatFiles.on_error = "skip" skips such conversations'
-                raise DataError(f"{problem} (roles in the data: {_listed(roles)}); {hint}") from error
+                raise DataError(f"{problem} (roles in the data: {_listed(roles)}); {hint}") from found
             skipped.append(problem)
     if skipped:
         logger.warning(

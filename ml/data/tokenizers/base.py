@@ -2,7 +2,7 @@
 
 import abc
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,6 +106,17 @@ class Tokenizer(abc.ABC):
             is_start: False for text that follows other text, before which no space is added.
         """
         return None
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[np.ndarray]:
+        """Returns the tokens of parts of documents, each encoded separately.
+
+        Args:
+            parts: Each text, and whether it is the start of a document; before other texts no space is added.
+        """
+        spans = [self.encode_with_spans(text, is_start) for text, is_start in parts]
+        return [
+            self.encode(text) if found is None else found.tokens for (text, _), found in zip(parts, spans, strict=True)
+        ]
 
     @property
     def control_tokens(self) -> Mapping[str, SpecialToken]:

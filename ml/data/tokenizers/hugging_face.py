@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,14 @@ class HuggingFaceTokenizer(Tokenizer):
         encoding = tokenizer.encode(text, add_special_tokens=False)
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         return TokenSpans(np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1)), spans[:, 0], spans[:, 1])
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[np.ndarray]:
+        starts = [text for text, is_start in parts if is_start]
+        others = [text for text, is_start in parts if not is_start]
+        dtype = np.min_scalar_type(self.vocab_size - 1)
+        following = self._continuing.encode_batch_fast(others, add_special_tokens=False)
+        of_start, of_others = iter(self.encode_batch(starts)), (np.array(one.ids, dtype) for one in following)
+        return [next(of_start if is_start else of_others) for _, is_start in parts]
 
     @functools.cached_property
     def control_tokens(self) -> Mapping[str, SpecialToken]:
