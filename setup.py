@@ -47,7 +47,15 @@ setup(
     extras_require={
         **EXTRAS,
         "all": ALL,
-        "test": [*ALL, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "scipy>=1.11", "transformers>=5.0"],
+        "test": [
+            *ALL,
+            "hypothesis>=6.100",
+            "pytest>=8.0",
+            "peft>=0.18",
+            "pytest-xdist>=3.5",
+            "scipy>=1.11",
+            "transformers>=5.0",
+        ],
         "lint": ["codespell>=2.4", "mypy>=2.0", "ruff>=0.15"],
     },
 )

@@ -20,14 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=["safetensors", "hf"],
+        choices=["safetensors", "hf", "peft"],
         default="safetensors",
-        help="safetensors: the weights alone, under their names here; hf: a folder for transformers",
+        help="safetensors: the weights under their names here; hf: a folder for transformers; peft: the adapters",
     )
     add_step_argument(parser)
     parser.add_argument("--average", action="store_true", help="the running average of the weights, not the last ones")
     parser.add_argument("--merge", action="store_true", help="hf: merge adapters into the weights")
     parser.add_argument("--dtype", choices=_DTYPES, help="hf: dtype of the weights; by default that of the model")
+    parser.add_argument(
+        "--base", help="peft: the model without adapters; by default the folder that the run started from"
+    )
     parser.add_argument("--shard_size", type=_size, help="hf: most bytes of a file, such as 2GB; by default 5GB")
 
 
@@ -37,6 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     if not arguments.file.parent.is_dir():
         raise UserError(f"there is no folder {arguments.file.parent}")
+    for name, format in {"merge": "hf", "dtype": "hf", "shard_size": "hf", "base": "peft"}.items():
+        if getattr(arguments, name) and arguments.format != format:
+            raise UserError(f"--{name} goes with --format={format}")
     opened = open_run(arguments.run, trust_code=arguments.trust_run_code)
     if arguments.format == "hf":
         import torch
@@ -51,9 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
         print("\n".join([*lines, f"written to {arguments.file}"]))
         return
-    for name in ("merge", "dtype", "shard_size"):
-        if getattr(arguments, name):
-            raise UserError(f"--{name} goes with --format=hf")
+    if arguments.format == "peft":
+        lines = opened.export_adapter(arguments.file, arguments.step, average=arguments.average, base=arguments.base)
+        print("\n".join([*lines, f"written to {arguments.file}"]))
+        return
     if Path(arguments.file).is_dir():
         raise UserError(f"{arguments.file} is a folder, and --format={arguments.format} writes a file")
     count = opened.export(arguments.file, arguments.step, average=arguments.average)

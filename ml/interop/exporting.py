@@ -1,10 +1,7 @@
 """Models written as Hugging Face folders: whole or not there."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ml.data.tokenizers import Tokenizer
-from ml.files import flush_to_disk, reason_of
+from ml.files import flush_to_disk
 from ml.interop.errors import InteropError
 from ml.interop.expressing import Expressed, express
 from ml.interop.folder import CONFIG, GENERATION_CONFIG, INDEX, SINGLE
+from ml.interop.new_folder import new_folder, write_json
 from ml.models import LanguageModel
 from ml.models.adapters import adapter_weights, merge_adapters
 from ml.training.state import named_weights
@@ -62,10 +60,10 @@ def export_folder(
             )
         merge_adapters(model)
     expressed = express(model, json.loads(kept[CONFIG]) if CONFIG in kept else None)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         written = _write_weights(expressed, model, temporary, dtype, shard_size)
         config = _completed(expressed.config, model, tokenizer, sequence_length, dtype, CONFIG in kept)
-        _write_json(temporary / CONFIG, config)
+        write_json(temporary / CONFIG, config)
         lines = [f"{expressed.family.name}: {written}"]
         lines += _write_others(temporary, kept, tokenizer, config)
     return lines
@@ -112,7 +110,7 @@ def _write_weights(
     total = sum((folder / file).stat().st_size for file in set(places.values()))
     if len(shards) > 1:
         num_bytes = sum(sum(sizes.values()) for sizes in shards)
-        _write_json(folder / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": places})
+        write_json(folder / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": places})
     return f"{len(places)} tensors in {len(shards)} {'file' if len(shards) == 1 else 'files'}, {total:,} bytes"
 
 
@@ -145,7 +143,7 @@ def _write_others(
     if GENERATION_CONFIG not in kept:
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
         found = {name: config[name] for name in ids if config.get(name) is not None}
-        _write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **found})
+        write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **found})
     if any(name.startswith(("tokenizer", "vocab")) for name in kept):
         return []
     if tokenizer is None:
@@ -156,40 +154,8 @@ def _write_others(
             (folder / name).unlink()
         return [f"no tokenizer is written: {type(tokenizer).__name__} has no form in transformers"]
     end = saved.arguments.get("end_of_document")
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", **({} if end is None else {"eos_token": end})},
     )
     return []
-
-
-def _write_json(file: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder that takes its name once the block is left without an error."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InteropError(f"{folder} exists: name a new folder")
-    if not folder.parent.is_dir():
-        raise InteropError(f"there is no folder {folder.parent}")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        flush_to_disk(temporary)
-        os.replace(temporary, folder)
-        flush_to_disk(folder.parent)
-    except InteropError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    except Exception as error:  # safetensors raises its own error for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise InteropError(f"cannot write {folder}: {reason_of(error)}") from error
-        raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

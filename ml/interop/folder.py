@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ml.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from ml.interop.errors import InteropError
 from ml.interop.stored_tensors import StoredTensor, read_header
 
@@ -24,6 +25,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _MAX_JSON = 200_000_000  # bytes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _THREADS = 8
@@ -112,6 +114,22 @@ class Folder:
         """Returns the content of the files that a run keeps for its export, by name."""
         names = [CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES]
         return {name: self.read(name) for name in names if self.has(name)}
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer, which is read on first use; None if there is none that can be read."""
+        if self.has("tokenizer.json"):
+            self.file("tokenizer.json")
+            return HuggingFaceTokenizer(str(self.path))
+        if self.has("tokenizer.model"):
+            return SentencePieceTokenizer(str(self.file("tokenizer.model")))
+        return None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """True if there is a chat template, in a file or in the configuration of the tokenizer."""
+        if self.has("chat_template.jinja"):
+            return True
+        return self.has(_TOKENIZER_CONFIG) and bool(self.json(_TOKENIZER_CONFIG).get("chat_template"))
 
     @functools.cached_property
     def tensors(self) -> dict[str, StoredTensor]:

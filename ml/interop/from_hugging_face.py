@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import configurable
+from ml.data.tokenizers import Tokenizer
 from ml.distributed import ALONE, World, weights_changed
 from ml.distributed.shards import local, shard_of
 from ml.interop.errors import InteropError
@@ -56,6 +57,10 @@ class FromHuggingFace(InitialWeights):
         if isinstance(earlier, FromHuggingFace) and earlier.path == self.path:
             self._found = earlier._found
 
+    def tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer of the folder, for data without its own; None if it has none that can be read."""
+        return Folder(Path(self.path)).tokenizer()
+
     def open(self, world: World = ALONE) -> "HuggingFaceStart":
         folder = world.together(lambda: Folder(Path(self.path)))
         found = world.first(lambda: folder.sha256() if self._found is None else self._found)
@@ -72,6 +77,7 @@ class HuggingFaceStart(StartingPoint):
 
     def __init__(self, folder: Folder, sha256: str, may_differ: Sequence[str] = ()):
         self.folder = folder
+        self.place = f"the folder {folder.path}"
         self.sha256 = sha256
         self.may_differ = may_differ
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml.config import ImportedValue
+from ml.data import ChatData, JinjaTemplate
 from ml.interop.errors import InteropError
 from ml.interop.families import family_of
 from ml.interop.family import Family, require_plain
-from ml.interop.fields import ConfigFields
+from ml.interop.fields import ConfigFields, key_of
 from ml.interop.folder import Folder
 
 
@@ -17,7 +18,10 @@ def imported_values(folder: Folder) -> list[ImportedValue]:
     Raises:
         InteropError: A field is unknown, or has a value that cannot be expressed.
     """
-    return values_of(folder.config)
+    values = values_of(folder.config)
+    if folder.has_chat_template:
+        values.append(ImportedValue(key_of(ChatData, "template"), JinjaTemplate, "the chat template of the tokenizer"))
+    return values
 
 
 def values_of(config: Mapping[str, Any]) -> list[ImportedValue]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ml.config import ImportedValue
+from ml.config.configurable import find
 from ml.interop.errors import InteropError
 from ml.interop.fields import ConfigFields, Row, View, key_of
 from ml.layers import (
@@ -51,8 +52,13 @@ _FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_fact
 
 def one_dimensional() -> list[type[RotaryEmbedding]]:
     """Returns the rotary embeddings of texts that come with Juniper."""
-    found = RotaryEmbedding.__subclasses__()
-    return [kind for kind in found if kind.num_axes == 1 and kind.__module__.startswith("ml.")]
+    found, waiting = [], [RotaryEmbedding]
+    while waiting:
+        waiting += (kind := waiting.pop(0)).__subclasses__()
+        info = find(kind)
+        if info is not None and kind.num_axes == 1 and info.selector.startswith("ml."):
+            found.append(kind)
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 from ml.building import build, build_trainer, load
 from ml.config import Config, ImportedValue
 from ml.config.configurable import Configurable
-from ml.errors import UserError
+from ml.errors import ArgumentError, UserError
 from ml.machine import choose_device
 from ml.run_files import read_json, require_self_contained, segment_folders
 from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
@@ -334,6 +334,39 @@ class Run:
         """The operative config that was in force in a step; None is the newest."""
         earlier = [path for start, path in segment_folders(self.path).items() if step is not None and start < step]
         return earlier[-1] / self._operative.name if earlier else self._operative
+
+    def export_adapter(
+        self,
+        folder: str | Path,
+        step: StepName = None,
+        *,
+        average: bool = False,
+        base: str | Path | None = None,
+    ) -> list[str]:
+        """Writes the adapters of a model as a folder that peft loads.
+
+        Args:
+            folder: The folder to make.
+            step: Step of the checkpoint; None for the newest whole one, "best" for that of `Checkpoints.keep_best`.
+            average: Takes the running average of the weights instead of the last ones.
+            base: Name or folder of the model without adapters; None for the folder that the run started from.
+
+        Returns:
+            Lines that describe what was written.
+
+        Raises:
+            UserError: There are no adapters, or peft cannot express them.
+        """
+        from ml.interop.adapters import export_adapter
+        from ml.interop.from_hugging_face import FromHuggingFace
+        from ml.training.run_folder import RunFolder
+
+        start = self._trainer.initial_weights
+        if base is None and not isinstance(start, FromHuggingFace):
+            raise ArgumentError("{base} must name the model without adapters: the run started from no such folder")
+        named = str(base) if base is not None else start.path  # type: ignore[union-attr]
+        model = self.build(step, average=average)
+        return export_adapter(model, Path(folder), RunFolder(self.path).imported_files(), named)
 
     def export_hugging_face(
         self,

@@ -5,13 +5,19 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
+import tokenizers
 import torch
 import transformers
 from hub_models import oracle_of, saved, with_fields
 
 import ml
+from ml.data import JinjaTemplate
 from ml.interop.errors import InteropError
+from ml.interop.folder import Folder
+from ml.interop.from_hugging_face import FromHuggingFace
+from ml.interop.importing import imported_values
 from ml.training.errors import RunError
 
 DATA = ["TextData.corpus = @TextFiles", "TextFiles.paths = ['text.txt']", "Trainer.sequence_length = 16"]
@@ -162,3 +168,38 @@ def test_the_recipe_for_fine_tuning_takes_the_model_from_the_folder(folder):
         "imported",
     }
     assert ml.train(config, "run", device="cpu", stream=io.StringIO()).step == 1
+
+
+def test_adapters_alone_are_a_folder_of_peft(folder):
+    lora = ["Linear.apply_peft = @LoRA", "LoRA.rank = 3", "LoRA.alpha = 5.0", "LoRA.B_initialization = @normal"]
+    more = ["normal.std = 0.1", "block_1/LoRA.rank = 2", "up/Linear.apply_peft = None"]
+    frozen = ["Parameter.lr_scale = 0.0", "adapter/Parameter.lr_scale = 1.0"]
+    run = trained(folder, bindings=[*lora, *more, *frozen])
+    run.export_adapter("adapter")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model = peft.PeftModel.from_pretrained(base, "adapter")
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(model(tokens).logits, run.build()(tokens), rtol=1e-4, atol=1e-4)
+    assert (model(tokens).logits - logits_of(folder, tokens)).abs().max() > 0.1
+    partly = trained(folder, "partly", [*lora, "Parameter.lr_scale = 0.0", "embeddings/Parameter.lr_scale = 1.0"])
+    with pytest.raises(InteropError, match=r"embeddings.token.weight was trained beside the adapters"):
+        partly.export_adapter("other")
+
+
+def test_the_tokenizer_and_the_chat_template_of_the_folder_are_those_of_the_run(folder):
+    words = {"<s>": 0, "a": 1, "b": 2, "c": 3, "[UNK]": 4}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<s>", "chat_template": template}))
+    start = FromHuggingFace(path=str(folder))
+    assert start.tokenizer().encode("a c b").tolist() == [1, 3, 2]
+    assert start.tokenizer().end_of_document == 0
+    (template_value,) = (v for v in imported_values(Folder(folder)) if v.key.endswith("ChatData.template"))
+    assert template_value.value is JinjaTemplate
+    run = trained(folder)
+    run.export_hugging_face("out")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert Path("out", name).read_bytes() == (folder / name).read_bytes()
