@@ -177,6 +177,12 @@ MODELS = {
     "gated delta net": MIXER.format("GatedDeltaNet") + "\nGatedDeltaNet.num_heads = 2\nGatedDeltaNet.chunk_size = 4",
     "Kimi delta attention": MIXER.format("KimiDeltaAttention")
     + "\nKimiDeltaAttention.num_heads = 2\nKimiDeltaAttention.chunk_size = 4",
+    "lightning attention": MIXER.format("LightningAttention") + "\nLightningAttention.num_heads = 2",
+    "parallel mixers": MIXER.format("ParallelMixer")
+    + "\nParallelMixer.mixers = {'full': @Attention, 'short': @ShortConvolutionMixer}"
+    + "\nParallelMixer.input_scales = {'full': 2.0, 'short': 1.0}"
+    + "\nParallelMixer.output_scales = {'full': 2.0, 'short': 1.0}"
+    + "\nAttention.alibi = True",
     "short convolution": MIXER.format("ShortConvolutionMixer"),
     "stochastic": MIXER.format("StochasticMixer")
     + "\nStochasticMixer.mixers = {'full': @Attention, 'short': @ShortConvolutionMixer}"

@@ -14,7 +14,7 @@ from ml.layers.context import Context
 from ml.layers.mixers.attention import Attention
 from ml.layers.mlp import GatedMLP
 from ml.layers.normalization import RMSNorm
-from ml.layers.protocol import NoProducts
+from ml.layers.protocol import Mixer, NoProducts
 
 
 @configurable(neutral={"activation_checkpointing": Neutral(rounding=True)})
@@ -94,8 +94,9 @@ class DecoderBlock(NoProducts):
 
     @property
     def num_branches(self) -> int:
-        """The mixer and, if there is one, the MLP."""
-        return 1 if self.mlp is None else 2
+        """The branches of the mixer and, if there is one, the MLP."""
+        of_mixer = self.mixer.num_branches if isinstance(self.mixer, Mixer) else 1
+        return of_mixer if self.mlp is None else of_mixer + 1
 
     def mixing_children(self) -> Mapping[str, nn.Module]:
         """The mixer; an MLP and a normalization treat every position by itself."""

@@ -168,6 +168,11 @@ class Mixer(Layer):
     decodes: bool = False
     separates_documents: bool = False
 
+    @property
+    def num_branches(self) -> int:
+        """The number of projections that write into the residual stream."""
+        return 1
+
     def prepare(self, context: Context, device: torch.device, dtype: torch.dtype) -> None:
         """Computes what the layers of a pass share (`Context.once`), before the first compiled block.
 

@@ -28,6 +28,7 @@ from ml.layers import (
     KimiDeltaAttention,
     LanguageModelHead,
     LatentAttention,
+    LightningAttention,
     Linear,
     LinearRotary,
     Llama3Rotary,
@@ -35,6 +36,7 @@ from ml.layers import (
     Mamba,
     Mamba2,
     MixtureOfExperts,
+    ParallelMixer,
     PositionEmbedding,
     ShortConvolutionMixer,
     SigmoidRouter,
@@ -120,6 +122,10 @@ CASES = {
     ),
     "learned positions, documents": Case(
         ATTENTION, model={"embeddings": partial(Embeddings, position=PositionEmbedding)}, documents=True
+    ),
+    "lightning attention": Case(partial(LightningAttention, num_heads=4, chunk_size=4), documents=True),
+    "parallel mixers": Case(
+        partial(ParallelMixer, mixers={"full": partial(ATTENTION, alibi=True), "scan": partial(Mamba2, head_size=8)})
     ),
     "linear rotary": Case(partial(ATTENTION, rotary=LinearRotary)),
     "Llama 3 rotary, documents": Case(

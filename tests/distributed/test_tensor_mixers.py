@@ -47,6 +47,16 @@ CASES = {
     "attention, norms of each head": [
         *NORMS, "Attention.norm_over = 'each_head'", "Attention.key_norm = @LayerNorm", "Attention.value_head_size = 6",
     ],
+    "attention with ALiBi": ["Attention.alibi = True", "Attention.rotary = None"],
+    "lightning attention": [
+        "DecoderBlock.mixer = @LightningAttention", "LightningAttention.num_heads = 4",
+        "LightningAttention.chunk_size = 4",
+        "RMSNorm.weight_initialization = @normal",
+    ],
+    "parallel mixers": [
+        "DecoderBlock.mixer = @ParallelMixer", "ParallelMixer.mixers = {'full': @Attention, 'scan': @Mamba2}",
+        *SIZES_OF_MAMBA2,
+    ],
     "parallel block": [
         "DecoderBlock.parallel = True", "DecoderBlock.shared_norm = True", "LanguageModelHead.bias = True",
         "LanguageModelHead.bias_initialization = @normal", "LanguageModelHead.logit_scale = 0.5",

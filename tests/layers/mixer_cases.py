@@ -9,10 +9,12 @@ from ml.layers import (
     KimiDeltaAttention,
     LatentAttention,
     LayerNorm,
+    LightningAttention,
     Linear,
     LoRA,
     Mamba,
     Mamba2,
+    ParallelMixer,
     RMSNorm,
     Rotary,
     ShortConvolutionMixer,
@@ -37,6 +39,7 @@ MIXERS = {
     "attention with other value heads and norms of each head": partial(
         ATTENTION, query_norm=RMSNorm, key_norm=LayerNorm, norm_over="each_head", value_head_size=6
     ),
+    "attention with ALiBi": partial(ATTENTION, alibi=True, rotary=None, window_size=7),
     "attention, YaRN": partial(ATTENTION, rotary=partial(YarnRotary, original_length=8)),
     "attention, part of the head": partial(ATTENTION, rotary=partial(Rotary, fraction=0.5, interleaved=True)),
     "latent attention": LATENT,
@@ -46,6 +49,12 @@ MIXERS = {
     "Mamba-2": partial(Mamba2, head_size=8, state_size=5, num_groups=2, chunk_size=4),
     "gated delta net": partial(GatedDeltaNet, **DELTA, num_value_heads=4),
     "Kimi delta attention": partial(KimiDeltaAttention, **DELTA),
+    "lightning attention": partial(LightningAttention, num_heads=2, head_size=6, chunk_size=4),
+    "parallel": partial(
+        ParallelMixer,
+        mixers={"full": ATTENTION, "ssm": partial(Mamba2, head_size=8, state_size=5, chunk_size=4)},
+        input_scales={"full": 2.0, "ssm": 1.0},
+    ),
     "short convolution": ShortConvolutionMixer,
     "stochastic": partial(StochasticMixer, mixers={"full": ATTENTION, "short": ShortConvolutionMixer}, main="short"),
 }

@@ -13,6 +13,7 @@ from ml.distributed.rules import (  # noqa: F401  (each registers its rules)
     experts,
     head,
     latent_attention,
+    lightning_attention,
     linear,
     mamba,
     mamba2,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ml.distributed.local import TensorAxis
+from ml.distributed.local import Local, TensorAxis
 from ml.distributed.rules.rule import register_rule
 from ml.distributed.rules.split import Split
 from ml.layers.mixers.attention import Attention
@@ -25,6 +25,13 @@ class AttentionRule(Split):
         assert isinstance(layer, Attention)
         for role, name, child in super()._children(layer):
             yield "channels" if role == "within" and layer.norm_over != "head" else role, name, child
+
+    def place(self, layer: nn.Module, local: Local) -> None:
+        assert isinstance(layer, Attention)
+        if layer.slopes is not None:
+            first, count = local.axis.start(layer.num_heads), local.axis.share(layer.num_heads)
+            local.show_as(layer, "slopes", layer.slopes[first : first + count])
+        super().place(layer, local)
 
     def channels_of(self, layer: nn.Module, name: str, axis: TensorAxis) -> list[slice]:
         """The channels of this rank's heads."""

@@ -13,6 +13,7 @@ from ml.distributed.rules.whole import Positionwise
 from ml.layers.context import Context
 from ml.layers.experts import Experts
 from ml.layers.loss import LossSums
+from ml.layers.mixers.parallel_mixer import ParallelMixer
 from ml.layers.mixers.stochastic_mixer import StochasticMixer
 from ml.models.language_model import LanguageModel
 
@@ -84,6 +85,13 @@ class StochasticRule(Positionwise):
     context = "children"
 
 
+class ParallelRule(Positionwise):
+    """`ParallelMixer`: each mixer is divided by its own rule."""
+
+    context = "children"
+
+
 register_rule(DecoderBlock, BlockRule())
 register_rule(StochasticMixer, StochasticRule())
+register_rule(ParallelMixer, ParallelRule())
 register_rule(LanguageModel, LanguageModelRule())

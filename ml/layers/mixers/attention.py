@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import REQUIRED, Neutral, child, configurable, require, unused
+from ml.layers.alibi import ALIBI_WIDTH, alibi_slopes, with_linear_biases
 from ml.layers.attention_kernels import (
     AttentionKernel,
     AttentionTask,
@@ -44,6 +45,8 @@ class Attention(SoftmaxMixer):
             or with separate weights, "each_head" (Cohere), or those of "all_heads" (OLMo 2).
         norm_after_rotary: Normalizes after the rotary embedding (HunYuan) instead of before.
         rotary: Constructor of the rotary embedding; None applies none.
+        alibi: Adds slope · (position of the key - position of the query) to the scores, with a slope for each head
+            (Press et al. 2021, ALiBi; Bloom, MPT).
         window_size: Number of keys visible to a query, including its own position (without `causal`: to either side);
             None is all.
         softmax_scale: Factor of the scores; None is 1/√D.
@@ -73,6 +76,7 @@ class Attention(SoftmaxMixer):
         norm_over: Literal["head", "each_head", "all_heads"] = "head",
         norm_after_rotary: bool = False,
         rotary: Callable[..., RotaryEmbedding] | None = Rotary,
+        alibi: bool = False,
         window_size: int | None = None,
         softmax_scale: float | None = None,
         soft_cap: float | None = None,
@@ -102,6 +106,9 @@ class Attention(SoftmaxMixer):
         self.softmax_scale = None if softmax_scale is None else positive_float("softmax_scale", softmax_scale)
         self.soft_cap = None if soft_cap is None else positive_float("soft_cap", soft_cap)
         self.causal = causal
+        require(causal or not alibi, "alibi", "needs causal = True")
+        require(soft_cap is None or not alibi, "alibi", "needs soft_cap = None")
+        self.slopes = alibi_slopes(self.num_heads) if alibi else None
         self.dropout = probability("dropout", dropout)
         self.draws_noise = self.dropout > 0.0
 
@@ -126,7 +133,7 @@ class Attention(SoftmaxMixer):
     @property
     def task(self) -> AttentionTask:
         return AttentionTask(
-            head_size=self.head_size,
+            head_size=self.head_size + (0 if self.slopes is None else ALIBI_WIDTH),
             value_head_size=self.value_head_size,
             is_grouped=self.num_heads != self.num_kv_heads,
             causal=self.causal,
@@ -165,6 +172,9 @@ class Attention(SoftmaxMixer):
             query, key = self.rotary.in_context(query, key, context)
         if self.norm_after_rotary:
             query, key = self._normalized(query, self.query_norm), self._normalized(key, self.key_norm)
+        if self.slopes is not None:
+            scale = self.head_size**-0.5 if self.softmax_scale is None else self.softmax_scale
+            query, key = with_linear_biases(query, key, self.slopes, context.positions, scale)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, Dv)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N Dv)
         if gate:
@@ -178,9 +188,8 @@ class Attention(SoftmaxMixer):
             key, value = self._with_kept(key, value, context)
             documents = None if documents is None else documents[:, -key.shape[2] :]
         dropout = self.dropout if self.training else 0.0
-        weighting = Weighting(
-            self.causal, self.window_size, self.softmax_scale, self.soft_cap, self.sinks, documents, dropout
-        )
+        scale = self.softmax_scale if self.slopes is None else 1.0
+        weighting = Weighting(self.causal, self.window_size, scale, self.soft_cap, self.sinks, documents, dropout)
         return self.kernel(query, key, value, weighting, context)
 
     def _with_kept(self, key: Tensor, value: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,47 @@
+"""Attention with linear biases (ALiBi, Press et al. 2021)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_DIGITS = 256  # a position in this base has digits that are exact in bfloat16
+ALIBI_WIDTH = 8  # added channels: two are used, and kernels take multiples of 8
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Slope of each head: 2^(-8 n / N) where N is a power of two; other numbers add slopes of twice as many heads."""
+    whole = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (head + 1) / whole) for head in range(whole)]
+    between = [2.0 ** (-4.0 * (2 * head + 1) / whole) for head in range(num_heads - whole)]
+    return (*slopes, *between)
+
+
+def with_linear_biases(
+    query: Tensor, key: Tensor, slopes: tuple[float, ...], positions: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Channels whose products add slope · (position of the key) to the scores, of any attention kernel.
+
+    That differs from slope · (position of the key - position of the query) by the same for all keys of a query, which
+    the softmax cancels.
+
+    Args:
+        query: (B, T, N, D).
+        key: (B, T, K, D).
+        slopes: Of the heads, N.
+        positions: (T) or (B, T); None is 0, 1, ..., T-1.
+        scale: Factor of the other scores.
+
+    Returns:
+        The queries, multiplied by the scale, and the keys, (B, T, N, D + 8) and (B, T, K, D + 8); the kernel's own
+        scale is 1.
+    """
+    if positions is None:
+        positions = torch.arange(query.shape[1], device=query.device)
+    digits = torch.stack((positions // _DIGITS, positions % _DIGITS), dim=-1)[..., None, :]  # (..., T, 1, 2)
+    steep = torch.tensor(slopes, dtype=torch.float64, device=query.device)
+    of_heads = torch.stack((_DIGITS * steep, steep), dim=-1).to(query.dtype)  # (N, 2)
+    of_query = F.pad(of_heads, (0, ALIBI_WIDTH - 2)).expand(*query.shape[:-1], -1)
+    of_key = F.pad(digits.to(key.dtype), (0, ALIBI_WIDTH - 2)).expand(*key.shape[:-1], -1)
+    return torch.cat((query * scale, of_query), dim=-1), torch.cat((key, of_key), dim=-1)
