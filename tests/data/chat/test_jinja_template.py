@@ -149,6 +149,8 @@ def test_hostile_parts_tool_calls_and_keys_stay_text(tmp_path):
     assert chat.tokenizer.decode(tokens) == f"<|im_end|>{json.dumps(calls)}<|im_end|>"
     special = {token.id for token in chat.tokenizer.control_tokens.values()}
     assert [int(token) for token in tokens if token in special] == [chat.tokenizer.special_token("<|im_end|>")]
+    only_parts = conversation_of({"messages": [{"role": "user", "content": parts, "tool_calls": [1]}]})
+    assert chat.prompt(Chat(only_parts.content)).tolist().count(chat.tokenizer.special_token("<|im_end|>")) == 1
 
 
 def test_a_special_token_that_the_template_searches_for_is_a_token_in_answers_only(tmp_path):
