@@ -15,6 +15,7 @@ from ml.data import Dataset
 from ml.distributed import Layout, World
 from ml.errors import ArgumentError
 from ml.runs.branches import Branch, branch_of
+from ml.runs.chat_template import kept_chat_template, restore_chat_template
 from ml.runs.continuation import continuation
 from ml.runs.overrides import overridden, with_advice
 from ml.runs.pinning import adopt_found, pinned
@@ -63,6 +64,8 @@ class Launch:
         self.config = pinned(config, self.folder, world, trainer, epoch_sequences)
         self._data = data
         self.trainer = trainer if self.config is config else build_trainer(self.config)
+        if self.folder.is_begun:
+            restore_chat_template(self.trainer.data, path, only_if_missing=True)
         if self.trainer is not trainer:
             adopt_found(self.trainer, trainer)
         trusted = bool(config.components)  # its code was executed, and the copy is held to it by its hash
@@ -126,7 +129,9 @@ class Launch:
         self.write_config()
         if self.initial is not None:
             self.folder.write_imported(self.initial.kept_files())
-        self._write_chat_template()
+        template = kept_chat_template(self.trainer.data)
+        if template is not None:
+            self.folder.write_chat_template(template)
         self.folder.write_environment(**environment)
         for notice in self.notices:
             print(notice, file=stream, flush=True)
@@ -136,12 +141,6 @@ class Launch:
         """The changes of a resumed or extended run, and those of a branch."""
         branch = "" if self.branch is None else self.branch.notice
         return [text for text in (self.continuation.notice, branch) if text]
-
-    def _write_chat_template(self) -> None:
-        data = self.trainer.data
-        kept = None if data.chat_template is None else data.chat_template.kept(data.tokenizer)
-        if kept is not None:
-            self.folder.write_chat_template(kept)
 
     def train(self, stream: TextIO) -> Outcome:
         """Trains from the first step, or from the newest checkpoint in the folder.

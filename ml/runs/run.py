@@ -12,7 +12,8 @@ from ml.config import Config, ImportedValue
 from ml.config.configurable import Configurable
 from ml.errors import ArgumentError, UserError
 from ml.machine import choose_device
-from ml.run_files import read_json, require_self_contained, segment_folders
+from ml.run_files import require_self_contained, segment_folders
+from ml.runs.chat_template import restore_chat_template
 from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
 from ml.runs.generation import Generated, Generation, Messages, generate_texts, given_prompts
 
@@ -431,20 +432,8 @@ class Run:
     @functools.cached_property
     def _trainer(self) -> Trainer:
         trainer = build_trainer(self.config)
-        self._restore_chat_template(trainer)
+        restore_chat_template(trainer.data, self.path, only_if_missing=False)
         return trainer
-
-    def _restore_chat_template(self, trainer: Trainer) -> None:
-        """Uses the copy of a chat template that the run keeps, so that its tokens are those of training."""
-        file, template = self.path / "chat_template.json", trainer.data.chat_template
-        if template is not None and file.is_file():
-            try:
-                kept = read_json(file)
-                if not isinstance(kept, dict):
-                    raise UserError("it is not an object")
-                template.restore(kept)
-            except (OSError, UserError) as error:
-                raise UserError(f"{file} cannot be used: {error}") from error
 
     def _model(self, step: StepName, device: torch.device, average: bool) -> LanguageModel:
         """The model of a checkpoint, in evaluation mode. The last one that was asked for stays loaded."""

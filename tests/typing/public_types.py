@@ -123,3 +123,14 @@ def what_a_trainer_holds(trainer: Trainer) -> None:
     assert_type(trainer.start(torch.device("cpu")).model, LanguageModel)
     assert_type(materialize(trainer.model), LanguageModel)
     assert_type(materialize(nn.Linear(3, 4)), nn.Linear)
+
+
+def generation_returns_a_text_for_one_prompt_and_a_list_for_several(run: ml.Run) -> None:
+    """Prompts and conversations have the same results."""
+    hi = [{"role": "user", "content": "Hi"}]
+    assert_type(run.generate("Hi"), str)
+    assert_type(run.generate(["Hi", "Ho"]), list[str])
+    assert_type(run.generate(messages=hi), str)
+    assert_type(run.generate(messages=[hi, hi], temperature=0.0), list[str])
+    assert_type(run.generate(messages=hi, num_samples=2), list[str])
+    run.generate("Hi", messages=hi)  # type: ignore[call-overload]

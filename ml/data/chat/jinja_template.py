@@ -46,6 +46,7 @@ class JinjaTemplate(ChatTemplate):
         self.variables = variables or {}
         self.date = None if date is None else _date(date)
         self._files: TemplateFiles | None = None
+        self._kept: TemplateFiles | None = None
 
     def load(self, tokenizer: Tokenizer) -> None:
         for source in self.files(tokenizer).sources.values():
@@ -77,21 +78,30 @@ class JinjaTemplate(ChatTemplate):
             DataError: There is no template, or it cannot be read.
         """
         if self._files is None:
-            folder = tokenizer.folder if self.path is None else Path(self.path)
-            if folder is None:
-                raise DataError("JinjaTemplate.path must be set: the tokenizer has no folder with a chat template")
-            self._files = read_templates(folder)
+            try:
+                self._files = self._read(tokenizer)
+            except DataError:
+                if self._kept is None:
+                    raise
+                self._files = self._kept
         return self._files
+
+    def _read(self, tokenizer: Tokenizer) -> TemplateFiles:
+        folder = tokenizer.folder if self.path is None else Path(self.path)
+        if folder is None:
+            raise DataError("JinjaTemplate.path must be set: the tokenizer has no folder with a chat template")
+        return read_templates(folder)
 
     def kept(self, tokenizer: Tokenizer) -> dict[str, Any]:
         return self.files(tokenizer)._asdict()
 
-    def restore(self, kept: dict[str, Any]) -> None:
+    def restore(self, kept: dict[str, Any], *, only_if_missing: bool) -> None:
         found = TemplateFiles(kept.get("sources", {}), kept.get("tokens", {}))
         texts = [part for parts in found if isinstance(parts, dict) for part in (*parts, *parts.values())]
         if not all(isinstance(parts, dict) for parts in found) or not all(isinstance(text, str) for text in texts):
             raise DataError("the kept chat template is damaged: it must have texts by name in `sources` and `tokens`")
-        self._files = found
+        self._kept = found
+        self._files = None if only_if_missing else found
 
     def _renderer(self, chat: Chat, tokenizer: Tokenizer) -> Renderer:
         sources, tokens = self.files(tokenizer)

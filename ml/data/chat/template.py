@@ -89,11 +89,12 @@ class ChatTemplate(abc.ABC):
         """
         return None
 
-    def restore(self, kept: dict[str, Any]) -> None:
+    def restore(self, kept: dict[str, Any], *, only_if_missing: bool) -> None:
         """Uses what a run kept.
 
         Args:
             kept: The value of `kept`.
+            only_if_missing: True uses it only where the files of the template cannot be read.
 
         Raises:
             DataError: It is damaged.
