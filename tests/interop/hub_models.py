@@ -48,6 +48,12 @@ def oracle_of(name: str, changes: dict, seed: int = 3) -> nn.Module:
     return oracle.eval()
 
 
+def model_type(name: str, changes: dict) -> str:
+    """Returns the `model_type` of a model of transformers."""
+    config_class = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    return config_class.model_type
+
+
 def saved(oracle: nn.Module, folder: Path) -> Path:
     """Writes a model as transformers does."""
     oracle.save_pretrained(folder)
