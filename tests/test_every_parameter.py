@@ -40,13 +40,25 @@ from ml.config.configurable import candidates, known_names
 from ml.config.signatures import EMPTY, Configurable, ParameterSpec
 from ml.config.types import mismatch
 from ml.config.values import Reference
-from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, TextFiles
+from ml.data import ByteTokenizer, ChatCorpus, DataError, PackedDocuments, PreferenceCorpus, TextFiles
 from ml.data.chat.messages import Completion, Conversation
+from ml.data.chat.preferences import Preference
+from ml.data.sequences.packing import Pieces
 from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers.training import train_byte_pairs
 from ml.runs import open_teacher
-from ml.training import AdamW, Checkpoints, MemorySnapshot, RunFailure, RunFolder, Validation, train
+from ml.training import (
+    AdamW,
+    Checkpoints,
+    DirectPreferenceOptimization,
+    MemorySnapshot,
+    RunFailure,
+    RunFolder,
+    Validation,
+    train,
+)
 from ml.training.checkpoints.policy import newest_checkpoint
+from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
 from ml.training.checkpoints.weight_files import read_weights
 from ml.training.metrics.throughput import MACHINE_METRICS
 from ml.training.schedules.phases import ConstantPhase
@@ -271,6 +283,27 @@ RUNS = {
         ChatFiles.paths = 'chats'
         ChatFiles.pattern = '*'
         Trainer.sequence_length = 160""",
+    "preferences": """
+        Trainer.data = @PreferenceData
+        Trainer.preference = @DirectPreferenceOptimization
+        DirectPreferenceOptimization.reference = 'teacher'
+        PreferenceFiles.paths = 'pairs'
+        PreferenceFiles.on_error = 'skip'
+        Trainer.sequence_length = 160""",
+    "other preferences": """
+        Trainer.data = @PreferenceData
+        Trainer.preference = @DirectPreferenceOptimization
+        DirectPreferenceOptimization.reference = 'another_teacher'
+        DirectPreferenceOptimization.loss = 'ipo'
+        PreferenceFiles.paths = 'other_pairs'
+        Trainer.sequence_length = 160""",
+    "folder of preferences": """
+        Trainer.data = @PreferenceData
+        Trainer.preference = @DirectPreferenceOptimization
+        DirectPreferenceOptimization.reference = 'teacher'
+        PreferenceFiles.paths = 'preferences'
+        PreferenceFiles.pattern = '*'
+        Trainer.sequence_length = 160""",
     "mixture": """
         Trainer.data = @Mixture
         Mixture.datasets = {'a': @TextData, 'b': @TokenFiles}
@@ -425,6 +458,16 @@ def write_documents():
     Path("chats").mkdir()
     for file, part in (("a.jsonl", talks[:20]), ("b.log", talks[20:])):
         Path(f"chats/{file}").write_text("\n".join(map(json.dumps, part)))
+    for file, end in (("pairs", "!"), ("other_pairs", "?")):
+        turns = [[{"role": "user", "content": f"{n}{end}"}] for n in range(40)]
+        sides = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+        lines = [json.dumps({"prompt": turn, "chosen": sides[0], "rejected": sides[1]}) for turn in turns]
+        long = json.dumps({"prompt": "a", "chosen": "b" * 200, "rejected": "c"})
+        with_key = json.dumps({"chosen": [{"role": "assistant", "content": "c", "a": 1}], "rejected": sides[1]})
+        Path(file).write_text("\n".join([*lines, long, *([with_key, "broken"] if file == "pairs" else [])]))
+    Path("preferences").mkdir()
+    for file, part in (("a.jsonl", lines[:20]), ("b.log", lines[20:])):
+        Path(f"preferences/{file}").write_text("\n".join(part))
     for folder in ("templates", "other_templates"):
         Path(folder).mkdir()
         Path(f"{folder}/chat_template.jinja").write_text(TEMPLATE.format(folder))
@@ -437,6 +480,9 @@ class OtherPacking(PackedDocuments):
     def sequences(self, stream, length, seed, separate):
         return super().sequences(stream, length, seed + 1, separate)
 
+    def packed(self, pieces, length):
+        return super().packed(Pieces(pieces.starts[::-1], pieces.sizes[::-1]), length)
+
 
 @ml.config.configurable
 class OtherChats(ChatCorpus):
@@ -444,6 +490,28 @@ class OtherChats(ChatCorpus):
 
     def conversations(self):
         return [Conversation(str(number), Completion("a", str(number))) for number in range(20)]
+
+
+@ml.config.configurable
+class OtherOptimization(DirectPreferenceOptimization):
+    """A second training on preferences, whose reference is one of the runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.reference = "another_teacher"
+        self.source = CheckpointSource(CheckpointReference(Path(self.reference), None, None))
+
+    def guided(self, batch, reference):
+        return super().guided(batch, reference)._replace(beta=3.0)
+
+
+@ml.config.configurable
+class OtherPreferences(PreferenceCorpus):
+    """A second source of preferences."""
+
+    def preferences(self):
+        sides = [[Conversation("", Completion(str(n), answer)) for answer in "ab"] for n in range(40)]
+        return [Preference(str(n), *each) for n, each in enumerate(sides)]
 
 
 class Watched(io.StringIO):
@@ -527,6 +595,8 @@ ELSEWHERE = {
     ("FromHuggingFace", "may_differ"),
     ("FromRun", "may_differ"),
     ("Distillation", "sha256"),
+    ("DirectPreferenceOptimization", "sha256"),
+    ("DirectPreferenceOptimization", "reference"),  # tests/training/test_preference.py
 }
 CASES = [
     (info.name, spec.name)

@@ -22,6 +22,7 @@ from ml.data import ByteTokenizer, TokenFiles
 from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers.training import train_byte_pairs
 from ml.distributed.estimate.cluster import Cluster
+from ml.runs import open_teacher
 from ml.training import RunFolder, train
 from ml.training.estimate.planning import plan
 
@@ -88,12 +89,14 @@ WIDTHS = ["LanguageModel.vocab_size = 256", "LanguageModel.hidden_size = 32"]
 REPEATED = [*WIDTHS, "decoder/Repeat.num_blocks = 2"]
 HEADS = ["Attention.num_heads = 4", "Attention.num_kv_heads = 2", "Attention.head_size = 8"]
 GATED = ["GatedMLP.intermediate_size = 48"]
+ADAPTERS = ["Linear.apply_peft = @LoRA", "Parameter.lr_scale = 0.0", "adapter/Parameter.lr_scale = 1.0"]
 ONE_PROCESS = ["Mesh.data_shard = -1", "Mesh.data_replicate = 1", "Mesh.tensor = 1"]
 SMALL = {
     "base.gin": [],
     "recipes/tiny.gin": [],
     "recipes/lora.gin": [],
     "recipes/chat.gin": ["LanguageModel.vocab_size = 300"],
+    "recipes/dpo.gin": ["LanguageModel.vocab_size = 300", *ADAPTERS],
     "recipes/token_files_30m.gin": [*REPEATED, *HEADS, *GATED],
     "recipes/vision_language.gin": ["Shapes.num_images = 60", "Trainer.sequence_length = 56"],
     "recipes/llama_30m.gin": [*REPEATED, *HEADS, *GATED],
@@ -185,7 +188,9 @@ def test_a_recipe_for_token_files_requires_them(recipe):
 def test_a_model_with_a_subword_vocabulary_reads_token_files(recipe):
     trainer = build_trainer(load(recipe))
     has_subwords = trainer.model.vocab_size > 257  # bytes and an image token
-    assert isinstance(trainer.data, TokenFiles) == (has_subwords and recipe != "recipes/chat.gin")
+    assert isinstance(trainer.data, TokenFiles) == (
+        has_subwords and recipe not in ("recipes/chat.gin", "recipes/dpo.gin")
+    )
 
 
 @pytest.mark.parametrize(("recipe", "count"), PARAMETERS.items(), ids=PARAMETERS)
@@ -206,10 +211,12 @@ def test_published_shapes_have_the_parameter_count_of_transformers(recipe, publi
 
 
 def write_data(texts):
-    """Writes the same data as text, as conversations with a tokenizer, and as token files."""
+    """Writes the same data as text, as conversations and preferences with a tokenizer, and as token files."""
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     train_byte_pairs(texts, Path("tokenizer.json"), 300, special, show_progress=False)
     Path("text.txt").write_text("".join(texts))
+    pairs = [{"prompt": text[:3], "chosen": text[3:8], "rejected": "no"} for text in texts]
+    Path("preferences.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     Path("chat.jsonl").write_text("\n".join(json.dumps({"prompt": "Go on: ", "completion": text}) for text in texts))
     for part, documents in (("train", texts[:300]), ("validation", texts[300:])):
         encoded = [np.append(ByteTokenizer().encode(text), 0) for text in documents]
@@ -224,7 +231,9 @@ def test_a_small_version_of_each_recipe_trains(recipe, tmp_path, monkeypatch):
     write_data([f"{number} and {number + 1}.\n" for number in range(400)])
     trainer = build_trainer(load(recipe, [*TRAINING, *SMALL[recipe]], allow_unused_bindings=True))
     run = RunFolder(tmp_path / "run")
-    outcome = train(trainer, trainer.open_data(), run, torch.device("cpu"), stream=io.StringIO())
+    cpu = torch.device("cpu")
+    teacher = open_teacher(trainer, cpu)
+    outcome = train(trainer, trainer.open_data(), run, cpu, teacher=teacher, stream=io.StringIO())
     assert outcome.is_finished
     losses = [record["loss"] for record in run.metrics()]
     assert all(0.0 < loss < 8.0 for loss in losses)

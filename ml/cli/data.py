@@ -88,15 +88,23 @@ def _preview(trainer: "Trainer", dataset: "Dataset", count: int, stream: TextIO)
     reader = Reader(dataset.tokenizer, None if images is None else images.token_id)
     rule, marks = _style(stream)
     batch = dataset.sequences(np.arange(count)).require_below(trainer.model.vocab_size)
+    has_pairs = batch.num_pairs > 0
     for row in range(count):
         yield f"sequence {row + 1}"
         for number, spans in enumerate(documents(batch, row, trainer.data.separator.token), start=1):
             total = sum(len(span.tokens) for span in spans)
             learned = sum(len(span.tokens) for span in spans if span.is_learned)
-            yield f"{rule} document {number}: {total:,} tokens, {learned:,} learned"
+            yield f"{rule} {_name(number, has_pairs)}: {total:,} tokens, {learned:,} learned"
             texts = ((reader.text(span.tokens), span.is_learned) for span in spans)
             yield "".join(f"{marks[0]}{text}{marks[1]}" if is_learned else text for text, is_learned in texts)
         yield ""
+
+
+def _name(number: int, has_pairs: bool) -> str:
+    """Returns the name of a document by its number, from 1."""
+    if not has_pairs:
+        return f"document {number}"
+    return f"pair {(number + 1) // 2}, {'chosen' if number % 2 else 'rejected'}"
 
 
 def _style(stream: TextIO) -> tuple[str, tuple[str, str]]:

@@ -71,7 +71,8 @@ def _shown(found: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Columns in line: the first to the left, numbers to the right."""
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
     return "\n".join(table(lines, right=[False] + [True] * (len(lines[0]) - 1)))
 
 

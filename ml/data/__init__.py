@@ -6,6 +6,7 @@ from ml.data.chat.role_markers import RoleMarkers
 from ml.data.chat.template import ChatTemplate
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus, ImageTextFiles
+from ml.data.corpora.preference_files import PreferenceCorpus, PreferenceFiles
 from ml.data.corpora.synthetic_shapes import Shapes
 from ml.data.corpora.text_files import TextFiles
 from ml.data.datasets.chat import ChatData
@@ -13,6 +14,7 @@ from ml.data.datasets.concatenation import Concatenation
 from ml.data.datasets.dataset import Data, Dataset, ImageFormat
 from ml.data.datasets.images import ImageTextData, ImageTextDataset
 from ml.data.datasets.mixture import Mixture
+from ml.data.datasets.preferences import PreferenceData
 from ml.data.datasets.text import TextData
 from ml.data.datasets.token_data import TokenFiles
 from ml.data.datasets.token_dataset import TokenDataset
@@ -47,6 +49,9 @@ __all__ = [
     "JinjaTemplate",
     "Mixture",
     "PackedDocuments",
+    "PreferenceCorpus",
+    "PreferenceData",
+    "PreferenceFiles",
     "RandomWindows",
     "RoleMarkers",
     "Sampling",

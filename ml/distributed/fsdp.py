@@ -20,7 +20,7 @@ from ml.layers.experts import Experts
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-_ENTRIES = ("loss",)  # methods of a model that are called from outside besides `forward`
+_ENTRIES = ("loss", "log_probabilities")  # methods of a model that are called from outside besides `forward`
 
 
 @configurable(

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ml.config import child, configurable, unused
 from ml.layers.checks import non_negative, positive, positive_float
@@ -15,6 +16,7 @@ from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
 from ml.layers.protocol import Layer
+from ml.targets import IGNORED
 
 
 @configurable
@@ -94,6 +96,21 @@ class LanguageModelHead(Layer):
         if self.loss_chunk_size is None:
             return loss(x, weights, others)
         return chunked_sums(loss, x, weights, others, self.loss_chunk_size)
+
+    def log_probabilities(self, x: Tensor, targets: Tensor, tied_weight: Tensor | None = None) -> Tensor:
+        """The log-probability of each target (B, T), in float32 and 0 where it is ignored, from `x` (B, T, H)."""
+        x, weights = self.norm(x).flatten(0, 1), self._weights(tied_weight)
+        flat = targets.flatten()
+        if self.loss_chunk_size is None:
+            return self._log_probabilities(x, flat, *weights).view(targets.shape)
+        pieces = zip(x.split(self.loss_chunk_size), flat.split(self.loss_chunk_size), strict=True)
+        found = [checkpoint(self._log_probabilities, *piece, *weights, use_reentrant=False) for piece in pieces]
+        return torch.cat(found).view(targets.shape)
+
+    def _log_probabilities(self, x: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        """Log-probabilities of targets (n) from x (n, H)."""
+        logits = self.logits(x, *weights).float()
+        return -F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
 
     def _loss(
         self, distillation: tuple[float, float] | None, x: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor]

@@ -18,7 +18,7 @@ class LossSums(NamedTuple):
         total: Objective, differentiable.
         cross_entropy: In nats, without the other terms, detached.
         num_tokens: Number of targets that are not ignored.
-        parts: Other terms of the total by name, detached.
+        parts: Other terms of the total by name, or measurements, detached.
         loads: Tokens routed to each expert, for each router.
     """
 

@@ -1,5 +1,6 @@
 """Adapters of a model: merging, unmerging, and saving and loading without the model."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def unmerge_adapters(model: nn.Module) -> None:
     for layers in _by_weight(model):
         for layer in layers:
             layer.unmerge()
+
+
+@contextlib.contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Computes without the adapters of a model inside the context."""
+    adapters = {layer: layer.adapter for _, layer in adapted_layers(model)}
+    try:
+        for layer in adapters:
+            layer.adapter = None
+        yield
+    finally:
+        for layer, adapter in adapters.items():
+            layer.adapter = adapter
 
 
 def _by_weight(model: nn.Module) -> list[list[Adapted]]:

@@ -14,6 +14,7 @@ from ml.layers.context import Auxiliary, Cache, Context, padding_of, places_in_d
 from ml.layers.embedding import Embeddings
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
+from ml.layers.preference import Preference, preference_sums
 from ml.layers.protocol import Mixer, NoProducts
 from ml.layers.rotary import RotaryEmbedding
 from ml.layers.walk import named_modules
@@ -193,11 +194,30 @@ class LanguageModel(NoProducts):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         teacher: Teacher | None = None,
+        preference: Preference | None = None,
         **inputs: Tensor,
     ) -> LossSums:
-        """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss."""
+        """Sums over the valid targets (B, T): `targets[b, t]` comes after `tokens[b, t]`, or is -100 for no loss.
+
+        With `preference`, sums over the pairs of documents, as `preference_sums`.
+        """
         context = self.context(tokens, positions, documents, auxiliary=Auxiliary(), targets=targets)
+        if preference is not None:
+            assert documents is not None, "the sides of a pair are documents"
+            assert context.auxiliary is not None
+            x = self.decoder(self.embed(tokens, context, **inputs), context)
+            log_probabilities = self.head.log_probabilities(x, targets, self.tied_weight)
+            scores = preference.scores(log_probabilities, targets, documents)
+            return with_auxiliary(preference_sums(scores, preference), context.auxiliary)
         return self.loss_in_context(tokens, targets, context, teacher, **inputs)
+
+    def log_probabilities(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, **inputs: Tensor
+    ) -> Tensor:
+        """Returns the log-probability of each target (B, T), in float32 and 0 where it is -100."""
+        context = self.context(tokens, documents=documents, targets=targets)
+        x = self.decoder(self.embed(tokens, context, **inputs), context)
+        return self.head.log_probabilities(x, targets, self.tied_weight)
 
     def loss_in_context(
         self, tokens: Tensor, targets: Tensor, context: Context, teacher: Teacher | None = None, **inputs: Tensor

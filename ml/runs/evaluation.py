@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import ArgumentError, UserError
+from ml.runs.guides import LoadModel, open_guide
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,7 @@ class Subject(NamedTuple):
     context: int
     stride: int
     batch_size: int
+    load: LoadModel
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,10 +143,13 @@ def _validation_sets(subject: Subject) -> dict[str, Any]:
     validation_sets = trainer.open_data().validation_sets
     if not validation_sets:
         raise ArgumentError("the run has no validation sets: name texts with {data} or tasks with {tasks}")
+    has_pairs = any(one.dataset.has_pairs for one in validation_sets)
+    guide = open_guide(trainer, subject.load) if has_pairs else None
     rows = []
     for one in validation_sets:
         size = subject.batch_size
-        result = one.validation.measure(subject.model, one.dataset, size, trainer.precision, subject.device)
+        of_subject = (subject.model, one.dataset, size, trainer.precision, subject.device)
+        result = one.validation.measure(*of_subject, guide=guide)
         assert result is not None  # nothing asked it to stop
         rows.append({"name": one.name or "validation", **result._asdict()})
     return {"validation_sets": rows}

@@ -13,10 +13,10 @@ from ml.config.comparison import statements
 from ml.distributed import ALONE, World
 
 if TYPE_CHECKING:
-    from ml.training import Distillation, InitialWeights, RunFolder, Trainer
+    from ml.training import DirectPreferenceOptimization, Distillation, InitialWeights, RunFolder, Trainer
 
 _LOCATION = "found when the run started"
-_PLACES = ("initial_weights", "distillation")
+_PLACES = ("initial_weights", "distillation", "preference")
 
 
 def pinned(
@@ -72,7 +72,7 @@ def adopt_found(trainer: Trainer, earlier: Trainer) -> None:
             part.adopt(getattr(earlier, place))
 
 
-def _pins(part: InitialWeights | Distillation, saved: str | None) -> dict[str, Any]:
+def _pins(part: InitialWeights | Distillation | DirectPreferenceOptimization, saved: str | None) -> dict[str, Any]:
     return part.pins(recorded_values(saved or "", type(part).__name__))
 
 

@@ -310,7 +310,11 @@ class Run:
         model, counts = self._using(
             step, lambda checkpoint: (self._loaded_from(checkpoint, where, average), read_counts(checkpoint))
         )
-        subject = Subject(self._trainer, model, where, *reach, settings.batch_size)
+
+        def load(path: str, found: Path, average: bool) -> LanguageModel:
+            return Run(path).build_checkpoint(found, where, average=average)
+
+        subject = Subject(self._trainer, model, where, *reach, settings.batch_size, load)
         return {"run": str(self.path), "step": counts["step"], **evaluate(settings, subject)}
 
     def export(self, file: str | Path, step: StepName = None, *, average: bool = False) -> int:

@@ -1,35 +1,30 @@
-"""The teacher of a run that distills from another run."""
+"""The frozen model that a run learns from, loaded from the folder of its run."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ml.runs.guides import open_guide
 from ml.runs.run import Run
 
 if TYPE_CHECKING:
     import torch
 
     from ml.training import Trainer
-    from ml.training.distillation import TeacherModel
+    from ml.training.guide import Guide
 
 
-def open_teacher(trainer: Trainer, device: torch.device) -> TeacherModel | None:
-    """Loads the teacher of `trainer.distillation`.
+def open_teacher(trainer: Trainer, device: torch.device) -> Guide | None:
+    """Loads the teacher of `trainer.distillation`, or the reference of `trainer.preference`.
 
     Args:
-        trainer: The settings of the student's run.
-        device: Where the teacher is put; on the meta device it is checked and has no weights.
+        trainer: The settings of the run that is trained.
+        device: Where the model is put; on the meta device it is checked and has no weights.
 
     Returns:
-        The teacher; None without distillation.
+        The model; None without distillation and preference.
 
     Raises:
-        UserError: There is no such run or checkpoint, or it does not fit the student.
+        UserError: There is no such run or checkpoint, or it does not fit the run.
     """
-    distillation = trainer.distillation
-    if distillation is None:
-        return None
-    run = Run(distillation.teacher)
-    model = run.build_checkpoint(distillation.source.find().path, device)
-    distillation.source.release()
-    return distillation.teach(trainer.model, trainer.sequence_length, model)
+    return open_guide(trainer, lambda path, found, average: Run(path).build_checkpoint(found, device, average=average))

@@ -13,6 +13,7 @@ from ml.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon
 from ml.training.optimizers.skip_step import SkipStep
 from ml.training.optimizers.weight_average import ExponentialMovingAverage
 from ml.training.precision import Float32, MixedBFloat16, PureBFloat16
+from ml.training.preference import DirectPreferenceOptimization
 from ml.training.profiling.memory_snapshot import MemorySnapshot
 from ml.training.profiling.profiler import Profiler
 from ml.training.run_data import RunData
@@ -28,6 +29,7 @@ __all__ = [
     "Checkpoints",
     "ConstantSchedule",
     "CosineSchedule",
+    "DirectPreferenceOptimization",
     "Distillation",
     "ExponentialMovingAverage",
     "Float32",

@@ -14,6 +14,7 @@ from ml.layers.loss import Teacher
 from ml.models.language_model import LanguageModel
 from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
 from ml.training.errors import RunError
+from ml.training.guide import Guide
 
 
 @configurable(neutral=["teacher"])
@@ -73,25 +74,38 @@ class Distillation:
         Raises:
             RunError: The vocabulary, the positions or the images of the teacher do not fit the student.
         """
-        if model.vocab_size != student.vocab_size:
-            sizes = f"{model.vocab_size} tokens, that of the model {student.vocab_size}"
-            raise RunError(f"the vocabulary of the teacher {self.teacher} has {sizes}")
-        longest = model.max_sequence_length
-        if longest is not None and longest < sequence_length:
-            raise RunError(
-                f"the teacher {self.teacher} takes {longest} tokens; Trainer.sequence_length is {sequence_length}"
-            )
-        for name, (theirs, ours) in {
-            "image_token_id": (model.image_token_id, student.image_token_id),
-            "tokens_per_image": (model.tokens_per_image, student.tokens_per_image),
-            "image_shape": (model.image_shape, student.image_shape),
-        }.items():
-            if theirs != ours:
-                raise RunError(f"{name} of the teacher {self.teacher} is {theirs}, that of the model {ours}")
+        require_fit(model, f"the teacher {self.teacher}", student, sequence_length)
         return TeacherModel(model.requires_grad_(False), self.weight, self.temperature)
 
 
-class TeacherModel:
+def require_fit(model: LanguageModel, name: str, trained: LanguageModel, sequence_length: int) -> None:
+    """Requires that a frozen model reads the same sequences as the one that is trained.
+
+    Args:
+        model: The frozen model.
+        name: Name of it in errors, such as "the teacher runs/large".
+        trained: The model that is trained.
+        sequence_length: Its sequence length in tokens.
+
+    Raises:
+        RunError: The vocabulary, the positions or the images differ.
+    """
+    if model.vocab_size != trained.vocab_size:
+        sizes = f"{model.vocab_size} tokens, that of the model {trained.vocab_size}"
+        raise RunError(f"the vocabulary of {name} has {sizes}")
+    longest = model.max_sequence_length
+    if longest is not None and longest < sequence_length:
+        raise RunError(f"{name} takes {longest} tokens; Trainer.sequence_length is {sequence_length}")
+    for parameter, (theirs, ours) in {
+        "image_token_id": (model.image_token_id, trained.image_token_id),
+        "tokens_per_image": (model.tokens_per_image, trained.tokens_per_image),
+        "image_shape": (model.image_shape, trained.image_shape),
+    }.items():
+        if theirs != ours:
+            raise RunError(f"{parameter} of {name} is {theirs}, that of the model {ours}")
+
+
+class TeacherModel(Guide):
     """A frozen model that predicts the targets of distillation."""
 
     def __init__(self, model: nn.Module, weight: float, temperature: float):
@@ -100,7 +114,7 @@ class TeacherModel:
         self.temperature = temperature
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Teacher:
+    def inputs(self, batch: Batch, model: LanguageModel) -> dict[str, Any]:
         """Returns the teacher's logits for a batch, with weight and temperature."""
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "targets"}
-        return Teacher(self.model(**inputs), self.weight, self.temperature)
+        return {"teacher": Teacher(self.model(**inputs), self.weight, self.temperature)}

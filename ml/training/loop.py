@@ -18,10 +18,10 @@ from ml.models.flops import flops_per_token
 from ml.training.checkpoints.initial_weights import StartingPoint
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import read_state, snapshot
-from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile, shown
 from ml.training.evaluation.validation_sets import ValidationSet
+from ml.training.guide import Guide
 from ml.training.host_memory import freed_pages_kept, freeze_objects, unfrozen_afterwards
 from ml.training.metrics.progress import NoProgress, Progress, progress_on
 from ml.training.metrics.throughput import Throughput
@@ -58,7 +58,7 @@ def train(
     *,
     initial: StartingPoint | None = None,
     layout: Layout | None = None,
-    teacher: TeacherModel | None = None,
+    teacher: Guide | None = None,
     begun: Callable[[int], None] = lambda step: None,
     stream: TextIO = sys.stdout,
 ) -> Outcome:
@@ -75,7 +75,8 @@ def train(
         device: The device to train on.
         initial: `trainer.initial_weights`, opened; None opens it if there is no checkpoint.
         layout: The mesh of the processes of the run; None for a single process.
-        teacher: The teacher of `trainer.distillation`, on `device`; None without distillation.
+        teacher: The teacher of `trainer.distillation`, or the reference of `trainer.preference`, on `device`; None
+            without both.
         begun: Called in the first process, which holds the folder then, with the last step before this start.
         stream: Receives the progress display.
 
@@ -88,8 +89,11 @@ def train(
         RunFailure: The loss is not finite, the disk is full, or the data cannot be read any more. Earlier checkpoints
             are untouched.
     """
-    if (teacher is None) != (trainer.distillation is None):
-        raise RunError("Trainer.distillation goes with a teacher: ml.runs.open_teacher(trainer, device) loads it")
+    if (teacher is None) != (trainer.distillation is None and trainer.preference is None):
+        raise RunError(
+            "Trainer.distillation goes with a teacher, Trainer.preference with a reference: "
+            "ml.runs.open_teacher(trainer, device) loads it"
+        )
     if not trainer.length.is_known:
         raise RunError("Trainer.num_epochs needs Trainer.epoch_sequences, which ml.train finds: the length is unknown")
     trainer.check_machine(device)
@@ -122,12 +126,14 @@ class Agreement(NamedTuple):
     Attributes:
         num_targets: Targets in the loss of the step, of all processes.
         num_tokens: Tokens of the step, of all processes.
+        num_units: Targets or pairs over which the loss of the step is a mean, of all processes.
         stop: Whether a process was requested to stop.
         save: Whether a process was requested to save.
     """
 
     num_targets: int
     num_tokens: int
+    num_units: int
     stop: bool
     save: bool
 
@@ -141,7 +147,7 @@ class TrainLoop:
         data: RunData,
         run: RunFolder,
         layout: Layout,
-        teacher: TeacherModel | None,
+        teacher: Guide | None,
         progress: Progress,
         requests: Requests,
         tracking: Tracking,
@@ -257,13 +263,16 @@ class TrainLoop:
         batches = read if isinstance(read, list) else []
         own = batches if self.layout.reads_first else []
         counts = [sum(batch.num_targets for batch in own), sum(batch.tokens.numel() for batch in own)]
+        counts.append(counts[0] if self.teacher is None else sum(map(self.teacher.num_units, own)))
         flags = [self._stops(), self._saves(), isinstance(read, Exception), self.saver.has_failed]
-        num_targets, num_tokens, stop, save, unread, unsaved = self.world.host_sum([*counts, *map(int, flags)])
+        num_targets, num_tokens, num_units, stop, save, unread, unsaved = self.world.host_sum(
+            [*counts, *map(int, flags)]
+        )
         if unread:
             self.world.require_none(read if isinstance(read, Exception) else None)
         if unsaved:
             self.saver.wait()
-        return Agreement(num_targets, num_tokens, stop > 0, save > 0)
+        return Agreement(num_targets, num_tokens, num_units, stop > 0, save > 0)
 
     def batches(self) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each remaining step, loaded in the background."""
@@ -325,7 +334,7 @@ class TrainLoop:
             module.draw(torch.Generator().manual_seed(derive_seed(trainer.seed, "draw", name, step)))
         apply_schedule(self.state.optimizer, trainer.schedule(step))
         settings = (trainer.precision, trainer.max_grad_norm, self.device, self.teacher)
-        result = train_step(self.state, batches, *settings, agreed.num_targets)
+        result = train_step(self.state, batches, *settings, agreed.num_targets, agreed.num_units)
         self.state.sequences += trainer.batch_size
         self.throughput.count(agreed.num_targets, agreed.num_tokens)
         self.progress.advance(step)
@@ -436,7 +445,9 @@ class TrainLoop:
         where = (trainer.micro_batch_size, trainer.precision, self.device)
         record: dict[str, float] = {}
         for one in due:
-            result = one.validation.measure(self.state.model, one.dataset, *where, self._stops, self.layout)
+            result = one.validation.measure(
+                self.state.model, one.dataset, *where, self._stops, self.layout, self.teacher
+            )
             if result is None:
                 return None
             record |= one.record(result)

@@ -22,7 +22,7 @@ from ml.layers.mixers.softmax_mixer import SoftmaxMixer
 from ml.layers.protocol import Mixer
 from ml.layers.walk import named_modules
 from ml.models import LanguageModel
-from ml.training.placeholders import placeholder_batch, placeholder_teacher
+from ml.training.placeholders import PlaceholderGuide, placeholder_batch
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
 
@@ -253,8 +253,8 @@ def _without_memory(tensor: Tensor) -> Tensor:
 def _inputs(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
     """Returns the arguments of the loss: tokens, and documents, images and a teacher if the run has them."""
     batch = placeholder_batch(trainer, min(2, trainer.micro_batch_size), num_tokens)
-    teacher = placeholder_teacher(trainer, batch)
-    return batch.inputs if teacher is None else {**batch.inputs, "teacher": teacher}
+    guide = PlaceholderGuide.of(trainer)
+    return batch.inputs if guide is None else {**batch.inputs, **guide.inputs(batch, trainer.model)}
 
 
 def _describe(output: object) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ml.data import Batch
 from ml.distributed.norms import clip_, local_squares
-from ml.training.distillation import TeacherModel
+from ml.training.guide import Guide
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.optimizers.rounding import StochasticRounding
 from ml.training.precision import Precision
@@ -19,10 +19,10 @@ from ml.training.step_sums import StepSums, SumNames, summed
 class StepResult(NamedTuple):
     """Measurements of a step over all processes, on the device; reading them synchronizes."""
 
-    loss: Tensor  # () cross entropy, nats per token
+    loss: Tensor  # () cross entropy, nats per token; of preferences, their loss per pair
     grad_norm: Tensor  # () global norm, before clipping
     grad_norms: Tensor  # (P) norm of each gradient, before clipping, in the order of `TrainState.replicas.names`
-    parts: dict[str, Tensor]  # () each: the other terms of the loss, per token
+    parts: dict[str, Tensor]  # () each: the other terms of the loss, per token or pair
     loads: dict[str, Tensor]  # (E) of each router, by its name: number of tokens of each expert
 
 
@@ -32,13 +32,14 @@ def train_step(
     precision: Precision,
     max_grad_norm: float | None,
     device: torch.device,
-    teacher: TeacherModel | None = None,
+    guide: Guide | None = None,
     num_targets: int | None = None,
+    num_units: int | None = None,
 ) -> StepResult:
     """Takes an optimizer step on the mean loss over all valid tokens of all processes, without synchronizing.
 
-    Each micro-batch is weighted by its valid tokens, so neither the size of the micro-batches nor the number of
-    processes changes the gradient.
+    With preferences it is the mean over all pairs. Each micro-batch is weighted by its tokens or pairs, so neither the
+    size of the micro-batches nor the number of processes changes the gradient.
 
     Args:
         state: The training state, changed in place.
@@ -46,8 +47,10 @@ def train_step(
         precision: The precision of the forward pass.
         max_grad_norm: Clips the gradients to this global norm; None does not clip.
         device: The device of the model.
-        teacher: The teacher of distillation; None without distillation.
+        guide: The teacher of distillation, or the reference of preferences; None without.
         num_targets: Number of valid tokens in the micro-batches of all processes; None counts those of `batches`.
+        num_units: Number of tokens or pairs over which the loss is a mean, in those of all processes; None counts those
+            of `batches`.
 
     Returns:
         The measurements of the step, on the device.
@@ -55,7 +58,9 @@ def train_step(
     if num_targets is None:
         num_targets = sum(batch.num_targets for batch in batches)
     num_targets = max(1, num_targets)
-    sums = accumulate(state, batches, num_targets, precision, device, teacher)
+    if num_units is None:
+        num_units = num_targets if guide is None else sum(map(guide.num_units, batches))
+    sums = accumulate(state, batches, max(1, num_units), precision, device, guide)
     trained = state.trained()
     gradients = {name: parameter.grad for name, parameter in trained.items()}
     if state.pipeline is not None and state.sum_names is None:
@@ -88,20 +93,20 @@ def train_step(
 def accumulate(
     state: TrainState,
     batches: Sequence[Batch],
-    num_targets: int,
+    num_units: int,
     precision: Precision,
     device: torch.device,
-    teacher: TeacherModel | None,
+    guide: Guide | None,
 ) -> StepSums:
     """Accumulates the gradients of the micro-batches of this process.
 
     Args:
         state: The training state, of which only gradients change.
         batches: The micro-batches.
-        num_targets: Number of valid tokens of all processes, by which the loss is divided.
+        num_units: Number of valid tokens or pairs of all processes, by which the loss is divided.
         precision: The precision of the forward pass.
         device: The device of the model.
-        teacher: The teacher of distillation; None without distillation.
+        guide: The teacher of distillation, or the reference of preferences; None without.
 
     Returns:
         What this process adds to the loss and the loads of the step.
@@ -109,16 +114,16 @@ def accumulate(
     sums = StepSums.zero(device)
     if state.pipeline is not None:
         inputs = [batch.to(device).inputs for batch in batches]
-        for losses in state.pipeline.gradients(inputs, num_targets, lambda: precision.autocast(device)):
-            sums = sums.plus(losses, num_targets, state.module_names)
+        for losses in state.pipeline.gradients(inputs, num_units, lambda: precision.autocast(device)):
+            sums = sums.plus(losses, num_units, state.module_names)
         return sums
     for batch in batches:
         batch = batch.to(device)
         with precision.autocast(device):
-            taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher(batch)}
-            losses = state.model.loss(**batch.inputs, **taught)
-        (losses.total / num_targets).backward()
-        sums = sums.plus(losses, num_targets, state.module_names)
+            guided: dict[str, Any] = {} if guide is None else guide.inputs(batch, state.model)
+            losses = state.model.loss(**batch.inputs, **guided)
+        (losses.total / num_units).backward()
+        sums = sums.plus(losses, num_units, state.module_names)
     return sums
 
 

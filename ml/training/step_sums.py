@@ -24,20 +24,20 @@ class StepSums(NamedTuple):
         """Returns the sums of no micro-batch."""
         return cls(torch.zeros((), device=device), {}, {})
 
-    def plus(self, losses: LossSums, num_targets: int, names: Mapping[nn.Module, str]) -> StepSums:
+    def plus(self, losses: LossSums, num_units: int, names: Mapping[nn.Module, str]) -> StepSums:
         """Returns the sums with those of one more micro-batch.
 
         Args:
             losses: The sums of the micro-batch.
-            num_targets: Number of targets of the step in all processes.
+            num_units: Number of targets, or pairs, of the step in all processes.
             names: Names of the routers.
         """
         parts, loads = dict(self.parts), dict(self.loads)
         for name, part in losses.parts.items():
-            parts[name] = parts.get(name, 0.0) + part / num_targets
+            parts[name] = parts.get(name, 0.0) + part / num_units
         for router, load in losses.loads:
             loads[names[router]] = loads.get(names[router], 0.0) + load
-        return StepSums(self.loss + losses.cross_entropy / num_targets, parts, loads)
+        return StepSums(self.loss + losses.cross_entropy / num_units, parts, loads)
 
 
 class SumNames(NamedTuple):

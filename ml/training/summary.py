@@ -9,6 +9,7 @@ from ml.models.generation import reason_for_full_pass
 from ml.models.kernels import kernels_taken
 from ml.terminal import table
 from ml.training.optimizers import Assignment, state_bytes
+from ml.training.preference import trains_adapters_alone
 from ml.training.trainer import Trainer
 
 _HEADER = ("trained by", "peak", "lr_scale", "weight_decay", "tensors", "parameters", "names")
@@ -35,6 +36,8 @@ def memory_of_training(trainer: Trainer) -> dict[str, int]:
     if trainer.weight_average is not None:
         averages = trainer.weight_average.start(groups).tensors().values()
         memory["average of the weights"] = sum(average.nbytes for average in averages)
+    if trainer.preference is not None and not trains_adapters_alone(trainer.model):
+        memory["reference"] = sum(parameter.nbytes for parameter in trainer.model.parameters())
     return memory
 
 

@@ -14,6 +14,7 @@ from ml.distributed import Layout, Mesh, MeshError, MeshSizes, World, misfits, p
 from ml.distributed.estimate.cluster import Cluster
 from ml.distributed.initialization import materialize_shards
 from ml.layers.checks import ADDRESSABLE, positive, positive_float
+from ml.layers.head import LanguageModelHead
 from ml.layers.parameter import adopt_settings
 from ml.models import LanguageModel, named_parameters_with_scales
 from ml.models.declarations import couples_sequences, draws_noise, obstacle_to_allocation
@@ -36,6 +37,7 @@ from ml.training.optimizers import AdamW, Optimizer, ParameterGroup, group_param
 from ml.training.optimizers.skip_step import SkipStep
 from ml.training.optimizers.weight_average import ExponentialMovingAverage
 from ml.training.precision import Float32, Precision, cast_parameters
+from ml.training.preference import DirectPreferenceOptimization
 from ml.training.profiling.memory_snapshot import MemorySnapshot
 from ml.training.profiling.profiler import Profiler
 from ml.training.profiling.step_windows import StepWindow
@@ -95,6 +97,7 @@ class Trainer:
         initial_weights: What a new run starts from, `@FromRun`; None for random initialization.
         samples: Text samples during training; None for none.
         distillation: Distillation from a trained model; None for none.
+        preference: Training on pairs of answers, `@DirectPreferenceOptimization`; None for the cross entropy.
         skip_step: Skipping of steps with a loss spike, `@SkipStep`; None takes every step.
         weight_average: Running average of the weights, `@ExponentialMovingAverage`; None for none.
         trackers: Trackers that receive the metrics besides `metrics.jsonl`.
@@ -142,6 +145,7 @@ class Trainer:
         early_stopping: Callable[..., EarlyStopping] | None = None,
         initial_weights: Callable[..., InitialWeights] | None = None,
         distillation: Callable[..., Distillation] | None = None,
+        preference: Callable[..., DirectPreferenceOptimization] | None = None,
         skip_step: Callable[..., SkipStep] | None = None,
         weight_average: Callable[..., ExponentialMovingAverage] | None = None,
         trackers: Sequence[Callable[..., Tracker]] = (),
@@ -207,6 +211,7 @@ class Trainer:
         self.early_stopping = None if early_stopping is None else child("early_stopping", early_stopping)
         self.initial_weights = None if initial_weights is None else child("initial_weights", initial_weights)
         self.distillation = None if distillation is None else child("distillation", distillation)
+        self.preference = None if preference is None else child("preference", preference)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
         self.weight_average = None if weight_average is None else child("weight_average", weight_average)
         self.trackers = [child(f"tracker_{index}", tracker) for index, tracker in enumerate(trackers)]
@@ -232,6 +237,7 @@ class Trainer:
         for name, validation in self.validations.items():
             if validation.own_data is not None:
                 self._require_that_data_fits("validation", validation.own_data, f"{name}: " if name else "")
+        self._require_that_preference_fits()
         length, longest = self.sequence_length, self.model.max_sequence_length
         fits = longest is None or length <= longest
         require(fits, "sequence_length", f"must be at most {longest}, the positions of the model, not {length}")
@@ -247,7 +253,8 @@ class Trainer:
         require(trains, "model", "has nothing to train: every lr_scale is 0")
         problem = self.optimizer.misfit(self.groups()) if trains else None
         require(problem is None, "optimizer", f"does not fit the model: {problem}")
-        measured = [metric for name in self.validations for metric in metrics_of(name)]
+        of_pairs = {name: (one.own_data or self.data).has_pairs for name, one in self.validations.items()}
+        measured = [metric for name, has_pairs in of_pairs.items() for metric in metrics_of(name, has_pairs)]
         if self.weight_average is not None:
             measured += [f"average_{metric}" for metric in measured]
         there = f"; the run measures {', '.join(measured)}" if measured else ": it needs Trainer.validation"
@@ -265,6 +272,19 @@ class Trainer:
         problem = self._misfit(data)
         require(problem is None, parameter, f"{name}does not fit the model: {problem}")
 
+    def _require_that_preference_fits(self) -> None:
+        if self.preference is None:
+            return
+        pairs = "needs pairs of answers: set Trainer.data = @PreferenceData"
+        require(self.data.has_pairs, "preference", pairs)
+        require(self.distillation is None, "preference", "and Trainer.distillation cannot both be set")
+        head = self.model.head
+        is_known = isinstance(head, LanguageModelHead)
+        require(is_known, "preference", f"needs a LanguageModelHead, not {type(head).__name__}")
+        has_other_terms = self.model.multi_token is not None or (is_known and head.z_loss > 0.0)
+        message = "has no other terms: set LanguageModel.multi_token = None and LanguageModelHead.z_loss = 0.0"
+        require(not has_other_terms, "preference", message)
+
     def _misfit(self, data: Data) -> str | None:
         """Returns why data does not fit the model, as far as known before it is opened; None if it fits."""
         tokens, vocabulary = data.vocab_size, self.model.vocab_size
@@ -272,6 +292,8 @@ class Trainer:
             return f"its tokens go up to {tokens - 1}, and LanguageModel.vocab_size is {vocabulary}"
         if data.separates_documents and (obstacle := self.model.obstacle_to_documents):
             return f"it separates the documents of a sequence, and {obstacle}"
+        if data.has_pairs and self.preference is None:
+            return "it has pairs of answers: set Trainer.preference = @DirectPreferenceOptimization"
         return data.misfit(self.image_format)
 
     @property
@@ -401,6 +423,9 @@ class Trainer:
                 yield f"{schedule} does not work with compiled blocks: Trainer.compile must be False"
             if self.distillation is not None:
                 yield f"Trainer.distillation does not work in a pipeline: Mesh.pipeline ({sizes.pipeline}) must be 1"
+        for name in ("pipeline", "context", "tensor"):
+            if self.preference is not None and (size := getattr(sizes, name)) > 1:
+                yield f"Trainer.preference needs the whole sequence and model: Mesh.{name} ({size}) must be 1"
         for name in ("pipeline", "context", "tensor"):
             if self.samples is not None and (size := getattr(sizes, name)) > 1:
                 yield f"Trainer.samples needs the whole model in each process: Mesh.{name} ({size}) must be 1"

@@ -39,7 +39,7 @@ def conversation_of(record: Any, ignored_keys: Collection[str] = ()) -> Conversa
     found = [form for keys, form in _BY_KEYS.items() if isinstance(record, dict) and not record.keys().isdisjoint(keys)]
     if len(found) != 1:
         raise BrokenRecord(f"must be one of {_FORMS}")
-    _require_text(record, "the line")
+    require_text(record, "the line")
     conversation = found[0](record, ignored_keys)
     return conversation._replace(tools=_tools(record))
 
@@ -172,7 +172,7 @@ def _text(record: dict[str, Any], key: str) -> str:
     return text
 
 
-def _require_text(value: Any, name: str) -> None:
+def require_text(value: Any, name: str) -> None:
     """Checks that every text in a JSON value can be encoded.
 
     Raises:
@@ -183,8 +183,8 @@ def _require_text(value: Any, name: str) -> None:
             raise BrokenRecord(f"{name} contains a lone surrogate, which is not valid text")
     elif isinstance(value, list):
         for item in value:
-            _require_text(item, name)
+            require_text(item, name)
     elif isinstance(value, dict):
         for key, item in value.items():
-            _require_text(key, name)
-            _require_text(item, repr(key))
+            require_text(key, name)
+            require_text(item, repr(key))

@@ -76,7 +76,14 @@ class CombinedData(Data):
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
+    @property
+    def has_pairs(self) -> bool:
+        """True if any part has pairs; then all must."""
+        return any(part.has_pairs for part in self.datasets.values())
+
     def misfit(self, images: ImageFormat | None) -> str | None:
+        if texts := [name for name, part in self.datasets.items() if self.has_pairs and not part.has_pairs]:
+            return f"its parts mix pairs of answers with text, which has none: {', '.join(texts)}"
         problems = {name: part.misfit(images) for name, part in self.datasets.items()}
         return next((f"{name}: {problem}" for name, problem in problems.items() if problem), None)
 
@@ -110,6 +117,7 @@ class CombinedDataset(Dataset):
         self.num_sequences = sum(part.num_sequences for part in self._ordered)
         self.sequence_length = self._ordered[0].sequence_length
         self.separates_documents = any(part.separates_documents for part in self._ordered)
+        self.has_pairs = any(part.has_pairs for part in self._ordered)
         self.tokenizer = self._ordered[0].tokenizer
         named = " ".join(f"{name}={part.sha256}" for name, part in parts.items())
         self.sha256 = hashlib.sha256(named.encode()).hexdigest()

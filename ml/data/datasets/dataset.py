@@ -27,6 +27,7 @@ class Dataset(abc.ABC):
         num_sequences: Number of training sequences in an epoch.
         sequence_length: Tokens per sequence.
         separates_documents: True if training batches carry document ids.
+        has_pairs: True if batches are pairs of a preferred and a rejected answer.
         sha256: Hash of everything that batches are made from.
         tokenizer: Tokenizer of the tokens.
     """
@@ -36,6 +37,7 @@ class Dataset(abc.ABC):
     num_sequences: int
     sequence_length: int
     separates_documents: bool = False
+    has_pairs: bool = False
     sha256: str
     tokenizer: Tokenizer
 
@@ -148,6 +150,11 @@ class Data(abc.ABC):
         def separator(self) -> Separator: ...
 
     validation_fraction: float | None = None
+
+    @property
+    def has_pairs(self) -> bool:
+        """True if sequences are pairs of a preferred and a rejected answer."""
+        return False
 
     @property
     def separates_documents(self) -> bool:

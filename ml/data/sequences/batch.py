@@ -21,6 +21,8 @@ class Batch(NamedTuple):
         images: (I, C, height, width) float32, in the order of their tokens; None without images.
         images_per_sequence: Number of images of each sequence; empty without images.
         documents: (B, T) int64, the document index of each token; None if documents are not separated.
+        pairs_per_sequence: Number of pairs of a preferred and a rejected answer in each sequence; empty without pairs.
+            Pair k of a sequence is its documents 2k, preferred, and 2k + 1, rejected.
     """
 
     tokens: Tensor
@@ -29,6 +31,7 @@ class Batch(NamedTuple):
     images: Tensor | None = None
     images_per_sequence: tuple[int, ...] = ()
     documents: Tensor | None = None
+    pairs_per_sequence: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -81,7 +84,13 @@ class Batch(NamedTuple):
             images,
             counts,
             documents,
+            _interleaved_pairs(batches, order),
         )
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs of all sequences."""
+        return sum(self.pairs_per_sequence)
 
     def with_documents(self) -> Self:
         """Returns the batch with document ids; without any, each sequence becomes one document."""
@@ -113,9 +122,11 @@ class Batch(NamedTuple):
         rows, targets = self.tokens.split(size), self.targets.split(size)
         documents = [None] * len(rows) if self.documents is None else self.documents.split(size)
         counts = [int((piece != IGNORED).sum()) for piece in targets]
-        pieces = zip(rows, targets, counts, self._split_images(size), documents, strict=True)
+        pairs = [self.pairs_per_sequence[first : first + size] for first in range(0, len(self.tokens), size)]
+        pieces = zip(rows, targets, counts, self._split_images(size), documents, pairs, strict=True)
         return [
-            type(self)(tokens, wanted, count, *images, document) for tokens, wanted, count, images, document in pieces
+            type(self)(tokens, wanted, count, images, image_counts, document, of_rows)
+            for tokens, wanted, count, (images, image_counts), document, of_rows in pieces
         ]
 
     def _split_images(self, size: int) -> list[tuple[Tensor | None, tuple[int, ...]]]:
@@ -139,6 +150,12 @@ class Batch(NamedTuple):
     def _each(self, move: Callable[[Tensor], Tensor]) -> Self:
         images, documents = (None if tensor is None else move(tensor) for tensor in (self.images, self.documents))
         return self._replace(tokens=move(self.tokens), targets=move(self.targets), images=images, documents=documents)
+
+
+def _interleaved_pairs(batches: Sequence[Batch], order: Tensor) -> tuple[int, ...]:
+    """Returns the number of pairs of each of the reordered sequences."""
+    flat = [count for batch in batches for count in batch.pairs_per_sequence]
+    return tuple(flat[row] for row in order.tolist()) if flat else ()
 
 
 def _interleaved_images(batches: Sequence[Batch], order: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:

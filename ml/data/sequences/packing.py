@@ -43,7 +43,7 @@ class PackedDocuments(Sampling):
 
     def sequences(self, stream: TokenStream, length: int, seed: int, separate: bool) -> Sequences:
         documents = permute(derive_seed(seed, "packing"), np.arange(len(stream.ends)), max(len(stream.ends), 1))
-        packed = self._packed(cut(stream, documents, length), length)
+        packed = self.packed(cut(stream, documents, length), length)
         if not packed.num_rows:
             raise DataError("no training document has two tokens: there is nothing to predict")
         return _PackedSequences(stream, packed, length, separate, seed)
@@ -54,9 +54,10 @@ class PackedDocuments(Sampling):
         if num_tokens is not None:
             remaining = num_tokens - (np.cumsum(pieces.sizes) - pieces.sizes)  # before each piece
             pieces = Pieces(pieces.starts, np.minimum(pieces.sizes, remaining)).where(remaining > 0)
-        return _PackedSequences(stream, self._packed(pieces, length), length, separate, None)
+        return _PackedSequences(stream, self.packed(pieces, length), length, separate, None)
 
-    def _packed(self, pieces: "Pieces", length: int) -> "Packed":
+    def packed(self, pieces: "Pieces", length: int) -> "Packed":
+        """Packs pieces into rows of `length` positions, a window of them at a time, in their order."""
         rows, num_rows = np.empty(len(pieces.sizes), dtype=np.int64), 0
         for first in range(0, len(rows), self.window):
             sizes = pieces.sizes[first : first + self.window]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from ml.layers.protocol import Drawn
 from ml.models import LanguageModel
 from ml.models.materialize import replace_parameter, reset_buffers
 from ml.training.estimate.measurements import Memory, Work
-from ml.training.placeholders import placeholder_batch, placeholder_teacher
+from ml.training.placeholders import PlaceholderGuide, placeholder_batch
 from ml.training.state import AVERAGE, OPTIMIZER, TrainState
 from ml.training.step import train_step
 from ml.training.trainer import Trainer
@@ -94,11 +93,10 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     stage = None if state.pipeline is None else PlannedStage(state.pipeline, live)
     state.pipeline = stage
     activations = _measured_forward(state.model, live) if stage is None else stage.activations
-    # Stands in for the teacher of a distillation, whose memory and time are not part of the plan.
-    teacher: Any = None if trainer.distillation is None else functools.partial(placeholder_teacher, trainer)
+    guide = PlaceholderGuide.of(trainer)  # memory and time of the frozen model are not part of the plan
     time, traffic = TimeOfOperations(cluster), Traffic(axes_of(state.layout))
     with Observed(live, time, traffic):
-        train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, teacher)
+        train_step(state, batches, trainer.precision, trainer.max_grad_norm, _CPU, guide)
     weights = _num_bytes(state.model.parameters())
     gradients = _num_bytes(parameter for parameter in state.model.parameters() if parameter.requires_grad)
     seen = 0 if earlier else gradients

@@ -14,6 +14,7 @@ from ml.data import Batch, Data, DataError, Dataset
 from ml.distributed import Layout, World
 from ml.models import LanguageModel
 from ml.targets import IGNORED
+from ml.training.guide import Guide
 from ml.training.precision import Precision
 
 _ONE_PROCESS = Layout()
@@ -29,6 +30,20 @@ class ValidationResult(NamedTuple):
 
     loss: float
     bits_per_byte: float
+
+
+class PreferenceResult(NamedTuple):
+    """Validation loss of pairs of answers.
+
+    Attributes:
+        loss: Loss per pair.
+        reward_accuracy: Fraction of the pairs whose preferred answer has the larger reward.
+        reward_margin: Mean difference of the rewards.
+    """
+
+    loss: float
+    reward_accuracy: float
+    reward_margin: float
 
 
 @configurable
@@ -69,7 +84,8 @@ class Validation:
         device: torch.device,
         stop: Callable[[], bool] = lambda: False,
         layout: Layout = _ONE_PROCESS,
-    ) -> ValidationResult | None:
+        guide: Guide | None = None,
+    ) -> ValidationResult | PreferenceResult | None:
         """Measures the mean loss over the held-out tokens without dropout; leaves the model in training mode.
 
         A collective call. Each data rank measures a part; every process runs as many forward passes as the others.
@@ -82,12 +98,16 @@ class Validation:
             device: The device of the model.
             stop: Called before each batch; True in any process interrupts the validation of all.
             layout: The mesh and the place of this process in it.
+            guide: The reference of preferences, for a dataset of pairs; others are measured without it.
 
         Returns:
             The result, or None if interrupted.
         """
-        nats = torch.zeros((), dtype=torch.float64, device=device)
-        num_targets = 0
+        guide = guide if dataset.has_pairs else None
+        measured = torch.zeros(
+            1 if guide is None else len(PreferenceResult._fields), dtype=torch.float64, device=device
+        )
+        num_units = 0
         model.eval()
         try:
             part = dataset.validation_part(batch_size, self.num_tokens, layout.data_rank, layout.num_data_ranks)
@@ -96,14 +116,18 @@ class Validation:
                     return None
                 batch = batch.ready_for(device).to(device)
                 with precision.autocast(device):
-                    nats += model.loss(**batch.inputs).cross_entropy
-                num_targets += batch.num_targets
+                    losses = model.loss(**batch.inputs, **({} if guide is None else guide.inputs(batch, model)))
+                wanted = [losses.parts[name] for name in PreferenceResult._fields[1:]] if guide else []
+                measured += torch.stack([losses.cross_entropy, *wanted]).double()
+                num_units += batch.num_targets if guide is None else guide.num_units(batch)
         finally:
             model.train()
-        total = layout.sum(nats).item()
-        (num_targets,) = layout.world.host_sum([num_targets if layout.reads_first else 0])
+        totals = layout.sum(measured).tolist()
+        (num_units,) = layout.world.host_sum([num_units if layout.reads_first else 0])
+        if guide is not None:
+            return PreferenceResult(*(total / num_units for total in totals))
         num_bytes = layout.world.first(lambda: dataset.validation_bytes(self.num_tokens))
-        return ValidationResult(total / num_targets, total / math.log(2) / num_bytes)
+        return ValidationResult(totals[0] / num_units, totals[0] / math.log(2) / num_bytes)
 
 
 def _in_step(batches: Iterator[Batch], empty: Batch, world: World, stop: Callable[[], bool]) -> Iterator[Batch | None]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ml.config import child, require
 from ml.data import Data, DataError, Dataset
-from ml.training.evaluation.validation import Validation, ValidationResult
+from ml.training.evaluation.validation import PreferenceResult, Validation, ValidationResult
 
 Constructors = Callable[..., Validation] | dict[str, Callable[..., Validation]] | None
 
@@ -25,10 +25,16 @@ def _build_named(constructors: Mapping[str, Callable[..., Validation]]) -> dict[
     return {name: child(name, one, defaults={"num_tokens": None}) for name, one in constructors.items()}
 
 
-def metrics_of(name: str) -> list[str]:
-    """Returns the names of the metrics of a validation set, in the order of `ValidationResult`."""
+def metrics_of(name: str, has_pairs: bool = False) -> list[str]:
+    """Returns the names of the metrics of a validation set, in the order of its result.
+
+    Args:
+        name: Name of the set; "" for an unnamed one.
+        has_pairs: True for pairs of answers, whose result is a `PreferenceResult`.
+    """
     prefix = f"validation_{name}" if name else "validation"
-    return [f"{prefix}_loss", f"{prefix}_bits_per_byte"]
+    fields = PreferenceResult._fields if has_pairs else ValidationResult._fields
+    return [f"{prefix}_{field}" for field in fields]
 
 
 class ValidationSet(NamedTuple):
@@ -38,9 +44,9 @@ class ValidationSet(NamedTuple):
     validation: Validation
     dataset: Dataset
 
-    def record(self, result: ValidationResult) -> dict[str, float]:
+    def record(self, result: ValidationResult | PreferenceResult) -> dict[str, float]:
         """Returns the metrics of the set for `metrics.jsonl`."""
-        return dict(zip(metrics_of(self.name), result, strict=True))
+        return dict(zip(metrics_of(self.name, isinstance(result, PreferenceResult)), result, strict=True))
 
 
 def open_sets(

@@ -186,6 +186,8 @@ def describe(record: Mapping[str, Any]) -> dict[str, str]:
         "learning_rate": lambda value: f"lr {value:.2e}",
         "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
         "mfu": lambda value: f"{value:.1%} MFU",
+        "reward_accuracy": lambda value: f"accuracy {value:.1%}",
+        "reward_margin": lambda value: f"margin {value:.2f}",
     }
     described = {name: text(record[name]) for name, text in formats.items() if record.get(name) is not None}
     if record.get("epoch", 0.0) >= _SMALLEST_EPOCH:
