@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os.path
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -139,14 +140,25 @@ class Renderer:
         for index, message in enumerate(self._messages):
             if message.is_target:
                 start = self.render(index, is_asked=True).text
-                end = rendered.text if index + 1 == len(self._raw) else self.render(index + 1).text
-                if not (end.startswith(start) and rendered.text.startswith(end)):
+                is_last = index + 1 == len(self._raw)
+                end = rendered.text if is_last else self._shared(self.render(index + 1).text, rendered.text)
+                if end is None or not end.startswith(start) or len(end) == len(start):
                     raise DataError(
                         f"the chat template has no {{% generation %}} blocks, and the text up to message {index + 1} "
                         "is not the beginning of the whole: put what the assistant writes into {% generation %} blocks"
                     )
                 found.append((len(start), len(end)))
         return found
+
+    def _shared(self, part: str, whole: str) -> str | None:
+        """Returns the text of a part of a conversation without what the template writes at the end of any; None if the
+        rest is not the beginning of the whole.
+        """
+        position = len(os.path.commonprefix((part, whole)))  # noqa: RUF071
+        for text in (part, whole):  # a special token is shared or not
+            inside = [token.start for token in self._control.find(text) if token.start < position < token.end]
+            position = min([position, *inside])
+        return part[:position] if whole.endswith(part[position:]) else None
 
     def _split(self, text: str, answers: list[tuple[int, int]]) -> list[Segment]:
         """Splits rendered text at special tokens and at the ends of answers."""
