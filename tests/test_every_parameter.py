@@ -254,7 +254,12 @@ RUNS = {
         SkipStep.threshold = 0.1
         AdamW.learning_rate = 1.0
         Trainer.num_steps = 16""",
-    "packed": "TextData.sampling = @PackedDocuments\nPackedDocuments.window = 40\nTextFiles.paths = ['short']",
+    "packed": """
+        TextData.sampling = @PackedDocuments
+        TextData.hold_out_by = 'name'
+        TextData.validation_fraction = 0.05
+        PackedDocuments.window = 40
+        TextFiles.paths = ['short']""",
     "rows": "TextFiles.paths = ['rows']\nTextFiles.on_error = 'skip'\nTextFiles.text_key = 'turn'",
     "fill in the middle": FILL,
     "token files": """

@@ -1,6 +1,7 @@
 """Turn text, JSON, CSV, Parquet or Arrow into token files."""
 
 import argparse
+import collections
 import sys
 
 from ml.cli.path_argument import to_path
@@ -17,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=to_path, required=True, help="folder to write")
     parser.add_argument(
         "--validation_fraction", type=float, default=0.0, help="fraction of documents held out (default 0)"
+    )
+    parser.add_argument(
+        "--hold_out_by",
+        choices=("name", "content"),
+        default="name",
+        help="content: equal text files are on the same side of the split (default name)",
     )
     parser.add_argument("--num_workers", type=int, help="worker processes (default: number of cores)")
     parser.add_argument("--shard_tokens", type=int, default=2**30, help="tokens per shard (default 2^30)")
@@ -36,12 +43,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     settings = Settings(
         arguments.output,
-        reading_of(arguments, arguments.validation_fraction),
+        reading_of(arguments, arguments.validation_fraction, arguments.hold_out_by),
         _positive("shard_tokens", arguments.shard_tokens),
         num_usable_cores() if arguments.num_workers is None else _positive("num_workers", arguments.num_workers),
     )
     tokenizer = chosen_tokenizer(arguments)
     sources = sources_of(arguments, settings.reading)
+    print(_formats_line(sources))
     display = display_on(sys.stdout)
     try:
         summary = prepare(sources, tokenizer, settings, display)
@@ -65,6 +73,12 @@ def _positive(name: str, number: int) -> int:
     if number < 1:
         raise UserError(f"--{name} must be positive, not {number}")
     return number
+
+
+def _formats_line(sources) -> str:
+    """Returns the number of files of each format, so that a file in an unexpected one is noticed."""
+    counts = collections.Counter("text" if source.format is None else source.format.name for source in sources)
+    return ", ".join(f"{name}: {count:,} files" for name, count in counts.items())
 
 
 def _summary_lines(summary) -> list[str]:

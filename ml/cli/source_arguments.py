@@ -1,6 +1,7 @@
 """Command line flags of sources: text, JSON, tables, Parquet and Arrow."""
 
 import argparse
+from typing import Literal
 
 from ml.cli.path_argument import path_text
 from ml.errors import UserError
@@ -34,17 +35,21 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sources_of(arguments: argparse.Namespace, reading):
-    """Returns the source files.
+    """Returns the source files, without those of --output, which may be in the folder of the sources.
 
     Raises:
         UserError: A path does not exist, or a file is not of a known format.
     """
     from ml.data.preparation import find_sources
 
-    return find_sources(arguments.sources, arguments.pattern, reading, as_format=arguments.format)
+    return find_sources(
+        arguments.sources, arguments.pattern, reading, as_format=arguments.format, excluded=arguments.output
+    )
 
 
-def reading_of(arguments: argparse.Namespace, validation_fraction: float = 0.0):
+def reading_of(
+    arguments: argparse.Namespace, validation_fraction: float = 0.0, hold_out_by: Literal["name", "content"] = "name"
+):
     """Returns the options of reading.
 
     Raises:
@@ -56,4 +61,4 @@ def reading_of(arguments: argparse.Namespace, validation_fraction: float = 0.0):
         raise UserError("name the files or folders to read")
     if not 0.0 <= validation_fraction < 1.0:
         raise UserError(f"--validation_fraction must be in [0, 1), not {validation_fraction}")
-    return Reading(arguments.text_key, arguments.on_error, arguments.invalid_utf8, validation_fraction)
+    return Reading(arguments.text_key, arguments.on_error, arguments.invalid_utf8, validation_fraction, hold_out_by)

@@ -115,6 +115,34 @@ def test_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_a_warning(call, 
     assert "fewer than 5,000" in told
 
 
+def test_output_in_the_folder_of_the_sources_is_no_source(call, tmp_path):
+    (tmp_path / "books/sub").mkdir(parents=True)
+    (tmp_path / "books/a.txt").write_text("some text " * 20)
+    (tmp_path / "books/sub/b.jsonl").write_text('{"text": "one"}')
+    told = call("prepare", "books", "--output=books/tokens")
+    assert told.startswith("text: 1 files, JSON lines: 1 files\n")
+    before = files(tmp_path / "books/tokens")
+    assert "already complete" in call("prepare", "books", "--output=books/sub/../tokens")
+    assert files(tmp_path / "books/tokens") == before
+    assert TokenFolder(tmp_path / "books/tokens").num_documents == 2
+    refused = call("prepare", "books", "--output=other", check=2)  # these tokens are not those of this command
+    assert "books/tokens/" in refused
+
+
+def test_a_special_token_may_be_a_word(call, tmp_path):
+    (tmp_path / "a.txt").write_text("the end of the endless friend ends " * 50)
+    call("train_tokenizer", "a.txt", "--vocab_size=300", "--special_token=end", "--output=t.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+    library.encode_special_tokens = True
+    for text in ("end", "the end", "endless friends end", "\nend\n"):
+        ids = library.encode(text).ids
+        assert library.token_to_id("end") not in ids
+        assert library.decode(ids) == text
+    assert len(library.encode("the the").ids) == 2  # other words are merged
+    refused = call("train_tokenizer", "a.txt", "--vocab_size=300", "--special_token=e", "--output=u.json", check=2)
+    assert "the special token 'e' is also the token of a byte" in refused
+
+
 @pytest.mark.slow
 def test_ctrl_c_on_the_command_line_leaves_a_resumable_state(call, tmp_path):
     """Runs the command in a process with workers. Kills are tested with `prepare` itself."""

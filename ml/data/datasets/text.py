@@ -1,5 +1,6 @@
 """Text data: documents that are tokenized in memory."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -9,13 +10,16 @@ from ml.data.corpora.text_files import Corpus, TextFiles
 from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.reading.documents import Document
-from ml.data.reading.hold_out import hold_out
+from ml.data.reading.hold_out import hold_out, num_shared
+from ml.data.reading.options import HoldOutBy
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs
 from ml.data.sequences.streams import ArrayStream, TokenStream, sha256_of
 from ml.data.tokenizers import ByteTokenizer, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @configurable
@@ -30,6 +34,8 @@ class TextData(Data):
             contains: for bytes, the zero byte.
         validation_fraction: Fraction of the text that is held out, in [0, 1]; whole documents if there are enough. 1
             leaves nothing to train on, for data that is only evaluated.
+        hold_out_by: "name" holds out files by the hash of their names, "content" by that of their text, so that equal
+            files are on the same side. Rows are always held out by their text.
         separate_documents: True masks attention and targets between documents of a sequence, and restarts positions in
             each. None follows the sampling: True for packed documents, False for windows.
         begin_token: Token before each document, from which its first token is predicted: a special token of the
@@ -49,6 +55,7 @@ class TextData(Data):
         sampling: Callable[..., Sampling] = ShuffledEpochs,
         separator: str | None = None,
         validation_fraction: float = 0.05,
+        hold_out_by: HoldOutBy = "name",
         separate_documents: bool | None = None,
         begin_token: str | None = None,
         fill_in_the_middle: Callable[..., FillInTheMiddle] | None = None,
@@ -61,6 +68,7 @@ class TextData(Data):
         self.sampling = child("sampling", sampling)
         self._separator = separator
         self.validation_fraction = validation_fraction
+        self.hold_out_by: HoldOutBy = hold_out_by
         self.separate_documents = separate_documents
         self._begin_token = begin_token
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
@@ -98,7 +106,10 @@ class TextData(Data):
         Raises:
             DataError: There is no text, or not enough for one sequence.
         """
-        parts = hold_out(list(self.corpus.documents()), self.validation_fraction)
+        parts = hold_out(list(self.corpus.documents()), self.validation_fraction, self.hold_out_by)
+        if shared := num_shared(*parts):
+            advice = 'TextData.hold_out_by = "content" keeps equal files on one side'
+            logger.warning("%d held-out documents are equal to documents that are trained on; %s", shared, advice)
         train, validation = (self._stream(part) for part in parts)
         sha256 = sha256_of(train.tokens, train.ends, validation.tokens, validation.ends)
         rearranged: TokenStream = train

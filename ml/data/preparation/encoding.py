@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ml.data.errors import DataError
 from ml.data.preparation.cutting import Task
 from ml.data.preparation.pieces import Text
 from ml.data.reading.options import Findings, Reading
 from ml.data.tokenizers import Tokenizer
-from ml.errors import RunFailure
+from ml.errors import RunFailure, UserError
 
 _ENCODED_AT_ONCE = 2**17
 _AHEAD = 2  # pending tasks for each worker
@@ -78,38 +79,78 @@ class Encoder:
         for piece in task.pieces:
             for text in piece.texts(self.reading, findings):
                 texts.setdefault(text.part, []).append(text)
-        return Encoded({part: self._stream(of_part) for part, of_part in texts.items()}, findings)
+        return Encoded({part: self._stream(of_part, findings) for part, of_part in texts.items()}, findings)
 
-    def _stream(self, texts: list[Text]) -> Stream:
-        end = self.tokenizer.end_of_document
-        end_token = np.array([] if end is None else [end], np.min_scalar_type(self.tokenizer.vocab_size - 1))
-        arrays, ends, num_tokens, num_bytes = [], [], 0, 0
+    def _stream(self, texts: list[Text], findings: Findings) -> Stream:
+        tokens: list[list[np.ndarray] | None] = [[] for _ in texts]  # None for a text that is skipped
         for batch in _batches(texts, self.tokenizer.safe_cut):
-            encoded = self.tokenizer.encode_batch([part.content for part in batch])
-            for part, tokens in zip(batch, encoded, strict=True):
-                arrays += [tokens, end_token] if part.ends_document else [tokens]
-                num_tokens += len(tokens)
-                num_bytes += part.num_bytes
-                if part.ends_document:
-                    num_tokens += len(end_token)
-                    ends.append(num_tokens)
+            for part, encoded in zip(batch, self._encoded([part.content for part in batch]), strict=True):
+                text, parts = texts[part.text], tokens[part.text]
+                if isinstance(encoded, BaseException):
+                    self._refuse(text, encoded, findings)
+                    tokens[part.text] = None
+                elif parts is not None:
+                    parts.append(encoded)
+                    if unknown := self.tokenizer.num_unknown(part.content, encoded):
+                        note = f"{text.place}: {unknown:,} characters unknown to the tokenizer"
+                        findings.add("unknown_characters", note, unknown)
+        return self._joined(texts, tokens)
+
+    def _joined(self, texts: list[Text], tokens: list[list[np.ndarray] | None]) -> Stream:
+        end = self.tokenizer.end_of_document
+        dtype = np.min_scalar_type(self.tokenizer.vocab_size - 1)
+        end_token = np.array([] if end is None else [end], dtype)
+        arrays, ends, num_tokens, num_bytes = [np.array([], dtype)], [], 0, 0
+        for text, parts in zip(texts, tokens, strict=True):
+            if parts is None:
+                continue
+            arrays += [*parts, end_token] if text.ends_document else parts
+            num_tokens += sum(map(len, parts))
+            num_bytes += len(text.content.encode())
+            if text.ends_document:
+                num_tokens += len(end_token)
+                ends.append(num_tokens)
         return Stream(np.concatenate(arrays), np.array(ends, np.int64), num_bytes)
+
+    def _encoded(self, texts: list[str]) -> Sequence[np.ndarray | BaseException]:
+        """Returns the tokens of each text, or the error of a library that cannot encode it."""
+        try:
+            return self.tokenizer.encode_batch(texts)
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
+            return [error] if len(texts) == 1 else [self._encoded([text])[0] for text in texts]
+
+    def _refuse(self, text: Text, error: BaseException, findings: Findings) -> None:
+        problem = f"{text.place}: the tokenizer cannot encode it: {error}"
+        if not text.is_row:
+            raise DataError(problem)
+        if self.reading.on_error == "stop":
+            raise DataError(f"{problem}; {self.reading.names.setting('on_error', 'skip')} skips such rows")
+        findings.add("skipped_rows", problem)
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Returns True for errors of the libraries, which have no common class; a panic of Rust has only a name."""
+    if isinstance(error, UserError | MemoryError | OSError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class _Part(NamedTuple):
-    """Part of a text that is encoded separately."""
+    """Part of a text, by its index, that is encoded separately."""
 
+    text: int
     content: str
     num_bytes: int
-    ends_document: bool
 
 
-def _batches(texts: Iterable[Text], safe_cut: re.Pattern[bytes] | None) -> Iterator[list[_Part]]:
+def _batches(texts: Sequence[Text], safe_cut: re.Pattern[bytes] | None) -> Iterator[list[_Part]]:
     """Yields parts of the texts, together about `_ENCODED_AT_ONCE` bytes: libraries need many times as much memory."""
     batch: list[_Part] = []
     num_bytes = 0
-    for text in texts:
-        for part in _parts(text, safe_cut):
+    for index, text in enumerate(texts):
+        for part in _parts(index, text.content, safe_cut):
             batch.append(part)
             num_bytes += part.num_bytes
             if num_bytes >= _ENCODED_AT_ONCE:
@@ -119,15 +160,15 @@ def _batches(texts: Iterable[Text], safe_cut: re.Pattern[bytes] | None) -> Itera
         yield batch
 
 
-def _parts(text: Text, safe_cut: re.Pattern[bytes] | None) -> Iterator[_Part]:
-    content, start = text.content.encode(), 0
+def _parts(index: int, text: str, safe_cut: re.Pattern[bytes] | None) -> Iterator[_Part]:
+    content, start = text.encode(), 0
     while safe_cut is not None and len(content) - start > _ENCODED_AT_ONCE:
         cut = safe_cut.search(content, start + _ENCODED_AT_ONCE // 2)
         if cut is None or cut.end() == len(content):
             break
-        yield _Part(content[start : cut.end()].decode(), cut.end() - start, False)
+        yield _Part(index, content[start : cut.end()].decode(), cut.end() - start)
         start = cut.end()
-    yield _Part(content[start:].decode() if start else text.content, len(content) - start, text.ends_document)
+    yield _Part(index, content[start:].decode() if start else text, len(content) - start)
 
 
 def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterator[tuple[Task, Encoded]]:

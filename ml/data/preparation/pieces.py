@@ -23,12 +23,14 @@ class Text(NamedTuple):
         content: The text.
         part: Split that it belongs to, `TRAIN` or `VALIDATION`.
         ends_document: True if the document ends here.
+        is_row: True for a row of a file with many documents.
     """
 
     place: str
     content: str
     part: int
     ends_document: bool
+    is_row: bool = False
 
 
 class Piece(abc.ABC):
@@ -75,4 +77,4 @@ class RowsPiece(Piece):
         for place, text in texts_in(self.block, reading, findings):
             fraction = reading.validation_fraction
             held_out = fraction > 0.0 and hash_fraction(text.encode()) < fraction
-            yield Text(place, text, VALIDATION if held_out else TRAIN, ends_document=True)
+            yield Text(place, text, VALIDATION if held_out else TRAIN, ends_document=True, is_row=True)

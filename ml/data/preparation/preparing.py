@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ml.data.errors import DataError
 from ml.data.preparation.cutting import tasks
 from ml.data.preparation.encoding import Encoded, Encoder, encoded
-from ml.data.preparation.holdout import hold_out_files
+from ml.data.preparation.holdout import HeldOut, hold_out_files
 from ml.data.preparation.progress_file import OutputFolder, Progress
 from ml.data.reading.options import COUNTS, Reading
 from ml.data.reading.sources import Source
@@ -97,7 +97,8 @@ def prepare(sources: Sequence[Source], tokenizer: Tokenizer, settings: Settings,
     ):
         if progress is None:
             return _summary(paths, sources, None)
-        held_out = hold_out_files(sources, fraction)
+        held_out = hold_out_files(sources, fraction, settings.reading.hold_out_by)
+        _report_shared(held_out, progress, display)
         display.start(progress.num_bytes, sum(source.size for source in sources))
         with _writers(paths, tokenizer, settings.shard_tokens, progress) as writers:
             run = _Run(folder, writers, progress, display)
@@ -153,6 +154,13 @@ class _Run:
             self._notes[kind] = self._notes.get(kind, 0) + len(notes)
 
 
+def _report_shared(held_out: HeldOut, progress: Progress, display: Display) -> None:
+    if held_out.num_shared:
+        progress.counts["shared_files"] = held_out.num_shared
+        advice = "--hold_out_by=content keeps equal files on one side"
+        display.say(f"{held_out.num_shared:,} {COUNTS['shared_files']}; {advice}")
+
+
 def _finish(run: _Run, sources: Sequence[Source]) -> None:
     if not any(writer.num_documents for writer in run.writers):
         skipped = ", ".join(f"{count:,} {COUNTS[kind]}" for kind, count in run.progress.counts.items())
@@ -168,7 +176,7 @@ def _plan(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         saved = save_tokenizer(tokenizer, Path(folder))
     reading = asdict(settings.reading)
-    decides = {name: reading[name] for name in ("text_key", "validation_fraction")}
+    decides = {name: reading[name] for name in ("text_key", "validation_fraction", "hold_out_by")}
     return {"tokenizer": saved, **decides, "shard_tokens": settings.shard_tokens}
 
 

@@ -16,6 +16,7 @@ from ml.files import LockedError, locked, write_atomically
 _PROGRESS = "progress.json"
 _LOCK = ".lock"
 _FORMAT = "juniper preparation 1"
+_EARLIER = {"hold_out_by": "name"}  # options that earlier releases lack, with the value that they imply
 
 
 @dataclass
@@ -119,7 +120,7 @@ class OutputFolder:
         if begun.get("format") != plan["format"]:
             raise DataError(f"{self.path} was started by another version. {advice}")
         for name, value in plan["settings"].items():
-            if (before := begun["settings"].get(name)) != value:
+            if (before := begun["settings"].get(name, _EARLIER.get(name))) != value:
                 raise DataError(
                     f"{self.path} was started with {name} = {_short(before)}, not {_short(value)}. {advice}"
                 )

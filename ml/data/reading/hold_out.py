@@ -4,9 +4,12 @@ import hashlib
 from collections.abc import Iterable
 
 from ml.data.reading.documents import Document
+from ml.data.reading.options import HoldOutBy
 
 
-def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document], list[Document]]:
+def hold_out(
+    documents: list[Document], fraction: float, by: HoldOutBy = "name"
+) -> tuple[list[Document], list[Document]]:
     """Splits documents into a training part and a held-out part of about `fraction` of the text.
 
     A document is held out if the hash of its name, as a number in [0, 1), is below `fraction`: adding or removing other
@@ -18,13 +21,14 @@ def hold_out(documents: list[Document], fraction: float) -> tuple[list[Document]
     Args:
         documents: All documents.
         fraction: Requested fraction of the characters, in [0, 1]; 0 holds out nothing, 1 everything.
+        by: What of a file is hashed.
 
     Returns:
         Documents to train on, and held-out documents.
     """
     if fraction in (0.0, 1.0):
         return ([], documents) if fraction else (documents, [])
-    hashes = {document.name: _hash_of(document) for document in documents}
+    hashes = {document.name: _hash_of(document, by) for document in documents}
     trained = [document for document in documents if hashes[document.name] >= fraction]
     held_out = [document for document in documents if hashes[document.name] < fraction]
     requested = fraction * _size(documents)
@@ -47,11 +51,23 @@ def held_out_names(names: Iterable[str], fraction: float) -> set[str]:
 
 def hash_fraction(content: bytes) -> float:
     """Hashes `content` to a number in [0, 1); content is held out if it is below the validation fraction."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
+    return fraction_of(hashlib.sha256(content).digest())
 
 
-def _hash_of(document: Document) -> float:
-    return hash_fraction((document.text if document.is_row else document.name).encode())
+def fraction_of(digest: bytes) -> float:
+    """Converts a SHA-256 to a number in [0, 1)."""
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def num_shared(trained: list[Document], held_out: list[Document]) -> int:
+    """Returns the number of held-out documents that are equal to one that is trained on."""
+    texts = {hash(document.text) for document in held_out}
+    candidates = {document.text for document in trained if hash(document.text) in texts}
+    return sum(document.text in candidates for document in held_out)
+
+
+def _hash_of(document: Document, by: HoldOutBy) -> float:
+    return hash_fraction((document.text if document.is_row or by == "content" else document.name).encode())
 
 
 def _size(documents: list[Document]) -> int:

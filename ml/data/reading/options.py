@@ -9,6 +9,7 @@ from ml.data.reading.records import Field
 
 OnError = Literal["stop", "skip"]
 InvalidUtf8 = Literal["replace", "error"]
+HoldOutBy = Literal["name", "content"]
 AsFormat = Literal["auto", "text"]
 
 # Kinds of findings, with their description in messages.
@@ -17,6 +18,8 @@ COUNTS = {
     "skipped_rows": "invalid rows skipped",
     "invalid_utf8": "invalid UTF-8 sequences replaced by U+FFFD",
     "zero_characters": "zero characters replaced by U+FFFD",
+    "unknown_characters": "characters unknown to the tokenizer",
+    "shared_files": "held-out files equal to files that are trained on",
 }
 
 _MAX_NOTES = 3  # messages of a kind and block; all occurrences are counted
@@ -53,6 +56,8 @@ class Reading:
         on_error: Handling of an invalid row: "stop" raises an error, "skip" omits the row.
         invalid_utf8: Handling of bytes that are not UTF-8: "error" raises an error, "replace" substitutes U+FFFD.
         validation_fraction: Fraction of the rows that is held out, by the hash of their text.
+        hold_out_by: "name" holds out text files by the hash of their names, "content" by that of their content, so that
+            equal files are on the same side.
         names: Spelling of the options in messages.
     """
 
@@ -60,6 +65,7 @@ class Reading:
     on_error: OnError = "stop"
     invalid_utf8: InvalidUtf8 = "replace"
     validation_fraction: float = 0.0
+    hold_out_by: HoldOutBy = "name"
     names: OptionNames = COMMAND_LINE
 
     @property

@@ -81,7 +81,7 @@ class RecordFormat(abc.ABC):
     """Format of files with one document or conversation per record.
 
     Attributes:
-        name: Name in messages, in the plural.
+        name: Name in messages.
     """
 
     name: ClassVar[str]

@@ -11,7 +11,7 @@ from ml.data.reading.sources import Source
 
 
 def documents_in(source: Source, reading: Reading, findings: Findings) -> Iterator[Document]:
-    """Yields the documents of a file: the whole text, or each of its rows.
+    """Yields the documents of a file: the whole text unless it is empty, or each of its rows.
 
     Args:
         source: The file.
@@ -30,5 +30,3 @@ def documents_in(source: Source, reading: Reading, findings: Findings) -> Iterat
         content = stream.read()
     if text := decoded_text(content, str(source.path), 0, reading, findings):
         yield Document(source.name, text)
-    else:
-        findings.add("empty_documents", f"{source.path} is empty")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ml.data.errors import DataError
 from ml.data.reading.compression import Content, compression_of, opened
+from ml.data.reading.datasets_folders import without_descriptions
 from ml.data.reading.files import find_files
 from ml.data.reading.options import USUAL, AsFormat, Reading
 from ml.data.reading.recognition import recognized
@@ -64,6 +65,7 @@ def find_sources(
     *,
     as_format: AsFormat = "auto",
     paths_option: str = "sources",
+    excluded: Path | None = None,
 ) -> list[Source]:
     """Returns the files at `paths`; folders are searched recursively and sorted by name.
 
@@ -73,12 +75,15 @@ def find_sources(
         reading: Options of reading; tables are recognized by the column of the text.
         as_format: "auto" recognizes the format of each file by its content; "text" reads every file as one document.
         paths_option: Option that `paths` comes from, named in errors.
+        excluded: File or folder that is not read, such as an output folder below a folder of `paths`.
 
     Raises:
         DataError: A path does not exist, no file in a folder matches, or a file is not of a known format.
     """
-    found = find_files(paths, pattern, paths_option=paths_option, pattern_option=reading.names.name("pattern"))
-    return [Source.of(path, name, recognized(path, reading) if as_format == "auto" else None) for name, path in found]
+    option = reading.names.name("pattern")
+    found = find_files(paths, pattern, paths_option=paths_option, pattern_option=option, excluded=excluded)
+    chosen = without_descriptions(found, option)
+    return [Source.of(path, name, recognized(path, reading) if as_format == "auto" else None) for name, path in chosen]
 
 
 def _facts(path: Path) -> tuple[int, int]:

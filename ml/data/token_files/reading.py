@@ -20,7 +20,8 @@ object with
     end_of_document       token after each document; null if the tokenizer has none
     tokenizer             {"name", "arguments", "files"}, see `ml.data.tokenizers.saved`
     text                  statistics of the text: {"sources", "source_bytes", "empty_documents", "skipped_rows",
-                          "invalid_utf8", "zero_characters"}; all but the first two count what was skipped or replaced
+                          "invalid_utf8", "zero_characters", "unknown_characters", "shared_files"}; all but the first
+                          two count what was found in the text, older folders lack the last two
     shards                [{"file", "num_tokens", "sha256"}, ...], in the order of the stream
     documents             {"file", "sha256"}
     sha256                hash of everything above that determines the tokens: equal for equal data on every machine

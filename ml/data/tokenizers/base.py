@@ -98,6 +98,15 @@ class Tokenizer(abc.ABC):
         Special tokens represent none.
         """
 
+    def num_unknown(self, text: str, tokens: np.ndarray) -> int:
+        """Returns the number of characters of a text that its tokens do not represent.
+
+        Args:
+            text: The text.
+            tokens: Its tokens, (tokens,).
+        """
+        return 0
+
     def encode_with_spans(self, text: str, is_start: bool) -> TokenSpans | None:
         """Returns the tokens of `text` with their characters; None if the tokenizer does not relate them.
 

@@ -15,6 +15,7 @@ from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer, Tok
 from ml.data.tokenizers.byte_level import bytes_of_pieces
 from ml.data.tokenizers.token_bytes import TokenBytes
 from ml.data.tokenizers.tokenizer_config import TokenizerConfig
+from ml.data.tokenizers.unknown import UnknownCounter, unknown_counter
 from ml.data.tokenizers.word_ends import WORD_END, is_cut_at_word_ends
 from ml.optional import optional_import
 
@@ -94,6 +95,14 @@ class HuggingFaceTokenizer(Tokenizer):
             DataError: Tokens of this tokenizer do not represent fixed bytes.
         """
         return self._bytes.num_bytes(tokens)
+
+    def num_unknown(self, text: str, tokens: np.ndarray) -> int:
+        """Returns the number of characters that are dropped, or of tokens for unknown characters."""
+        return self._num_unknown(text, tokens)
+
+    @functools.cached_property
+    def _num_unknown(self) -> UnknownCounter:
+        return unknown_counter(self._tokenizer, self._description)
 
     def encode_with_spans(self, text: str, is_start: bool) -> TokenSpans:
         tokenizer = self._tokenizer if is_start else self._continuing

@@ -59,6 +59,10 @@ class SentencePieceTokenizer(Tokenizer):
     def num_bytes(self, tokens: np.ndarray) -> int:
         return self._bytes.num_bytes(tokens)
 
+    def num_unknown(self, text: str, tokens: np.ndarray) -> int:
+        """Returns the number of tokens for unknown characters."""
+        return int(np.count_nonzero(tokens == self._processor.unk_id()))
+
     def save(self, folder: Path) -> SavedArguments:
         (folder / _FILE).write_bytes(self._content)
         return SavedArguments({}, {"path": _FILE})

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from ml.data import DataError, Document, TextFiles
-from ml.data.reading.hold_out import hold_out
+from ml.data.reading.hold_out import hold_out, num_shared
 
 
 def names_of(corpus):
@@ -101,6 +101,17 @@ def test_of_a_few_documents_the_ends_are_held_out(count):
     trained, held_out = hold_out(documents, 0.05)
     assert [document.text for document in trained] == [("0123456789" * 10)[:95]] * count
     assert [document.text for document in held_out] == ["56789"] * count
+
+
+def test_equal_documents_are_counted_or_held_out_together():
+    documents = [Document(f"{index}.txt", f"text {index % 100:04d}") for index in range(400)]
+    trained, held_out = hold_out(documents, 0.1)
+    assert num_shared(trained, held_out) == sum(one.text in {other.text for other in trained} for one in held_out) > 20
+    trained, held_out = hold_out(documents, 0.1, "content")
+    assert held_out
+    assert num_shared(trained, held_out) == 0
+    rows = [document._replace(is_row=True) for document in documents]
+    assert [one.name for one in hold_out(rows, 0.1)[1]] == [one.name for one in held_out]
 
 
 def test_fraction_zero_holds_out_nothing():

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow
 import pytest
 import small_tokenizers
+import tokenizers
 from sources import TEXTS, WRITERS, as_lines, contents, documents_of, run_in_a_process, write_rows
 
-from ml.data import DataError
+from ml.data import ByteTokenizer, DataError
 from ml.data.preparation import cutting, encoding, preparing
+from ml.data.tokenizers import HuggingFaceTokenizer
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -93,6 +95,51 @@ def test_text_without_ends_of_words_is_refused_with_its_place(prepared, tmp_path
     ):
         with pytest.raises(DataError, match=place):
             prepared(make.__name__, tokenizer=make(tmp_path / "tokenizer"))
+
+
+def test_a_row_that_the_tokenizer_cannot_encode_is_named_or_skipped(prepared, tmp_path, monkeypatch):
+    def encode(self, text, plain=ByteTokenizer.encode):
+        if "boom" in text:
+            raise RuntimeError("stack overflow")
+        return plain(self, text)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", encode)
+    long = "boom" + "words " * 60_000  # several parts, of which the first fails
+    (tmp_path / "in" / "a.jsonl").write_bytes(as_lines(["one", "boom", "two", long, "three"]))
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the tokenizer cannot encode it: stack overflow; --on_error=skip"):
+        prepared()
+    summary, display = prepared("out of skipping", on_error="skip")
+    assert documents_of(summary.folders[0]) == ["one", "two", "three"]
+    assert summary.folders[0].num_bytes == 11
+    assert summary.counts == {"skipped_rows": 2}
+    assert [said.partition(": ")[0][-9:] for said in display.said] == ["a.jsonl:2", "a.jsonl:4"]
+    (tmp_path / "in" / "b.txt").write_text("boom")
+    with pytest.raises(DataError, match=r"b\.txt: the tokenizer cannot encode it: stack overflow$"):
+        prepared("out of text", on_error="skip", pattern="*.txt")
+
+
+def test_unknown_characters_are_counted(prepared, tmp_path):
+    (tmp_path / "in" / "a.jsonl").write_bytes(as_lines(["abba", "a 漢 b", "漢字 a"]))
+    models = tokenizers.models
+    vocabulary = {"a": 0, "b": 1, " ": 2, "?": 3}
+    for name, model, expected in (
+        ("dropped", models.BPE(vocab=vocabulary, merges=[]), ["abba", "a  b", " a"]),
+        ("replaced", models.BPE(vocab=vocabulary, merges=[], unk_token="?"), ["abba", "a ? b", "?? a"]),
+    ):
+        library = tokenizers.Tokenizer(model)
+        library.decoder = tokenizers.decoders.Fuse()
+        library.save(str(tmp_path / f"{name}.json"))
+        summary, display = prepared(name, tokenizer=HuggingFaceTokenizer(str(tmp_path / f"{name}.json")))
+        (folder,) = summary.folders
+        texts = np.split(folder.read(0, folder.num_tokens), folder.document_ends)[:-1]
+        assert ["".join("ab ?"[token] for token in tokens) for tokens in texts] == expected
+        assert summary.counts == {"unknown_characters": 3}
+        assert folder.manifest["text"]["unknown_characters"] == 3
+        assert display.said == [
+            f"{tmp_path}/in/a.jsonl:{n + 1}: {n} characters unknown to the tokenizer" for n in (1, 2)
+        ]
+    known = small_tokenizers.hugging_face(tmp_path / "tokenizer")
+    assert not prepared("known", tokenizer=known)[0].counts
 
 
 # Malformed input
@@ -233,6 +280,28 @@ def test_with_many_files_the_split_is_by_file(prepared, tmp_path):
     for n in range(200):
         (tmp_path / "in" / f"{n:03d}.txt").rename(tmp_path / "in" / f"{199 - n:03d}.new")
     assert len(train) == 200 - len(validation)
+
+
+def test_equal_files_on_both_sides_are_counted_or_kept_together(prepared, tmp_path):
+    for n in range(200):
+        (tmp_path / "in" / f"{n:03d}.txt").write_text(f"text {n % 50:02d}\nsecond line\n")
+    summary, display = prepared(validation_fraction=0.1)
+    train, validation = map(documents_of, summary.folders)
+    shared = sum(text in train for text in validation)
+    assert summary.counts == {"shared_files": shared}
+    assert shared > 5
+    advice = "--hold_out_by=content keeps equal files on one side"
+    assert display.said == [f"{shared} held-out files equal to files that are trained on; {advice}"]
+    summary, _ = prepared("by content", validation_fraction=0.1, hold_out_by="content")
+    train, validation = map(documents_of, summary.folders)
+    assert not set(train) & set(validation)
+    assert validation
+    assert not summary.counts
+    with pytest.raises(DataError, match='was started with hold_out_by = "content", not "name"'):
+        prepared("by content", validation_fraction=0.1)
+    plan = tmp_path / "out" / "preparation.json"
+    plan.write_text(plan.read_text().replace('"hold_out_by": "name",', ""))  # of an earlier release
+    assert prepared(validation_fraction=0.1)[0].seconds is None
 
 
 @pytest.mark.parametrize("make", [small_tokenizers.byte, small_tokenizers.sentence_piece])

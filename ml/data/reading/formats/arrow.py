@@ -18,7 +18,7 @@ STREAM_START = b"\xff\xff\xff\xff"
 class ArrowTable(RecordFormat):
     """Arrow IPC stream or file. Rows are numbered from 0."""
 
-    name = "Arrow files"
+    name = "Arrow"
 
     def texts(self, path: Path, field: Field, start: Cursor) -> Iterator[Read[Decoded]]:
         with _batches(path) as (schema, batches, position):

@@ -24,7 +24,7 @@ class Delimited(RecordFormat):
     """
 
     delimiter: str
-    name = "CSV and TSV files"
+    name = "CSV or TSV"
 
     def texts(self, path: Path, field: Field, start: Cursor) -> Iterator[Read[Decoded]]:
         for columns, lines, end, num_bytes in self._tables(path, start):

@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder(strict=False)
 class JsonArray(RecordFormat):
     """Single JSON array, plain or compressed. Records are numbered from 1."""
 
-    name = "JSON arrays"
+    name = "JSON array"
 
     def texts(self, path: Path, field: Field, start: Cursor) -> Iterator[Read[Decoded]]:
         return _read(path, start, functools.partial(text_of, field=field))

@@ -15,7 +15,7 @@ from ml.data.reading.records import Block, BrokenBlock, Cursor, Field, Loaded, R
 class JsonLines(RecordFormat):
     """JSON lines, plain or compressed."""
 
-    name = "JSON lines files"
+    name = "JSON lines"
 
     def texts(self, path: Path, field: Field, start: Cursor) -> Iterator[Read[Decoded]]:
         return _read(path, start, functools.partial(text_of, field=field))

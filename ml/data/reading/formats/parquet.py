@@ -25,7 +25,7 @@ Blocks = Callable[[Any, int], Iterator[tuple[Block[Any], int]]]
 class Parquet(RecordFormat):
     """Parquet file. Rows are numbered from 0."""
 
-    name = "Parquet files"
+    name = "Parquet"
 
     def texts(self, path: Path, field: Field, start: Cursor) -> Iterator[Read[Decoded]]:
         with _opened(path) as file:
