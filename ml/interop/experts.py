@@ -8,7 +8,7 @@ from ml.blocks import DecoderBlock
 from ml.config import ImportedValue
 from ml.interop.fields import ConfigFields, Field, Row, Set, View, key_of
 from ml.interop.tensors import TensorRow, linear_rows, row
-from ml.layers import SoftmaxRouter
+from ml.layers import SigmoidRouter, SoftmaxRouter
 from ml.layers.moe import MixtureOfExperts
 
 
@@ -30,6 +30,23 @@ def mixture(
         Set(MixtureOfExperts, "router", SoftmaxRouter, scope),
         Field(count, MixtureOfExperts, "num_experts", aliases=aliases, scope=scope, **options),
         Field("num_experts_per_tok", MixtureOfExperts, "experts_per_token", default=experts_per_token, scope=scope),
+    )
+
+
+def sigmoid_mixture(name: str, *, count: int, chosen: int, scope: str = "") -> tuple[Row, ...]:
+    """A mixture of experts with a router of sigmoids in the blocks of a scope.
+
+    Args:
+        name: The field with the number of experts.
+        count: The value of an absent number of experts.
+        chosen: The value of an absent `num_experts_per_tok`.
+        scope: The scope of the bindings.
+    """
+    return (
+        Set(DecoderBlock, "mlp", MixtureOfExperts, scope),
+        Set(MixtureOfExperts, "router", SigmoidRouter, scope),
+        Field(name, MixtureOfExperts, "num_experts", default=count, scope=scope),
+        Field("num_experts_per_tok", MixtureOfExperts, "experts_per_token", default=chosen, scope=scope),
     )
 
 

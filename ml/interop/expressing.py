@@ -82,18 +82,18 @@ def _config(family: Family, view: View, kept: Mapping[str, Any], ours: Mapping[s
     config = dict(kept) or {"model_type": kind, "architectures": [architecture]}
     try:
         for row in family.rows:
-            _write(row, row.exported(view), config)
+            _write(row, row.exported(view), config, is_new=not kept)
     except InteropError as error:
         return str(error)
     return config
 
 
-def _write(row: Row, exported: Mapping[str, Any], config: dict[str, Any]) -> None:
+def _write(row: Row, exported: Mapping[str, Any], config: dict[str, Any], is_new: bool) -> None:
     """Writes the fields of a row, unless the fields that are there mean the same."""
     if not exported:
         return
     written = {**{name: value for name, value in config.items() if name not in row.names}, **exported}
-    if _values(row, written) != _values(row, config):
+    if is_new or _values(row, written) != _values(row, config):
         for name in row.names:
             config.pop(name, None)
         config |= exported

@@ -245,6 +245,34 @@ class Fixed(Row):
 
 
 @dataclass(frozen=True)
+class Echo(Row):
+    """A field that must equal another one wherever both are present.
+
+    Args:
+        name: The field.
+        other: The other one, which has a row.
+        read: Returns the value from a model.
+    """
+
+    name: str
+    other: str
+    read: Callable[[View], Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.name,)
+
+    def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
+        value, other = fields.get(self.name, None), fields.get(self.other)
+        if value not in (None, other):
+            raise InteropError(f"config.json#{self.name} is {value!r}, and must equal {self.other}, {other!r}")
+        yield from ()
+
+    def exported(self, view: View) -> dict[str, Any]:
+        return {self.name: self.read(view)}
+
+
+@dataclass(frozen=True)
 class Bias(Row):
     """The presence of biases in linear layers of some names.
 

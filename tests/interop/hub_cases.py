@@ -20,6 +20,14 @@ GRANITE = {
     "embedding_multiplier": 3.0, "logits_scaling": 1.5, "residual_multiplier": 0.3, "attention_multiplier": 0.2,
 }  # fmt: skip
 NEOX = {"head_dim": ..., "num_key_value_heads": ...}
+ATTENTION = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings")
+MAMBA = {**dict.fromkeys(ATTENTION, ...), "state_size": 5}
+MAMBA_2 = {**dict.fromkeys(ATTENTION, ...), "state_size": 6, "chunk_size": 5}
+DEEPSEEK = {
+    "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
+    "v_head_dim": 5, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "head_dim": 4,
+    "moe_intermediate_size": 20, "first_k_dense_replace": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+}  # fmt: skip
 
 CASES: dict[str, tuple[str, dict]] = {
     "Llama": ("Llama", {"rope_parameters": {"rope_type": "default", **FAST}}),
@@ -129,5 +137,62 @@ CASES: dict[str, tuple[str, dict]] = {
     "Cohere, odd, biases": (
         "Cohere",
         {**ODD, "head_dim": ..., "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "Phi-3, long": (
+        "Phi3",
+        {
+            "head_dim": 8,
+            "hidden_size": 32,
+            "original_max_position_embeddings": 8,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "long_factor": [1.0, 1.5, 2.0, 4.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+            },
+        },
+    ),
+    "Mamba": ("Mamba", {**MAMBA, "time_step_rank": 3, "conv_kernel": 3}),
+    "Mamba, odd, biases, tied": (
+        "Mamba",
+        {
+            **MAMBA,
+            "hidden_size": 36,
+            "num_hidden_layers": 3,
+            "expand": 3,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Falcon-Mamba": ("FalconMamba", {**MAMBA, "mixer_rms_eps": 1e-3}),
+    "Mamba-2": ("Mamba2", {**MAMBA_2, "num_heads": 10, "head_dim": 8, "n_groups": 2, "conv_kernel": 3}),
+    "Mamba-2, odd, biases, limits": (
+        "Mamba2",
+        {
+            **MAMBA_2,
+            "hidden_size": 36,
+            "num_heads": 6,
+            "head_dim": 12,
+            "n_groups": 3,
+            "use_bias": True,
+            "time_step_limit": [0.05, 0.6],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "DeepSeek-V3": ("DeepseekV3", DEEPSEEK),
+    "DeepSeek-V3, odd, whole queries, YaRN": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "q_lora_rank": None,
+            "num_hidden_layers": 3,
+            "rope_interleave": False,
+            "norm_topk_prob": False,
+            "rope_parameters": {**FAST, **YARN, "mscale": 1.0, "mscale_all_dim": 0.707},
+        },
     ),
 }

@@ -131,7 +131,7 @@ GEMMA_3 = Family(
     "Gemma 3, text",
     {"gemma3_text": "Gemma3ForCausalLM"},
     _later(
-        _windows(None, Rope(1e6, inside=FULL), Rope(inside=SLIDING, theta_field="rope_local_base_freq")),
+        _windows(None, Rope(1e6, inside=FULL), Rope(inside=SLIDING, theta_field="rope_local_base_freq", scaled=False)),
         Field("attn_logit_softcapping", Attention, "soft_cap", default=None),
         Field("final_logit_softcapping", LanguageModelHead, "logit_soft_cap", default=None),
         *query_key_norm(),

@@ -54,7 +54,6 @@ PHI_3 = Family(
         ),
         row(f"{_LAYER}.mlp.down_proj.weight", "{block}.mlp.down.weight"),
     ),
-    frozenset(("original_max_position_embeddings",)),
 )
 
 FAMILIES = (PHI_3,)
