@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from saved import saved_bits, saved_tensors, untimed
 
+from ml.run_files import segment_folders
 from ml.training import RunFolder
 from ml.training.checkpoints.atomic_folders import damage
 from ml.training.checkpoints.state_files import read_counts
@@ -153,11 +154,16 @@ def test_a_signal_during_the_compilation_ends_the_run_after_the_first_step(tmp_p
     assert checkpoints(tmp_path) == {"step_1"}
 
 
+FIRST = ["Trainer.num_steps = 80", "Validation.every = 40"]
+SECOND = ["Trainer.num_steps = 160", "Validation.every = 40", "Trainer.schedule = @ConstantSchedule"]
+SECOND += ["Trainer.batch_size = 6", "Trainer.micro_batch_size = 2", "AdamW.learning_rate = 0.001"]
+
+
 def run_and_kill(folder, num_kills, seed=0):
-    """Trains `configs/tests/kill.gin`, shortened, in `folder`; returns the kills inside a save, and all."""
+    """Trains `configs/tests/kill.gin`, shortened, with other settings from step 80 on; returns the kills inside a save,
+    and all."""
     command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(folder), str(seed), str(num_kills)]
-    shorter = ["Trainer.num_steps = 160", "Validation.every = 40"]
-    done = subprocess.run([*command, *shorter], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*command, *FIRST, "+", *SECOND], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     inside, kills = map(int, done.stdout.split())
     return inside, kills
@@ -172,6 +178,9 @@ def test_a_run_that_is_killed_at_many_moments_ends_as_if_it_had_not_been(tmp_pat
     assert kills >= 20
     environment = json.loads((killed / "environment.json").read_text())
     assert len(environment["earlier"]) >= 4  # a process that is killed before it has loaded the data is not recorded
+    assert list(segment_folders(killed)) == [0, 80]
+    segments = [start["segment"] for start in RunFolder(killed).history()]
+    assert min(segments.count(0), segments.count(80)) >= 2
     ours, theirs = (saved_bits(run / "checkpoints/step_160") for run in (killed, undisturbed))
     assert {name.partition("/")[0] for name in theirs} == {"model", "optimizer", "weight_average", "skip_step"}
     assert saved_tensors(undisturbed / "checkpoints/step_160")["skip_step/skipped"] > 0
