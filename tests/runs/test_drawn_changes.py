@@ -5,17 +5,21 @@ import functools
 import io
 import random
 import re
+import shutil
 
 import pytest
 from small_run import SMALL
 
 import ml
-from ml.building import _trainer_on_meta
+from ml.building import _trainer_on_meta, build_trainer
 from ml.config import load
-from ml.runs.continuation import continuation
-from ml.training import RunFolder
+from ml.distributed import World
+from ml.runs.init_flags import init_statements
+from ml.runs.launch import Launch
+from ml.runs.run import is_part_of_a_model
 
 NUM_PAIRS = 200
+OPERATIVE = "operative_config.gin"
 CONSTANT = "Trainer.schedule = @ConstantSchedule"
 NEUTRAL = [
     "Checkpoints.every = 3",
@@ -36,7 +40,7 @@ def runs(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("drawn")
     data = f"TextFiles.paths = {str(folder / 'text.txt')!r}"
     own = {path / "cosine": [data], path / "constant": [data, CONSTANT]}
-    bindings = [binding for binding in SMALL if "dropout" not in binding]
+    bindings = [*(binding for binding in SMALL if "dropout" not in binding), "decoder/Repeat.num_blocks = 1"]
     for run, more in own.items():
         config = ml.load("recipes/tiny.gin", [*bindings, *more])
         ml.train(config, run, device="cpu", stream=io.StringIO())
@@ -53,20 +57,28 @@ def drawn(seed):
 
 
 @pytest.fixture
-def decide(monkeypatch):
-    """Makes the decision of a start for real; configurations are loaded once, without the rehearsal of a step."""
+def launch(monkeypatch, runs):
+    """Prepares a start for real, up to where it would write; configurations are loaded once, without a rehearsal."""
 
     @functools.cache
-    def loaded(files, bindings):
-        return load(files, list(bindings), root=_trainer_on_meta, shipped=ml.SHIPPED_CONFIGS)
+    def loaded(file, bindings, flags=(), source=None):
+        imported = () if source is None else models[source]
+        options = {"root": _trainer_on_meta, "shipped": ml.SHIPPED_CONFIGS, "imported": imported}
+        return load(file, list(bindings), flags=flags, **options)
 
-    monkeypatch.setattr("ml.runs.continuation.load", lambda file, trust_code: loaded(str(file), ()))
+    models = {run: loaded(str(run / OPERATIVE), ()).as_imported(is_part_of_a_model, "there") for run in runs}
+    for module in ("continuation", "branches"):
+        monkeypatch.setattr(f"ml.runs.{module}.load", lambda file, trust_code: loaded(str(file), ()))
+    built = functools.cache(lambda operative, config: build_trainer(config))
+    monkeypatch.setattr("ml.runs.changes.build_trainer", lambda config: built(config.operative, config))
 
-    def decide(run, bindings, extend=False):
-        config = loaded("recipes/tiny.gin", tuple(bindings))
-        return continuation(config, RunFolder(run), extend=extend)
+    def launch(folder, bindings, *, extend=False, init_from=None, init_state=None, init_may_differ=()):
+        step = None if init_from is None else 4
+        flags = tuple(init_statements(init_from, step, init_state, list(init_may_differ)))
+        config = loaded("recipes/tiny.gin", tuple(bindings), flags, init_from)
+        return Launch(config, build_trainer(config), folder, World(), extend)
 
-    return decide
+    return launch
 
 
 def kind_of(message):
@@ -111,36 +123,97 @@ def assert_reported(lines, changes, base):
     assert {one for one in changes if one not in base and "=" in one} <= added, (changes, added)
 
 
+def assert_refused(message, kind, changes, base):
+    """A refusal shows the difference, without what changes no result, and names what cannot change."""
+    assert kind_of(message) == kind, (changes, message)
+    shown = [line.strip() for line in message.splitlines() if line.startswith("  ")]
+    assert_reported(shown, [one for one in changes if one not in NEUTRAL], base)
+    if kind == "fixed":
+        assert all(one.split(" = ")[0] in message for one in changes if one in FIXED)
+
+
+def extended_pair(launch, run, base, changes, kind, new):
+    """A command on the folder of a run; returns the starts that are resumed, extended or advised."""
+    if kind == "resume":
+        found = launch(run, [*base, *changes])
+        assert not found.continuation.is_extension
+        assert_reported(found.continuation.neutral, changes, base)
+        return [found]
+    with pytest.raises(ml.UserError) as refused:
+        launch(run, [*base, *changes])
+    message = str(refused.value)
+    assert_refused(message, kind, changes, base)
+    if kind == "fixed":
+        assert f"with init_from={run} init_step=4 and another run_dir, and init_may_differ for weights" in message
+        return [from_weights(launch, run, [*base, *changes], new)]
+    starts = []
+    for bindings in typed(kind, message, changes):
+        again = launch(run, [*base, *bindings], extend=True)
+        found = again.continuation
+        assert found.is_extension == bool(found.changed)
+        assert found.segment == (4 if found.is_extension else 0)
+        if kind != "short":
+            assert_reported([*found.changed, *found.neutral], changes, base)
+            assert "learning rate at step 4" in found.notice
+        starts.append(again)
+    if kind == "extend":
+        assert f"or init_from={run} init_step=4 init_state=all and another run_dir for a branch" in message
+        starts.append(launch(new, [*base, *changes], init_from=run, init_state="all"))
+        assert starts[-1].branch.changed == found.changed
+    return starts
+
+
+def branched_pair(launch, run, base, changes, kind, new):
+    """A branch of a run with changes; returns the starts that are accepted or advised."""
+    if kind in ("resume", "extend"):
+        found = launch(new, [*base, *changes], init_from=run, init_state="all")
+        assert_reported(found.branch.changed, [one for one in changes if one not in NEUTRAL], base)
+        assert bool(found.branch.changed) == ("learning rate at step 4" in found.branch.notice) == (kind == "extend")
+        return [found]
+    with pytest.raises(ml.UserError) as refused:
+        launch(new, [*base, *changes], init_from=run, init_state="all")
+    message = str(refused.value)
+    assert message.startswith("training cannot continue from step 4")
+    assert_refused(message, kind, changes, base)
+    if kind == "fixed":
+        assert "the same command with init_state=weights, and init_may_differ for weights of other shapes" in message
+        return [from_weights(launch, run, [*base, *changes], new, init_state="weights")]
+    advised = typed(kind, message, changes)
+    return [launch(new, [*base, *bindings], init_from=run, init_state="all") for bindings in advised]
+
+
+def from_weights(launch, run, bindings, new, **options):
+    """The start from weights alone; those of other shapes keep their initialization."""
+    found = launch(new, bindings, init_from=run, init_may_differ=["*"], **options)
+    assert found.continuation.saved is None
+    assert found.start_lines[0].startswith("starting from the weights of step 4")
+    return found
+
+
 @pytest.mark.slow
-def test_drawn_changes_are_resumed_or_refused_with_advice_that_works(runs, decide, tmp_path):
+def test_drawn_changes_are_resumed_or_refused_with_advice_that_works(runs, launch, tmp_path):
     kinds = collections.Counter()
     for seed in range(NUM_PAIRS):
-        run, base = random.Random(seed).choice(list(runs.items()))
+        draw = random.Random(seed)
+        run, base = draw.choice(list(runs.items()))
         changes = [one for one in drawn(seed) if not (run.name == "constant" and "Cosine" in one)]
         kind = expected_kind(run, changes)
-        kinds[kind] += 1
-        if kind == "resume":
-            found = decide(run, [*base, *changes])
-            assert not found.is_extension
-            assert_reported(found.neutral, changes, base)
-            continue
-        with pytest.raises(ml.UserError) as refused:
-            decide(run, [*base, *changes])
-        message = str(refused.value)
-        assert kind_of(message) == kind, (seed, changes, message)
-        shown = [line.strip() for line in message.splitlines() if line.startswith("  ")]
-        assert_reported(shown, [one for one in changes if one not in NEUTRAL], base)
-        if kind == "fixed":
-            assert all(one.split(" = ")[0] in message for one in changes if one in FIXED)
-            assert f"with init_from={run} init_step=4 and another run_dir" in message
-            assert decide(tmp_path / "new", [*base, *changes]).saved is None
-            continue
-        for bindings in typed(kind, message, changes):
-            again = decide(run, [*base, *bindings], extend=True)
-            assert again.is_extension == bool(again.changed)
-            assert again.segment == (4 if again.is_extension else 0)
-            if kind != "short":
-                assert_reported([*again.changed, *again.neutral], changes, base)
-                assert "learning rate at step 4" in again.notice
-    assert len(kinds) == 5
-    assert min(kinds.values()) >= 5, kinds
+        pair = draw.choice([extended_pair, branched_pair])
+        starts = pair(launch, run, base, changes, kind, tmp_path / "new")
+        kinds[pair.__name__, kind] += 1
+        if kinds[pair.__name__, kind] == 1:  # one of each is trained to its end
+            for number, start in enumerate(starts):
+                trains_to_its_end(start, run, tmp_path / f"{pair.__name__}_{kind}_{number}")
+    assert len(kinds) == 10, kinds
+    assert min(kinds.values()) >= 3, kinds
+
+
+def trains_to_its_end(start, run, folder):
+    """Trains in a copy of the run, or in a new folder."""
+    if start.folder.path == run:
+        shutil.copytree(run, folder)
+    bindings, extend = start.config, start.continuation.is_extension
+    made = ml.train(bindings, folder, extend=extend, device="cpu", stream=io.StringIO())
+    last = start.trainer.stop_at_step or start.trainer.num_steps
+    assert made.step == max(last, 4 if start.branch or start.continuation.saved else 0)
+    assert made.config == start.config
