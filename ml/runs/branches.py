@@ -9,12 +9,10 @@ from typing import NamedTuple
 from ml.building import load
 from ml.config import Config, Difference, Record, compare
 from ml.errors import ArgumentError
-from ml.runs.changes import change_of, obstacle
+from ml.runs.changes import START, change_of, obstacle
 from ml.runs.continuation import shown
 from ml.training.checkpoints.reference import FoundCheckpoint
 from ml.training.checkpoints.state_files import OPERATIVE_CONFIG, read_whole_counts
-
-_PLACE = "initial_weights"
 
 
 class Branch(NamedTuple):
@@ -76,7 +74,7 @@ def branch_of(config: Config, checkpoint: FoundCheckpoint, *, trust_code: bool =
 
 def _without_start(difference: Difference, records: Iterable[Record]) -> Difference:
     """Returns a difference without what a run starts from."""
-    parts = {f"{one.configurable}.{one.parameter}" for one in records if one.path.split("/")[0] == _PLACE}
-    names = {f"Trainer.{_PLACE}"} | parts
+    parts = {f"{one.configurable}.{one.parameter}" for one in records if one.path.split("/")[0] == START}
+    names = {f"Trainer.{START}"} | parts
     kept = ([one for one in found if one.name not in names] for found in difference)
     return Difference(*kept)

@@ -14,6 +14,7 @@ _LENGTH = {"num_steps", "num_epochs", "epoch_sequences"}
 _TRAINER = {*_LENGTH, "batch_size", "max_grad_norm", "schedule", "early_stopping", "validation"}
 _MIXTURE = {"weights", "earlier"}  # of `Trainer.data`
 _PARTS = {"schedule", "early_stopping", "validation", "mesh"}  # places, with everything in them
+START = "initial_weights"  # the place of what a run starts from
 _OPTIMIZER = "optimizer"  # the place whose numbers may change
 _REWARMED = 20  # a twentieth of the remaining steps warms up again
 
@@ -38,6 +39,7 @@ class Change(NamedTuple):
         sequences: The training sequences consumed so far.
         schedule_is_set: Whether the schedule is among what changes.
         fixed: Names of parameters that cannot change in a run.
+        is_of_start: Whether all of these tell what the run started from.
     """
 
     before: Trainer
@@ -46,6 +48,7 @@ class Change(NamedTuple):
     sequences: int
     schedule_is_set: bool
     fixed: list[str]
+    is_of_start: bool
 
     @property
     def moved(self) -> int | None:
@@ -102,6 +105,11 @@ def obstacle(change: Change, add: str, otherwise: str) -> str | None:
         add: The flags with which gin text is added, such as "{gin_bindings}".
         otherwise: The way of a change that no run allows.
     """
+    if change.is_of_start:
+        return (
+            f"{', '.join(change.fixed)} cannot change in a run that has started. Name what it started from, by the "
+            "same {init_from} and the flags that go with it, or another {run_dir}"
+        )
     if change.fixed:
         return f"{', '.join(change.fixed)} cannot change in a run. {otherwise}"
     if change.after.num_steps < change.step:
@@ -149,7 +157,13 @@ def change_of(saved: Config, config: Config, difference: Difference, counts: Map
     fixed = [name for name, pairs in found.items() if not pairs or not all(_may_change(*pair) for pair in pairs)]
     places = [one.path for pairs in found.values() for pair in pairs for one in pair if one is not None]
     is_set = "Trainer.schedule" in names or any(place.split("/")[0] == "schedule" for place in places)
-    return Change(build_trainer(saved), build_trainer(config), counts["step"], counts["sequences"], is_set, fixed)
+    of_start = [name for name in fixed if all(_is_of_start(one) for pair in found[name] for one in pair if one)]
+    trainers = (build_trainer(saved), build_trainer(config))
+    return Change(*trainers, counts["step"], counts["sequences"], is_set, fixed, bool(fixed) and of_start == fixed)
+
+
+def _is_of_start(record: Record) -> bool:
+    return record.path.split("/")[0] == START or (record.configurable, record.parameter) == ("Trainer", START)
 
 
 def _changed(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record | None, Record | None]]:

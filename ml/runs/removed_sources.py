@@ -8,13 +8,12 @@ _STARTS = ("FromRun", "FromHuggingFace")
 
 
 def start_without_source(run_dir: Path, source: Path) -> str | None:
-    """Returns the kind of start of a run whose source was removed since; None if it is there, or that of no such run.
+    """Returns the kind of start of a run whose source was removed since; None if it is there, or no run has begun.
 
     Args:
         run_dir: Folder of the run.
-        source: The folder that it started from.
+        source: The folder that the command names as its source.
     """
-    from ml.runs.pinning import recorded_values
     from ml.training import RunFolder
 
     folder = RunFolder(run_dir)
@@ -22,9 +21,4 @@ def start_without_source(run_dir: Path, source: Path) -> str | None:
         return None
     saved = folder.operative_config() or ""
     built = {one.text for one in statements(saved)}
-    for kind in _STARTS:
-        path = recorded_values(saved, kind).get("path")
-        is_it = isinstance(path, str) and Path(path).resolve() == source.resolve()
-        if is_it and f"Trainer.initial_weights = @{kind}" in built:
-            return kind
-    return None
+    return next((kind for kind in _STARTS if f"Trainer.initial_weights = @{kind}" in built), None)

@@ -61,6 +61,7 @@ def of_weights(folder):
         "export": ["export", "given", "out.safetensors"],
         "resume": resume(folder),
         "init_from": [*resume(folder)[:-1], "--run_dir=new", "--init_from=given"],
+        "branch": [*resume(folder)[:-1], "--run_dir=new", "--init_from=given", "--init_state=all"],
         "repeat": ["train", "--gin_file=given/operative_config.gin", "--run_dir=given"],
     }
 
@@ -116,6 +117,17 @@ def test_no_command_imports_what_lies_in_a_run(hostile, canary, command, folder,
     operative.write_text("import evil\n" + operative.read_text())
     commands = of_weights(folder) | {"diff": ["diff", "given/operative_config.gin", "recipes/tiny.gin"]}
     require_refused(command(*commands[name]), "operative_config.gin:1")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("where", ["evil.py", "code/evil.py", "checkpoints/step_4/evil.py"])
+def test_a_branch_imports_nothing_for_the_configuration_of_a_checkpoint(hostile, canary, command, folder, where):
+    (hostile / where).parent.mkdir(exist_ok=True)
+    (hostile / where).write_text(f"open({str(canary)!r}, 'w').close()\n")
+    operative = hostile / "checkpoints/step_4/operative_config.gin"
+    operative.write_text("import evil\n" + operative.read_text())
+    reseal(operative.parent)
+    require_refused(command(*of_weights(folder)["branch"]), "step_4/operative_config.gin:1")
     assert not canary.exists()
 
 

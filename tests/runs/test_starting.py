@@ -162,7 +162,8 @@ def test_another_source_and_a_forgotten_one_are_refused_with_the_difference(load
     other, _ = train(load("Trainer.seed = 3"), tmp_path / "other")
     with pytest.raises(ml.UserError, match=r"(?s)another configuration.*- FromRun.sha256 = '\w+'.*\+ FromRun.sha256"):
         train(load(init_from=other), run.path)
-    with pytest.raises(ml.UserError, match=r"(?s)- FromRun.step = 4.*\+ FromRun.step = 2"):
+    of_start = r"(?s)- FromRun.step = 4.*\+ FromRun.step = 2.*FromRun.sha256.*Name what it started from"
+    with pytest.raises(ml.UserError, match=of_start):
         train(load(init_from=base, init_step=2), run.path)
     with pytest.raises(ml.UserError, match=r"(?s)- Trainer.initial_weights = @FromRun.*\+ .*weights = None"):
         train(load(), run.path)
@@ -210,8 +211,9 @@ def test_after_its_first_checkpoint_a_run_does_not_need_its_source(load, base, f
         assert resumed.is_finished
         assert (resumed.config, measured(resumed)) == (config_before, before)
         assert "resuming from" in printed
-    with pytest.raises(ml.UserError, match=f"there is no run in {base.path}"):
-        original(run_dir=folder / "run")  # which started from nothing
+    for other in (None, folder / "run"):  # no run, and one that started from nothing
+        with pytest.raises(ml.UserError, match=f"there is no run in {base.path}"):
+            original(run_dir=other)
     shutil.rmtree(run.path / "checkpoints")
     lost = rf"the weights of step 4 with the SHA-256 {pins(run)[1][1:13]} are not in {base.path}: there is no run in"
     with pytest.raises(ml.UserError, match=lost):

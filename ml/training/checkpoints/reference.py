@@ -82,7 +82,8 @@ class CheckpointReference(NamedTuple):
         """
         earlier = CheckpointReference(self.folder, values.get("step"), values.get("sha256"))
         agrees = all(ours in (None, theirs) for ours, theirs in zip(self[1:], earlier[1:], strict=True))
-        is_it = earlier.is_pinned and agrees and (self._is_same_folder(folder) or earlier._is_there())
+        is_gone = not self.folder.exists()  # and no other run
+        is_it = earlier.is_pinned and agrees and (is_gone or self._is_same_folder(folder) or earlier._is_there())
         return earlier if is_it else None
 
     def _checked(self, path: Path, stack: ExitStack) -> FoundCheckpoint:
