@@ -1,6 +1,7 @@
 """Bytes represented by the entries of a tokenizer.json."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 _SPACE = "▁"  # space in SentencePiece and its descendants
@@ -29,6 +30,11 @@ def bytes_of_pieces(vocabulary: dict[str, int], description: dict[str, Any]) -> 
     for entry, token in vocabulary.items():
         pieces[token] = entry.encode() if token in added else as_bytes(entry)
     return pieces
+
+
+def byte_characters() -> Collection[str]:
+    """Returns the characters that represent the 256 bytes in a byte-level vocabulary."""
+    return _BYTE_OF.keys()
 
 
 def _with_spaces(entry: str) -> bytes:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ml.data.tokenizers.byte_level import byte_characters
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -29,7 +31,14 @@ def unknown_counter(tokenizer: "tokenizers.Tokenizer", description: dict[str, An
     has_affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     if model["type"] != "BPE" or model.get("byte_fallback") or has_affixes:
         return _none
-    return functools.partial(_dropped, tokenizer, frozenset(entry for entry in model["vocab"] if len(entry) == 1))
+    alphabet = frozenset(entry for entry in model["vocab"] if len(entry) == 1)
+    return _none if _has_all_bytes(description, alphabet) else functools.partial(_dropped, tokenizer, alphabet)
+
+
+def _has_all_bytes(description: dict[str, Any], alphabet: frozenset[str]) -> bool:
+    steps = description.get("pre_tokenizer") or {}
+    kinds = {step.get("type") for step in steps.get("pretokenizers", [steps])}
+    return "ByteLevel" in kinds and alphabet.issuperset(byte_characters())
 
 
 def _token(tokenizer: "tokenizers.Tokenizer", text: str | None) -> int | None:

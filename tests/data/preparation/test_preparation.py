@@ -140,6 +140,11 @@ def test_unknown_characters_are_counted(prepared, tmp_path):
         ]
     known = small_tokenizers.hugging_face(tmp_path / "tokenizer")
     assert not prepared("known", tokenizer=known)[0].counts
+    library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))  # lacks most bytes
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.save(str(tmp_path / "bytes.json"))
+    summary, _ = prepared("bytes", tokenizer=HuggingFaceTokenizer(str(tmp_path / "bytes.json")))
+    assert summary.counts == {"unknown_characters": 3 + 2 + 6 + 1}
 
 
 # Malformed input
