@@ -146,6 +146,13 @@ MODELS = {
         LanguageModelHead.bias = True
         Attention.query_norm = @RMSNorm
         DecoderBlock.normalization = @LayerNorm""",
+    "DoRA": """
+        Linear.apply_peft = @DoRA
+        DoRA.B_initialization = @normal
+        DoRA.dropout = 0.1
+        TokenEmbedding.apply_peft = @LoRA
+        LanguageModelHead.apply_peft = @LoRA
+        LoRA.B_initialization = @normal""",
     "pattern": """
         LanguageModel.decoder = @Pattern
         Pattern.blocks = {'a': @DecoderBlock, 'b': @DecoderBlock}

@@ -33,7 +33,7 @@ from ml.layers.initialization import (
 from ml.layers.linear import Linear, Projections
 from ml.layers.linear_kernels import Float8, LinearKernel
 from ml.layers.long_rotary import LongRotary
-from ml.layers.lora import LoRA
+from ml.layers.lora import DoRA, LoRA
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums
 from ml.layers.mixers import (
     Attention,
@@ -77,6 +77,7 @@ __all__ = [
     "Cache",
     "CausalConvolution",
     "Context",
+    "DoRA",
     "DotProductAttention",
     "Drawn",
     "DynamicRotary",

@@ -15,7 +15,7 @@ class Adapted(Layer):
     `base_weight` beside the merged one, so that it loads as what it is, and a layer without an adapter refuses it.
 
     Attributes:
-        weight: (out, in); None where the layer borrows one.
+        weight: Usually (out, in); None where the layer borrows one, which `merge` does not change.
         adapter: The adapter; None without one.
         base_weight: While the adapter is merged, the weight without it.
     """
@@ -52,14 +52,18 @@ class Adapted(Layer):
     def adapted_weight(self, weight: Tensor) -> Tensor:
         """The weight (out, in) with the adapter, from the layer's own or a borrowed one."""
         adapter = self.active_adapter
-        return weight if adapter is None else adapter.merged(weight)
+        return weight if adapter is None else self.merged_weight(adapter, weight)
+
+    def merged_weight(self, adapter: Adapter, weight: Tensor) -> Tensor:
+        """The weight with an adapter; a layer whose weight is not (out, in) overrides it."""
+        return adapter.merged(weight)
 
     @torch.no_grad()
     def merge(self) -> None:
         """Merges the adapter into the weight, of which `base_weight` keeps a copy until `unmerge`."""
         if self.adapter is not None and self.weight is not None and not self.is_merged:
             self.base_weight = self.weight.detach().clone()
-            self.weight.copy_(self.adapter.merged(self.base_weight))
+            self.weight.copy_(self.merged_weight(self.adapter, self.base_weight))
 
     @torch.no_grad()
     def unmerge(self) -> None:

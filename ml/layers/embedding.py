@@ -6,25 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import child, configurable, require
+from ml.layers.adapted import Adapted
 from ml.layers.checks import finite, positive, probability
 from ml.layers.children import optional_child, weight_child
 from ml.layers.context import Context
 from ml.layers.initialization import Initialization, normal
-from ml.layers.protocol import Layer, NoProducts
+from ml.layers.protocol import Adapter, Layer, NoProducts
 from ml.layers.tracing import has_values
 
 
 @configurable
-class TokenEmbedding(NoProducts):
+class TokenEmbedding(Adapted):
     """Token embedding table, (vocab_size, hidden_size).
 
     Args:
         vocab_size: Number of tokens in the vocabulary, V.
         hidden_size: Width of the residual stream, H.
         weight_initialization: Initialization of the table.
+        apply_peft: Adapter (`@LoRA`) whose rows are added to those of the table; None adds none.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
+
+    weight: nn.Parameter
 
     def __init__(
         self,
@@ -32,13 +36,39 @@ class TokenEmbedding(NoProducts):
         hidden_size: int,
         *,
         weight_initialization: Initialization = normal,
+        apply_peft: Callable[..., Adapter] | None = None,
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
         self.weight = weight_child((vocab_size, hidden_size), weight_initialization)
+        self.adapter = optional_child("adapter", apply_peft, vocab_size, hidden_size)
+        if self.adapter is not None:
+            kind = type(self.adapter).__name__
+            require(self.adapter.can_look_up, "apply_peft", f"must adapt an embedding, which {kind} does not")
+            message = f"must have no dropout here, where the input is a token: set token/{kind}.dropout = 0.0"
+            require(not self.adapter.dropout, "apply_peft", message)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)  # (B, T) -> (B, T, H)
+        x, adapter = F.embedding(tokens, self.weight), self.active_adapter  # (B, T) -> (B, T, H)
+        return x if adapter is None else x + adapter.lookup(tokens)
+
+    @property
+    def base_table(self) -> Tensor:
+        """The table without the adapter, which a tied head borrows."""
+        return self.weight if self.base_weight is None else self.base_weight
+
+    def merged_weight(self, adapter: Adapter, weight: Tensor) -> Tensor:
+        """The table (V, H) with an adapter."""
+        return adapter.merged(weight.T).T
+
+    def fraction_of(self, child: str) -> float:
+        """Of an adapter only B is multiplied; A is looked up."""
+        vocab_size, hidden_size = self.weight.shape
+        return hidden_size / (vocab_size + hidden_size)
+
+    def training_flops_per_token(self, sequence_length: int) -> float:
+        """Zero: a lookup."""
+        return 0.0
 
 
 @configurable

@@ -8,19 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ml.config import child, configurable, unused
+from ml.config import child, configurable, require, unused
+from ml.layers.adapted import Adapted
 from ml.layers.checks import non_negative, positive, positive_float
-from ml.layers.children import bias_child, weight_child
+from ml.layers.children import bias_child, optional_child, weight_child
 from ml.layers.chunked_loss import chunked_sums
 from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
-from ml.layers.protocol import Layer
+from ml.layers.protocol import Adapter
 from ml.targets import IGNORED
 
 
 @configurable
-class LanguageModelHead(Layer):
+class LanguageModelHead(Adapted):
     """Language model head: logits = cap(scale · (norm(x) Wᵀ + b)), with cap(z) = c · tanh(z / c) (Gemma 2, section 2).
 
     Args:
@@ -32,6 +33,7 @@ class LanguageModelHead(Layer):
         weight_initialization: Initialization of W, (vocab_size, hidden_size).
         bias_initialization: Initialization of b.
         logit_scale: Factor of the logits (Cohere; 1 / logits_scaling in Granite).
+        apply_peft: Adapter (`@LoRA`) of W, also of a borrowed one; None applies none.
         z_loss: Coefficient of the z-loss, the mean of (log Z)²; 0 disables it.
         logit_soft_cap: Soft cap of the logits, c; None applies none.
         loss_chunk_size: Number of tokens whose logits are in memory at once while the loss is computed; None is all.
@@ -48,6 +50,7 @@ class LanguageModelHead(Layer):
         bias: bool = False,
         weight_initialization: Initialization = normal,
         bias_initialization: Initialization = zeros,
+        apply_peft: Callable[..., Adapter] | None = None,
         logit_scale: float = 1.0,
         z_loss: float = 0.0,
         logit_soft_cap: float | None = None,
@@ -67,19 +70,32 @@ class LanguageModelHead(Layer):
         if not tied:
             self.weight = weight_child((vocab_size, hidden_size), weight_initialization)
         self.bias = bias_child(bias, vocab_size, bias_initialization)
+        self.adapter = optional_child("adapter", apply_peft, hidden_size, vocab_size)
+        if self.adapter is not None:
+            message = f"must have no dropout here: set head/{type(self.adapter).__name__}.dropout = 0.0"
+            require(not self.adapter.dropout, "apply_peft", message)
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        return self.logits(self.norm(x), *self._weights(tied_weight))
+        x, weight, adapter = self.norm(x), self._weight(tied_weight), self.active_adapter
+        logits = F.linear(x, weight, self.bias)
+        return self.scaled(logits if adapter is None else adapter.adapted(x, logits, weight, self.bias))
 
-    def _weights(self, tied_weight: Tensor | None) -> list[Tensor]:
-        """W, and b if there is one."""
+    def _weight(self, tied_weight: Tensor | None) -> Tensor:
         weight = self.weight if tied_weight is None else tied_weight
         assert weight is not None, "a tied head is called with the weight of the embeddings"
+        return weight
+
+    def _weights(self, tied_weight: Tensor | None) -> list[Tensor]:
+        """The weight with its adapter, whose sum takes less than further products of many tokens, and the bias."""
+        weight = self.adapted_weight(self._weight(tied_weight))
         return [weight] if self.bias is None else [weight, self.bias]
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(..., H) -> (..., V), from normalized hidden states."""
-        logits = F.linear(x, weight, bias)
+        """(..., H) -> (..., V), from normalized hidden states and the weight with its adapter."""
+        return self.scaled(F.linear(x, weight, bias))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Products (..., V) to logits: times the scale, and capped."""
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         if self.logit_soft_cap is not None:

@@ -238,13 +238,19 @@ class Adapter(Layer, abc.ABC):
 
     Attributes:
         dropout: The fraction of the input that is dropped in training.
+        can_look_up: Whether `lookup` is defined, so that the adapter goes with an embedding.
     """
 
     dropout: float = 0.0
+    can_look_up: bool = False
 
     @abc.abstractmethod
     def weight(self) -> Tensor:
         """The matrix (out, in) that adds the same as the adapter without dropout."""
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Addition to the rows of a table: those of `weight` transposed, (..., out)."""
+        raise NotImplementedError(f"{type(self).__name__} does not adapt an embedding")
 
     def merged(self, weight: Tensor) -> Tensor:
         """The weight (out, in) of the adapted layer, from that of the layer: by default their sum."""

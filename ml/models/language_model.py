@@ -11,7 +11,7 @@ from ml.blocks.repeat import Repeat
 from ml.config import REQUIRED, child, configurable, require
 from ml.layers.checks import positive
 from ml.layers.context import Auxiliary, Cache, Context, padding_of, places_in_documents
-from ml.layers.embedding import Embeddings
+from ml.layers.embedding import Embeddings, TokenEmbedding
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
 from ml.layers.preference import Preference, preference_sums
@@ -96,7 +96,10 @@ class LanguageModel(NoProducts):
     @property
     def tied_weight(self) -> Tensor | None:
         """Weight (V, H) that the head borrows; None where it has its own."""
-        return self.embeddings.token.weight if self.tie_word_embeddings else None
+        if not self.tie_word_embeddings:
+            return None
+        token = self.embeddings.token
+        return token.base_table if isinstance(token, TokenEmbedding) else token.weight
 
     @property
     def max_sequence_length(self) -> int | None:

@@ -57,6 +57,10 @@ CASES = {
         "DecoderBlock.mixer = @ParallelMixer", "ParallelMixer.mixers = {'full': @Attention, 'scan': @Mamba2}",
         *SIZES_OF_MAMBA2,
     ],
+    "adapters of embeddings and head, DoRA": [
+        "query/Linear.apply_peft = @DoRA", "gate/Linear.apply_peft = @DoRA", "DoRA.B_initialization = @normal",
+        "TokenEmbedding.apply_peft = @LoRA", "LanguageModelHead.apply_peft = @LoRA", "LoRA.B_initialization = @normal",
+    ],
     "parallel block": [
         "DecoderBlock.parallel = True", "DecoderBlock.shared_norm = True", "LanguageModelHead.bias = True",
         "LanguageModelHead.bias_initialization = @normal", "LanguageModelHead.logit_scale = 0.5",

@@ -5,15 +5,31 @@ import itertools
 import math
 from functools import partial
 
+import peft
 import pytest
 import torch
 from torch import nn
 
+from ml.blocks import DecoderBlock, Repeat
 from ml.config import child
-from ml.layers import GatedMLP, Linear, LoRA, Projections, constant, normal
-from ml.models import materialize
+from ml.layers import (
+    Attention,
+    DoRA,
+    Embeddings,
+    GatedMLP,
+    LanguageModelHead,
+    Linear,
+    LoRA,
+    Projections,
+    TokenEmbedding,
+    constant,
+    normal,
+)
+from ml.models import LanguageModel, flops_per_token, materialize, merge_adapters, unmerge_adapters
+from ml.models.adapters import adapter_weights
 
 LORA = partial(LoRA, rank=3, alpha=6.0, B_initialization=partial(normal, std=0.5))
+DORA = partial(DoRA, rank=3, alpha=6.0, B_initialization=partial(normal, std=0.5), magnitude_initialization=normal)
 KINDS = {
     "plain": [{}, {}, {}],
     "some biases": [{"bias": True}, {"bias": False}, {"bias": True}],
@@ -76,8 +92,88 @@ def test_an_adapter_adds_a_product_of_low_rank(options, scale):
     torch.testing.assert_close(x @ layer.whole_weight().T + layer.bias, expected)
 
 
-def test_an_initial_adapter_changes_no_bit():
-    plain, adapted = materialize(Linear(7, 5)), materialize(Linear(7, 5, apply_peft=LoRA))
+@pytest.mark.parametrize("bias", [True, False])
+def test_dora_scales_the_rows_of_the_adapted_weight_by_constant_norms(bias):
+    layer = materialize(Linear(7, 5, bias=bias, bias_initialization=normal, apply_peft=DORA)).double()
+    adapter = layer.adapter
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(4, size, dtype=torch.float64, generator=generator) for size in (7, 5))
+    changed = layer.weight + 2.0 * adapter.B @ adapter.A
+    ratio = (layer.weight.norm(dim=1) / changed.norm(dim=1)).detach()
+    expected = x @ ((adapter.magnitude * ratio)[:, None] * changed).T + (layer.bias if bias else 0.0)
+    found = layer(x)
+    torch.testing.assert_close(found, expected)
+    for name, parameter in layer.named_parameters():
+        (reference,) = torch.autograd.grad(expected, parameter, gradient, retain_graph=True)
+        (actual,) = torch.autograd.grad(found, parameter, gradient, retain_graph=True)
+        torch.testing.assert_close(actual, reference, msg=name)
+    layer.eval().merge()
+    torch.testing.assert_close(layer(x), expected)
+
+
+@torch.no_grad()
+def test_dora_is_that_of_peft():
+    layer = materialize(Linear(7, 5, apply_peft=DORA))
+    theirs = torch.nn.Sequential(torch.nn.Linear(7, 5))
+    theirs[0].load_state_dict({"weight": layer.weight, "bias": layer.bias})
+    config = peft.LoraConfig(r=3, lora_alpha=6.0, target_modules=["0"], use_dora=True)
+    theirs = peft.get_peft_model(theirs, config)
+    adapted = theirs.base_model.model[0]
+    adapted.lora_A["default"].weight.copy_(layer.adapter.A)
+    adapted.lora_B["default"].weight.copy_(layer.adapter.B)
+    adapted.lora_magnitude_vector["default"].weight.copy_(layer.adapter.magnitude * layer.weight.norm(dim=1))
+    x = torch.randn(4, 7)
+    torch.testing.assert_close(layer(x), theirs(x))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_of_embeddings_and_head_add_their_products(tied):
+    peft_of = {"apply_peft": LORA}
+    model = LanguageModel(
+        vocab_size=11,
+        hidden_size=8,
+        embeddings=partial(Embeddings, token=partial(TokenEmbedding, **peft_of)),
+        decoder=partial(Repeat, num_blocks=1, block=partial(DecoderBlock, mixer=partial(Attention, num_heads=2))),
+        head=partial(LanguageModelHead, **peft_of, loss_chunk_size=4),
+        tie_word_embeddings=tied,
+    )
+    model = materialize(model).double()
+    token, head = model.embeddings.token, model.head
+    tokens = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
+    table = token.weight + 2.0 * (token.adapter.B @ token.adapter.A).T
+    torch.testing.assert_close(token(tokens), table[tokens])
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    own = token.weight if tied else head.weight
+    logits = head.norm(x) @ (own + 2.0 * head.adapter.B @ head.adapter.A).T
+    torch.testing.assert_close(head(x, model.tied_weight), logits)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum")
+    found = head.loss(x, tokens, model.tied_weight).total
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    for parameter in (head.adapter.A, head.adapter.B, own):
+        (reference,) = torch.autograd.grad(expected, parameter, retain_graph=True)
+        (actual,) = torch.autograd.grad(found, parameter, retain_graph=True)
+        torch.testing.assert_close(actual, reference, rtol=1e-5, atol=1e-6)
+    before = model.eval()(tokens)
+    assert set(adapter_weights(model)) == {f"{p}.adapter.{n}" for p in ("embeddings.token", "head") for n in "AB"}
+    merge_adapters(model)
+    torch.testing.assert_close(model(tokens), before)
+    unmerge_adapters(model)
+    assert torch.equal(model(tokens), before)
+    assert flops_per_token(token, 7) == 6 * 3 * 8  # of B
+
+
+def test_adapters_that_do_not_fit_an_embedding_or_a_head_are_refused():
+    with pytest.raises(ValueError, match="apply_peft must adapt an embedding, which DoRA does not"):
+        TokenEmbedding(11, 6, apply_peft=DORA)
+    with pytest.raises(ValueError, match=r"set token/LoRA\.dropout = 0\.0"):
+        TokenEmbedding(11, 6, apply_peft=partial(LORA, dropout=0.1))
+    with pytest.raises(ValueError, match=r"set head/LoRA\.dropout = 0\.0"):
+        LanguageModelHead(6, 11, False, apply_peft=partial(LORA, dropout=0.1))
+
+
+@pytest.mark.parametrize("adapter", [LoRA, DoRA])
+def test_an_initial_adapter_changes_no_bit(adapter):
+    plain, adapted = materialize(Linear(7, 5)), materialize(Linear(7, 5, apply_peft=adapter))
     x = torch.randn(4, 7)
     assert torch.equal(plain(x), adapted(x))
     assert adapted.adapter.A.abs().sum() > 0
@@ -118,10 +214,11 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("adapter", [LORA, DORA], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_order_of_merging_and_loading_changes_the_base(dtype):
+def test_no_order_of_merging_and_loading_changes_the_base(dtype, adapter):
     for steps in itertools.product(STEPS, repeat=3):
-        layer = materialize(Linear(7, 5, apply_peft=LORA)).to(dtype).eval()
+        layer = materialize(Linear(7, 5, apply_peft=adapter)).to(dtype).eval()
         base = layer.weight.detach().clone()
         for step in steps:
             STEPS[step](layer)
@@ -129,13 +226,14 @@ def test_no_order_of_merging_and_loading_changes_the_base(dtype):
         assert torch.equal(layer.weight, base), steps
 
 
+@pytest.mark.parametrize("adapter", [LORA, DORA], ids=["LoRA", "DoRA"])
 @torch.no_grad()
-def test_a_state_dict_loads_as_what_it_is_whether_merged_or_not():
-    source = materialize(Linear(7, 5, apply_peft=LORA), seed=1)
+def test_a_state_dict_loads_as_what_it_is_whether_merged_or_not(adapter):
+    source = materialize(Linear(7, 5, apply_peft=adapter), seed=1)
     x = torch.randn(4, 7)
     expected = source(x)
     for merge_source, merge_target in itertools.product([False, True], repeat=2):
-        layer, target = copy.deepcopy(source), materialize(Linear(7, 5, apply_peft=LORA))
+        layer, target = copy.deepcopy(source), materialize(Linear(7, 5, apply_peft=adapter))
         if merge_source:
             layer.merge()
         if merge_target:

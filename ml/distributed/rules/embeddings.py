@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ml.distributed.local import Gradient, Local, TensorAxis
 from ml.distributed.rules.rule import Rule, find_rule, register_rule
-from ml.distributed.rules.whole import Positionwise
+from ml.distributed.rules.whole import Positionwise, rule_of
 from ml.layers.embedding import Embeddings, PositionEmbedding, TokenEmbedding
 
 
@@ -33,6 +33,8 @@ class TokenEmbeddingRule(Rule):
         first, count = axis.start(vocab_size), axis.share(vocab_size)
         local = Local(axis)
         local.shard(layer, "weight", 0)
+        if layer.adapter is not None:  # its input is a token, as one of the vocabulary
+            rule_of(layer.adapter).row(layer.adapter, local)
         local.around(layer)
         inner = layer.forward
 

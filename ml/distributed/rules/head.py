@@ -12,7 +12,7 @@ from ml.distributed.collectives import Join
 from ml.distributed.local import Local, TensorAxis
 from ml.distributed.rules.embeddings import vocabulary_misfit
 from ml.distributed.rules.rule import Rule, register_rule
-from ml.distributed.rules.whole import divide
+from ml.distributed.rules.whole import divide, rule_of
 from ml.distributed.vocabulary import divided_cross_entropy_sums, divided_distilled_sums
 from ml.layers.head import LanguageModelHead
 from ml.layers.loss import LossSums, Teacher
@@ -36,6 +36,8 @@ class HeadRule(Rule):
         local = Local(axis)
         local.shard(layer, "weight", 0)
         local.shard(layer, "bias", 0)
+        if layer.adapter is not None:
+            rule_of(layer.adapter).column(layer.adapter, local)
         for method in ("forward", "loss"):
             local.around(layer, method)
             setattr(layer, method, _with_local_weight(getattr(layer, method)))

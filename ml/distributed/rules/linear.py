@@ -10,7 +10,7 @@ from ml.distributed.local import Gradient, Local
 from ml.distributed.rules.rule import register_rule
 from ml.distributed.rules.whole import Positionwise, rule_of
 from ml.layers.linear import Linear
-from ml.layers.lora import LoRA
+from ml.layers.lora import DoRA, LoRA
 
 
 class LinearRule(Positionwise):
@@ -31,6 +31,8 @@ class LinearRule(Positionwise):
     def misfit_of_row(self, layer: nn.Module, size: int) -> str | None:
         assert isinstance(layer, Linear)
         if problem := _misfit_of_kernel(layer, layer.in_features // size, layer.out_features):
+            return problem
+        if layer.adapter is not None and (problem := rule_of(layer.adapter).misfit_of_row(layer.adapter, size)):
             return problem
         dropout = 0.0 if layer.adapter is None else layer.adapter.dropout
         if not dropout or layer.in_features % size == 0:
@@ -93,5 +95,21 @@ class LoRARule(Positionwise):
         local.replicate(layer, "B", Gradient.PARTIAL, rows=rows)
 
 
+class DoRARule(LoRARule):
+    """`DoRA`: as `LoRA`, with the magnitude of each output; the norms of rows that are divided are refused."""
+
+    def column(self, layer: nn.Module, local: Local) -> None:
+        super().column(layer, local)
+        local.shard(layer, "magnitude", 0)
+
+    def misfit_of_row(self, layer: nn.Module, size: int) -> str | None:
+        return "DoRA needs the norms of whole rows, which Mesh.tensor divides here: take LoRA for this layer"
+
+    def channels(self, layer: nn.Module, local: Local, rows: Sequence[slice]) -> None:
+        super().channels(layer, local, rows)
+        local.replicate(layer, "magnitude", Gradient.PARTIAL, rows=rows)
+
+
 register_rule(Linear, LinearRule())
+register_rule(DoRA, DoRARule())
 register_rule(LoRA, LoRARule())

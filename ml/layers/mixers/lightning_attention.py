@@ -75,8 +75,9 @@ class LightningAttention(Mixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         *parts, gate = self.projections(x)
-        heads = (self.activation(part).unflatten(-1, (self.num_heads, self.head_size)) for part in parts)
-        y = self.scan(*heads, context).flatten(2).to(gate.dtype)  # (B, T, N D)
+        sizes = (self.num_heads, self.head_size)
+        query, key, value = (self.activation(part).unflatten(-1, sizes) for part in parts)
+        y = self.scan(query, key, value, context).flatten(2).to(gate.dtype)  # (B, T, N D)
         y = y if self.norm is None else self.norm(y)
         return self.output(y * torch.sigmoid(gate))  # (B, T, H)
 
