@@ -29,9 +29,11 @@ _READ_OR_WRITTEN = (
     "profiles",
     "tensorboard",
     "imported",
+    "tokenizer",
 )
+TOKENIZER = "tokenizer"
 SEGMENTS = "segments"
-_FOLDERS = ("checkpoints", "segments", "code", "profiles", "tensorboard", "imported")
+_FOLDERS = ("checkpoints", "segments", "code", "profiles", "tensorboard", "imported", "tokenizer")
 
 
 def require_self_contained(folder: Path) -> None:

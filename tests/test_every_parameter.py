@@ -330,7 +330,10 @@ RUNS = {
     "Hugging Face": WORDS.format("words"),
     "other Hugging Face": WORDS.format("other_words") + "\nHuggingFaceTokenizer.end_of_document = 'turn'",
     "SentencePiece": PIECES.format("pieces"),
-    "other SentencePiece": PIECES.format("other_pieces"),
+    "other SentencePiece": PIECES.format("other_pieces")
+    + """
+        SentencePieceTokenizer.end_of_document = '<tool>'
+        SentencePieceTokenizer.begin_of_document = '<tool>'""",
     "watched": """
         Trainer.trackers = [@TensorBoard, @WeightsAndBiases]
         Trainer.norms = @Norms
@@ -442,6 +445,8 @@ def write_tokenizers():
                 model_writer=model,
                 vocab_size=size + 20,
                 byte_fallback=True,
+                control_symbols=["<tool>"],
+                user_defined_symbols=["length"],
                 hard_vocab_limit=False,
                 minloglevel=2,
             )
@@ -606,6 +611,7 @@ ELSEWHERE = {
     ("FromHuggingFace", "sha256"),
     ("FromHuggingFace", "may_differ"),
     ("FromRun", "may_differ"),
+    ("FromRun", "new_tokens"),  # tests/runs/test_run_tokenizers.py
     ("Distillation", "sha256"),
     ("DirectPreferenceOptimization", "sha256"),
     ("DirectPreferenceOptimization", "reference"),  # tests/training/test_preference.py
@@ -756,7 +762,8 @@ def what_is_built(*bindings: str) -> tuple:
     data = [digest(tensor) for batch in batches for tensor in batch.inputs.values()]
     with Trace() as trace:
         result = train_step(state, batches, trainer.precision, trainer.max_grad_norm, CPU, teacher)
-    return compiled, parameters, groups, data, trace.digest.hexdigest(), result.loss.item(), result.grad_norm.item()
+    step = (trace.digest.hexdigest(), result.loss.item(), result.grad_norm.item())
+    return compiled, parameters, groups, data, dataset.tokenizer.identity, *step
 
 
 @functools.cache

@@ -80,11 +80,30 @@ class Added(NamedTuple):
         return self.key not in keys and any(key.rpartition(".")[0] == name for key in keys)
 
 
-CHANGES: tuple[Renamed | Removed | Added, ...] = (
+class NewDefault(NamedTuple):
+    """A parameter, `Name.parameter`, that has another default now; saved configs list the earlier one.
+
+    Attributes:
+        key: The parameter.
+        value: The earlier default, as gin text.
+    """
+
+    key: str
+    value: str
+
+    def apply(self, lines: list[str]) -> Iterator[tuple[int, str]]:
+        return iter(())
+
+
+CHANGES: tuple[Renamed | Removed | Added | NewDefault, ...] = (
     Added("TextData.begin_token", "''"),
     Added("TokenFiles.begin_token", "''"),
     Added("ChatData.begin_token", "''"),
     Added("RoleMarkers.separate_turns", "False"),
+    Added("SentencePieceTokenizer.symbols_in_text", "True"),
+    NewDefault("TextData.tokenizer", "@ByteTokenizer"),
+    NewDefault("ChatData.tokenizer", "@ByteTokenizer"),
+    NewDefault("ImageTextData.tokenizer", "@ByteTokenizer"),
 )
 
 
@@ -108,7 +127,7 @@ def migrated(operative: str) -> Migrated:
 
 
 def earlier_defaults(operative: str) -> dict[str, str]:
-    """Returns the parameters that an operative config lacks and whose default has changed its behavior since.
+    """Returns the parameters whose default acts otherwise since an operative config was written.
 
     Args:
         operative: The operative config of any release.
@@ -116,9 +135,18 @@ def earlier_defaults(operative: str) -> dict[str, str]:
     Returns:
         The value that keeps the behavior, as gin text, by `Name.parameter`.
     """
-    keys = mentioned(operative.split("\n"))
-    added = [change for change in CHANGES if isinstance(change, Added)]
-    return {change.key: change.value for change in added if change.is_missing(keys)}
+    keys, values = mentioned(operative.split("\n")), _without_scope(operative)
+    found = {change.key: change.value for change in CHANGES if isinstance(change, Added) and change.is_missing(keys)}
+    changed = [change for change in CHANGES if isinstance(change, NewDefault)]
+    return found | {change.key: change.value for change in changed if (change.key, change.value) in values}
+
+
+def _without_scope(operative: str) -> set[tuple[str, str]]:
+    """Returns the parameters that an operative config has without a scope, with their values."""
+    found = [_KEY.fullmatch(line) for line in operative.split("\n")]
+    return {
+        (f"{match['name']}.{match['parameter']}", match["value"]) for match in found if match and not match["scope"]
+    }
 
 
 def without_additions(operative: str, saved: str) -> str:

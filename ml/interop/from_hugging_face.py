@@ -1,5 +1,6 @@
 """Initial weights of a new run from a Hugging Face folder."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,14 @@ class FromHuggingFace(InitialWeights):
 
     def tokenizer(self) -> Tokenizer | None:
         """Returns the tokenizer of the folder, for data without its own; None if it has none that can be read."""
-        return Folder(Path(self.path)).tokenizer()
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        try:
+            return Folder(Path(self.path)).tokenizer()
+        except InteropError:  # `open` raises it again; a run that is resumed no longer needs the folder
+            return None
 
     def open(self, world: World = ALONE) -> "HuggingFaceStart":
         folder = world.together(lambda: Folder(Path(self.path)))

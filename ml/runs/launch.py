@@ -12,6 +12,7 @@ from ml.building import build_trainer
 from ml.config import Config
 from ml.config.errors import report
 from ml.data import Dataset
+from ml.data.tokenizers import Tokenizer
 from ml.distributed import Layout, World
 from ml.errors import ArgumentError
 from ml.runs.branches import Branch, branch_of
@@ -21,6 +22,13 @@ from ml.runs.overrides import overridden, with_advice
 from ml.runs.pinning import adopt_found, pinned
 from ml.runs.segments import write_segment
 from ml.runs.teacher import open_teacher
+from ml.runs.tokenizers import (
+    fit_initial_weights,
+    known_tokenizer,
+    lend_tokenizer,
+    require_tokenizer_of_run,
+    require_tokenizer_of_teacher,
+)
 from ml.training import Outcome, RunData, RunFolder, StartingPoint, Trainer, train
 from ml.training.checkpoints.policy import listed_checkpoints
 from ml.training.errors import RunError
@@ -64,6 +72,7 @@ class Launch:
         self.config = pinned(config, self.folder, world, trainer, epoch_sequences)
         self._data = data
         self.trainer = trainer if self.config is config else build_trainer(self.config)
+        lend_tokenizer(self.trainer, path)
         if self.folder.is_begun:
             restore_chat_template(self.trainer.data, path, only_if_missing=True)
         if self.trainer is not trainer:
@@ -83,6 +92,9 @@ class Launch:
 
     def _checked(self, initial: StartingPoint) -> list[str]:
         """Compares initial weights with the model on the meta device; returns the lines that describe them."""
+        tokenizer = self.world.together(lambda: known_tokenizer(self.trainer.data))
+        if tokenizer is not None:
+            self.world.together(lambda: fit_initial_weights(self.trainer, initial, tokenizer))
         try:
             return self.world.together(lambda: initial.check(self.trainer.model, self.trainer.num_steps))
         except RunError as error:
@@ -112,7 +124,7 @@ class Launch:
         self.folder.create()
         self.folder.write_config(config.text, config.operative, config.provenance(), config.components)
 
-    def _begin(self, step: int, environment: Mapping[str, Any], stream: TextIO) -> None:
+    def _begin(self, step: int, environment: Mapping[str, Any], stream: TextIO, tokenizer: Tokenizer) -> None:
         """Records a start in the locked folder; killed at any moment, it leaves a folder that the same command resumes.
 
         The history comes first: until the configuration is written, a start finds the same change again.
@@ -132,6 +144,8 @@ class Launch:
         template = kept_chat_template(self.trainer.data)
         if template is not None:
             self.folder.write_chat_template(template)
+        if problem := self.folder.write_tokenizer(tokenizer):
+            print(f"warning: the run keeps no copy of its tokenizer: {problem}", file=sys.stderr)
         self.folder.write_environment(**environment)
         for notice in self.notices:
             print(notice, file=stream, flush=True)
@@ -151,6 +165,7 @@ class Launch:
         world.together(lambda: trainer.check_machine(device))
         teacher = world.together(lambda: open_teacher(trainer, device))
         data = world.together(trainer.open_data) if self._data is None else self._data
+        world.together(lambda: self._check_tokenizer(data.training.tokenizer))
         self.print_warnings(data.training)
         hosts = sorted(set(world.gather(socket.gethostname())))
         facts = {"mesh": self.sizes._asdict(), "hosts": hosts, "data": data.describe()}
@@ -158,7 +173,9 @@ class Launch:
         if world.is_first:
             print(self._described(data), file=lasting(stream), flush=True)
         layout = Layout.of(world, self.sizes)
-        begun = partial(self._begin, environment={"peak_flops": peak, **facts}, stream=stream)
+        begun = partial(
+            self._begin, environment={"peak_flops": peak, **facts}, stream=stream, tokenizer=data.training.tokenizer
+        )
         return train(
             trainer,
             data,
@@ -170,6 +187,14 @@ class Launch:
             begun=begun,
             stream=stream,
         )
+
+    def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Compares the tokenizer of the open data with those of the run, its initial weights and its teacher."""
+        if self.folder.is_begun:
+            require_tokenizer_of_run(self.folder.path, tokenizer)
+        if self.initial is not None:
+            fit_initial_weights(self.trainer, self.initial, tokenizer)
+        require_tokenizer_of_teacher(self.trainer, tokenizer)
 
     def _described(self, data: RunData) -> str:
         """Returns one line about the run: its size, its data, its devices and its folder."""

@@ -331,9 +331,14 @@ class Run:
         Raises:
             RunError: There is no such checkpoint, or the file cannot be written.
         """
+        from ml.runs.tokenizers import known_tokenizer
         from ml.training.checkpoints.weight_files import export_weights
 
-        return self._using(step, lambda checkpoint: export_weights(checkpoint, Path(file), average=average))
+        tokenizer = known_tokenizer(self._trainer.data)
+        identity = None if tokenizer is None else tokenizer.identity
+        return self._using(
+            step, lambda checkpoint: export_weights(checkpoint, Path(file), average=average, tokenizer=identity)
+        )
 
     def config_file(self, step: int | None = None) -> Path:
         """The operative config that was in force in a step; None is the newest."""
@@ -435,7 +440,10 @@ class Run:
 
     @functools.cached_property
     def _trainer(self) -> Trainer:
+        from ml.runs.tokenizers import lend_tokenizer
+
         trainer = build_trainer(self.config)
+        lend_tokenizer(trainer, self.path)
         restore_chat_template(trainer.data, self.path, only_if_missing=False)
         return trainer
 

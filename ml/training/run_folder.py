@@ -11,11 +11,13 @@ from typing import Any
 
 from ml.config.code import CODE_FOLDER
 from ml.config.components import Component
+from ml.data.tokenizers import Tokenizer
 from ml.files import LockedError, locked, write_atomically
 from ml.run_files import read_json, read_records, require_self_contained
 from ml.training.environment import describe_environment
 from ml.training.errors import RunError, RunFailure
 from ml.training.history import append_start, read_starts
+from ml.training.run_tokenizer import write_run_tokenizer
 
 
 class RunFolder:
@@ -131,6 +133,21 @@ class RunFolder:
         with self._disk("write the chat template to"):
             write_atomically(self.chat_template, json.dumps(record, indent=1) + "\n")
 
+    def write_tokenizer(self, tokenizer: Tokenizer) -> str | None:
+        """Writes a copy of the tokenizer of the run to `tokenizer/`.
+
+        Args:
+            tokenizer: The tokenizer of the training data.
+
+        Returns:
+            Why there is no copy; None if there is one.
+
+        Raises:
+            RunFailure: It cannot be written.
+        """
+        with self._disk("write the tokenizer to"):
+            return write_run_tokenizer(self.path, tokenizer)
+
     def write_environment(self, **facts: Any) -> None:
         """Records the environment of this start of the run; earlier starts are kept, oldest first.
 
@@ -232,6 +249,9 @@ class ReadOnlyRunFolder(RunFolder):
 
     def write_chat_template(self, record: Mapping[str, Any]) -> None:
         pass
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> str | None:
+        return None
 
     def write_environment(self, **facts: Any) -> None:
         pass

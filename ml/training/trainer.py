@@ -210,6 +210,7 @@ class Trainer:
         self.checkpoints = child("checkpoints", checkpoints)
         self.early_stopping = None if early_stopping is None else child("early_stopping", early_stopping)
         self.initial_weights = None if initial_weights is None else child("initial_weights", initial_weights)
+        self._lend_tokenizers()
         self.distillation = None if distillation is None else child("distillation", distillation)
         self.preference = None if preference is None else child("preference", preference)
         self.skip_step = None if skip_step is None else child("skip_step", skip_step)
@@ -230,6 +231,14 @@ class Trainer:
         if vars(self).get("_is_frozen", False):
             raise AttributeError(f"Trainer.{name} is a setting and cannot be changed after the trainer is built")
         super().__setattr__(name, value)
+
+    def _lend_tokenizers(self) -> None:
+        """Gives data without its own tokenizer that of the training data, and this that of the run it starts from."""
+        if self.initial_weights is not None:
+            self.data.lend_tokenizer(self.initial_weights.tokenizer)
+        for validation in self.validations.values():
+            if validation.own_data is not None:
+                validation.own_data.lend_tokenizer(lambda: self.data.tokenizer)
 
     def _require_that_parts_fit(self) -> None:
         self._require_that_data_fits("data", self.data)

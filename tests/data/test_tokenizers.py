@@ -109,6 +109,58 @@ def test_sentence_piece_equals_the_library(tmp_path):
     assert ours.begin_of_document == theirs.bos_id()
 
 
+@pytest.fixture
+def with_symbols(tmp_path):
+    """A model with user-defined symbols: a marker and a run of line ends."""
+    with (tmp_path / "symbols.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(small_tokenizers.some_text().splitlines()),
+            model_writer=model,
+            vocab_size=600,
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            user_defined_symbols=["<turn>", "\n\n"],
+            control_symbols=["<tool>"],
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
+    return functools.partial(SentencePieceTokenizer, str(tmp_path / "symbols.model"))
+
+
+def test_symbols_in_text_stay_text_and_are_special_tokens_by_name(with_symbols):
+    ours, text = with_symbols(), "one<turn>two\n\nthree <tool> </s>"
+    library = sentencepiece.SentencePieceProcessor(model_file=ours.path)
+    turn, lines, tool = (library.piece_to_id(piece) for piece in ("<turn>", "\n\n", "<tool>"))
+    tokens = ours.encode(text).tolist()
+    assert not {turn, tool, library.eos_id()} & set(tokens)
+    assert lines in tokens  # white space is no marker
+    assert ours.decode(np.array(tokens)) == text
+    assert with_symbols(symbols_in_text=True).encode(text).tolist() == library.encode(text)
+    assert ours.encode("one two").tolist() == library.encode("one two")
+    assert [ours.special_token(name) for name in ("<turn>", "<tool>", "<s>")] == [turn, tool, library.bos_id()]
+    assert ours.special_token("\n\n") is None
+    assert ours.num_bytes(np.array([turn, tool])) == 0
+    assert with_symbols(end_of_document="<turn>", begin_of_document="<tool>").end_of_document == turn
+    assert with_symbols(end_of_document="", begin_of_document="<tool>").begin_of_document == tool
+    assert with_symbols(end_of_document="").end_of_document is None
+    with pytest.raises(DataError, match=r"end_of_document: '<nothing>' is not a special token of .*, which has <s>"):
+        _ = with_symbols(end_of_document="<nothing>").end_of_document
+
+
+@pytest.mark.parametrize(
+    "parts", [["foo(", "bar)"], ["User: ", "Hi", "\n", " schön"], ["a", "<turn>", "b"], ["", "x"], ["x ", " y  "]]
+)
+def test_parts_of_a_text_have_no_space_between_them(with_symbols, parts):
+    tokenizer = with_symbols()
+    tokens = []
+    for index, part in enumerate(parts):
+        spans = tokenizer.encode_with_spans(part, is_start=index == 0)
+        tokens += spans.tokens.tolist()
+        covered = {place for start, end in zip(spans.starts, spans.ends, strict=True) for place in range(start, end)}
+        assert covered == set(range(len(part)))
+    assert tokenizer.decode(np.array(tokens, dtype=np.int64)) == "".join(parts)
+
+
 def test_files_are_read_lazily():
     for cls in (HuggingFaceTokenizer, SentencePieceTokenizer, functools.partial(TiktokenTokenizer, pattern=".")):
         tokenizer = cls(path="nowhere/at all")

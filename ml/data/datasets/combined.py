@@ -18,6 +18,8 @@ from ml.data.sequences.batch import Batch
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.identity import largest_of
+from ml.data.tokenizers.lent import Lender
 
 
 class CombinedData(Data):
@@ -33,6 +35,10 @@ class CombinedData(Data):
         wrong = [name for name in datasets if not name.isidentifier()]
         require(not wrong, "datasets", f"must have names that are valid scopes, not {', '.join(wrong)}")
         self.datasets: dict[str, Data] = {name: child(name, constructor) for name, constructor in datasets.items()}
+        self._own = {name: part for name, part in self.datasets.items() if part.has_own_tokenizer}
+        if self._own:
+            for part in self.datasets.values():
+                part.lend_tokenizer(lambda: self.tokenizer)
 
     @property
     def vocab_size(self) -> int | None:
@@ -46,8 +52,23 @@ class CombinedData(Data):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Tokenizer of the first part, which all parts share."""
-        return next(iter(self.datasets.values())).tokenizer
+        """Tokenizer that all parts share: of those that differ in added special tokens, the one with the most.
+
+        Raises:
+            DataError: Two parts have different tokenizers.
+        """
+        own = {name: part.tokenizer for name, part in self._own.items()}
+        return own[largest_of(own)] if own else next(iter(self.datasets.values())).tokenizer
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """True if any part has its own tokenizer, which the others take."""
+        return bool(self._own)
+
+    def lend_tokenizer(self, lender: Lender) -> None:
+        if not self._own:
+            for part in self.datasets.values():
+                part.lend_tokenizer(lender)
 
     @property
     def separator(self) -> Separator:
@@ -99,10 +120,7 @@ class CombinedData(Data):
                 opened[name] = part.open(sequence_length, derive_seed(seed, "dataset", name), images)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
-        sizes = {name: dataset.tokenizer.vocab_size for name, dataset in opened.items()}
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{name} has {size:,} tokens" for name, size in sizes.items())
-            raise DataError(f"the datasets must share one tokenizer: {listed}")
+        largest_of({name: dataset.tokenizer for name, dataset in opened.items()})
         return opened
 
 
@@ -118,7 +136,7 @@ class CombinedDataset(Dataset):
         self.sequence_length = self._ordered[0].sequence_length
         self.separates_documents = any(part.separates_documents for part in self._ordered)
         self.has_pairs = any(part.has_pairs for part in self._ordered)
-        self.tokenizer = self._ordered[0].tokenizer
+        self.tokenizer = parts[largest_of({name: part.tokenizer for name, part in parts.items()})].tokenizer
         named = " ".join(f"{name}={part.sha256}" for name, part in parts.items())
         self.sha256 = hashlib.sha256(named.encode()).hexdigest()
 

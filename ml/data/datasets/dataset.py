@@ -15,6 +15,7 @@ from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.ending import Ending
 from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.lent import Lender
 from ml.targets import IGNORED
 
 
@@ -134,7 +135,7 @@ class Data(abc.ABC):
 
     Attributes:
         vocab_size: Exclusive upper bound of the token ids; None if the files that state it are missing.
-        tokenizer: Tokenizer of the tokens.
+        tokenizer: Tokenizer of the tokens; that of the run for data without its own.
         separator: Separator after each document.
         validation_fraction: Fraction that is held out, 1 if nothing is left to train on; None if it is decided
             elsewhere.
@@ -180,6 +181,19 @@ class Data(abc.ABC):
     def chat(self) -> ChatFormat | None:
         """Tokens of conversations, for generation as in training; None if the data has none."""
         return None
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """True unless the data takes the tokenizer of the run."""
+        return True
+
+    def lend_tokenizer(self, lender: Lender) -> None:
+        """Sets the tokenizer of the run, for data without its own.
+
+        Args:
+            lender: Returns the tokenizer, at every use the same; None for bytes.
+        """
+        assert self.has_own_tokenizer  # otherwise the subclass takes it
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Returns the reason that the data does not fit the model, or None.

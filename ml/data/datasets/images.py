@@ -18,7 +18,8 @@ from ml.data.sequences.batch import Batch
 from ml.data.sequences.batch_indices import held_out_indices
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling
-from ml.data.tokenizers import ByteTokenizer, Tokenizer
+from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.lent import Lender, OwnOrLent
 from ml.targets import IGNORED
 
 
@@ -164,7 +165,7 @@ class ImageTextData(Data):
 
     Args:
         corpus: Source of captioned images.
-        tokenizer: Tokenizer of captions.
+        tokenizer: Tokenizer of captions. None is that of the run, or of the run that it starts from, or else bytes.
         sampling: Order of captions in training.
         separator: Text after each caption, which ends it; "" for none.
         pixel_mean: Mean of pixel values in [0, 1], subtracted from them.
@@ -173,13 +174,12 @@ class ImageTextData(Data):
             nothing to train on, for data that is only evaluated.
     """
 
-    tokenizer: Tokenizer
     validation_fraction: float
 
     def __init__(
         self,
         corpus: Callable[..., ImageCorpus] = Shapes,
-        tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
+        tokenizer: Callable[..., Tokenizer] | None = None,
         sampling: Callable[..., WindowSampling] = ShuffledEpochs,
         separator: str = "\0",
         pixel_mean: float = 0.5,
@@ -190,7 +190,7 @@ class ImageTextData(Data):
             0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
         )
         self.corpus = child("corpus", corpus)
-        self.tokenizer = child("tokenizer", tokenizer)
+        self._tokenizer = OwnOrLent(None if tokenizer is None else child("tokenizer", tokenizer))
         self.sampling = child("sampling", sampling)
         self._separator = separator
         require(math.isfinite(pixel_mean), "pixel_mean", f"must be finite, not {pixel_mean}")
@@ -200,9 +200,26 @@ class ImageTextData(Data):
         self.validation_fraction = validation_fraction
 
     @property
-    def vocab_size(self) -> int:
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the text.
+
+        Raises:
+            DataError: That of the run cannot be read.
+        """
+        return self._tokenizer.get()
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """False if the data takes the tokenizer of the run."""
+        return self._tokenizer.is_own
+
+    def lend_tokenizer(self, lender: Lender) -> None:
+        self._tokenizer.lend(lender)
+
+    @property
+    def vocab_size(self) -> int | None:
         """Exclusive upper bound of the token ids."""
-        return self.tokenizer.vocab_size
+        return self._tokenizer.vocab_size
 
     def misfit(self, images: ImageFormat | None) -> str | None:
         if images is None:

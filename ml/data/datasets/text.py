@@ -17,7 +17,8 @@ from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs
 from ml.data.sequences.streams import ArrayStream, TokenStream, sha256_of
-from ml.data.tokenizers import ByteTokenizer, Tokenizer
+from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.lent import Lender, OwnOrLent
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class TextData(Data):
 
     Args:
         corpus: Source of documents.
-        tokenizer: Tokenizer of the text.
+        tokenizer: Tokenizer of the text. None is that of the run, or of the run that it starts from, or else bytes.
         sampling: Sampling of sequences from the stream.
         separator: Text after each document; "" for none. None is the tokenizer's end-of-document token, which no text
             contains: for bytes, the zero byte.
@@ -45,13 +46,12 @@ class TextData(Data):
             unchanged.
     """
 
-    tokenizer: Tokenizer
     validation_fraction: float
 
     def __init__(
         self,
         corpus: Callable[..., Corpus] = TextFiles,
-        tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
+        tokenizer: Callable[..., Tokenizer] | None = None,
         sampling: Callable[..., Sampling] = ShuffledEpochs,
         separator: str | None = None,
         validation_fraction: float = 0.05,
@@ -64,7 +64,7 @@ class TextData(Data):
             0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
         )
         self.corpus = child("corpus", corpus)
-        self.tokenizer = child("tokenizer", tokenizer)
+        self._tokenizer = OwnOrLent(None if tokenizer is None else child("tokenizer", tokenizer))
         self.sampling = child("sampling", sampling)
         self._separator = separator
         self.validation_fraction = validation_fraction
@@ -74,14 +74,31 @@ class TextData(Data):
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the text.
+
+        Raises:
+            DataError: That of the run cannot be read.
+        """
+        return self._tokenizer.get()
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """False if the data takes the tokenizer of the run."""
+        return self._tokenizer.is_own
+
+    def lend_tokenizer(self, lender: Lender) -> None:
+        self._tokenizer.lend(lender)
+
+    @property
     def separates_documents(self) -> bool:
         """Value of `separate_documents`, or that of the sampling if it is None."""
         return self.sampling.separates(self.separate_documents)
 
     @property
     def vocab_size(self) -> int | None:
-        """Exclusive upper bound of the token ids, sentinels included."""
-        return vocab_size_with(self.tokenizer.vocab_size, self.fill_in_the_middle)
+        """Exclusive upper bound of the token ids, sentinels included; None if the tokenizer of the run is missing."""
+        return vocab_size_with(self._tokenizer.vocab_size, self.fill_in_the_middle)
 
     @property
     def separator(self) -> Separator:

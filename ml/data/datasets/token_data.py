@@ -17,6 +17,7 @@ from ml.data.sequences.sampling import Sampling, ShuffledEpochs
 from ml.data.sequences.streams import JoinedStream, StreamPart, TokenStream
 from ml.data.token_files.reading import TokenFolder, find_token_folders
 from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.identity import require_fit
 
 
 @configurable
@@ -136,7 +137,7 @@ class TokenFiles(Data):
         first = self._folders[0][0]
         for folder in (part for pair in self._folders for part in pair if part):
             if folder.manifest["tokenizer"] != first.manifest["tokenizer"]:
-                raise DataError(f"{folder.path} and {first.path} were made by different tokenizers")
+                require_fit(first.tokenizer, folder.tokenizer, str(first.path), str(folder.path))
 
     def _parts(self, train: TokenFolder, held_out: TokenFolder | None) -> tuple[TokenStream, TokenStream]:
         stream = FolderStream(train)

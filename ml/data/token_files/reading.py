@@ -19,6 +19,7 @@ object with
     num_bytes             UTF-8 bytes of the documents' text
     end_of_document       token after each document; null if the tokenizer has none
     tokenizer             {"name", "arguments", "files"}, see `ml.data.tokenizers.saved`
+    tokenizer_identity    SHA-256 of its vocabulary, merges and special tokens; missing in folders of release 0.1.0
     text                  statistics of the text: {"sources", "source_bytes", "empty_documents", "skipped_rows",
                           "invalid_utf8", "zero_characters", "unknown_characters", "shared_files"}; all but the first
                           two count what was found in the text, older folders lack the last two
@@ -143,7 +144,9 @@ class TokenFolder:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer that made the tokens; its files in the folder are read on first use."""
-        return open_tokenizer(self.manifest["tokenizer"], self.path / TOKENIZER_FOLDER)
+        return open_tokenizer(
+            self.manifest["tokenizer"], self.path / TOKENIZER_FOLDER, self.manifest.get("tokenizer_identity")
+        )
 
     @functools.cached_property
     def document_ends(self) -> np.ndarray:

@@ -109,6 +109,7 @@ class TokenWriter:
             "num_bytes": self.num_bytes,
             "end_of_document": self._tokenizer.end_of_document,
             "tokenizer": save_tokenizer(self._tokenizer, self.folder / TOKENIZER_FOLDER),
+            "tokenizer_identity": self._tokenizer.identity,
             "text": text,
             "shards": [*self._shards, *last],
             "documents": {"file": _ENDS_FILE, "sha256": self._ends.sha256()},

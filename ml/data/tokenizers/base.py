@@ -1,12 +1,17 @@
 """Base class of tokenizers."""
 
 import abc
+import functools
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from ml.data.tokenizers.definition import Definition, lineage_of
+from ml.files import sha256_of_file
 
 
 class SavedArguments(NamedTuple):
@@ -61,6 +66,7 @@ class Tokenizer(abc.ABC):
         begin_of_document: Token before each document, which no text contains; None if there is none.
         safe_cut: Pattern in UTF-8 after whose matches long text may be cut: the tokens of the pieces are the tokens of
             the whole. None if no such positions are known.
+        source: File or name that it was configured with, for messages; "" if there is none.
     """
 
     if TYPE_CHECKING:  # each an attribute or a property
@@ -77,6 +83,25 @@ class Tokenizer(abc.ABC):
     else:
         begin_of_document = None
         safe_cut = None
+
+    source: str = ""
+
+    @functools.cached_property
+    def lineage(self) -> tuple[str, ...]:
+        """Identities of this tokenizer without its last special tokens, shortest first, and its own."""
+        return lineage_of(self.definition())
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of vocabulary, merges and special tokens, independent of the format and place of the files."""
+        return self.lineage[-1]
+
+    def definition(self) -> Definition:
+        """Returns what decides the tokens of a text; by default the class, its arguments and its files."""
+        with tempfile.TemporaryDirectory() as folder:
+            arguments, files = self.save(Path(folder))
+            contents = {argument: sha256_of_file(Path(folder) / file) for argument, file in files.items()}
+        return Definition([type(self).__qualname__, arguments, contents], {})
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from ml.config import REQUIRED, configurable
 from ml.data.errors import DataError
 from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer, TokenSpans
 from ml.data.tokenizers.byte_level import bytes_of_pieces
+from ml.data.tokenizers.definition import Definition
 from ml.data.tokenizers.token_bytes import TokenBytes
 from ml.data.tokenizers.tokenizer_config import TokenizerConfig
 from ml.data.tokenizers.unknown import UnknownCounter, unknown_counter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _FILE = "tokenizer.json"
+_DECIDING = ("type", "unk_token", "byte_fallback", "ignore_merges")  # of a model, besides vocabulary and merges
 _USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 
@@ -38,6 +40,7 @@ class HuggingFaceTokenizer(Tokenizer):
             the file, otherwise a common one such as "<|endoftext|>", otherwise none.
         begin_of_document: Special token before each document; "" for none. None is the `bos_token` of a
             tokenizer_config.json beside the file, unless its `add_bos_token` is false.
+        added_tokens: Special tokens to add after the vocabulary, in this order; those that the file has keep their ids.
         post_processor: True takes from the file's post-processor the special tokens with which documents begin and
             end, where it adds any.
     """
@@ -47,12 +50,19 @@ class HuggingFaceTokenizer(Tokenizer):
         path: str = REQUIRED,
         end_of_document: str | None = None,
         begin_of_document: str | None = None,
+        added_tokens: Sequence[str] = (),
         post_processor: bool = False,
     ):
         self.path = path
         self._end_of_document = end_of_document
         self._begin_of_document = begin_of_document
+        self._added_tokens = list(added_tokens)
         self._post_processor = post_processor
+
+    @property
+    def source(self) -> str:  # type: ignore[override]
+        """The file."""
+        return str(self._file)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -136,7 +146,23 @@ class HuggingFaceTokenizer(Tokenizer):
     def save(self, folder: Path) -> SavedArguments:
         (folder / _FILE).write_text(self._content, encoding="utf-8", newline="")
         begin = {} if self._begin_name is None else {"begin_of_document": self._begin_name}
-        return SavedArguments({"end_of_document": self._end_name, **begin}, {"path": _FILE})
+        added = {"added_tokens": self._added_tokens} if self._added_tokens else {}
+        return SavedArguments({"end_of_document": self._end_name, **begin, **added}, {"path": _FILE})
+
+    def definition(self) -> Definition:
+        """Returns vocabulary, merges, normalizer, pre-tokenizer and special tokens."""
+        entries, special = self._tokenizer.get_vocab(with_added_tokens=True), self._special
+        last = max((token for token in entries.values() if token not in special), default=-1)
+        model, content = self._description["model"], json.loads(self._content)
+        ordinary = {
+            "vocabulary": sorted([token, entry] for entry, token in entries.items() if token <= last),
+            "special": sorted(token for token in special if token <= last),
+            "merges": [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or []],
+            "scores": model["vocab"] if isinstance(model["vocab"], list) else None,
+            "model": {name: model[name] for name in _DECIDING if model.get(name)},
+            "rules": [content.get("normalizer"), content.get("pre_tokenizer")],
+        }
+        return Definition(ordinary, {token: name for token, name in special.items() if token > last})
 
     @functools.cached_property
     def _content(self) -> str:
@@ -168,7 +194,17 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # as text
+        self._add_tokens(tokenizer)
         return tokenizer
+
+    def _add_tokens(self, tokenizer: "tokenizers.Tokenizer") -> None:
+        from tokenizers import AddedToken
+
+        special = {str(entry.content) for entry in tokenizer.get_added_tokens_decoder().values() if entry.special}
+        for name in self._added_tokens:
+            if name not in special and tokenizer.token_to_id(name) is not None:
+                raise DataError(f"HuggingFaceTokenizer.added_tokens: {name!r} is an ordinary token of {self._file}")
+            tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
 
     @functools.cached_property
     def _continuing(self) -> "tokenizers.Tokenizer":

@@ -33,12 +33,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     }
 
 
-def open_tokenizer(saved: dict[str, Any], folder: Path) -> Tokenizer:
+def open_tokenizer(saved: dict[str, Any], folder: Path, identity: str | None = None) -> Tokenizer:
     """Reconstructs a saved tokenizer; its files are read on first use.
 
     Args:
         saved: Record returned by `save_tokenizer`.
         folder: Folder of the files.
+        identity: Its identity where it is recorded, which spares computing it; None computes it.
 
     Raises:
         DataError: The class of the tokenizer is not registered.
@@ -50,7 +51,10 @@ def open_tokenizer(saved: dict[str, Any], folder: Path) -> Tokenizer:
             "import the module that defines it"
         )
     files = {argument: str(folder / kept["file"]) for argument, kept in saved["files"].items()}
-    return known[0].target(**saved["arguments"], **files)
+    tokenizer = known[0].target(**saved["arguments"], **files)
+    if identity is not None:
+        tokenizer.identity = identity
+    return tokenizer
 
 
 def verify_tokenizer(saved: dict[str, Any], folder: Path) -> list[str]:

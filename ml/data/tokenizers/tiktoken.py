@@ -4,7 +4,7 @@ import base64
 import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ import numpy as np
 from ml.config import UNORDERED, configurable, require
 from ml.data.errors import DataError
 from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer
+from ml.data.tokenizers.definition import Definition
 from ml.data.tokenizers.token_bytes import TokenBytes
 from ml.data.tokenizers.word_ends import WORD_END, is_cut_at_word_ends
 from ml.optional import optional_import
@@ -39,6 +40,7 @@ class TiktokenTokenizer(Tokenizer):
         special_tokens: Token id of each special token, with `path`. None is no special tokens.
         end_of_document: Special token after each document; None for none.
         begin_of_document: Special token before each document; None for none.
+        added_tokens: Special tokens to add after the vocabulary, in this order; those that there are keep their ids.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TiktokenTokenizer(Tokenizer):
         special_tokens: Annotated[dict[str, int], UNORDERED] | None = None,
         end_of_document: str | None = "<|endoftext|>",
         begin_of_document: str | None = None,
+        added_tokens: Sequence[str] = (),
     ):
         require(
             (encoding is None) != (path is None),
@@ -67,6 +70,12 @@ class TiktokenTokenizer(Tokenizer):
         self.special_tokens = special_tokens or {}
         self._end_of_document = end_of_document
         self._begin_of_document = begin_of_document
+        self._added_tokens = list(added_tokens)
+
+    @property
+    def source(self) -> str:  # type: ignore[override]
+        """The name, or the file of ranks."""
+        return self.encoding or self.path or ""
 
     @property
     def vocab_size(self) -> int:
@@ -135,8 +144,29 @@ class TiktokenTokenizer(Tokenizer):
             arguments["begin_of_document"] = self._begin_of_document
         return SavedArguments(arguments, {"path": _RANKS_FILE})
 
+    def definition(self) -> Definition:
+        """Returns ranks, pattern and special tokens."""
+        encoding = self._encoding
+        ranks = sorted((rank, piece.hex()) for piece, rank in encoding._mergeable_ranks.items())
+        names = {token: name for name, token in encoding._special_tokens.items()}
+        last = ranks[-1][0] if ranks else -1
+        among = sorted([token, name] for token, name in names.items() if token <= last)
+        added = {token: name for token, name in names.items() if token > last}
+        return Definition({"ranks": ranks, "pattern": encoding._pat_str, "special": among}, added)
+
     @functools.cached_property
     def _encoding(self) -> "tiktoken.Encoding":
+        found = self._configured
+        if not (names := [name for name in self._added_tokens if name not in found._special_tokens]):
+            return found
+        first = found.max_token_value + 1
+        special = {**found._special_tokens, **{name: first + index for index, name in enumerate(names)}}
+        return type(found)(
+            found.name, pat_str=found._pat_str, mergeable_ranks=found._mergeable_ranks, special_tokens=special
+        )
+
+    @functools.cached_property
+    def _configured(self) -> "tiktoken.Encoding":
         tiktoken = optional_import("tiktoken", "tokenizers", "TiktokenTokenizer", DataError)
         if self.encoding is not None:
             return _named(tiktoken, self.encoding)

@@ -2,6 +2,7 @@
 
 import abc
 import collections
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +10,17 @@ from typing import Any, Literal
 from torch import nn
 
 from ml.config import configurable, require
+from ml.data.tokenizers import Tokenizer
 from ml.distributed import ALONE, World
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints.initial_weights import InitialWeights, StartingPoint
+from ml.training.checkpoints.new_tokens import Growth, Initialization, NewTokens
 from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
 from ml.training.checkpoints.state_files import read_state, read_whole_counts
 from ml.training.checkpoints.weight_files import LoadedWeights, read_weights
 from ml.training.run_data import RunData
 from ml.training.run_folder import RunFolder
+from ml.training.run_tokenizer import read_run_tokenizer
 from ml.training.state import BEST_VALIDATION, TrainState
 
 _MOST_NAMES = 5  # in a message
@@ -38,6 +42,8 @@ class FromRun(InitialWeights):
         may_differ: Patterns of the names of weights that may be missing or have another shape, such as `'head.*'`.
         data_position: `'continue'` reads on after the sequences that the other run has consumed, if the data and its
             order are the same; other data start at the first sequence. `'start'` starts there in any case.
+        new_tokens: Initialization of the rows of special tokens that the tokenizer of the other run has not: the
+            `'mean'` of the earlier rows, or `'fresh'` as in a new model.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class FromRun(InitialWeights):
         state: Literal["weights", "average", "all"] = "weights",
         may_differ: Sequence[str] = (),
         data_position: Literal["continue", "start"] = "continue",
+        new_tokens: Initialization = "mean",
     ):
         require(step is None or step > 0, "step", f"must be positive, not {step}")
         is_whole = state == "all"
@@ -58,6 +65,18 @@ class FromRun(InitialWeights):
         self.state = state
         self.may_differ = tuple(may_differ)
         self.data_continues = data_position == "continue"
+        self.new_tokens: Initialization = new_tokens
+
+    @property
+    def run(self) -> str:
+        return self.path
+
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        return read_run_tokenizer(Path(self.path))
 
     def pins(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         return self.source.pins(recorded, recorded.get("path"))
@@ -82,6 +101,7 @@ class CheckpointStart(StartingPoint):
     def __init__(self, settings: FromRun, world: World = ALONE):
         self.settings = settings
         self.checkpoint = world.first(settings.source.find)
+        self.place = f"the run {settings.path}"
 
     def load(self, state: TrainState, data: RunData, say: Callable[[str], None]) -> None:
         try:
@@ -97,6 +117,13 @@ class CheckpointStart(StartingPoint):
 
 class WeightStart(CheckpointStart):
     """The start of a new run from weights alone."""
+
+    _new_tokens: NewTokens | None = None
+
+    def fit_tokenizer(self, tokenizer: Tokenizer, earlier: Tokenizer) -> None:
+        super().fit_tokenizer(tokenizer, earlier)
+        if tokenizer.vocab_size >= earlier.vocab_size:
+            self._new_tokens = NewTokens(earlier.vocab_size, tokenizer.vocab_size, self.settings.new_tokens)
 
     def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:
         return self._read(model, world)
@@ -115,10 +142,14 @@ class WeightStart(CheckpointStart):
     def _read(self, model: nn.Module, world: World) -> list[str]:
         """Loads the weights into a model, unless it is on the meta device; returns the lines that describe them."""
         average = self.settings.state == "average"
-        names, may_differ = adapter_weights(model), self.settings.may_differ
-        loaded = read_weights(self.checkpoint.path, model, names, may_differ, average=average, world=world)
+        names, may_differ, path = adapter_weights(model), list(self.settings.may_differ), self.checkpoint.path
+        growth = Growth(path, model, self._new_tokens, average, world) if self._new_tokens is not None else None
+        may_differ += [] if growth is None else growth.of_other_shapes
+        loaded = read_weights(path, model, names, may_differ, average=average, world=world)
+        grown = [] if growth is None or not growth.is_needed else growth.fill(model)
+        kept = [name for name in loaded.kept if growth is None or name not in growth.rows]
         what = "the average of the weights" if average else "the weights"
-        return [f"starting from {what} of {self.checkpoint}", *_described(loaded)]
+        return [f"starting from {what} of {self.checkpoint}", *grown, *_described(loaded._replace(kept=kept))]
 
     def _position(self, data: RunData) -> tuple[int, str]:
         """Returns the sequences of the data that count as consumed, and the line that describes them."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.identity import fits, require_fit
 from ml.distributed import ALONE, World
 from ml.training.checkpoints.reference import FoundCheckpoint
 
@@ -36,6 +38,19 @@ class InitialWeights(abc.ABC):
         """Takes over what `pins` of these settings, before they were set, has found: nothing is verified twice."""
         return  # settings that verify nothing have nothing to take over
 
+    @property
+    def run(self) -> str | None:
+        """Folder of the run that has the weights; None if they are not of a run."""
+        return None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer of the weights, for data without its own; None if it is not known.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return None
+
     @abc.abstractmethod
     def open(self, world: World = ALONE) -> "StartingPoint":
         """Finds the weights and verifies them; a collective call.
@@ -50,9 +65,24 @@ class StartingPoint(abc.ABC):
 
     Attributes:
         continues: The checkpoint whose training continues with the step after it; None where training begins.
+        place: Their place, for messages, such as "the run runs/base".
     """
 
     continues: FoundCheckpoint | None = None
+    place: str = "the initial weights"
+
+    def fit_tokenizer(self, tokenizer: Tokenizer, earlier: Tokenizer) -> None:
+        """Compares the tokenizer of the weights with that of the run, before `check` and `load`.
+
+        Args:
+            tokenizer: The tokenizer of the training data, which may have further special tokens.
+            earlier: The tokenizer of the weights.
+
+        Raises:
+            DataError: They are different tokenizers; the message names both.
+        """
+        if not fits(earlier, tokenizer):
+            require_fit(tokenizer, earlier, "the data", self.place)
 
     @abc.abstractmethod
     def check(self, model: nn.Module, num_steps: int, world: World = ALONE) -> list[str]:

@@ -82,13 +82,14 @@ def read_weights(
     return LoadedWeights(kept, {name: dtypes for _, part in parts for name, dtypes in part.items()})
 
 
-def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:
+def export_weights(folder: Path, file: Path, *, average: bool = False, tokenizer: str | None = None) -> int:
     """Exports the weights of a checkpoint to one safetensors file, under their names in the model.
 
     Args:
         folder: The checkpoint.
         file: The file to write.
         average: Whether to export the running average of the weights instead of the last weights.
+        tokenizer: Identity of the tokenizer, for the metadata of the file; None omits it.
 
     Returns:
         The number of tensors written.
@@ -100,14 +101,43 @@ def export_weights(folder: Path, file: Path, *, average: bool = False) -> int:
     sources = _sources(folder, shapes, average)
     tensors = {source: torch.empty(shapes[source].shape, dtype=shapes[source].dtype) for source in sources.values()}
     read_tensors(folder, tensors)
+    metadata = {"format": "pt", **({} if tokenizer is None else {"tokenizer_identity": tokenizer})}
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        save_file({name: tensors[source] for name, source in sources.items()}, temporary, {"format": "pt"})
+        save_file({name: tensors[source] for name, source in sources.items()}, temporary, metadata)
         temporary.replace(file)
     except Exception as error:  # safetensors raises its own error for a full disk
         temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
     return len(sources)
+
+
+def saved_shapes(folder: Path, *, average: bool = False) -> dict[str, TensorShape]:
+    """Returns dtype and shape of each weight of a checkpoint, by its name in the model.
+
+    Raises:
+        RunError: The checkpoint has no average.
+    """
+    shapes = tensor_shapes(folder)
+    return {name: shapes[source] for name, source in _sources(folder, shapes, average).items()}
+
+
+def read_whole(folder: Path, names: Iterable[str], *, average: bool = False) -> dict[str, Tensor]:
+    """Reads weights of a checkpoint whole, in main memory, whatever the mesh.
+
+    Args:
+        folder: The checkpoint.
+        names: Their names in the model.
+        average: Whether to read the running average of the weights instead of the last weights.
+
+    Raises:
+        RunError: The checkpoint has no average.
+    """
+    shapes = tensor_shapes(folder)
+    sources = _sources(folder, shapes, average)
+    tensors = {name: torch.empty(shapes[sources[name]].shape, dtype=shapes[sources[name]].dtype) for name in names}
+    read_tensors(folder, {sources[name]: tensor for name, tensor in tensors.items()})
+    return tensors
 
 
 def _sources(folder: Path, saved: Mapping[str, TensorShape], average: bool) -> dict[str, str]:

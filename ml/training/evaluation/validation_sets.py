@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ml.config import child, require
 from ml.data import Data, DataError, Dataset
+from ml.data.tokenizers.identity import require_fit
 from ml.training.evaluation.validation import PreferenceResult, Validation, ValidationResult
 
 Constructors = Callable[..., Validation] | dict[str, Callable[..., Validation]] | None
@@ -60,7 +61,7 @@ def open_sets(
         open_data: Opens separate data.
 
     Raises:
-        DataError: The data of a set cannot be used or has no token to predict.
+        DataError: The data of a set cannot be used, has no token to predict or another tokenizer.
     """
     sets = []
     for name, validation in validations.items():
@@ -72,5 +73,6 @@ def open_sets(
             )
         if dataset.num_validation_tokens < 1:
             raise DataError(f"the data of the validation set {name or 'of the run'} has nothing to predict")
+        require_fit(training.tokenizer, dataset.tokenizer, "the training data", f"the validation set {name}".rstrip())
         sets.append(ValidationSet(name, validation, dataset))
     return sets

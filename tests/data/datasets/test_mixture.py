@@ -188,9 +188,23 @@ def test_datasets_with_different_tokenizers_are_refused(text):
     class Larger(ByteTokenizer):
         vocab_size = 300
 
-    names = {"a": text("a", 99), "b": text("b", 99, tokenizer=Larger)}
-    with pytest.raises(DataError, match="one tokenizer: a has 256 tokens, b has 300 tokens"):
+    names = {"a": text("a", 99, tokenizer=ByteTokenizer), "b": text("b", 99, tokenizer=Larger)}
+    listed = r"a has ByteTokenizer \(256 tokens, .*, b has Larger \(300 tokens"
+    with pytest.raises(DataError, match=f"the data must share one tokenizer: {listed}"):
         Concatenation(datasets=names).open(8, 0)
+
+
+def test_parts_without_a_tokenizer_take_that_of_another_part(text):
+    extended = functools.partial(ByteTokenizer, added_tokens=["<a>"])
+    names = {"a": text("a", 99), "b": text("b", 99, tokenizer=ByteTokenizer), "c": text("c", 99, tokenizer=extended)}
+    data = Concatenation(datasets=names)
+    dataset = data.open(8, 0)
+    assert data.tokenizer.vocab_size == dataset.tokenizer.vocab_size == 257  # b has the same without its last token
+    assert [part.tokenizer.vocab_size for part in dataset.parts.values()] == [257, 256, 257]
+    without = Concatenation(datasets={"a": text("a", 99), "b": text("b", 99)})
+    assert not without.has_own_tokenizer
+    without.lend_tokenizer(extended)
+    assert without.open(8, 0).tokenizer.vocab_size == 257
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_sets_by_name_have_their_own_data_and_rhythm(tiny, run_in, books):
 
 def test_a_set_counts_bytes_with_its_tokenizer(tiny, books, monkeypatch):
     trainer = tiny(NAMED)
-    trainer.validations["books"].own_data.tokenizer = OtherUnits()
+    trainer.data.lend_tokenizer(OtherUnits)
     state = trainer.start(CPU)
     (one,) = [one for one in trainer.open_data().validation_sets if one.name == "books"]
     result = one.validation.measure(state.model, one.dataset, 3, Float32(), CPU)
