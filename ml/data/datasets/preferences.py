@@ -123,6 +123,7 @@ class PreferenceData(Data):
 
     def _pairs(self) -> Iterator[tuple[str, Pair]]:
         """Tokenizes the preferences; `corpus.on_error` handles one that the template cannot render."""
+        self.template.load(self.tokenizer)
         skipped: list[str] = []
         for preference in self.corpus.preferences():
             try:
