@@ -76,6 +76,9 @@ class PreferenceData(Data):
         self.too_long = too_long
         self.validation_fraction = validation_fraction
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
     @property
     def vocab_size(self) -> int | None:
         """Exclusive upper bound of the token ids; None if the tokenizer cannot be read."""
