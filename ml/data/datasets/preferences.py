@@ -25,7 +25,8 @@ from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.packing import PackedDocuments
 from ml.data.sequences.streams import sha256_of
-from ml.data.tokenizers import ByteTokenizer, Tokenizer
+from ml.data.tokenizers import Tokenizer
+from ml.data.tokenizers.lent import Lender, OwnOrLent
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class PreferenceData(Data):
     Args:
         corpus: Source of preferences.
         template: Template that renders messages as text.
-        tokenizer: Tokenizer of the text.
+        tokenizer: Tokenizer of the text. None is that of the run, or of the run that it starts from, or else bytes.
         packing: Packing of pairs into sequences; `PackedDocuments.max_documents = 1` gives each its own sequence.
         separator: Text after each side, a target; "" for none. None is the tokenizer's end-of-document token.
         begin_token: Token before each side, as `ChatData.begin_token`.
@@ -49,7 +50,6 @@ class PreferenceData(Data):
             nothing to train on, for data that is only evaluated.
     """
 
-    tokenizer: Tokenizer
     validation_fraction: float
     has_pairs = True
     separates_documents = True
@@ -58,7 +58,7 @@ class PreferenceData(Data):
         self,
         corpus: Callable[..., PreferenceCorpus] = PreferenceFiles,
         template: Callable[..., ChatTemplate] = RoleMarkers,
-        tokenizer: Callable[..., Tokenizer] = ByteTokenizer,
+        tokenizer: Callable[..., Tokenizer] | None = None,
         packing: Callable[..., PackedDocuments] = PackedDocuments,
         separator: str | None = None,
         begin_token: str | None = None,
@@ -69,7 +69,7 @@ class PreferenceData(Data):
         require(fits, "validation_fraction", f"must be in [0, 1], not {validation_fraction}")
         self.corpus = child("corpus", corpus)
         self.template = child("template", template)
-        self.tokenizer = child("tokenizer", tokenizer)
+        self._tokenizer = OwnOrLent(None if tokenizer is None else child("tokenizer", tokenizer))
         self.packing = child("packing", packing)
         self._separator = separator
         self._begin_token = begin_token
@@ -80,10 +80,27 @@ class PreferenceData(Data):
         self.tokenizer = tokenizer
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the text.
+
+        Raises:
+            DataError: That of the run cannot be read.
+        """
+        return self._tokenizer.get()
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """False if the data takes the tokenizer of the run."""
+        return self._tokenizer.is_own
+
+    def lend_tokenizer(self, lender: Lender) -> None:
+        self._tokenizer.lend(lender)
+
+    @property
     def vocab_size(self) -> int | None:
         """Exclusive upper bound of the token ids; None if the tokenizer cannot be read."""
         try:
-            return self.tokenizer.vocab_size
+            return self._tokenizer.vocab_size
         except DataError:  # reading the data raises it again
             return None
 
