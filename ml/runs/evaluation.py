@@ -59,7 +59,7 @@ class Evaluation:
         if self.tasks and self.data:
             raise ArgumentError("{data} and {tasks} are two evaluations: ask for one at a time")
         optional = ("task_folder", "num_fewshot", "limit", "apply_chat_template")
-        of_tasks = [n for n in optional if getattr(self, n) not in (None, False)]
+        of_tasks = [n for n in optional if getattr(self, n) is not None and getattr(self, n) is not False]
         if of_tasks and not self.tasks:
             raise ArgumentError(f"{', '.join(f'{{{name}}}' for name in of_tasks)} goes with {{tasks}}")
         if self.stride is not None and not self.data:
