@@ -174,12 +174,6 @@ MODELS = {
         LongRotary.original_length = 8
         LongRotary.short_factors = [1.0, 1.5]
         LongRotary.long_factors = [2.0, 3.0]""",
-    "LongRoPE, short": """
-        Attention.rotary = @LongRotary
-        Attention.head_size = 8
-        LongRotary.original_length = 64
-        LongRotary.short_factors = [1.5]
-        LongRotary.long_factors = [2.0]""",
     "YaRN": """
         Attention.rotary = @YarnRotary
         Attention.head_size = 32
@@ -217,9 +211,8 @@ MODELS = {
         MixtureOfExperts.shared_expert = @GatedMLP
         SoftmaxRouter.bias = True
         SoftmaxRouter.balance_bias = True
-        SoftmaxRouter.num_groups = 2
-        SoftmaxRouter.groups_per_token = 2""",
-    "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2\nSigmoidRouter.bias = True",
+        SoftmaxRouter.num_groups = 2""",
+    "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
     "vision": VISION,
 }
 JINJA = """
@@ -620,6 +613,7 @@ ELSEWHERE = {
     ("FromRun", "may_differ"),
     ("FromRun", "new_tokens"),  # tests/runs/test_run_tokenizers.py
     ("Distillation", "sha256"),
+    ("ChatData", "prepared"),  # tests/data/datasets/test_prepared_chat.py
     ("DirectPreferenceOptimization", "sha256"),
     ("DirectPreferenceOptimization", "reference"),  # tests/training/test_preference.py
 }

@@ -6,25 +6,17 @@ What is learned is colored, or set between ⟦ and ⟧ where colors cannot be sh
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from ml.cli.path_argument import path_text
-from ml.cli.run_arguments import add_trust_argument
-from ml.errors import UserError
+from ml.cli.config_arguments import add_config_arguments, config_of
 
 if TYPE_CHECKING:
     from ml.data import Dataset
     from ml.training import Trainer
 
-_REPEATABLE: dict[str, tuple[Callable[[str], str], str]] = {
-    "gin_file": (path_text, "a gin file, after CONFIG"),
-    "gin_bindings": (str, "gin statements"),
-    "gin_search_path": (path_text, "a search folder for gin files"),
-}
 _RULE = "──"
 _MARKS = ("⟦", "⟧")
 _ASCII_RULE = "--"
@@ -33,13 +25,8 @@ _COLORS = ("\x1b[32m", "\x1b[0m")  # green
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", type=path_text, help="a gin file, or the folder of a run")
-    for name, (kind, help_text) in _REPEATABLE.items():
-        parser.add_argument(f"--{name}", type=kind, action="append", default=[], help=f"{help_text}; repeatable")
-    parser.add_argument("--init_from", type=path_text, help="the run that the configuration starts from")
-    parser.add_argument("--allow_unused_bindings", action="store_true", help="bindings without effect are warnings")
+    add_config_arguments(parser)
     parser.add_argument("--num_sequences", type=_count, default=3, help="number of sequences to show; 3 by default")
-    add_trust_argument(parser)
 
 
 def _count(text: str) -> int:
@@ -50,34 +37,14 @@ def _count(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Opens the data, prints its first sequences and its statistics; nothing is trained or written."""
-    from ml.api import build_trainer, load
+    from ml.api import build_trainer
     from ml.training.data_report import describe_data
 
-    files = [*([] if arguments.config is None else [_config_file(arguments.config)]), *arguments.gin_file]
-    if not files and not arguments.gin_bindings and arguments.init_from is None:
-        raise UserError("no configuration: name a gin file or the folder of a run")
-    config = load(
-        files,
-        arguments.gin_bindings,
-        init_from=arguments.init_from,
-        search_path=arguments.gin_search_path,
-        allow_unused_bindings=arguments.allow_unused_bindings,
-        trust_code=arguments.trust_run_code,
-    )
-    trainer = build_trainer(config)
+    trainer = build_trainer(config_of(arguments))
     dataset = trainer.open_data().training
     for line in _preview(trainer, dataset, arguments.num_sequences, sys.stdout):
         print(line)
     print(describe_data(trainer, dataset))
-
-
-def _config_file(name: str) -> str | Path:
-    path = Path(name)
-    if not path.is_dir():
-        return name
-    if not (path / "operative_config.gin").is_file():
-        raise UserError(f"there is no run in {path}: it has no operative_config.gin")
-    return path / "operative_config.gin"
 
 
 def _preview(trainer: "Trainer", dataset: "Dataset", count: int, stream: TextIO) -> Iterator[str]:

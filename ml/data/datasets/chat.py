@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,20 +14,22 @@ from ml.data.chat.role_markers import RoleMarkers
 from ml.data.chat.template import ChatTemplate
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
 from ml.data.datasets.dataset import Data, ImageFormat
+from ml.data.datasets.prepared_chat import Fitting, sha256_of_streams
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.packing import PackedDocuments
-from ml.data.sequences.streams import ArrayStream, sha256_of
+from ml.data.sequences.streams import ArrayStream, TokenStream, sha256_of
+from ml.data.token_files.conversations import ConversationFolder
 from ml.data.tokenizers import Tokenizer
 from ml.data.tokenizers.lent import Lender, OwnOrLent
 
 logger = logging.getLogger(__name__)
 
 
-@configurable
+@configurable(neutral=["prepared"])
 class ChatData(Data):
     """Conversations of which only the assistant's messages are targets; several may share a sequence.
 
@@ -49,6 +51,8 @@ class ChatData(Data):
             Their number is logged.
         validation_fraction: Fraction of the conversations that is held out, in [0, 1], chosen by the hash of their
             tokens. 1 leaves nothing to train on, for data that is only evaluated.
+        prepared: Folder that `python -m ml prepare_chat` wrote for these settings, which is read instead of the corpus;
+            None tokenizes the corpus at each start.
     """
 
     validation_fraction: float
@@ -63,6 +67,7 @@ class ChatData(Data):
         begin_token: str | None = None,
         too_long: Literal["cut", "skip"] = "cut",
         validation_fraction: float = 0.05,
+        prepared: str | None = None,
     ):
         require(
             0.0 <= validation_fraction <= 1.0, "validation_fraction", f"must be in [0, 1], not {validation_fraction}"
@@ -75,6 +80,7 @@ class ChatData(Data):
         self._begin_token = begin_token
         self.too_long = too_long
         self.validation_fraction = validation_fraction
+        self.prepared = prepared
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -92,9 +98,6 @@ class ChatData(Data):
 
     def lend_tokenizer(self, lender: Lender) -> None:
         self._tokenizer.lend(lender)
-
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer.use(tokenizer)
 
     @property
     def separates_documents(self) -> bool:
@@ -130,16 +133,35 @@ class ChatData(Data):
         Raises:
             DataError: The corpus cannot be read, a role is unknown, or no targets are left.
         """
+        found = (self._tokenized if self.prepared is None else self._read)(sequence_length)
+        trained = found.train if self.validation_fraction < 1.0 else None
+        return TokenDataset(
+            trained, found.validation, self.tokenizer, self.packing, sequence_length, seed, found.sha256,
+            losses=found.losses,
+        )  # fmt: skip
+
+    def _read(self, length: int) -> "_Found":
+        """Returns the prepared conversations that fit in a sequence."""
+        assert self.prepared is not None  # the caller has it
+        folder = ConversationFolder(self.prepared)
+        folder.require(self.chat)
+        fitting = Fitting.of(folder, length + 1, self.too_long == "skip")
+        num_skipped = self._report(len(fitting.indices), fitting.num_long, fitting.num_empty, length)
+        is_held_out = fitting.is_held_out(folder, self.validation_fraction)
+        train, validation = (fitting.stream(folder, chosen) for chosen in (~is_held_out, is_held_out))
+        num_cut = int(np.count_nonzero(fitting.is_cut & ~is_held_out))
+        return _Found(train, validation, sha256_of_streams(train, validation), (num_cut, num_skipped))
+
+    def _tokenized(self, length: int) -> "_Found":
+        """Returns the conversations of the corpus that fit in a sequence."""
         found = examples_of(self.corpus.conversations(), self.chat, self.corpus.on_error)
-        examples = self._fitting(found, sequence_length)
+        examples, cut, num_skipped = self._fitting(found, length)
         held_out = held_out_names((example.name for example in examples), self.validation_fraction)
         train = _stream([example for example in examples if example.name not in held_out])
         validation = _stream([example for example in examples if example.name in held_out])
         all_arrays = [array for part in (train, validation) for array in (part.tokens, part.ends, part.predicted)]
         arrays = [array for array in all_arrays if array is not None]
-        sha256 = sha256_of(*arrays)
-        trained = train if self.validation_fraction < 1.0 else None
-        return TokenDataset(trained, validation, self.tokenizer, self.packing, sequence_length, seed, sha256)
+        return _Found(train, validation, sha256_of(*arrays), (sum(name not in held_out for name in cut), num_skipped))
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -151,9 +173,9 @@ class ChatData(Data):
         """Template, tokenizer and separator, for generation with the tokens of training."""
         return ChatFormat(self.template, self.tokenizer, self.separator, self.begin)
 
-    def _fitting(self, examples: Iterable[Example], length: int) -> list[Example]:
-        """Returns the examples that fit in a sequence and have targets; logs how many were cut or skipped."""
-        kept, num_long, num_empty = [], 0, 0
+    def _fitting(self, examples: Iterable[Example], length: int) -> tuple[list[Example], list[str], int]:
+        """Returns the examples that fit in a sequence and have targets, the names of those cut, the number skipped."""
+        kept, cut, num_long, num_empty = [], [], 0, 0
         for example in examples:
             is_long = len(example.tokens) > length + 1
             num_long += is_long
@@ -162,19 +184,44 @@ class ChatData(Data):
             tokens, is_target = example.tokens[: length + 1], example.is_target[: length + 1]
             if is_target[1:].any():
                 kept.append(Example(example.name, tokens, is_target))
+                cut += [example.name] * is_long
             else:
                 num_empty += 1
+        return kept, cut, self._report(len(kept), num_long, num_empty, length)
+
+    def _report(self, num_kept: int, num_long: int, num_empty: int, length: int) -> int:
+        """Logs how many conversations were cut or skipped; returns the number skipped.
+
+        Raises:
+            DataError: None is left.
+        """
         if num_long:
             action = "cut" if self.too_long == "cut" else "skipped"
             logger.warning("%s %d conversations of more than %d tokens", action, num_long, length + 1)
         if num_empty:
             logger.warning("skipped %d conversations without a word from the assistant", num_empty)
-        if not kept:
+        if not num_kept:
             raise DataError(
                 "no conversation with a message of the assistant is left: add data (ChatFiles.paths) or raise "
                 "Trainer.sequence_length"
             )
-        return kept
+        return num_empty + (num_long if self.too_long == "skip" else 0)
+
+
+class _Found(NamedTuple):
+    """Conversations that fit in a sequence.
+
+    Attributes:
+        train: Those to train on.
+        validation: Those that are held out.
+        sha256: Hash of both.
+        losses: Number of conversations to train on that were cut, and number of all that were skipped.
+    """
+
+    train: TokenStream
+    validation: TokenStream
+    sha256: str
+    losses: tuple[int, int]
 
 
 def _stream(examples: list[Example]) -> ArrayStream:

@@ -30,6 +30,7 @@ class TokenDataset(Dataset):
         sha256: str,
         separate_documents: bool | None = None,
         begin: Begin | None = None,
+        losses: tuple[int, int] = (0, 0),
     ):
         """Builds the training sequences.
 
@@ -43,6 +44,7 @@ class TokenDataset(Dataset):
             sha256: Hash of the data.
             separate_documents: True masks documents from each other; None follows the sampling.
             begin: Begin of each document, which is inserted; None inserts nothing.
+            losses: Number of documents that were cut, and skipped, before the training stream was made.
 
         Raises:
             DataError: The training stream is too short.
@@ -59,6 +61,7 @@ class TokenDataset(Dataset):
             train, validation = train and begun(train, begin), begun(validation, begin)
         self._held_out_stream = validation
         self.tokenizer = tokenizer
+        self._losses = losses
         self._sampling = sampling
         self.separates_documents = sampling.separates(separate_documents)
         made = sampling.sequences(train, sequence_length, seed, self.separates_documents) if train else None
@@ -91,7 +94,8 @@ class TokenDataset(Dataset):
         if self.train is None or self._sequences is None:
             return {}
         num_cut = self._sequences.num_cut_documents()
-        return {"": DocumentStatistics.of(self.train.ends, num_cut, self.train.num_learned)}
+        whole = None if num_cut is None else num_cut + self._losses[0]
+        return {"": DocumentStatistics.of(self.train.ends, whole, self.train.num_learned, self._losses[1])}
 
     def describe(self) -> dict[str, Any]:
         return {

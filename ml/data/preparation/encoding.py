@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from ml.data.preparation.pieces import Text
 from ml.data.reading.options import Findings, Reading
 from ml.data.tokenizers import Tokenizer
 from ml.errors import RunFailure, UserError
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 _ENCODED_AT_ONCE = 2**17
 _AHEAD = 2  # pending tasks for each worker
@@ -171,7 +174,9 @@ def _parts(index: int, text: str, safe_cut: re.Pattern[bytes] | None) -> Iterato
     yield _Part(index, content[start:].decode() if start else text, len(content) - start)
 
 
-def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterator[tuple[Task, Encoded]]:
+def encoded(
+    tasks: Iterable[Work], encoder: Callable[[Work], Result], num_workers: int
+) -> Iterator[tuple[Work, Result]]:
     """Yields each task with its result, in order.
 
     Args:
@@ -187,7 +192,7 @@ def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterat
         yield from ((task, encoder(task)) for task in tasks)
         return
     remaining = iter(tasks)
-    pending: collections.deque[tuple[Task, Future[Encoded]]] = collections.deque()
+    pending: collections.deque[tuple[Work, Future[Result]]] = collections.deque()
     with _processes(encoder, num_workers) as submit:
         try:
             while True:
@@ -205,7 +210,7 @@ def encoded(tasks: Iterable[Task], encoder: Encoder, num_workers: int) -> Iterat
 
 
 @contextlib.contextmanager
-def _processes(encoder: Encoder, num_workers: int) -> Iterator[Callable[[Task], Future[Encoded]]]:
+def _processes(encoder: Callable[[Work], Result], num_workers: int) -> Iterator[Callable[[Work], Future[Result]]]:
     """Yields a function that submits tasks to worker processes, which share the loaded encoder.
 
     Workers are forked: that takes milliseconds, whereas a new interpreter takes seconds for its imports.
@@ -235,10 +240,10 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-_encoder: Encoder | None = None  # set in worker processes
+_encoder: Callable[[Any], Any] | None = None  # set in worker processes
 
 
-def _begin_process(encoder: Encoder, parent: int) -> None:
+def _begin_process(encoder: Callable[[Any], Any], parent: int) -> None:
     global _encoder
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
@@ -252,6 +257,6 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _encode(task: Task) -> Encoded:
+def _encode(task: Any) -> Any:
     assert _encoder is not None
     return _encoder(task)

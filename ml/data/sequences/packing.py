@@ -1,5 +1,10 @@
 """Packing of whole documents into sequences, so that few of them are cut."""
 
+import contextlib
+import hashlib
+import io
+import zipfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +14,11 @@ from ml.data.errors import DataError
 from ml.data.randomness import derive_seed, permute
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.sampling import Sampling, Sequences, shuffled_epochs
-from ml.data.sequences.streams import TokenStream
+from ml.data.sequences.streams import TokenStream, sha256_of
+from ml.files import write_atomically
 from ml.targets import IGNORED
+
+_CACHE_FORMAT = 1
 
 
 @configurable
@@ -43,10 +51,27 @@ class PackedDocuments(Sampling):
 
     def sequences(self, stream: TokenStream, length: int, seed: int, separate: bool) -> Sequences:
         documents = permute(derive_seed(seed, "packing"), np.arange(len(stream.ends)), max(len(stream.ends), 1))
-        packed = self.packed(cut(stream, documents, length), length)
+        packed = self._kept(stream.cache_folder, cut(stream, documents, length), length)
         if not packed.num_rows:
             raise DataError("no training document has two tokens: there is nothing to predict")
         return _PackedSequences(stream, packed, length, separate, seed)
+
+    def _kept(self, folder: Path | None, pieces: "Pieces", length: int) -> "Packed":
+        """Returns the packing of pieces from a file in the folder, named by the hash of all that it depends on."""
+        if folder is None:
+            return self.packed(pieces, length)
+        settings = (type(self).__qualname__, length, self.window, self.longest_first, self.max_documents)
+        of_pieces = sha256_of(pieces.starts, pieces.sizes)
+        name = hashlib.sha256(f"{_CACHE_FORMAT} {settings} {of_pieces}".encode()).hexdigest()
+        file = folder / f"packing-{name[:32]}.npz"
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(file) as kept:
+            return Packed(*(kept[field] for field in Packed._fields))
+        packed = self.packed(pieces, length)
+        content = io.BytesIO()
+        np.savez(content, **packed._asdict())
+        with contextlib.suppress(OSError):  # a folder that cannot be written to
+            write_atomically(file, content.getvalue())
+        return packed
 
     def in_order(self, stream: TokenStream, length: int, separate: bool, num_tokens: int | None) -> Sequences:
         """Packs documents in their order, as many as predict `num_tokens` tokens; the last may be cut."""

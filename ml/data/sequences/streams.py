@@ -4,6 +4,7 @@ import abc
 import bisect
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,11 +16,13 @@ class TokenStream(abc.ABC):
         num_tokens: Number of tokens of all documents.
         ends: Position after the last token of each document, ascending, (documents,) int64; the last is `num_tokens`.
         num_end_tokens: Number of tokens after the text of each document that only mark its end.
+        cache_folder: Folder in which a packing of the documents is kept; None for none.
     """
 
     num_tokens: int
     ends: np.ndarray
     num_end_tokens: int
+    cache_folder: Path | None = None
 
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from ml.data.errors import DataError
 
-CONFIG_FILE = "tokenizer_config.json"
+FILE = "tokenizer_config.json"
 
 
 class TokenizerConfig(dict[str, Any]):
@@ -19,7 +19,7 @@ class TokenizerConfig(dict[str, Any]):
         Raises:
             DataError: It cannot be read.
         """
-        path = file.parent / CONFIG_FILE
+        path = file.parent / FILE
         if not path.is_file():
             return cls()
         try:
