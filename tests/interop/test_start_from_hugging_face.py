@@ -200,6 +200,9 @@ def test_the_tokenizer_and_the_chat_template_of_the_folder_are_those_of_the_run(
     (template_value,) = (v for v in imported_values(Folder(folder)) if v.key.endswith("ChatData.template"))
     assert template_value.value is JinjaTemplate
     run = trained(folder, bindings=["Trainer.validation = None"])  # words have no bytes
-    run.export_hugging_face("out")
+    shutil.move(folder, "elsewhere")
+    reopened = ml.open_run(run.path)
+    assert reopened.tokenizer.encode("a c b").tolist() == [1, 3, 2]
+    reopened.export_hugging_face("out")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert Path("out", name).read_bytes() == (folder / name).read_bytes()
+        assert Path("out", name).read_bytes() == Path("elsewhere", name).read_bytes()
