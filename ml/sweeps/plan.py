@@ -10,6 +10,7 @@ import ml
 from ml.config import Config, ConfigError, Location, Problem, compare
 from ml.config.errors import report
 from ml.errors import UserError
+from ml.run_files import is_hugging_face_folder
 from ml.runs.continuation import continuation
 from ml.runs.pinning import pinned
 from ml.sweeps.file import Member, Sweep
@@ -51,7 +52,8 @@ class PlannedRun:
             *(f"--gin_file={file}" for file in self.member.gin_files),
             *(f"--gin_bindings={binding.text}" for binding in self.member.bindings),
             *(f"--gin_search_path={folder}" for folder in sweep.gin_search_path),
-            *([f"--init_from={sweep.init_from}", f"--init_step={self.init_step}"] if sweep.init_from else []),
+            *([f"--init_from={sweep.init_from}"] if sweep.init_from else []),
+            *([f"--init_step={self.init_step}"] if self.init_step is not None else []),
             *(["--allow_unused_bindings"] if sweep.allow_unused_bindings else []),
             *(["--extend"] if self.is_longer else []),
         ]
@@ -69,7 +71,7 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
     Raises:
         UserError: One report of all members that are wrong, that are the same run twice, or whose folders hold another.
     """
-    source = ml.open_run(sweep.init_from) if sweep.init_from else None
+    source = _source(sweep.init_from) if sweep.init_from else None
     planned: list[PlannedRun] = []
     failures: dict[str, list[str]] = {}  # by report, the members that it is of
     for number, member in enumerate(sweep.members):
@@ -92,6 +94,11 @@ def plan(sweep: Sweep, directory: Path, say: Callable[[int], None] = lambda numb
         raise UserError(_report(failures, sweep))
     _require_distinct(planned, sweep)
     return _in_own_folders(planned)
+
+
+def _source(folder: str) -> ml.Run | str:
+    """Returns the run in a folder, opened once for all members, or the Hugging Face folder itself."""
+    return folder if is_hugging_face_folder(Path(folder)) else ml.open_run(folder)
 
 
 def _placed(error: ConfigError, sweep: Sweep, member: Member) -> str:

@@ -18,6 +18,8 @@ from ml.interop.errors import InteropError
 from ml.interop.folder import Folder
 from ml.interop.from_hugging_face import FromHuggingFace
 from ml.interop.importing import imported_values
+from ml.sweeps.file import read_sweep
+from ml.sweeps.plan import plan
 from ml.training.errors import RunError
 
 DATA = ["TextData.corpus = @TextFiles", "TextFiles.paths = ['text.txt']", "Trainer.sequence_length = 16"]
@@ -206,3 +208,13 @@ def test_the_tokenizer_and_the_chat_template_of_the_folder_are_those_of_the_run(
     reopened.export_hugging_face("out")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert Path("out", name).read_bytes() == Path("elsewhere", name).read_bytes()
+
+
+def test_a_sweep_starts_from_the_folder(folder):
+    lines = [f"init_from = {str(folder)!r}", f"gin_bindings = {json.dumps(SHORT)}", "[grid]", '"Trainer.seed" = [1, 2]']
+    Path("sweep.toml").write_text("\n".join(lines))
+    planned = plan(read_sweep(Path("sweep.toml")), Path("runs"))
+    assert [member.init_step for member in planned] == [None, None]
+    command = planned[0].command(read_sweep(Path("sweep.toml")))
+    assert f"--init_from={folder}" in command
+    assert not [flag for flag in command if flag.startswith("--init_step")]
