@@ -71,7 +71,7 @@ def load(
     if path is not None and run_dir is not None and removed:
         resumed = Run(run_dir, trust_code=trust_code)
         gin_files = gin_files if gin_files or is_hugging_face else resumed.config_file()
-        imported = [*imported, *resumed.imported_values(str(path / "operative_config.gin"))]
+        imported = [*imported, *resumed.config.imported_layer()]
     elif path is not None and is_hugging_face:
         from ml.interop.folder import Folder
         from ml.interop.importing import imported_values

@@ -120,6 +120,11 @@ class Config:
         bindings = [b for b in self._analysis.bindings if b in kept or belongs(b.configurable)]
         return [ImportedValue(b.key_by(_full_name), b.value, source, min(b.layer, Layer.IMPORTED)) for b in bindings]
 
+    def imported_layer(self) -> list[ImportedValue]:
+        """Returns the values that this configuration imported, to import them again."""
+        found = [b for b in self._analysis.bindings if b.layer is Layer.IMPORTED]
+        return [ImportedValue(b.key_by(_full_name), b.value, b.location.origin) for b in found]
+
     def rebound(self, place: tuple[str, ...], values: Mapping[str, Any], location: str) -> "Config":
         """Returns this configuration with other values of the component at a place, set last.
 

@@ -157,13 +157,15 @@ def change_of(saved: Config, config: Config, difference: Difference, counts: Map
     fixed = [name for name, pairs in found.items() if not pairs or not all(_may_change(*pair) for pair in pairs)]
     places = [one.path for pairs in found.values() for pair in pairs for one in pair if one is not None]
     is_set = "Trainer.schedule" in names or any(place.split("/")[0] == "schedule" for place in places)
-    of_start = [name for name in fixed if all(_is_of_start(one) for pair in found[name] for one in pair if one)]
+    of_start = [name for name in fixed if found[name] and all(map(_is_of_start, found[name]))]
     trainers = (build_trainer(saved), build_trainer(config))
     return Change(*trainers, counts["step"], counts["sequences"], is_set, fixed, bool(fixed) and of_start == fixed)
 
 
-def _is_of_start(record: Record) -> bool:
-    return record.path.split("/")[0] == START or (record.configurable, record.parameter) == ("Trainer", START)
+def _is_of_start(pair: tuple[Record | None, Record | None]) -> bool:
+    one = pair[1] or pair[0]
+    assert one is not None  # otherwise nothing differs
+    return one.path.split("/")[0] == START or (one.configurable, one.parameter) == ("Trainer", START)
 
 
 def _changed(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record | None, Record | None]]:

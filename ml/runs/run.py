@@ -418,13 +418,9 @@ class Run:
             merge=merge,
         )
 
-    def imported_values(self, source: str | None = None) -> list[ImportedValue]:
-        """The configuration of the model, as the imported layer of a run that starts from this one.
-
-        Args:
-            source: The file that is the origin of the values; None for the operative config of this run.
-        """
-        return self.config.as_imported(is_part_of_a_model, str(self._operative) if source is None else source)
+    def imported_values(self) -> list[ImportedValue]:
+        """The configuration of the model, as the imported layer of a run that starts from this one."""
+        return self.config.as_imported(is_part_of_a_model, str(self._operative))
 
     def history(self) -> list[dict[str, Any]]:
         """The records of history.jsonl, one for each start, oldest first."""

@@ -59,9 +59,11 @@ def test_values_have_their_fields_as_source_also_after_a_reload(folder):
 
 def test_training_starts_from_the_weights_and_exports_them(folder):
     tokens = torch.arange(12)[None]
-    run = trained(folder, bindings=["Linear.lr_scale = 0.0", "AdamW.learning_rate = 1e-9", "AdamW.weight_decay = 0.0"])
+    still = ["Linear.lr_scale = 0.0", "AdamW.learning_rate = 1e-9", "AdamW.weight_decay = 0.0"]
+    run = trained(folder, bindings=still)
     torch.testing.assert_close(run.build()(tokens), logits_of(folder, tokens), rtol=1e-4, atol=1e-4)
     shutil.rmtree(folder)  # no longer needed
+    assert trained(folder, bindings=still, run_dir="run").config == run.config
     reopened = ml.open_run(run.path)
     reopened.export_hugging_face("out")
     torch.testing.assert_close(logits_of("out", tokens), reopened.build()(tokens), rtol=1e-4, atol=2e-5)
