@@ -16,6 +16,7 @@ from test_every_parameter import (
     CASES,
     CPU,
     EXPERTS,
+    HELD,
     MODELS,
     bases_with,
     build_trainer,
@@ -34,8 +35,6 @@ from ml.data import DataError
 from ml.training import RunFolder, train
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.weight_files import read_weights
-
-HELD = {"Validation": ("Trainer", "validation")}  # parts of one neutral parameter alone are neutral with it
 
 
 def declared(name, parameter):

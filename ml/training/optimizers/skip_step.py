@@ -7,7 +7,7 @@ from ml.config import configurable, require
 from ml.layers.checks import positive_float
 
 
-@configurable
+@configurable(neutral=["max_in_a_row"])
 class SkipStep:
     """Skips steps with a spike of the loss or the gradient norm (OLMo 2, 2025).
 

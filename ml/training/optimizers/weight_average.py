@@ -13,7 +13,7 @@ from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.rollback import portions, rolled_back_where
 
 
-@configurable
+@configurable(neutral=["validate"])
 class ExponentialMovingAverage:
     """Exponential moving average of all trained parameters: average = d · average + (1 - d) · weights.
 
