@@ -33,7 +33,7 @@ def test_documents_are_encoded_in_order(kind, make, prepared, small_tasks, tmp_p
     folder.verify()
 
 
-@pytest.mark.parametrize("kind", ["text", "lines", "rows, groups", "mixed"])
+@pytest.mark.parametrize("kind", ["text", "lines", "rows, groups", "CSV", "mixed"])
 def test_the_output_is_the_same_for_any_number_of_processes(kind, prepared, small_tasks, tmp_path):
     WRITERS[kind](tmp_path / "in")
     tokenizer = small_tokenizers.hugging_face(tmp_path / "tokenizer")

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import small_tokenizers
+import sources
 from sources import TEXTS, WRITERS, Silent, as_lines, contents, documents_of, run_in_a_process
 
 from ml.data import ByteTokenizer, DataError
@@ -108,6 +109,33 @@ def test_ctrl_c_commits_and_can_be_resumed(prepared, small_tasks, tmp_path, monk
             prepared(num_workers=2)
     _, display = prepared()
     assert display.begun_at > 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("kind", ["array, indented", "CSV", "Arrow", "Arrow, file", "lines, CRLF", "rows"])
+def test_every_format_resumes_where_it_was_interrupted(kind, prepared, small_tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "TEXTS", [f"document {n} of them {'word ' * (n % 30)}" for n in range(120)])
+    WRITERS[kind](tmp_path / "in")
+    (undisturbed,) = prepared("undisturbed")[0].folders
+    assert documents_of(undisturbed) == sources.TEXTS
+    written = []
+
+    def interrupted(self, result, write=preparing._Run._write):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(result)
+        write(self, result)
+
+    monkeypatch.setattr(preparing._Run, "_write", interrupted)
+    failures = []
+    while len(failures) < 100:
+        try:
+            prepared()
+            break
+        except RunFailure as failure:
+            failures.append(failure)
+            written.clear()
+    assert 0 < len(failures) < 100
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
