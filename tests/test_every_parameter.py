@@ -175,6 +175,12 @@ MODELS = {
         LongRotary.original_length = 8
         LongRotary.short_factors = [1.0, 1.5]
         LongRotary.long_factors = [2.0, 3.0]""",
+    "LongRoPE, short": """
+        Attention.rotary = @LongRotary
+        Attention.head_size = 8
+        LongRotary.original_length = 64
+        LongRotary.short_factors = [1.5]
+        LongRotary.long_factors = [2.0]""",
     "YaRN": """
         Attention.rotary = @YarnRotary
         Attention.head_size = 32
@@ -212,8 +218,9 @@ MODELS = {
         MixtureOfExperts.shared_expert = @GatedMLP
         SoftmaxRouter.bias = True
         SoftmaxRouter.balance_bias = True
-        SoftmaxRouter.num_groups = 2""",
-    "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2",
+        SoftmaxRouter.num_groups = 2
+        SoftmaxRouter.groups_per_token = 2""",
+    "sigmoid router": EXPERTS.format("SigmoidRouter") + "\nSigmoidRouter.num_groups = 2\nSigmoidRouter.bias = True",
     "vision": VISION,
 }
 JINJA = """

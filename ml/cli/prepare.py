@@ -11,6 +11,11 @@ from ml.cli.tokenizer_arguments import add_tokenizer_arguments, chosen_tokenizer
 from ml.errors import UserError
 from ml.machine import num_usable_cores
 
+_WITHOUT_END = (
+    "warning: the tokenizer has no end-of-document token, so that nothing marks where a document ends; choose one with "
+    "its parameter end_of_document, or add one with added_tokens"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
@@ -50,6 +55,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
     tokenizer = chosen_tokenizer(arguments)
     sources = sources_of(arguments, settings.reading)
     print(_formats_line(sources))
+    print(_borders_line(tokenizer))
+    if tokenizer.end_of_document is None:
+        print(_WITHOUT_END, file=sys.stderr)
     display = display_on(sys.stdout)
     try:
         summary = prepare(sources, tokenizer, settings, display)
@@ -79,6 +87,20 @@ def _formats_line(sources) -> str:
     """Returns the number of files of each format, so that a file in an unexpected one is noticed."""
     counts = collections.Counter("text" if source.format is None else source.format.name for source in sources)
     return ", ".join(f"{name}: {count:,} files" for name, count in counts.items())
+
+
+def _borders_line(tokenizer) -> str:
+    """Returns the tokens at the borders of documents."""
+    end, begin = tokenizer.end_of_document, tokenizer.begin_of_document
+    after = "documents have no end token" if end is None else f"documents end with {_named(tokenizer, end)}"
+    if begin is not None:
+        return f"{after} and begin with {_named(tokenizer, begin)}, which is inserted when they are read"
+    return after if end is None else f"{after}; separated ones begin with it too, inserted when they are read"
+
+
+def _named(tokenizer, token: int) -> str:
+    names = {special.id: name for name, special in tokenizer.control_tokens.items()}
+    return f"{names[token]} (token {token})" if token in names else f"token {token}"
 
 
 def _summary_lines(summary) -> list[str]:

@@ -132,11 +132,13 @@ class TensorRow:
         stored: The name in the checkpoint.
         ours: The names in the model; with `Stacked`, one name with `{e}`.
         layout: How those of the model are arranged in that of the checkpoint.
+        needs: The name of another tensor of the model, without which the row is about another kind of block.
     """
 
     stored: str
     ours: tuple[str, ...]
     layout: Layout = field(default_factory=Same)
+    needs: str = ""
 
 
 class Placed(NamedTuple):
@@ -147,9 +149,9 @@ class Placed(NamedTuple):
     layout: Layout
 
 
-def row(stored: str, *ours: str, layout: Layout | None = None) -> TensorRow:
+def row(stored: str, *ours: str, layout: Layout | None = None, needs: str = "") -> TensorRow:
     """Returns a row; see `TensorRow`."""
-    return TensorRow(stored, ours, Same() if layout is None else layout)
+    return TensorRow(stored, ours, Same() if layout is None else layout, needs)
 
 
 def linear_rows(names: Mapping[str, str], kinds: Sequence[str] = ("weight", "bias")) -> tuple[TensorRow, ...]:
@@ -178,6 +180,8 @@ def place(rows: Sequence[TensorRow], blocks: Sequence[str], names: Collection[st
 
 
 def _placed(one: TensorRow, spelled: Callable[..., str], names: Collection[str]) -> Iterator[Placed]:
+    if one.needs and spelled(one.needs) not in names:
+        return
     if isinstance(one.layout, Stacked):
         ours = tuple(itertools.takewhile(names.__contains__, (spelled(one.ours[0], e) for e in itertools.count())))
         if ours:

@@ -20,7 +20,7 @@ class LongRotary(RotaryByLength):
 
     Args:
         head_size: Size of a head, D.
-        long_factors: Divisors of the frequencies, R / 2.
+        long_factors: Divisors of the frequencies, R / 2, or one for all.
         short_factors: Divisors up to the original length; None takes the long ones for every length.
         factor: Longest sequence over the original length.
         attention_factor: Factor of query and key; None is √(1 + ln(factor) / ln(original_length)).
@@ -57,9 +57,10 @@ class LongRotary(RotaryByLength):
 
     def _checked(self, name: str, factors: Sequence[float]) -> list[float]:
         count = self.rotary_size // 2
-        require(len(factors) == count, name, f"must be {count}, one for each pair, not {len(factors)}")
+        fits = len(factors) in (1, count)
+        require(fits, name, f"must be {count}, one for each pair, or one for all, not {len(factors)}")
         require(all(0.0 < factor < math.inf for factor in factors), name, "must be positive and finite")
-        return [factor if 0.0 < factor < math.inf else 1.0 for factor in factors]
+        return [factor if 0.0 < factor < math.inf else 1.0 for factor in factors] if fits else [1.0]
 
     def frequencies_of_lengths(self, lengths: Tensor) -> Tensor:
         frequencies = frequencies_of(self.theta, self.rotary_size, lengths.device)

@@ -436,10 +436,11 @@ class Run:
 
     @functools.cached_property
     def _trainer(self) -> Trainer:
-        from ml.runs.tokenizers import lend_tokenizer
+        from ml.runs.tokenizers import lend_tokenizer, use_kept_tokenizer
 
         trainer = build_trainer(self.config)
         lend_tokenizer(trainer, self.path)
+        use_kept_tokenizer(trainer, self.path)
         restore_chat_template(trainer.data, self.path, only_if_missing=False)
         return trainer
 

@@ -55,6 +55,20 @@ def lend_tokenizer(trainer: Trainer, run: Path) -> None:
     trainer.data.lend_tokenizer(lent)
 
 
+def use_kept_tokenizer(trainer: Trainer, run: Path) -> None:
+    """Gives data with its own tokenizer the copy that the run in a folder keeps.
+
+    Args:
+        trainer: The trainer of the run.
+        run: The folder of the run.
+    """
+    from ml.training.run_tokenizer import read_run_tokenizer
+
+    kept = read_run_tokenizer(run)
+    if kept is not None:
+        trainer.data.use_tokenizer(kept)
+
+
 def known_tokenizer(data: Data) -> Tokenizer | None:
     """Returns the tokenizer of data; None if its files are missing."""
     from ml.data import DataError

@@ -56,6 +56,29 @@ def test_a_tokenizer_is_trained_and_used_by_prepare(call, tmp_path):
     assert "00000.tokens has 7 bytes, expected" in call("prepare", "--output=out", "--verify", check=2)
 
 
+def test_the_tokens_at_the_borders_of_documents_are_printed(call, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one two")
+    told = call("prepare", "a.txt", "--output=bytes")
+    assert "documents end with token 0; separated ones begin with it too, inserted when they are read\n" in told
+    words = {"one": 0, "two": 1, "[UNK]": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.save("tokenizer.json")
+    choice = ("--tokenizer=HuggingFaceTokenizer", "--gin.HuggingFaceTokenizer.path='tokenizer.json'")
+    assert main(["prepare", "a.txt", "--output=words", *choice]) == 0
+    told = capsys.readouterr()
+    assert "documents have no end token\n" in told.out
+    assert "warning: the tokenizer has no end-of-document token" in told.err
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save("tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    told = call("prepare", "a.txt", "--output=more", *choice)
+    assert "documents end with </s> (token 4) and begin with <s> (token 3), which is inserted when" in told
+    named = "--gin.HuggingFaceTokenizer.end_of_document='<eos>'"
+    told = call("prepare", "a.txt", "--output=wrong", *choice, named, check=2)
+    assert "end_of_document: '<eos>' is not a special token of tokenizer.json, which has </s>, <s>" in told
+    assert not (tmp_path / "wrong").exists()
+
+
 SENTENCE_PIECE_OF_3 = ["--gin_bindings=SentencePieceTokenizer.path = 3"]
 
 

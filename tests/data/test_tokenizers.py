@@ -297,6 +297,13 @@ def test_documents_begin_and_end_with_the_tokens_of_the_settings_or_the_post_pro
         borders(begin_of_document="</s>")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": False}))
     assert borders() == (None, 0)
+    for key, border in (("eos_token", "end"), ("bos_token", "begin")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: "<nothing>"}))
+        message = rf"tokenizer_config.json#{key} is '<nothing>', which is not a special token of .*{border}_of_document"
+        with pytest.raises(DataError, match=message):
+            borders()
+        assert borders(**{f"{border}_of_document": "<s>"})[border == "end"] == 600
+        assert borders(added_tokens=["<nothing>"])[border == "end"] == 603
 
 
 def test_padding_and_truncation_are_disabled(tmp_path):

@@ -28,6 +28,10 @@ DEEPSEEK = {
     "v_head_dim": 5, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "head_dim": 4,
     "moe_intermediate_size": 20, "first_k_dense_replace": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.5,
 }  # fmt: skip
+NEXT = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 28, "num_experts": 5, "num_experts_per_tok": 2,
+}  # fmt: skip
 
 CASES: dict[str, tuple[str, dict]] = {
     "Llama": ("Llama", {"rope_parameters": {"rope_type": "default", **FAST}}),
@@ -38,6 +42,10 @@ CASES: dict[str, tuple[str, dict]] = {
     "Llama, one key": ("Llama", {"num_key_value_heads": 1, "head_dim": 10, "hidden_act": "gelu_pytorch_tanh"}),
     "Llama, linear": ("Llama", {"rope_parameters": {**FAST, "rope_type": "linear", "factor": 3.0}}),
     "Llama, Llama 3": ("Llama", {"rope_parameters": {**FAST, **LLAMA3}}),
+    "Llama, dynamic": (
+        "Llama",
+        {"max_position_embeddings": 12, "rope_parameters": {**FAST, "rope_type": "dynamic", "factor": 2.0}},
+    ),
     "Llama, YaRN": ("Llama", {"rope_parameters": {**FAST, **YARN}}),
     "Llama, YaRN by hand": (
         "Llama",
@@ -195,4 +203,33 @@ CASES: dict[str, tuple[str, dict]] = {
             "rope_parameters": {**FAST, **YARN, "mscale": 1.0, "mscale_all_dim": 0.707},
         },
     ),
+    "Qwen3-Next": (
+        "Qwen3Next",
+        {
+            **NEXT,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "mlp_only_layers": [0],
+            "rope_parameters": {**FAST, "rope_type": "default", "partial_rotary_factor": 0.5},
+        },
+    ),
+    "Qwen3-Next, odd, one kind": (
+        "Qwen3Next",
+        {**NEXT, "hidden_size": 36, "head_dim": 16, "layer_types": ["full_attention"] * 2, "norm_topk_prob": False},
+    ),
+    "EXAONE 4": ("Exaone4", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}),
+    "EXAONE 4, odd, no windows": ("Exaone4", {**ODD, "sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "OLMo 3": (
+        "Olmo3",
+        {
+            **WHOLE,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 5,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {"rope_theta": 50.0, **YARN},
+            },
+        },
+    ),
+    "OLMo 3, odd, one kind": ("Olmo3", {**ODD, **WHOLE, "layer_types": ["full_attention"] * 3}),
 }

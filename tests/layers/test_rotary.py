@@ -186,7 +186,10 @@ def test_in_two_dimensions_scores_depend_on_the_distance_in_rows_and_columns_alo
         (partial(Llama3Rotary, 8, low_frequency_factor=4.0), "high_frequency_factor must be above"),
         (partial(YarnRotary, 8, beta_fast=0.5), "beta_fast must be above beta_slow"),
         (partial(YarnRotary, 8, attention_factor=0.0), "attention_factor must be positive"),
-        (partial(LongRotary, 8, long_factors=[1.0] * 3), "long_factors must be 4, one for each pair, not 3"),
+        (
+            partial(LongRotary, 8, long_factors=[1.0] * 3),
+            "long_factors must be 4, one for each pair, or one for all, not 3",
+        ),
         (partial(LongRotary, 4, long_factors=[1.0, 0.0]), "long_factors must be positive"),
         (partial(YarnRotary, 8, mscale_all_dim=-1.0), "mscale_all_dim must be at least 0"),
         (partial(TwoDimensionalRotary, 6), "head_size must be a multiple of 4"),

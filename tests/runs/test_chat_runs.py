@@ -132,6 +132,31 @@ def test_a_conversation_in_the_terminal_has_all_messages_before(run, call, monke
     assert asked == [["Sky?"], ["Sky?", ANSWERS["Sky?"], "Sun?"]]
 
 
+def test_a_run_answers_after_the_folder_of_its_tokenizer_is_gone(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    hidden = (trained / "tokenizer").rename(trained / "elsewhere")
+    try:
+        run = ml.open_run("run")
+        assert run.generate(messages=asks("Sea?"), temperature=0.0) == ANSWERS["Sea?"]
+    finally:
+        hidden.rename(trained / "tokenizer")
+
+
+def test_a_damaged_copy_of_a_template_is_named(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    file = trained / "run" / "chat_template.json"
+    if not file.exists():
+        return  # a template that is not in files
+    whole = file.read_text()
+    try:
+        for text, message in (("[]", "not an object"), ('{"sources": 3}', "damaged"), ("{", "not JSON")):
+            file.write_text(text)
+            with pytest.raises(ml.UserError, match=f"chat_template.json.*{message}"):
+                ml.open_run("run").generate(messages=asks("Sea?"))
+    finally:
+        file.write_text(whole)
+
+
 def test_samples_answer_as_in_training(trained):
     samples = [json.loads(line) for line in (trained / "run" / "samples.jsonl").read_text().splitlines()]
     assert [sample["text"] for sample in samples] == list(ANSWERS.values())

@@ -99,6 +99,9 @@ class ChatData(Data):
     def lend_tokenizer(self, lender: Lender) -> None:
         self._tokenizer.lend(lender)
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer.use(tokenizer)
+
     @property
     def separates_documents(self) -> bool:
         """True if the packing masks attention between conversations."""

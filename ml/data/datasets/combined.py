@@ -70,6 +70,10 @@ class CombinedData(Data):
             for part in self.datasets.values():
                 part.lend_tokenizer(lender)
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        for part in self._own.values():
+            part.use_tokenizer(tokenizer)
+
     @property
     def separator(self) -> Separator:
         """Separator of the first part."""

@@ -195,6 +195,13 @@ class Data(abc.ABC):
         """
         assert self.has_own_tokenizer  # otherwise the subclass takes it
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:  # noqa: B027
+        """Uses the copy of an own tokenizer that a run keeps; the files of the data may be gone.
+
+        Args:
+            tokenizer: The copy.
+        """
+
     def misfit(self, images: ImageFormat | None) -> str | None:
         """Returns the reason that the data does not fit the model, or None.
 

@@ -216,6 +216,9 @@ class ImageTextData(Data):
     def lend_tokenizer(self, lender: Lender) -> None:
         self._tokenizer.lend(lender)
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer.use(tokenizer)
+
     @property
     def vocab_size(self) -> int | None:
         """Exclusive upper bound of the token ids."""

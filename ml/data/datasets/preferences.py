@@ -76,6 +76,9 @@ class PreferenceData(Data):
         self.too_long = too_long
         self.validation_fraction = validation_fraction
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer.use(tokenizer)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the text.
@@ -140,6 +143,7 @@ class PreferenceData(Data):
 
     def _pairs(self) -> Iterator[tuple[str, Pair]]:
         """Tokenizes the preferences; `corpus.on_error` handles one that the template cannot render."""
+        self.template.load(self.tokenizer)
         skipped: list[str] = []
         for preference in self.corpus.preferences():
             try:

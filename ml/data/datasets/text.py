@@ -90,6 +90,9 @@ class TextData(Data):
     def lend_tokenizer(self, lender: Lender) -> None:
         self._tokenizer.lend(lender)
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer.use(tokenizer)
+
     @property
     def separates_documents(self) -> bool:
         """Value of `separate_documents`, or that of the sampling if it is None."""

@@ -55,6 +55,7 @@ class TokenFiles(Data):
         self.validation_fraction = validation_fraction
         self.separate_documents = separate_documents
         self._begin_token = begin_token
+        self._kept: Tokenizer | None = None
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
 
     @property
@@ -89,7 +90,10 @@ class TokenFiles(Data):
         Raises:
             DataError: The folder is missing.
         """
-        return self._folders[0][0].tokenizer
+        return self._folders[0][0].tokenizer if self._kept is None else self._kept
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._kept = tokenizer
 
     @property
     def separator(self) -> Separator:

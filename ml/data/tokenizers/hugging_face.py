@@ -15,7 +15,7 @@ from ml.data.tokenizers.base import SavedArguments, SpecialToken, Tokenizer, Tok
 from ml.data.tokenizers.byte_level import bytes_of_pieces
 from ml.data.tokenizers.definition import Definition
 from ml.data.tokenizers.token_bytes import TokenBytes
-from ml.data.tokenizers.tokenizer_config import TokenizerConfig
+from ml.data.tokenizers.tokenizer_config import CONFIG_FILE, TokenizerConfig
 from ml.data.tokenizers.unknown import UnknownCounter, unknown_counter
 from ml.data.tokenizers.word_ends import WORD_END, is_cut_at_word_ends
 from ml.optional import optional_import
@@ -232,7 +232,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @functools.cached_property
     def _end_name(self) -> str | None:
         self._require_special("end_of_document", self._end_of_document)
-        wanted = (self._end_of_document, self._added[1], self._settings.named("eos_token"), *_USUAL_ENDS)
+        wanted = (self._end_of_document, self._added[1], self._configured("eos_token", "end"), *_USUAL_ENDS)
         return next((name for name in wanted if name in self._special.values()), None)
 
     @functools.cached_property
@@ -240,9 +240,25 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._begin_of_document == "":
             return None
         self._require_special("begin_of_document", self._begin_of_document)
-        configured = None if self._settings.get("add_bos_token") is False else self._settings.named("bos_token")
-        wanted = (self._begin_of_document, self._added[0], configured)
+        is_unused = self._settings.get("add_bos_token") is False
+        wanted = (
+            self._begin_of_document,
+            self._added[0],
+            None if is_unused else self._configured("bos_token", "begin"),
+        )
         return next((name for name in wanted if name in self._special.values()), None)
+
+    def _configured(self, key: str, border: str) -> str | None:
+        """Returns the special token that tokenizer_config.json names for a border of documents."""
+        given = self._end_of_document if border == "end" else self._begin_of_document
+        name = self._settings.named(key)
+        if given is None and name is not None and name not in self._special.values():
+            raise DataError(
+                f"{self._file.parent / CONFIG_FILE}#{key} is {name!r}, which is not a special token of "
+                f"{self._file.name}: set HuggingFaceTokenizer.{border}_of_document, or add it with "
+                "HuggingFaceTokenizer.added_tokens"
+            )
+        return name
 
     def _require_special(self, parameter: str, name: str | None) -> None:
         special = set(self._special.values())

@@ -40,6 +40,11 @@ class OwnOrLent:
         if not self.is_own:
             self._lender = lender
 
+    def use(self, tokenizer: Tokenizer) -> None:
+        """Uses another tokenizer instead of an own one."""
+        if self.is_own:
+            self._otherwise = tokenizer
+
     def get(self) -> Tokenizer:
         """Returns the tokenizer.
 

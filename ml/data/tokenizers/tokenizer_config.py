@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from ml.data.errors import DataError
 
-FILE = "tokenizer_config.json"
+CONFIG_FILE = "tokenizer_config.json"
 
 
 class TokenizerConfig(dict[str, Any]):
@@ -19,7 +19,7 @@ class TokenizerConfig(dict[str, Any]):
         Raises:
             DataError: It cannot be read.
         """
-        path = file.parent / FILE
+        path = file.parent / CONFIG_FILE
         if not path.is_file():
             return cls()
         try:

@@ -33,7 +33,7 @@ from ml.layers.moe import MixtureOfExperts
 _FIELDS = ("num_hidden_layers", "decoder_sparse_step", "mlp_only_layers")
 
 
-def _kinds(fields: ConfigFields) -> list[str]:
+def sparse_blocks(fields: ConfigFields) -> list[str]:
     """Experts in every `decoder_sparse_step`-th block, unless `mlp_only_layers` has it."""
     step = fields.number("decoder_sparse_step", 1)
     dense = fields.get("mlp_only_layers", None) or []
@@ -51,7 +51,7 @@ def _written(kinds: Sequence[str]) -> dict[str, Any]:
 def _blocks(sparse: Callable[[str], Sequence[Row]]) -> Kinds:
     return Kinds(
         _FIELDS,
-        _kinds,
+        sparse_blocks,
         {"dense": lambda scope: gated_mlp(scope=scope), "sparse": sparse},
         lambda block: "sparse" if isinstance(block.mlp, MixtureOfExperts) else "dense",
         _written,
@@ -63,18 +63,19 @@ def _inside(scope: str, name: str) -> str:
     return "/".join(filter(None, (scope, name)))
 
 
-def _experts(scope: str, *aliases: str, chosen: int, count: int) -> tuple[Row, ...]:
+def _experts(scope: str, *aliases: str, chosen: int, count: int, normalized: bool = False) -> tuple[Row, ...]:
     return (
         *mixture("num_experts", *aliases, experts_per_token=chosen, experts=count, scope=scope),
         width("moe_intermediate_size", _inside(scope, "experts")),
-        Field("norm_topk_prob", SoftmaxRouter, "normalize", default=False, scope=scope),
+        Field("norm_topk_prob", SoftmaxRouter, "normalize", default=normalized, scope=scope),
         Part("hidden_act", GatedMLP, "activation", ACTIVATIONS, "silu"),
     )
 
 
-def _with_shared(scope: str) -> tuple[Row, ...]:
+def with_shared(scope: str, chosen: int = 4, count: int = 60, normalized: bool = False) -> tuple[Row, ...]:
+    """Experts and a shared one with a gate in the blocks of a scope; the rest are values of absent fields."""
     return (
-        *_experts(scope, "num_local_experts", chosen=4, count=60),
+        *_experts(scope, "num_local_experts", chosen=chosen, count=count, normalized=normalized),
         Set(MixtureOfExperts, "shared_expert", GatedMLP, scope),
         Set(MixtureOfExperts, "shared_expert_gate", True, scope),
         width("shared_expert_intermediate_size", _inside(scope, "shared_expert")),
@@ -85,7 +86,7 @@ def _with_shared(scope: str) -> tuple[Row, ...]:
 # Windows are refused: no released checkpoint has them.
 _NO_WINDOWS = (Fixed("use_sliding_window", False),)
 _WINDOWS = frozenset(("sliding_window", "max_window_layers", "layer_types"))
-_SHARED = linear_rows(
+SHARED_EXPERT = linear_rows(
     {
         f"model.layers.{{i}}.mlp.shared_expert.{part}_proj": f"{{block}}.mlp.shared_expert.{part}"
         for part in ("gate", "up", "down")
@@ -99,7 +100,7 @@ QWEN_2_MOE = Family(
     {"qwen2_moe": "Qwen2MoeForCausalLM"},
     (
         *sizes(),
-        _blocks(_with_shared),
+        _blocks(with_shared),
         *attention(kv_heads=16),
         Bias(QUERY_KEY_VALUE, Linear, Attention, "qkv_bias", True),
         Bias(("output",), Linear, Attention, default=False),
@@ -109,7 +110,7 @@ QWEN_2_MOE = Family(
         Rope(),
         *_NO_WINDOWS,
     ),
-    (*EMBEDDINGS_AND_HEAD, *ATTENTION, *NORMS, *GATED_MLP, *expert_rows(), *_SHARED),
+    (*EMBEDDINGS_AND_HEAD, *ATTENTION, *NORMS, *GATED_MLP, *expert_rows(), *SHARED_EXPERT),
     _WINDOWS,
 )
 QWEN_3_MOE = Family(
