@@ -132,7 +132,7 @@ def assert_refused(message, kind, changes, base):
         assert all(one.split(" = ")[0] in message for one in changes if one in FIXED)
 
 
-def extended_pair(launch, run, base, changes, kind, new):
+def extended_pair(launch, run, base, changes, kind, new, draw):
     """A command on the folder of a run; returns the starts that are resumed, extended or advised."""
     if kind == "resume":
         found = launch(run, [*base, *changes])
@@ -146,24 +146,24 @@ def extended_pair(launch, run, base, changes, kind, new):
     if kind == "fixed":
         assert f"with init_from={run} init_step=4 and another run_dir, and init_may_differ for weights" in message
         return [from_weights(launch, run, [*base, *changes], new)]
-    starts = []
-    for bindings in typed(kind, message, changes):
-        again = launch(run, [*base, *bindings], extend=True)
-        found = again.continuation
-        assert found.is_extension == bool(found.changed)
-        assert found.segment == (4 if found.is_extension else 0)
-        if kind != "short":
-            assert_reported([*found.changed, *found.neutral], changes, base)
-            assert "learning rate at step 4" in found.notice
-        starts.append(again)
-    if kind == "extend":
-        assert f"or init_from={run} init_step=4 init_state=all and another run_dir for a branch" in message
-        starts.append(launch(new, [*base, *changes], init_from=run, init_state="all"))
-        assert starts[-1].branch.changed == found.changed
-    return starts
+    again = launch(run, [*base, *draw.choice(typed(kind, message, changes))], extend=True)
+    found = again.continuation
+    assert found.is_extension == bool(found.changed)
+    assert found.segment == (4 if found.is_extension else 0)
+    if kind != "short":
+        assert_reported([*found.changed, *found.neutral], changes, base)
+        assert "learning rate at step 4" in found.notice
+    if kind != "extend":
+        return [again]
+    assert f"or init_from={run} init_step=4 init_state=all and another run_dir for a branch" in message
+    if draw.random() < 0.7:  # branches are drawn as often
+        return [again]
+    branch = launch(new, [*base, *changes], init_from=run, init_state="all")
+    assert branch.branch.changed == found.changed
+    return [again, branch]
 
 
-def branched_pair(launch, run, base, changes, kind, new):
+def branched_pair(launch, run, base, changes, kind, new, draw):
     """A branch of a run with changes; returns the starts that are accepted or advised."""
     if kind in ("resume", "extend"):
         found = launch(new, [*base, *changes], init_from=run, init_state="all")
@@ -178,8 +178,8 @@ def branched_pair(launch, run, base, changes, kind, new):
     if kind == "fixed":
         assert "the same command with init_state=weights, and init_may_differ for weights of other shapes" in message
         return [from_weights(launch, run, [*base, *changes], new, init_state="weights")]
-    advised = typed(kind, message, changes)
-    return [launch(new, [*base, *bindings], init_from=run, init_state="all") for bindings in advised]
+    advised = draw.choice(typed(kind, message, changes))
+    return [launch(new, [*base, *advised], init_from=run, init_state="all")]
 
 
 def from_weights(launch, run, bindings, new, **options):
@@ -199,7 +199,7 @@ def test_drawn_changes_are_resumed_or_refused_with_advice_that_works(runs, launc
         changes = [one for one in drawn(seed) if not (run.name == "constant" and "Cosine" in one)]
         kind = expected_kind(run, changes)
         pair = draw.choice([extended_pair, branched_pair])
-        starts = pair(launch, run, base, changes, kind, tmp_path / "new")
+        starts = pair(launch, run, base, changes, kind, tmp_path / "new", draw)
         kinds[pair.__name__, kind] += 1
         if kinds[pair.__name__, kind] == 1:  # one of each is trained to its end
             for number, start in enumerate(starts):
