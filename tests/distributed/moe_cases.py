@@ -24,6 +24,8 @@ TINY = [
     f"Trainer.batch_size = {NUM_SEQUENCES}",
     f"Trainer.sequence_length = {LENGTH}",
     "Trainer.num_steps = 10",
+    "Trainer.optimizer = @AdamW",  # Muon takes no model of adapters alone
+    "AdamW.learning_rate = 5e-3",
     "CosineSchedule.warmup_steps = 2",
 ]
 
