@@ -234,7 +234,15 @@ def test_absurd_numbers_and_depths_of_metrics_are_skipped_in_a_plot(hostile, com
     assert command("plot", "given", "--output=runs.png") == (0, "")
 
 
-FILES = ["operative_config.gin", "provenance.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "code/own.py"]
+FILES = [
+    "operative_config.gin",
+    "provenance.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "checkpoints",
+    "tokenizer/record.json",
+    "code/own.py",
+]
 
 
 @pytest.mark.parametrize("file", [*FILES, "checkpoints/step_9"])

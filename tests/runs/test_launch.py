@@ -57,7 +57,7 @@ def test_training_leaves_the_folder_of_train_py_and_opens_it(load, folder, run):
     assert (run.step, run.is_finished) == (4, True)
     assert sorted(path.name for path in run.path.iterdir()) == [
         "checkpoints", "config.gin", "environment.json", "history.jsonl", "metrics.jsonl", "operative_config.gin",
-        "provenance.json",
+        "provenance.json", "tokenizer",
     ]  # fmt: skip
     environment = json.loads((run.path / "environment.json").read_text())
     assert re.fullmatch("[0-9a-f]{64}", environment["data"]["sha256"])
