@@ -47,6 +47,7 @@ from ml.data.chat.preferences import Preference
 from ml.data.sequences.packing import Pieces
 from ml.data.token_files.writing import TokenWriter
 from ml.data.tokenizers.training import train_byte_pairs
+from ml.interop.exporting import export_folder
 from ml.runs import open_teacher
 from ml.training import (
     AdamW,
@@ -250,6 +251,9 @@ RUNS = {
         Trainer.initial_weights = @FromRun
         FromRun.path = 'teacher'
         Trainer.seed = 1""",
+    "from Hugging Face": """
+        Trainer.initial_weights = @FromHuggingFace
+        FromHuggingFace.path = 'hub'""",
     "Muon": """
         Trainer.optimizer = @Muon
         Muon.learning_rate = 0.01
@@ -398,6 +402,9 @@ def folder():
             run.write_config(config.text, config.operative, config.provenance())
             trainer = build_trainer(config)
             train(trainer, trainer.open_data(), run, CPU, stream=io.StringIO())
+        for hub, seed in (("hub", 1), ("another_hub", 2)):
+            trainer = build_trainer(ml.load(bindings=[TINY, f"Trainer.seed = {seed}"]))
+            export_folder(trainer.start(CPU).model, Path(hub))
         patch.setitem(sys.modules, "wandb", Service())
         patch.setattr(MemorySnapshot, "check", lambda self: None)
         patch.setattr(torch.cuda.memory, "_record_memory_history", record_memory)
@@ -619,6 +626,8 @@ ELSEWHERE = {
     ("FromHuggingFace", "sha256"),
     ("FromHuggingFace", "may_differ"),
     ("FromRun", "may_differ"),
+    ("FromHuggingFace", "sha256"),
+    ("FromHuggingFace", "may_differ"),
     ("FromRun", "new_tokens"),  # tests/runs/test_run_tokenizers.py
     ("Distillation", "sha256"),
     ("ChatData", "prepared"),  # tests/data/datasets/test_prepared_chat.py
@@ -866,7 +875,7 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
         yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
     elif annotation is str:
         yield from ("'9h'", "'0.001s'")  # durations
-        yield from ("'other.txt'", "'another_teacher'", "'others.jsonl'", "'*.log'", "'|'", "'(?s:.)'")
+        yield from ("'other.txt'", "'another_teacher'", "'another_hub'", "'others.jsonl'", "'*.log'", "'|'", "'(?s:.)'")
         yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # names of parts in some run
     else:
         yield from other_collections(origin, arguments, current)

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-import numpy as np
-
 from ml.cli.config_arguments import add_config_arguments, config_of
 
 if TYPE_CHECKING:
@@ -49,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _preview(trainer: "Trainer", dataset: "Dataset", count: int, stream: TextIO) -> Iterator[str]:
     """Yields the lines of the first sequences of the run."""
+    import numpy as np
+
     from ml.data.preview import Reader, documents
 
     images = trainer.image_format

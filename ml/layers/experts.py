@@ -42,7 +42,7 @@ class Experts(NoProducts):
         experts_per_token: int,
         expert: Callable[..., nn.Module],
         grouped: bool | None,
-        weight_on_input: bool = False,
+        weight_on_input: bool,
         *,
         lr_scale: float = 1.0,
     ):
