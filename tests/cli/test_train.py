@@ -54,6 +54,7 @@ FILES = [
     "metrics.jsonl",
     "operative_config.gin",
     "provenance.json",
+    "tokenizer",
 ]
 
 
