@@ -1,6 +1,7 @@
 """Attention with linear biases (ALiBi, Press et al. 2021)."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +11,33 @@ _DIGITS = 256  # a position in this base has digits that are exact in bfloat16
 ALIBI_WIDTH = 8  # added channels: two are used, and kernels take multiples of 8
 
 
-def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """Slope of each head: 2^(-8 n / N) where N is a power of two; other numbers add slopes of twice as many heads."""
-    whole = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8.0 * (head + 1) / whole) for head in range(whole)]
-    between = [2.0 ** (-4.0 * (2 * head + 1) / whole) for head in range(num_heads - whole)]
-    return (*slopes, *between)
+@dataclass(frozen=True)
+class AlibiHeads:
+    """Heads of a layer that are computed here.
+
+    Attributes:
+        first: The first one.
+        count: Their number.
+        total: Number of heads of the layer.
+    """
+
+    first: int
+    count: int
+    total: int
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """Slope of each head, (count), in float64 and without a copy from the host.
+
+        The slope is 2^(-8 n / N) where N is a power of two; other numbers add slopes of twice as many heads.
+        """
+        whole = 2 ** math.floor(math.log2(self.total))
+        head = torch.arange(self.first, self.first + self.count, dtype=torch.float64, device=device)
+        between = 4.0 * (2.0 * (head - whole) + 1.0) / whole
+        return torch.exp2(-torch.where(head < whole, 8.0 * (head + 1.0) / whole, between))
 
 
 def with_linear_biases(
-    query: Tensor, key: Tensor, slopes: tuple[float, ...], positions: Tensor | None, scale: float
+    query: Tensor, key: Tensor, heads: AlibiHeads, positions: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Channels whose products add slope · (position of the key) to the scores, of any attention kernel.
 
@@ -29,7 +47,7 @@ def with_linear_biases(
     Args:
         query: (B, T, N, D).
         key: (B, T, K, D).
-        slopes: Of the heads, N.
+        heads: The heads, N.
         positions: (T) or (B, T); None is 0, 1, ..., T-1.
         scale: Factor of the other scores.
 
@@ -40,7 +58,7 @@ def with_linear_biases(
     if positions is None:
         positions = torch.arange(query.shape[1], device=query.device)
     digits = torch.stack((positions // _DIGITS, positions % _DIGITS), dim=-1)[..., None, :]  # (..., T, 1, 2)
-    steep = torch.tensor(slopes, dtype=torch.float64, device=query.device)
+    steep = heads.slopes(query.device)
     of_heads = torch.stack((_DIGITS * steep, steep), dim=-1).to(query.dtype)  # (N, 2)
     of_query = F.pad(of_heads, (0, ALIBI_WIDTH - 2)).expand(*query.shape[:-1], -1)
     of_key = F.pad(digits.to(key.dtype), (0, ALIBI_WIDTH - 2)).expand(*key.shape[:-1], -1)

@@ -103,7 +103,7 @@ def test_no_fact_of_the_environment_is_explicit(load_model):
         ("query/Linear.bias", 5),
         ("block_1_to_2/query/Linear.bias", 2),
         ("query/Linear.*", None),
-        ("bias", 35),
+        ("bias", 36),  # and that of the head
         ("Attention.num_*", 10),
         ("no_such", 0),
     ],

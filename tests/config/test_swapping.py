@@ -10,7 +10,7 @@ from ml.config.configurable import candidates, known_names
 
 BASE = "recipes/tiny.gin"
 # Parts that build others by name are excluded; a norm with a gate is used inside mixers.
-NOT_ALONE = {"StochasticMixer", "GatedRMSNorm"}
+NOT_ALONE = {"ParallelMixer", "StochasticMixer", "GatedRMSNorm"}
 
 
 def layers_of(*modules: str) -> list[str]:

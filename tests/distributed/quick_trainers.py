@@ -7,8 +7,9 @@ from ml.building import SHIPPED_CONFIGS, _trainer_on_meta
 
 
 def quick_config(bindings):
-    """The configuration of base.gin with bindings."""
-    return configuration.load(["base.gin"], list(bindings), root=_trainer_on_meta, shipped=SHIPPED_CONFIGS)
+    """The configuration of base.gin with bindings, and AdamW instead of Muon, which magnifies rounding."""
+    bindings = ["Trainer.optimizer = @AdamW", *bindings]
+    return configuration.load(["base.gin"], bindings, root=_trainer_on_meta, shipped=SHIPPED_CONFIGS)
 
 
 def quick_trainer(bindings):

@@ -63,6 +63,7 @@ def loop_on_cuda(trainer: Trainer, data: RunData, run: RunFolder) -> TrainLoop:
 def advance(loop: TrainLoop, batches: Sequence[Batch], save: bool) -> None:
     """Takes the next step of a run on batches that are on the host."""
     ready = [batch.ready_for(CUDA) for batch in batches]
-    counts = [sum(batch.num_targets for batch in batches), sum(batch.tokens.numel() for batch in batches)]
+    num_targets = sum(batch.num_targets for batch in batches)
+    counts = (num_targets, sum(batch.tokens.numel() for batch in batches), num_targets)
     take = loop.advance if loop.state.step else loop.begin
     take(ready, Agreement(*counts, stop=False, save=save))

@@ -8,7 +8,7 @@ import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from ml.layers import Attention, Context, Linear, RMSNorm, Rotary, attention_reference
-from ml.layers.alibi import alibi_slopes
+from ml.layers.alibi import AlibiHeads
 from ml.layers.attention_kernels.visibility import visible_keys
 from ml.layers.context import places_in_documents
 from ml.models import materialize
@@ -121,7 +121,7 @@ def test_norms_after_the_rotary_embedding_see_rotated_heads(norm_over):
 def test_slopes_of_alibi_are_those_of_bloom(num_heads):
     mask = torch.ones(1, 2)
     expected = build_alibi_tensor(mask, num_heads, torch.float32)[:, 0, 1]
-    torch.testing.assert_close(torch.tensor(alibi_slopes(num_heads)), expected)
+    torch.testing.assert_close(AlibiHeads(0, num_heads, num_heads).slopes(torch.device("cpu")).float(), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "softmax_scale": 0.7}, {"window_size": 3}])

@@ -217,7 +217,7 @@ def test_what_reads_values_is_not_refused(what):
 
 def test_a_dry_run_of_what_reads_values_ends_without_activations(tmp_path, capsys):
     config = ml.load(TINY, ["DecoderBlock.mixer = @ReadsValues"])
-    dry_run.show(config, str(tmp_path / "run"), None, None, (), dry_run.Machines())
+    dry_run.show(config, str(tmp_path / "run"), None, dry_run.Machines())
     shown = capsys.readouterr().out
     assert "activations are not estimated, because a step on tensors without values fails: " in shown
     assert "The configuration is right" in shown

@@ -10,6 +10,7 @@ from torch import nn
 from ml.distributed.local import Local, TensorAxis
 from ml.distributed.rules.rule import register_rule
 from ml.distributed.rules.split import Split
+from ml.layers.alibi import AlibiHeads
 from ml.layers.mixers.attention import Attention
 
 
@@ -28,9 +29,9 @@ class AttentionRule(Split):
 
     def place(self, layer: nn.Module, local: Local) -> None:
         assert isinstance(layer, Attention)
-        if layer.slopes is not None:
+        if layer.alibi_heads is not None:
             first, count = local.axis.start(layer.num_heads), local.axis.share(layer.num_heads)
-            local.show_as(layer, "slopes", layer.slopes[first : first + count])
+            local.show_as(layer, "alibi_heads", AlibiHeads(first, count, layer.num_heads))
         super().place(layer, local)
 
     def channels_of(self, layer: nn.Module, name: str, axis: TensorAxis) -> list[slice]:

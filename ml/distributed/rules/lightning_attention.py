@@ -18,8 +18,7 @@ class LightningAttentionRule(Split):
 
     def place(self, layer: nn.Module, local: Local) -> None:
         assert isinstance(layer, LightningAttention)
-        first, count = local.axis.start(layer.num_heads), local.axis.share(layer.num_heads)
-        local.show_as(layer, "decays", layer.decays[first : first + count])
+        local.show_as(layer, "first_head", local.axis.start(layer.num_heads))
         super().place(layer, local)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import REQUIRED, Neutral, child, configurable, require, unused
-from ml.layers.alibi import ALIBI_WIDTH, alibi_slopes, with_linear_biases
+from ml.layers.alibi import ALIBI_WIDTH, AlibiHeads, with_linear_biases
 from ml.layers.attention_kernels import (
     AttentionKernel,
     AttentionTask,
@@ -108,7 +108,7 @@ class Attention(SoftmaxMixer):
         self.causal = causal
         require(causal or not alibi, "alibi", "needs causal = True")
         require(soft_cap is None or not alibi, "alibi", "needs soft_cap = None")
-        self.slopes = alibi_slopes(self.num_heads) if alibi else None
+        self.alibi_heads = AlibiHeads(0, self.num_heads, self.num_heads) if alibi else None
         self.dropout = probability("dropout", dropout)
         self.draws_noise = self.dropout > 0.0
 
@@ -133,7 +133,7 @@ class Attention(SoftmaxMixer):
     @property
     def task(self) -> AttentionTask:
         return AttentionTask(
-            head_size=self.head_size + (0 if self.slopes is None else ALIBI_WIDTH),
+            head_size=self.head_size + (0 if self.alibi_heads is None else ALIBI_WIDTH),
             value_head_size=self.value_head_size,
             is_grouped=self.num_heads != self.num_kv_heads,
             causal=self.causal,
@@ -172,9 +172,9 @@ class Attention(SoftmaxMixer):
             query, key = self.rotary.in_context(query, key, context)
         if self.norm_after_rotary:
             query, key = self._normalized(query, self.query_norm), self._normalized(key, self.key_norm)
-        if self.slopes is not None:
+        if self.alibi_heads is not None:
             scale = self.head_size**-0.5 if self.softmax_scale is None else self.softmax_scale
-            query, key = with_linear_biases(query, key, self.slopes, context.positions, scale)
+            query, key = with_linear_biases(query, key, self.alibi_heads, context.positions, scale)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, Dv)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N Dv)
         if gate:
@@ -188,7 +188,7 @@ class Attention(SoftmaxMixer):
             key, value = self._with_kept(key, value, context)
             documents = None if documents is None else documents[:, -key.shape[2] :]
         dropout = self.dropout if self.training else 0.0
-        scale = self.softmax_scale if self.slopes is None else 1.0
+        scale = self.softmax_scale if self.alibi_heads is None else 1.0
         weighting = Weighting(self.causal, self.window_size, scale, self.soft_cap, self.sinks, documents, dropout)
         return self.kernel(query, key, value, weighting, context)
 

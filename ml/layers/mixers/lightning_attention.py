@@ -61,8 +61,8 @@ class LightningAttention(Mixer):
             head_size = max(hidden_size // self.num_heads, 1)
         self.head_size = positive("head_size", head_size)
         self.chunk_size = positive("chunk_size", chunk_size)
-        scale = positive_float("decay_scale", decay_scale)
-        self.decays = tuple(scale * 2.0 ** (-8.0 * (head + 1) / self.num_heads) for head in range(self.num_heads))
+        self.decay_scale = positive_float("decay_scale", decay_scale)
+        self.first_head, self.total_heads = 0, self.num_heads  # of those that are computed here, and of all
         size = self.num_heads * self.head_size
         self.query = child("query", linear, hidden_size, size)
         self.key = child("key", linear, hidden_size, size)
@@ -84,7 +84,8 @@ class LightningAttention(Mixer):
     def scan(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         """The recurrence of each head (B, T, N, D), from the state that the context has kept; float32 at least."""
         wide = torch.promote_types(value.dtype, torch.float32)
-        rates = -torch.tensor(self.decays, dtype=wide, device=value.device)
+        head = torch.arange(self.num_heads, dtype=wide, device=value.device) + self.first_head
+        rates = -self.decay_scale * torch.exp2(-8.0 * (head + 1.0) / self.total_heads)
         steps = torch.ones(value.shape[:3], dtype=wide, device=value.device)
         starts, kept = context.document_starts(), context.state(self)
         if value.shape[1] == 1:  # a token while decoding: there is nothing to compute at once
