@@ -63,8 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.chat == "-" and sys.stdin.isatty():
         _talk(arguments, settings)
     elif arguments.chat is not None or arguments.messages is not None:
-        values = _conversations(arguments)
-        _print_texts(arguments, settings, [chat_of(value) for value in values], values)
+        found = _conversations(arguments)
+        _print_texts(
+            arguments, settings, [chat_of(value, place) for place, value in found], [value for _, value in found]
+        )
     else:
         prompts = _prompts(arguments)
         _print_texts(arguments, settings, prompts, prompts)
@@ -113,21 +115,26 @@ def _check_chat(arguments: argparse.Namespace) -> None:
         raise UserError("--system goes with --chat")
 
 
-def _conversations(arguments: argparse.Namespace) -> list[Any]:
-    """Returns the conversations to answer, as JSON values."""
+def _conversations(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
+    """Returns the conversations to answer as JSON values, each with its place."""
     if arguments.messages is None:
         question = _standard_input() if arguments.chat == "-" else arguments.chat
         if not question.strip():
             raise UserError("the question of --chat is empty")
-        return [[*_system(arguments), {"role": "user", "content": question}]]
-    file = arguments.messages
+        return [("the conversation", [*_system(arguments), {"role": "user", "content": question}])]
+    place = str(arguments.messages)
     try:
-        text = file.read_text("utf-8-sig")
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return [json.loads(text)]
+        text = arguments.messages.read_text("utf-8-sig")
+        if arguments.messages.suffix != ".jsonl":
+            return [(place, json.loads(text))]
+        found = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                place = f"{arguments.messages}, line {number},"
+                found.append((place, json.loads(line)))
+        return found
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{place} cannot be read: {error}") from error
 
 
 def _system(arguments: argparse.Namespace) -> list[dict[str, str]]:

@@ -91,8 +91,12 @@ def _as_json(messages: Any) -> Any:
     return [dict(message) if isinstance(message, Mapping) else message for message in messages]
 
 
-def chat_of(value: Any) -> Chat:
+def chat_of(value: Any, place: str = "the conversation") -> Chat:
     """Parses a conversation: a list of messages, or an object with `messages` and perhaps `tools`.
+
+    Args:
+        value: A JSON value.
+        place: Where it comes from, for errors.
 
     Raises:
         UserError: It is neither.
@@ -105,9 +109,9 @@ def chat_of(value: Any) -> Chat:
     try:
         conversation = conversation_of({"messages": value} if isinstance(value, list) else value)
     except BrokenRecord as error:
-        raise UserError(f"the conversation cannot be read: {error}") from error
+        raise UserError(f"{place} cannot be read: {error}") from error
     if isinstance(conversation.content, Completion):
-        raise UserError("the conversation cannot be read: a prompt with a completion has no messages")
+        raise UserError(f"{place} cannot be read: a prompt with a completion has no messages")
     return Chat(conversation.content, conversation.tools)
 
 

@@ -185,8 +185,10 @@ REFUSED = [
     (("--chat= ",), "the question of --chat is empty"),
     (("--messages=nowhere.json",), "nowhere.json cannot be read"),
     (("--messages=bad.json",), "bad.json cannot be read"),
-    (("--messages=object.json",), "the conversation cannot be read: must be one of"),
+    (("--messages=object.json",), "object.json cannot be read: must be one of"),
     (("--messages=tool.json",), "role"),
+    (("--messages=some.jsonl",), "some.jsonl, line 3, cannot be read: 'content' is missing"),
+    (("--messages=broken.jsonl",), "broken.jsonl, line 2, cannot be read: Expecting"),
 ]
 
 
@@ -194,6 +196,9 @@ def test_what_cannot_be_asked_is_one_line(trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
     for name, text in (("bad", "["), ("object", "{}"), ("tool", '[{"role": "a<|im_end|>", "content": "x"}]')):
         (trained / f"{name}.json").write_text(text)
+    good = '[{"role": "user", "content": "x"}]\n'
+    (trained / "some.jsonl").write_text(good + '\n[{"role": "user"}]\n')
+    (trained / "broken.jsonl").write_text(good + "[\n")
     for flags, message in REFUSED:
         assert main(["generate", "run", *flags]) == 2
         error = capsys.readouterr().err
