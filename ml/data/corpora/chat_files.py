@@ -2,14 +2,12 @@
 
 import abc
 from collections.abc import Iterator
-from functools import partial
 
-from ml.config import REQUIRED, configurable, require
+from ml.config import REQUIRED, configurable
 from ml.data.chat.forms import conversation_of
 from ml.data.chat.messages import Conversation
-from ml.data.reading.options import OnError, OptionNames, Reading
-from ml.data.reading.record_files import read_records
-from ml.data.reading.sources import find_sources
+from ml.data.corpora.message_files import MessageFiles
+from ml.data.reading.options import OnError
 
 
 class ChatCorpus(abc.ABC):
@@ -27,7 +25,7 @@ class ChatCorpus(abc.ABC):
 
 
 @configurable
-class ChatFiles(ChatCorpus):
+class ChatFiles(MessageFiles, ChatCorpus):
     """Conversations in files, one a row, in any of these forms, which may be mixed:
 
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
@@ -49,6 +47,9 @@ class ChatFiles(ChatCorpus):
         ignored_keys: Keys of messages that are not used, such as 'id'; None for none.
     """
 
+    NAME = "ChatFiles"
+    KEYS = frozenset({"weight", "train"})
+
     def __init__(
         self,
         paths: str | list[str] = REQUIRED,
@@ -56,13 +57,7 @@ class ChatFiles(ChatCorpus):
         on_error: OnError = "stop",
         ignored_keys: list[str] | None = None,
     ):
-        require(len(paths) > 0, "paths", "names nothing to read")
-        used = {"role", "content", "weight", "train"} & set(ignored_keys or ())
-        require(not used, "ignored_keys", f"cannot contain {', '.join(map(repr, sorted(used)))}")
-        self.paths = [paths] if isinstance(paths, str) else paths
-        self.pattern = pattern
-        self.on_error = on_error
-        self.ignored_keys = frozenset(ignored_keys or ())
+        super().__init__(paths, pattern, on_error, ignored_keys)
 
     def conversations(self) -> Iterator[Conversation]:
         """Yields the conversations of all rows; files are sorted by name within each path.
@@ -70,8 +65,5 @@ class ChatFiles(ChatCorpus):
         Raises:
             DataError: A file cannot be read, or a row is invalid.
         """
-        reading = Reading(on_error=self.on_error, names=OptionNames("ChatFiles"))
-        sources = find_sources(self.paths, self.pattern, reading, paths_option="ChatFiles.paths")
-        parse = partial(conversation_of, ignored_keys=self.ignored_keys)
-        for place, conversation in read_records(sources, parse, reading):
+        for place, conversation in self.rows(conversation_of):
             yield conversation._replace(place=place)

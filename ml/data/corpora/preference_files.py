@@ -2,13 +2,11 @@
 
 import abc
 from collections.abc import Iterator
-from functools import partial
 
-from ml.config import REQUIRED, configurable, require
+from ml.config import REQUIRED, configurable
 from ml.data.chat.preferences import Preference, preference_of
-from ml.data.reading.options import OnError, OptionNames, Reading
-from ml.data.reading.record_files import read_records
-from ml.data.reading.sources import find_sources
+from ml.data.corpora.message_files import MessageFiles
+from ml.data.reading.options import OnError
 
 
 class PreferenceCorpus(abc.ABC):
@@ -26,7 +24,7 @@ class PreferenceCorpus(abc.ABC):
 
 
 @configurable
-class PreferenceFiles(PreferenceCorpus):
+class PreferenceFiles(MessageFiles, PreferenceCorpus):
     """Preferences in files, one a row, in any of these forms, which may be mixed:
 
         {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
@@ -44,6 +42,8 @@ class PreferenceFiles(PreferenceCorpus):
         ignored_keys: Keys of messages that are not used, such as 'id'; None for none.
     """
 
+    NAME = "PreferenceFiles"
+
     def __init__(
         self,
         paths: str | list[str] = REQUIRED,
@@ -51,13 +51,7 @@ class PreferenceFiles(PreferenceCorpus):
         on_error: OnError = "stop",
         ignored_keys: list[str] | None = None,
     ):
-        require(len(paths) > 0, "paths", "names nothing to read")
-        used = {"role", "content"} & set(ignored_keys or ())
-        require(not used, "ignored_keys", f"cannot contain {', '.join(map(repr, sorted(used)))}")
-        self.paths = [paths] if isinstance(paths, str) else paths
-        self.pattern = pattern
-        self.on_error = on_error
-        self.ignored_keys = frozenset(ignored_keys or ())
+        super().__init__(paths, pattern, on_error, ignored_keys)
 
     def preferences(self) -> Iterator[Preference]:
         """Yields the preferences of all rows; files are sorted by name within each path.
@@ -65,8 +59,5 @@ class PreferenceFiles(PreferenceCorpus):
         Raises:
             DataError: A file cannot be read, or a row is invalid.
         """
-        reading = Reading(on_error=self.on_error, names=OptionNames("PreferenceFiles"))
-        sources = find_sources(self.paths, self.pattern, reading, paths_option="PreferenceFiles.paths")
-        parse = partial(preference_of, ignored_keys=self.ignored_keys)
-        for place, preference in read_records(sources, parse, reading):
+        for place, preference in self.rows(preference_of):
             yield preference._replace(place=place)

@@ -1,6 +1,5 @@
 """Chat data: the assistant's messages are predicted from the conversation before them."""
 
-import functools
 import logging
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
@@ -8,29 +7,28 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ml.config import child, configurable, require
-from ml.data.chat.encoding import ChatFormat, Example
+from ml.data.chat.encoding import Example
 from ml.data.chat.examples import examples_of
 from ml.data.chat.role_markers import RoleMarkers
 from ml.data.chat.template import ChatTemplate
 from ml.data.corpora.chat_files import ChatCorpus, ChatFiles
-from ml.data.datasets.dataset import Data, ImageFormat
+from ml.data.datasets.conversation_data import ConversationData
+from ml.data.datasets.dataset import ImageFormat
 from ml.data.datasets.prepared_chat import Fitting, sha256_of_streams
 from ml.data.datasets.token_dataset import TokenDataset
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
-from ml.data.sequences.document_begin import Begin
-from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.packing import PackedDocuments
 from ml.data.sequences.streams import ArrayStream, TokenStream, sha256_of
 from ml.data.token_files.conversations import ConversationFolder
 from ml.data.tokenizers import Tokenizer
-from ml.data.tokenizers.lent import Lender, OwnOrLent
+from ml.data.tokenizers.lent import OwnOrLent
 
 logger = logging.getLogger(__name__)
 
 
 @configurable(neutral=["prepared"])
-class ChatData(Data):
+class ChatData(ConversationData):
     """Conversations of which only the assistant's messages are targets; several may share a sequence.
 
     A prompt with its completion is the concatenation of both, without a template. Each segment is encoded separately,
@@ -83,47 +81,9 @@ class ChatData(Data):
         self.prepared = prepared
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizer of the text.
-
-        Raises:
-            DataError: That of the run cannot be read.
-        """
-        return self._tokenizer.get()
-
-    @property
-    def has_own_tokenizer(self) -> bool:
-        """False if the data takes the tokenizer of the run."""
-        return self._tokenizer.is_own
-
-    def lend_tokenizer(self, lender: Lender) -> None:
-        self._tokenizer.lend(lender)
-
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer.use(tokenizer)
-
-    @property
     def separates_documents(self) -> bool:
         """True if the packing masks attention between conversations."""
         return self.packing.separates(None)
-
-    @property
-    def vocab_size(self) -> int | None:
-        """Exclusive upper bound of the token ids; None if the tokenizer cannot be read."""
-        try:
-            return self._tokenizer.vocab_size
-        except DataError:  # reading the data raises it again
-            return None
-
-    @property
-    def separator(self) -> Separator:
-        """Separator after each conversation."""
-        return Separator.of(self.tokenizer, self._separator)
-
-    @property
-    def begin(self) -> Begin:
-        """Begin of each conversation."""
-        return Begin.of(self.tokenizer, self.separator, self._begin_token, self.separates_documents)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> TokenDataset:
         """Reads and tokenizes the corpus.
@@ -165,16 +125,6 @@ class ChatData(Data):
         all_arrays = [array for part in (train, validation) for array in (part.tokens, part.ends, part.predicted)]
         arrays = [array for array in all_arrays if array is not None]
         return _Found(train, validation, sha256_of(*arrays), (sum(name not in held_out for name in cut), num_skipped))
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """Template of conversations."""
-        return self.template
-
-    @functools.cached_property
-    def chat(self) -> ChatFormat:
-        """Template, tokenizer and separator, for generation with the tokens of training."""
-        return ChatFormat(self.template, self.tokenizer, self.separator, self.begin)
 
     def _fitting(self, examples: Iterable[Example], length: int) -> tuple[list[Example], list[str], int]:
         """Returns the examples that fit in a sequence and have targets, the names of those cut, the number skipped."""

@@ -10,8 +10,9 @@ import numpy as np
 from ml.config import child, configurable, require
 from ml.data.corpora.image_files import CaptionedImage, ImageCorpus
 from ml.data.corpora.synthetic_shapes import Shapes
-from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.datasets.dataset import Dataset, ImageFormat
 from ml.data.datasets.statistics import DocumentStatistics
+from ml.data.datasets.tokenized_data import TokenizedData
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.batch import Batch
@@ -19,7 +20,7 @@ from ml.data.sequences.batch_indices import held_out_indices
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.sampling import ShuffledEpochs, WindowSampling
 from ml.data.tokenizers import Tokenizer
-from ml.data.tokenizers.lent import Lender, OwnOrLent
+from ml.data.tokenizers.lent import OwnOrLent
 from ml.targets import IGNORED
 
 
@@ -160,7 +161,7 @@ class ImageTextDataset(Dataset):
 
 
 @configurable
-class ImageTextData(Data):
+class ImageTextData(TokenizedData):
     """Images with captions: a sequence is the image's tokens, the caption and the separator.
 
     Args:
@@ -198,26 +199,6 @@ class ImageTextData(Data):
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
         self.validation_fraction = validation_fraction
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizer of the text.
-
-        Raises:
-            DataError: That of the run cannot be read.
-        """
-        return self._tokenizer.get()
-
-    @property
-    def has_own_tokenizer(self) -> bool:
-        """False if the data takes the tokenizer of the run."""
-        return self._tokenizer.is_own
-
-    def lend_tokenizer(self, lender: Lender) -> None:
-        self._tokenizer.lend(lender)
-
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer.use(tokenizer)
 
     @property
     def vocab_size(self) -> int | None:

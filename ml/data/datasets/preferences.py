@@ -1,6 +1,5 @@
 """Preference data: pairs of a preferred and a rejected answer to one prompt."""
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -9,30 +8,28 @@ from typing import Any, Literal
 import numpy as np
 
 from ml.config import child, configurable, require
-from ml.data.chat.encoding import ChatFormat
 from ml.data.chat.preferences import Preference
 from ml.data.chat.role_markers import RoleMarkers
 from ml.data.chat.template import ChatTemplate
 from ml.data.corpora.preference_files import PreferenceCorpus, PreferenceFiles
-from ml.data.datasets.dataset import Data, Dataset, ImageFormat
+from ml.data.datasets.conversation_data import ConversationData
+from ml.data.datasets.dataset import Dataset, ImageFormat
 from ml.data.datasets.pair_sequences import Pair, PairSequences
 from ml.data.datasets.statistics import DocumentStatistics
 from ml.data.errors import DataError
 from ml.data.reading.hold_out import held_out_names
 from ml.data.sequences.batch import Batch
 from ml.data.sequences.batch_indices import held_out_indices
-from ml.data.sequences.document_begin import Begin
-from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.packing import PackedDocuments
 from ml.data.sequences.streams import sha256_of
 from ml.data.tokenizers import Tokenizer
-from ml.data.tokenizers.lent import Lender, OwnOrLent
+from ml.data.tokenizers.lent import OwnOrLent
 
 logger = logging.getLogger(__name__)
 
 
 @configurable
-class PreferenceData(Data):
+class PreferenceData(ConversationData):
     """Pairs of answers for `Trainer.preference`: a sequence holds both sides of a pair, each a document.
 
     The sides are tokenized as `ChatData` does. Only the answers are targets. Attention and positions are separate.
@@ -75,54 +72,6 @@ class PreferenceData(Data):
         self._begin_token = begin_token
         self.too_long = too_long
         self.validation_fraction = validation_fraction
-
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer.use(tokenizer)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizer of the text.
-
-        Raises:
-            DataError: That of the run cannot be read.
-        """
-        return self._tokenizer.get()
-
-    @property
-    def has_own_tokenizer(self) -> bool:
-        """False if the data takes the tokenizer of the run."""
-        return self._tokenizer.is_own
-
-    def lend_tokenizer(self, lender: Lender) -> None:
-        self._tokenizer.lend(lender)
-
-    @property
-    def vocab_size(self) -> int | None:
-        """Exclusive upper bound of the token ids; None if the tokenizer cannot be read."""
-        try:
-            return self._tokenizer.vocab_size
-        except DataError:  # reading the data raises it again
-            return None
-
-    @property
-    def separator(self) -> Separator:
-        """Separator after each side."""
-        return Separator.of(self.tokenizer, self._separator)
-
-    @property
-    def begin(self) -> Begin:
-        """Begin of each side."""
-        return Begin.of(self.tokenizer, self.separator, self._begin_token, True)
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """Template of conversations."""
-        return self.template
-
-    @functools.cached_property
-    def chat(self) -> ChatFormat:
-        """Template, tokenizer and separator, for generation with the tokens of training."""
-        return ChatFormat(self.template, self.tokenizer, self.separator, self.begin)
 
     def open(self, sequence_length: int, seed: int, images: ImageFormat | None = None) -> "PreferenceDataset":
         """Reads and tokenizes the corpus.

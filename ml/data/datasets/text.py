@@ -7,8 +7,9 @@ import numpy as np
 
 from ml.config import child, configurable, require
 from ml.data.corpora.text_files import Corpus, TextFiles
-from ml.data.datasets.dataset import Data, ImageFormat
+from ml.data.datasets.dataset import ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
+from ml.data.datasets.tokenized_data import TokenizedData
 from ml.data.reading.documents import Document
 from ml.data.reading.hold_out import hold_out, num_shared
 from ml.data.reading.options import HoldOutBy
@@ -18,13 +19,13 @@ from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_wit
 from ml.data.sequences.sampling import Sampling, ShuffledEpochs
 from ml.data.sequences.streams import ArrayStream, TokenStream, sha256_of
 from ml.data.tokenizers import Tokenizer
-from ml.data.tokenizers.lent import Lender, OwnOrLent
+from ml.data.tokenizers.lent import OwnOrLent
 
 logger = logging.getLogger(__name__)
 
 
 @configurable
-class TextData(Data):
+class TextData(TokenizedData):
     """Documents tokenized in memory and concatenated into one stream.
 
     Args:
@@ -72,26 +73,6 @@ class TextData(Data):
         self.separate_documents = separate_documents
         self._begin_token = begin_token
         self.fill_in_the_middle = child("fill_in_the_middle", fill_in_the_middle) if fill_in_the_middle else None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizer of the text.
-
-        Raises:
-            DataError: That of the run cannot be read.
-        """
-        return self._tokenizer.get()
-
-    @property
-    def has_own_tokenizer(self) -> bool:
-        """False if the data takes the tokenizer of the run."""
-        return self._tokenizer.is_own
-
-    def lend_tokenizer(self, lender: Lender) -> None:
-        self._tokenizer.lend(lender)
-
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer.use(tokenizer)
 
     @property
     def separates_documents(self) -> bool:
