@@ -1,18 +1,18 @@
 """Several mixers side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated
 
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, UNORDERED, child, configurable, require
+from ml.config import REQUIRED, UNORDERED, configurable, require
 from ml.layers.checks import finite
 from ml.layers.context import Context
-from ml.layers.protocol import Mixer
+from ml.layers.mixers.named_mixers import NamedMixers
 
 
 @configurable
-class ParallelMixer(Mixer):
+class ParallelMixer(NamedMixers):
     """Sum of several mixers of the same input: y = Σ_i output_scale_i · mixer_i(input_scale_i · x) (Falcon-H1, Hymba).
 
     The names are the scopes: `mixers = {'attention': @Attention, 'ssm': @Mamba2}` is configured by `attention/...` and
@@ -26,9 +26,6 @@ class ParallelMixer(Mixer):
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    decodes = True
-    separates_documents = True
-
     def __init__(
         self,
         hidden_size: int,
@@ -39,16 +36,10 @@ class ParallelMixer(Mixer):
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
-        require(len(mixers) > 0, "mixers", "must name one mixer or more")
-        self.names = list(mixers)
-        wrong = [name for name in mixers if not name.isidentifier() or hasattr(self, name)]
-        require(not wrong, "mixers", f"must have names that can be attributes, not {', '.join(wrong)}")
+        self._name_mixers(mixers)
         self.input_scales = self._checked("input_scales", input_scales)
         self.output_scales = self._checked("output_scales", output_scales)
-        for name, mixer in mixers.items():
-            setattr(self, name, child(name, mixer, hidden_size))
-        causal = {mixer.causal if isinstance(mixer, Mixer) else None for mixer in self.children()}
-        self.causal = causal.pop() if len(causal) == 1 else None
+        self._build_mixers(hidden_size, mixers)
 
     def _checked(self, parameter: str, scales: dict[str, float] | None) -> list[float]:
         if scales is None:
@@ -61,20 +52,12 @@ class ParallelMixer(Mixer):
         """One for each mixer."""
         return len(self.names)
 
-    def mixing_children(self) -> Mapping[str, nn.Module]:
-        """All mixers."""
-        return dict(self.named_children())
-
     def forward(self, x: Tensor, context: Context) -> Tensor:
         outputs = []
         for name, before, after in zip(self.names, self.input_scales, self.output_scales, strict=True):
             y = getattr(self, name)(x if before == 1.0 else before * x, context)
             outputs.append(y if after == 1.0 else after * y)
         return sum(outputs[1:], outputs[0])
-
-    def training_flops_per_token(self, sequence_length: int) -> float:
-        """Zero: products are those of the children."""
-        return 0.0
 
     def extra_repr(self) -> str:
         return f"input_scales={self.input_scales}, output_scales={self.output_scales}"

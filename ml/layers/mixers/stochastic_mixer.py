@@ -1,19 +1,20 @@
 """Mixer that is drawn in each step."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ml.config import REQUIRED, UNORDERED, child, configurable, require
+from ml.config import REQUIRED, UNORDERED, configurable, require
 from ml.layers.context import Context
-from ml.layers.protocol import Drawn, Mixer
+from ml.layers.mixers.named_mixers import NamedMixers
+from ml.layers.protocol import Drawn
 
 
 @configurable
-class StochasticMixer(Mixer, Drawn):
+class StochasticMixer(NamedMixers, Drawn):
     """One of several mixers, drawn for each training step; a fixed one outside of training.
 
     A model trained this way works with any choice of them, layer by layer. The names are the scopes: `mixers = {'full':
@@ -27,9 +28,6 @@ class StochasticMixer(Mixer, Drawn):
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    decodes = True
-    separates_documents = True
-
     def __init__(
         self,
         hidden_size: int,
@@ -40,10 +38,7 @@ class StochasticMixer(Mixer, Drawn):
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
-        require(len(mixers) > 0, "mixers", "must name one mixer or more")
-        self.names = list(mixers)
-        wrong = [name for name in mixers if not name.isidentifier() or hasattr(self, name)]
-        require(not wrong, "mixers", f"must have names that can be attributes, not {', '.join(wrong)}")
+        self._name_mixers(mixers)
         weights = dict.fromkeys(mixers, 1.0) if weights is None else weights
         require(weights.keys() == mixers.keys(), "weights", f"must be given for {', '.join(mixers)}")
         drawable = all(0.0 <= weight < math.inf for weight in weights.values()) and sum(weights.values()) > 0.0
@@ -52,14 +47,7 @@ class StochasticMixer(Mixer, Drawn):
         require(main is None or main in mixers, "main", f"must be one of {', '.join(mixers)}, not {main}")
         self.main = self.names[0] if main is None else main
         self.drawn = self.main
-        for name, mixer in mixers.items():
-            setattr(self, name, child(name, mixer, hidden_size))
-        causal = {mixer.causal if isinstance(mixer, Mixer) else None for mixer in self.children()}
-        self.causal = causal.pop() if len(causal) == 1 else None
-
-    def mixing_children(self) -> Mapping[str, nn.Module]:
-        """All mixers: what one of them does not declare, none of them does."""
-        return dict(self.named_children())
+        self._build_mixers(hidden_size, mixers)
 
     def fraction_of(self, child: str) -> float:
         """The probability that a mixer is drawn."""
@@ -72,10 +60,6 @@ class StochasticMixer(Mixer, Drawn):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return getattr(self, self.drawn if self.training else self.main)(x, context)
-
-    def training_flops_per_token(self, sequence_length: int) -> float:
-        """Zero: products are those of the children."""
-        return 0.0
 
     def extra_repr(self) -> str:
         return f"main={self.main}, weights={self.weights}"
