@@ -13,7 +13,7 @@ from ml.interop.common import (
     rms_norm,
     sizes,
 )
-from ml.interop.families.olmo import BRANCH_NORMS, normalized_branches
+from ml.interop.families.olmo2 import BRANCH_NORMS, normalized_branches
 from ml.interop.family import Family
 from ml.interop.fields import ConfigFields, Field, Row, Set
 from ml.interop.kinds import FULL, SHORT, SLIDING, Kinds, attention_kind, layer_types, written_attention_kinds
