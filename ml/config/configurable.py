@@ -128,7 +128,9 @@ def holding_for(info: Configurable, product: Any) -> frozenset[str]:
     declared = declared_neutral(info)
     if isinstance(declared, Neutral):
         return frozenset()
-    return frozenset(name for name, one in declared.items() if one and one.only_if and one.only_if(product))
+    conditions = {name: one.only_if for name, one in declared.items() if one and one.only_if}
+    holds = {condition: condition(product) for condition in set(conditions.values())}
+    return frozenset(name for name, condition in conditions.items() if holds[condition])
 
 
 def _is_defined_again(target: Callable[..., Any], name: str | None, options: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """`Parameter`: a weight of a model, with its initialization, its learning rate scale and its weight decay."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from ml.config import child, configurable, require
 from ml.layers.checks import ADDRESSABLE, checked_lr_scale
 from ml.layers.initialization import Fill, Initialization, normal
-from ml.layers.walk import named_modules
+from ml.layers.walk import all_modules, named_modules
 
 
 class ParameterSettings(NamedTuple):
@@ -70,12 +70,12 @@ def adopt_settings(model: nn.Module) -> None:
     There they survive a deep copy, and a parameter that torch or a sharding replaces.
     """
     fresh: list[nn.Parameter] = []
-    for _, module in named_modules(model):
-        own = [name for name, parameter in module._parameters.items() if parameter is not None]
-        found = {name: settings for name in own if (settings := settings_of(module, name)) is not None}
-        if found:
-            vars(module)["parameter_settings"] = found
-        fresh += [p for p in module._parameters.values() if p is not None and "settings" in vars(p)]
+    for module in all_modules(model):
+        own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+        if added := [parameter for parameter in own.values() if "settings" in vars(parameter)]:
+            found = {name: settings_of(module, name) for name in own}
+            vars(module)["parameter_settings"] = {name: each for name, each in found.items() if each is not None}
+            fresh += added
     for parameter in fresh:
         vars(parameter).pop("settings", None)
 
@@ -88,8 +88,22 @@ def named_settings(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Parame
     Raises:
         ValueError: A parameter was not built by `Parameter`.
     """
+    yield from settings_in(named_modules(model))
+
+
+def settings_in(
+    modules: Iterable[tuple[str, nn.Module]],
+) -> Iterator[tuple[str, nn.Parameter, ParameterSettings]]:
+    """Yields what `named_settings` does.
+
+    Args:
+        modules: All modules of a model with their paths, from `named_modules`.
+
+    Raises:
+        ValueError: A parameter was not built by `Parameter`.
+    """
     found: dict[int, tuple[str, nn.Parameter, ParameterSettings]] = {}
-    for path, module in named_modules(model):
+    for path, module in modules:
         for own_name, parameter in module._parameters.items():
             if parameter is None or id(parameter) in found:
                 continue

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from ml.layers.protocol import Buffered, Layer, Mixer, Stack
-from ml.layers.walk import named_modules
+from ml.layers.walk import all_modules, named_modules
 
 _NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
@@ -80,12 +80,12 @@ def obstacle_to_allocation(model: nn.Module) -> str | None:
 
 def draws_noise(model: nn.Module) -> bool:
     """Returns whether a layer draws random numbers in training, or does not declare that it draws none."""
-    return any(_may(module, "draws_noise") for _, module in named_modules(model))
+    return any(_may(module, "draws_noise") for module in all_modules(model))
 
 
 def couples_sequences(model: nn.Module) -> bool:
     """Returns whether the loss depends on which sequences share a micro-batch, or a layer does not declare it."""
-    return any(_may(module, "couples_sequences") for _, module in named_modules(model))
+    return any(_may(module, "couples_sequences") for module in all_modules(model))
 
 
 def _may(module: nn.Module, declared: str) -> bool:
@@ -119,7 +119,7 @@ def branches_of(module: nn.Module) -> int:
 
 def max_sequence_length(*modules: nn.Module) -> int | None:
     """The longest sequence that all layers of some modules take; None for any."""
-    layers = [layer for module in modules for _, layer in named_modules(module) if isinstance(layer, Layer)]
+    layers = [layer for module in modules for layer in all_modules(module) if isinstance(layer, Layer)]
     lengths = [layer.max_sequence_length for layer in layers]
     return min((length for length in lengths if length is not None), default=None)
 

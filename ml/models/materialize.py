@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.layers.initialization import Fill
-from ml.layers.parameter import adopt_settings, named_settings
+from ml.layers.parameter import adopt_settings, named_settings, settings_in
 from ml.layers.protocol import Buffered, Stack
 from ml.layers.walk import named_modules
 from ml.models.declarations import obstacle_to_allocation
@@ -85,10 +85,11 @@ def draws(model: nn.Module, seed: int) -> list[Draw]:
 
 def without_depth(model: nn.Module) -> list[str]:
     """The parameters whose initialization scales with the depth and which stand in no sequence that tells it."""
-    stacks = {path for path, module in named_modules(model) if isinstance(module, Stack)}
+    modules = named_modules(model)
+    stacks = {path for path, module in modules if isinstance(module, Stack)}
     return [
         name
-        for name, _, settings in named_settings(model)
+        for name, _, settings in settings_in(modules)
         if has_open_depth(settings.initialization) and stacks.isdisjoint(ancestors(name))
     ]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ml.layers.parameter import adopt_settings, named_settings
+from ml.layers.parameter import adopt_settings, settings_in
 from ml.layers.protocol import lr_scale_of
 from ml.layers.walk import named_modules
 
@@ -27,11 +27,12 @@ def named_parameters_with_scales(model: nn.Module) -> Iterator[ScaledParameter]:
     path of its first name. Raises ValueError for a parameter that was not built by `Parameter`.
     """
     scales: dict[str, tuple[float, ...]] = {}  # of each module and those that hold it, without those of 1
-    for path, module in named_modules(model):
+    modules = named_modules(model)
+    for path, module in modules:
         outer = scales[path.rpartition(".")[0]] if path else ()
         own = lr_scale_of(module)
         scales[path] = outer if own == 1.0 else (*outer, own)
-    for name, parameter, settings in named_settings(model):
+    for name, parameter, settings in settings_in(modules):
         lr_scale = math.prod(scales[name.rpartition(".")[0]], start=settings.lr_scale)
         yield ScaledParameter(name, parameter, lr_scale, settings.weight_decay)
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ml.config import configurable
-from ml.layers.walk import named_modules
+from ml.layers.walk import all_modules
 
 
 class Precision(abc.ABC):
@@ -80,7 +80,7 @@ class PureBFloat16(Precision):
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts the parameters in place; buffers, such as rotary frequencies, keep their dtype."""
-    for _, module in named_modules(model):
+    for module in all_modules(model):
         for parameter in module._parameters.values():
             if parameter is not None and parameter.dtype != dtype:
                 parameter.data = parameter.data.to(dtype)

@@ -99,7 +99,7 @@ class _Stage:
     def _keep_one_of_each_kind(self, paths: dict[nn.Module, Path], built: Built) -> None:
         sequences = [module for module in paths if isinstance(module, BlockSequence)]
         blocks = {paths[block]: block for sequence in sequences for block in sequence.blocks}
-        holders = {child: module for module in paths for child in module.children()}
+        holders = {path: self.model.get_submodule(".".join(path[:-1])) for path in blocks}
         kinds: dict[tuple, list[Path]] = {}
         absent = _Absent()
         for path, kind in built.kinds(blocks).items():
@@ -107,10 +107,10 @@ class _Stage:
         for first, *others in kinds.values():
             self.equal[first] = [first, *others]
             for path in others:
-                holders[blocks[path]]._modules[path[-1]] = absent
+                holders[path]._modules[path[-1]] = absent
             if not isinstance(blocks[first], BlockSequence):
                 self.watched.append(_Watched(blocks[first]))
-                holders[blocks[first]]._modules[first[-1]] = self.watched[-1]
+                holders[first]._modules[first[-1]] = self.watched[-1]
 
     def _note(self, parent: nn.Module, child: nn.Module, output: object) -> None:
         self._returned[parent] = (child, output)

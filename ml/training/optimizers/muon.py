@@ -96,19 +96,19 @@ class Muon(Optimizer):
         return parameter.ndim == 2 and _matches(name, self.matrices) and not _matches(name, self.exclude)
 
     def assign(self, groups: list[ParameterGroup]) -> list[Assignment]:
-        matrices = [_part(group, self.trains) for group in groups]
-        rest = [_part(group, lambda name, parameter: not self.trains(name, parameter)) for group in groups]
-        ours = [Assignment(self, group) for group in matrices if group.names]
-        return ours + self.others.assign([group for group in rest if group.names])
+        divided = [_divided(group, self.trains) for group in groups]
+        ours = [Assignment(self, matrices) for matrices, _ in divided if matrices.names]
+        return ours + self.others.assign([rest for _, rest in divided if rest.names])
 
     def misfit(self, groups: list[ParameterGroup]) -> str | None:
         names = [name for group in groups for name in group.names]
         for pattern in {*self.matrices, *self.exclude} - {*_MATRICES, *_EXCLUDED}:
             if not any(fnmatchcase(name, pattern) for name in names):
                 return f"no trained parameter matches {pattern!r} of Muon.matrices and Muon.exclude"
-        if not any(assignment.optimizer is self for assignment in self.assign(groups)):
+        assigned = self.assign(groups)
+        if not any(assignment.optimizer is self for assignment in assigned):
             return "Muon.matrices and Muon.exclude leave no matrix to train"
-        return self.others.misfit([group for other, group in self.assign(groups) if other is not self])
+        return self.others.misfit([group for other, group in assigned if other is not self])
 
     def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return self.zeros("momentum_buffer", parameter)
@@ -176,7 +176,13 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _part(group: ParameterGroup, belongs: Callable[[str, nn.Parameter], bool]) -> ParameterGroup:
-    """Returns the parameters of a group for which `belongs` is True."""
-    pairs = [pair for pair in zip(group.names, group.parameters, strict=True) if belongs(*pair)]
-    return group._replace(names=[name for name, _ in pairs], parameters=[parameter for _, parameter in pairs])
+def _divided(
+    group: ParameterGroup, belongs: Callable[[str, nn.Parameter], bool]
+) -> tuple[ParameterGroup, ParameterGroup]:
+    """Returns the parameters of a group for which `belongs` is True, and the rest."""
+    ours, rest = group._replace(names=[], parameters=[]), group._replace(names=[], parameters=[])
+    for name, parameter in zip(group.names, group.parameters, strict=True):
+        part = ours if belongs(name, parameter) else rest
+        part.names.append(name)
+        part.parameters.append(parameter)
+    return ours, rest
