@@ -15,12 +15,14 @@ from ml.data.randomness import derive_seed
 from ml.distributed import Layout, World
 from ml.layers import Drawn
 from ml.models.flops import flops_per_token
+from ml.training.agreement import Agreement, agree
 from ml.training.checkpoints.initial_weights import StartingPoint
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.state_files import read_state, snapshot
+from ml.training.due_validations import DueValidations
+from ml.training.ending import Ending
 from ml.training.errors import RunError, RunFailure
 from ml.training.evaluation.samples import SampleFile, shown
-from ml.training.evaluation.validation_sets import ValidationSet
 from ml.training.guide import Guide
 from ml.training.host_memory import freed_pages_kept, freeze_objects, unfrozen_afterwards
 from ml.training.metrics.progress import NoProgress, Progress, progress_on
@@ -31,7 +33,7 @@ from ml.training.records import Records
 from ml.training.run_data import RunData
 from ml.training.run_folder import ReadOnlyRunFolder, RunFolder
 from ml.training.signals import Requests, handled_signals
-from ml.training.state import EARLY_STOPPING, OPTIMIZER
+from ml.training.state import OPTIMIZER
 from ml.training.step import train_step
 from ml.training.summary import describe_kernels, notes
 from ml.training.trackers import Tracking
@@ -120,24 +122,6 @@ def train(
     return Outcome(loop.state.step, loop.is_finished)
 
 
-class Agreement(NamedTuple):
-    """Agreement of all processes before a step.
-
-    Attributes:
-        num_targets: Targets in the loss of the step, of all processes.
-        num_tokens: Tokens of the step, of all processes.
-        num_units: Targets or pairs over which the loss of the step is a mean, of all processes.
-        stop: Whether a process was requested to stop.
-        save: Whether a process was requested to save.
-    """
-
-    num_targets: int
-    num_tokens: int
-    num_units: int
-    stop: bool
-    save: bool
-
-
 class TrainLoop:
     """A run in progress, seen from one process; owns the training state, the data and the open files."""
 
@@ -176,25 +160,18 @@ class TrainLoop:
         for note in (describe_kernels(trainer, self.device.type), *notes(trainer)):
             if note is not None:
                 progress.say(note)
+        self.ending = Ending(trainer, self.state, requests)
+        sets = data.validation_sets
+        self.validations = DueValidations(trainer, sets, self.state, layout, teacher, self.ending.stops)
         self._first_step = 0
         self._saved_step = 0
-        self._begun = self._saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
         self._seconds_before = 0.0
 
     @property
     def is_finished(self) -> bool:
         """True once the last step is taken and validated."""
-        return self._is_at_end and self.state.unvalidated is None
-
-    @property
-    def _is_at_end(self) -> bool:
-        return self.trainer.is_end(self.state.step, self.state.lowest)
-
-    @property
-    def _is_at_stop(self) -> bool:
-        """True once the step of `Trainer.stop_at_step` is taken."""
-        last = self.trainer.stop_at_step
-        return last is not None and self.state.step >= last
+        return self.ending.is_finished
 
     def resume(self, initial: StartingPoint | None = None, begun: Callable[[int], None] = lambda step: None) -> None:
         """Resumes from the newest valid checkpoint and removes the metrics after it.
@@ -236,7 +213,7 @@ class TrainLoop:
         """Takes the remaining steps, until a request to stop."""
         self._first_step = self.state.step
         with self.reading_data(), contextlib.closing(self.batches()) as steps:
-            while not self._is_at_end and not self._is_at_stop:
+            while not self.ending.is_at_end and not self.ending.is_at_stop:
                 read = self._next(steps)
                 agreed = self._agree(read)
                 if agreed.stop:
@@ -254,25 +231,8 @@ class TrainLoop:
             return error
 
     def _agree(self, read: list[Batch] | Exception) -> Agreement:
-        """Exchanges what the processes must know of each other before a step, without synchronizing the device.
-
-        Raises:
-            DataError | RunFailure: This process could not read its batches, or not write its checkpoint.
-            OtherProcessFailed: Another one could not.
-        """
-        batches = read if isinstance(read, list) else []
-        own = batches if self.layout.reads_first else []
-        counts = [sum(batch.num_targets for batch in own), sum(batch.tokens.numel() for batch in own)]
-        counts.append(counts[0] if self.teacher is None else sum(map(self.teacher.num_units, own)))
-        flags = [self._stops(), self._saves(), isinstance(read, Exception), self.saver.has_failed]
-        num_targets, num_tokens, num_units, stop, save, unread, unsaved = self.world.host_sum(
-            [*counts, *map(int, flags)]
-        )
-        if unread:
-            self.world.require_none(read if isinstance(read, Exception) else None)
-        if unsaved:
-            self.saver.wait()
-        return Agreement(num_targets, num_tokens, num_units, stop > 0, save > 0)
+        stop, save = self.ending.stops(), self._saves()
+        return agree(read, self.layout, self.teacher, self.saver, stop=stop, save=save)
 
     def batches(self) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each remaining step, loaded in the background."""
@@ -338,7 +298,7 @@ class TrainLoop:
         self.state.sequences += trainer.batch_size
         self.throughput.count(agreed.num_targets, agreed.num_tokens)
         self.progress.advance(step)
-        if trainer.is_logged(step) or self._due_validations():
+        if trainer.is_logged(step) or self.validations.due:
             self._require_finite()
             self._record(self._records.of(result, self._seconds()))
         if trainer.samples is not None and trainer.samples.is_due(step, trainer.num_steps):
@@ -371,32 +331,7 @@ class TrainLoop:
             self.save()
         self.saver.wait()
         self.progress.close()
-        step, num_steps = self.state.step, self.trainer.num_steps
-        if self.is_finished:
-            self.progress.say(f"trained to step {step}{self._why_early()}: {self.run.path}")
-        elif step == 0:
-            self.progress.say("stopped before the first step")
-        else:
-            self.progress.say(
-                f"stopped after step {step} of {num_steps}{self._why_stopped()} and saved; the same command with "
-                f"--run_dir={self.run.path} {self._how_to_go_on()}"
-            )
-
-    def _why_stopped(self) -> str:
-        if self._is_at_stop:
-            return f" (Trainer.stop_at_step = {self.trainer.stop_at_step})"
-        is_signaled = self.requests.stop is not None
-        return " (Trainer.stop_after)" if self._is_out_of_time and not is_signaled else ""
-
-    def _how_to_go_on(self) -> str:
-        return "and a later step to stop at resumes from there" if self._is_at_stop else "resumes from there"
-
-    def _why_early(self) -> str:
-        lowest = self.state.lowest.get(EARLY_STOPPING)
-        if lowest is None or self.state.step >= self.trainer.num_steps:
-            return ""
-        value = "was never finite" if lowest.value is None else f"was lowest at step {lowest.step} ({lowest.value:.6g})"
-        return f" of {self.trainer.num_steps}, because {lowest.metric} {value}"
+        self.progress.say(self.ending.report(self.run.path))
 
     def _load(self, step: int, skipped: int) -> list[Batch]:
         part = (self.layout.data_rank, self.layout.num_data_ranks)
@@ -406,7 +341,9 @@ class TrainLoop:
 
     def _record(self, record: dict[str, Any]) -> None:
         """Logs a step after its validation; an interrupted validation is left to the next process."""
-        validated = self._validated(self._due_validations())
+        validated = self.validations.measure()
+        if self.validations.due:
+            self.throughput.restart()
         if validated is None:
             self.state.unvalidated = record
             return
@@ -417,50 +354,6 @@ class TrainLoop:
         self.tracking.log(record)
         for lowest in self.state.lowest.values():
             lowest.update(record)
-
-    def _due_validations(self) -> list[ValidationSet]:
-        """Returns the validation sets that are due after the current step."""
-        step, num_steps = self.state.step, self.trainer.num_steps
-        return [one for one in self.data.validation_sets if one.validation.is_due(step, num_steps)]
-
-    def _validated(self, due: list[ValidationSet]) -> dict[str, float] | None:
-        """Validates the weights and their running average, if it has been updated.
-
-        Returns:
-            The metrics, or None if a request to stop interrupted the validation.
-        """
-        measured = self._measured_on(due)
-        average = self.state.weight_average
-        if due and measured is not None and average is not None and average.is_validated(self.state.step):
-            with average.in_place_of_weights(self.state.model):
-                of_average = self._measured_on(due)
-            averaged = None if of_average is None else {f"average_{name}": x for name, x in of_average.items()}
-            measured = None if averaged is None else measured | averaged
-        if due:
-            self.throughput.restart()
-        return measured
-
-    def _measured_on(self, due: list[ValidationSet]) -> dict[str, float] | None:
-        trainer = self.trainer
-        where = (trainer.micro_batch_size, trainer.precision, self.device)
-        record: dict[str, float] = {}
-        for one in due:
-            result = one.validation.measure(
-                self.state.model, one.dataset, *where, self._stops, self.layout, self.teacher
-            )
-            if result is None:
-                return None
-            record |= one.record(result)
-        return record
-
-    def _stops(self) -> bool:
-        """Returns whether this process was requested to stop, or has run for as long as it may."""
-        return self.requests.stop is not None or self._is_out_of_time
-
-    @property
-    def _is_out_of_time(self) -> bool:
-        limit = self.trainer.stop_after
-        return limit is not None and time.monotonic() - self._begun >= limit
 
     def _saves(self) -> bool:
         """Returns whether this process was requested to save, or the first one saves by time."""
@@ -499,7 +392,7 @@ class TrainLoop:
 
     def _seconds(self) -> float:
         """Returns the duration of the run so far, over all of its processes."""
-        return self._seconds_before + time.monotonic() - self._begun
+        return self._seconds_before + self.ending.seconds
 
 
 def _seed(device: torch.device, seed: int) -> None:

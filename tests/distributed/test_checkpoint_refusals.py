@@ -14,9 +14,10 @@ from quick_trainers import quick_config
 from ml.api import build_trainer
 from ml.distributed import Layout, World
 from ml.errors import OtherProcessFailed, RunFailure, UserError
-from ml.training import FromRun, RunFolder, loop, train
+from ml.training import FromRun, RunFolder, train
 from ml.training.checkpoints import state_files
 from ml.training.checkpoints.atomic_folders import damage
+from ml.training.ending import Ending
 
 TINY = """
 LanguageModel.vocab_size = 256
@@ -72,7 +73,7 @@ def told(world, root):
         os.truncate(damaged.parents[1] / "step_3/__1_0.distcp", 100)
     found["next start"] = run(world, root, "full", TWO)
     if world.rank == 1:
-        loop.TrainLoop._stops = lambda self: self.state.step == 4  # asked to stop in the validation
+        Ending.stops = lambda self: self.state.step == 4  # asked to stop in the validation
     found["interrupted"] = run(world, root, "interrupted", [*TWO, *VALIDATED])
     return found
 
