@@ -106,7 +106,7 @@ def weights_in_order(model: nn.Module) -> list[Tensor]:
     return [part.weight for part in (*ends[:2], *parts, ends[2])]
 
 
-def batch_of(shape: Shape, device: torch.device) -> Batch:
+def batch_of(shape: Shape, device: torch.device = CPU) -> Batch:
     """Random tokens; the last one of a row has no target, as in transformers."""
     tokens = torch.randint(shape.vocab, (shape.batch, shape.length), generator=torch.Generator().manual_seed(0))
     targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
