@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ml.config import REQUIRED, configurable, require
 from ml.layers.checks import positive, positive_float
+from ml.layers.protocol import Buffered
 from ml.layers.rotary import RotaryByLength, frequencies_of
 
 
 @configurable
-class LongRotary(RotaryByLength):
+class LongRotary(RotaryByLength, Buffered):
     """Rotary with each frequency divided by its own factor: LongRoPE (Ding et al. 2024; Phi-3).
 
     Sequences and packed documents up to `original_length` take the short factors, longer ones the long factors. Keys
@@ -54,6 +55,18 @@ class LongRotary(RotaryByLength):
             self.attention_factor = positive_float("attention_factor", attention_factor)
         elif factor > 1.0 and self.original_length > 1:
             self.attention_factor = math.sqrt(1.0 + math.log(factor) / math.log(self.original_length))
+        for name, factors in self._divisors.items():  # on the device, so that no pass copies them from the host
+            self.register_buffer(name, torch.tensor(factors), persistent=False)
+
+    @property
+    def _divisors(self) -> dict[str, list[float]]:
+        short = {} if self.short_factors is None else {"short_divisors": self.short_factors}
+        return {"long_divisors": self.long_factors, **short}
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Copies the factors to a device."""
+        for name, factors in self._divisors.items():
+            setattr(self, name, torch.tensor(factors, device=device))
 
     def _checked(self, name: str, factors: Sequence[float]) -> list[float]:
         count = self.rotary_size // 2
@@ -64,8 +77,8 @@ class LongRotary(RotaryByLength):
 
     def frequencies_of_lengths(self, lengths: Tensor) -> Tensor:
         frequencies = frequencies_of(self.theta, self.rotary_size, lengths.device)
-        long = frequencies / torch.tensor(self.long_factors, device=lengths.device)
+        long = frequencies / self.get_buffer("long_divisors")
         if self.short_factors is None:
             return long
-        short = frequencies / torch.tensor(self.short_factors, device=lengths.device)
+        short = frequencies / self.get_buffer("short_divisors")
         return long.where((lengths > self.original_length)[..., None], short)

@@ -13,7 +13,7 @@ from ml.blocks import ActivationCheckpointing, DecoderBlock, Pattern, SelectiveA
 from ml.distributed import Layout, Mesh, parallelize
 from ml.distributed.compiled_block import CompiledBlock
 from ml.distributed.compiled_code import forwards_by_kind
-from ml.layers import MLP, Context, MixtureOfExperts, SigmoidRouter, StochasticMixer
+from ml.layers import MLP, Context, DoRA, Float8, Linear, LongRotary, MixtureOfExperts, SigmoidRouter, StochasticMixer
 from ml.layers.context import places_in_documents
 from ml.models import LanguageModel, materialize
 
@@ -22,6 +22,15 @@ NUM_KINDS = 12  # more than torch.compile has variants of a function
 GROUPED = partial(MixtureOfExperts, num_experts=4, grouped=True, expert=partial(MLP, intermediate_size=16))
 BLOCKS = {
     **{name: partial(DecoderBlock, mixer=mixer) for name, mixer in MIXERS.items()},
+    "rotation by length": partial(
+        DecoderBlock,
+        mixer=partial(ATTENTION, rotary=partial(LongRotary, long_factors=[2.0, 3.0], short_factors=[1.0])),
+        mlp=None,
+    ),
+    "adapters": partial(
+        DecoderBlock, mixer=ATTENTION, mlp=partial(MLP, linear=partial(Linear, apply_peft=partial(DoRA, dropout=0.1)))
+    ),
+    "float8": partial(DecoderBlock, mixer=ATTENTION, mlp=partial(MLP, linear=partial(Linear, kernel=Float8))),
     "plain MLP": partial(DecoderBlock, mixer=ATTENTION, mlp=MLP),
     "no MLP": partial(DecoderBlock, mixer=ATTENTION, mlp=None),
     "dropout": partial(DecoderBlock, mixer=ATTENTION, dropout=0.1, norm_position="post"),
