@@ -6,6 +6,8 @@ seen are wrong values, the dtypes and sizes that a kernel takes unless torch's f
 kernels that torch chooses by itself (attention runs as its plain formula), memory, and speed.
 """
 
+import json
+
 import pytest
 import torch
 from cuda_rules import RuleBroken
@@ -16,11 +18,12 @@ from training_on_cuda import CUDA, run_on_cuda
 from ml.api import build_trainer
 from ml.blocks import ActivationCheckpointing, DecoderBlock, SelectiveActivationCheckpointing
 from ml.config.configurable import candidates, known_names
-from ml.layers import Context
+from ml.layers import Cache, Context
 from ml.layers.context import places_in_documents
 from ml.models import materialize
 from ml.training.checkpoints.staging import Staging
 from ml.training.device_limits import synchronizations_on
+from ml.training.distillation import TeacherModel
 from ml.training.errors import RunError
 from ml.training.optimizers import Optimizer
 from ml.training.optimizers.state_formats import StateFormat
@@ -71,7 +74,35 @@ def test_a_recipe_trains_validates_and_saves(recipe, run):
     precision = [] if recipe in RECIPES else ["Trainer.precision = @MixedBFloat16"]  # a model alone has none
     folder = run(recipe, [*ONE_STEP, *precision, *SMALL[recipe]], [True])
     assert (folder / "checkpoints" / "step_1").is_dir()
-    assert "validation_loss" in (folder / "metrics.jsonl").read_text()
+    expected = {"validation_loss"} | ({"reward_margin"} if recipe == "recipes/dpo.gin" else set())
+    assert expected <= json.loads((folder / "metrics.jsonl").read_text()).keys()
+
+
+@pytest.mark.parametrize("further", [[], ["LanguageModelHead.loss_chunk_size = 8"]], ids=["whole", "in chunks"])
+def test_a_teacher_is_learned_from(further, run, monkeypatch):
+    taught = []
+    original = TeacherModel.inputs
+    monkeypatch.setattr(TeacherModel, "inputs", lambda *args: taught.append(args) or original(*args))
+    distillation = ["Trainer.distillation = @Distillation", "Distillation.teacher = 'teacher'", *further]
+    one_block = ["decoder/Repeat.num_blocks = 1", "Trainer.validation = None"]
+    run("recipes/tiny.gin", [*ONE_STEP, *one_block, *distillation], [True])
+    assert len(taught) == 1
+
+
+SAMPLES = ["Trainer.samples = @Samples", "Samples.prompts = ['1 and', '12']", "Samples.num_tokens = 4"]
+
+
+@pytest.mark.parametrize("options", [["temperature = 0.0"], ["top_k = 50", "top_p = 0.9", "min_p = 0.01"]], ids=str)
+def test_text_is_sampled(options, run):
+    bindings = [
+        *ONE_STEP,
+        "decoder/Repeat.num_blocks = 1",
+        "Trainer.validation = None",
+        *SAMPLES,
+        *(f"Samples.{option}" for option in options),
+    ]
+    folder = run("recipes/tiny.gin", bindings, [True])
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("further", [[], SKIP_AND_AVERAGE], ids=["plain", "skip and average"])
@@ -118,6 +149,20 @@ def test_a_mixer_trains(mixer, dtype, documents, cuda):
         output.float().square().sum().backward()
     assert (x.grad.device, x.grad.shape) == (CUDA, x.shape)
     assert all(parameter.grad.device == CUDA for parameter in layer.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+def test_a_mixer_decodes(mixer, cuda):
+    is_ready = False
+    with cuda(lambda place: not is_ready), torch.no_grad():
+        layer, (x, _), cache = materialize(mixer(H), CUDA).eval(), inputs(False), Cache()
+        is_ready = True
+        for piece in x.split((T - 2, 1, 1), dim=1):
+            length = piece.shape[1]
+            positions = torch.arange(cache.num_tokens, cache.num_tokens + length, device=CUDA)
+            output = layer(piece, Context(positions, cache=cache))
+            cache.advance(length, None)
+    assert (output.device, output.shape) == (CUDA, (B, 1, H))
 
 
 EXPERTS = {
