@@ -50,13 +50,13 @@ def express(model: LanguageModel, kept: Mapping[str, Any] | None = None) -> Expr
     view, ours = View(model), describe(model, of_training=False)
     obstacles: dict[str, list[str]] = {}
     for family in ordered:
-        tensors, without_place = _tensors(family, model)
         config = _config(family, view, kept if kind in family.architectures else {}, ours)
+        tensors, without_place = _tensors(family, model, kept if isinstance(config, str) else config)
         found = [config] if isinstance(config, str) else _obstacles(config, ours)
         found += [f"{name} has no place in the checkpoint" for name in without_place]
         if not found:
             assert not isinstance(config, str)
-            return Expressed(family, config, tensors)
+            return Expressed(family, family.written(config), tensors)
         obstacles[family.name] = found
         if kind in family.architectures:
             break
@@ -65,11 +65,11 @@ def express(model: LanguageModel, kept: Mapping[str, Any] | None = None) -> Expr
     raise InteropError(f"the model cannot be written in the format of {name}: {found[0]}{more}")
 
 
-def _tensors(family: Family, model: LanguageModel) -> tuple[list[Placed], list[str]]:
+def _tensors(family: Family, model: LanguageModel, config: Mapping[str, Any]) -> tuple[list[Placed], list[str]]:
     """Returns the places of the tensors of a model, and the names of those without."""
     skipped = {*adapter_weights(model), *(f"{path}.base_weight" for path, _ in adapted_layers(model))}
     names = [name for name in named_weights(model) if name not in skipped]
-    placed = place(family.tensors, block_paths(names), set(names))
+    placed = place(family.tensors, block_paths(names), set(names), config)
     claimed = {name for one in placed for name in one.ours}
     return placed, [name for name in names if name not in claimed]
 

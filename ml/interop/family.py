@@ -1,5 +1,7 @@
 """A family of models: the rows of its fields and of its tensors, from which both directions follow."""
 
+import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,7 @@ _REFUSED = {
     "is_encoder_decoder": "is an encoder with a decoder, not a causal language model",
     "add_cross_attention": "is a decoder of an encoder, not a causal language model",
 }
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Family:
         tensors: The tensors.
         kept: Fields without a place in the model, besides those of all families.
         ignored: Patterns of tensors that a checkpoint may have and that hold no weights.
-        prefixes: Prefixes that checkpoints may lack at the start of the names of their tensors.
+        prefix: Prefix that checkpoints may lack at the start of the names of their tensors.
+        prediction_layers: The field with the number of layers after the last block, which predict further tokens for
+            speculative decoding: they are known, not read, and not written.
     """
 
     name: str
@@ -56,11 +61,34 @@ class Family:
     kept: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     prefix: str = ""
+    prediction_layers: str = ""
+
+    def is_unread(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Returns whether a checkpoint may have a tensor that is not read.
+
+        Args:
+            name: The name of the tensor.
+            config: The content of config.json.
+
+        Raises:
+            InteropError: The number of prediction layers is none.
+        """
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignored):
+            return True
+        count = config.get(self.prediction_layers) or 0
+        if type(count) is not int or count < 0:
+            raise InteropError(f"config.json#{self.prediction_layers} must be a number of layers, not {count!r}")
+        match = _LAYER.match(name) if count else None
+        return match is not None and 0 <= int(match[1]) - config["num_hidden_layers"] < count
+
+    def written(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the config.json of an export, which has no prediction layers."""
+        return {**config, **({self.prediction_layers: 0} if self.prediction_layers else {})}
 
     @property
     def all_kept(self) -> frozenset[str]:
         """The fields without a place in the model."""
-        return KEPT | self.kept | _REFUSED.keys()
+        return KEPT | self.kept | {self.prediction_layers} | _REFUSED.keys()
 
     @property
     def fields(self) -> frozenset[str]:

@@ -64,7 +64,7 @@ def placement(
 
     stored = _with_prefix(stored, family.prefix)
     blocks = block_paths(shapes)
-    placed = place(family.tensors, blocks, shapes)
+    placed = place(family.tensors, blocks, shapes, config)
     read, missing, misfits = [], [], []
     for one in placed:
         there = stored.get(one.stored)
@@ -89,7 +89,7 @@ def placement(
     used = {one.stored for one in placed}
     left = [name for name in stored if name not in used]
     equal, left = _tied(family, stored, shapes, left)
-    ignored = [name for name in left if any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored)]
+    ignored = [name for name in left if family.is_unread(name, config)]
     unknown = [
         name for name in left if name not in ignored and not differs(names_in_model(name, family.tensors, blocks))
     ]

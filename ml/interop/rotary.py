@@ -88,6 +88,7 @@ class Rope(Row):
         interleaved: Whether adjacent channels are a pair; with `interleave_field` where the field is absent.
         interleave_field: The field for it; empty for a family that decides.
         scaled: Whether `rope_scaling` is about these blocks, if it is not divided by kinds of blocks.
+        scaling: The value of an absent `rope_scaling`; None is no scaling.
         mixer: The mixer that holds it.
         scope: The scope of the bindings.
         inside: The entry of `rope_parameters` for these blocks; empty where one is for all.
@@ -100,6 +101,7 @@ class Rope(Row):
     interleaved: bool = False
     interleave_field: str = ""
     scaled: bool = True
+    scaling: Mapping[str, Any] | None = None
     mixer: type = Attention
     scope: str = ""
     inside: str = ""
@@ -178,7 +180,8 @@ class Rope(Row):
         if old and new and old != new:
             raise InteropError("config.json has both rope_scaling and rope_parameters, and they differ")
         spelled = "rope_scaling" if old else "rope_parameters"
-        values = old or new or {}
+        values = old or new
+        values = self.scaling or {} if values is None else values
         if self.inside and isinstance(values, Mapping) and self.inside in values:
             values, spelled = values[self.inside], f"{spelled}.{self.inside}"
         elif not self.scaled:
@@ -227,7 +230,7 @@ class Rope(Row):
             fields["max_position_embeddings"] = view.first(DynamicRotary, self.scope).original_length
         if values["rope_type"] == "longrope":
             fields[_ORIGINAL] = values[_ORIGINAL]  # beside the others Phi-3 takes its own default
-        if values["rope_type"] != "default":
+        if values["rope_type"] != "default" or self.scaling:
             fields["rope_scaling"] = values
         if self.interleave_field:
             fields[self.interleave_field] = view.first(self.mixer, self.scope).rotary.interleaved

@@ -91,35 +91,46 @@ class ByHead(Layout):
     """Several tensors, concatenated head by head: the rows of head 0 of each, then those of head 1.
 
     Args:
-        heads: The field of config.json with the number of heads.
+        heads: The field of config.json with the number of heads, or a function that returns the number.
     """
 
-    heads: str
+    heads: str | Callable[[Mapping[str, Any]], int]
 
     def join(self, parts, config):
-        return torch.cat([part.unflatten(0, (config[self.heads], -1)) for part in parts], dim=1).flatten(0, 1)
+        heads = self._number(config)
+        return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 1)
 
     def split(self, whole, shapes, config):
-        heads = config[self.heads]
+        heads = self._number(config)
         pieces = whole.unflatten(0, (heads, -1)).split([shape[0] // heads for shape in shapes], dim=1)
         return [piece.flatten(0, 1) for piece in pieces]
+
+    def _number(self, config: Mapping[str, Any]) -> int:
+        return config[self.heads] if isinstance(self.heads, str) else self.heads(config)
 
 
 @dataclass(frozen=True)
 class Stacked(Layout):
-    """One tensor of each expert, stacked along a new first dimension.
+    """One or more tensors of each expert, stacked along a new first dimension.
+
+    The rows of several ones alternate: row 0 of each, then row 1 (gpt-oss).
 
     Args:
-        transposed: Whether each is transposed.
+        transposed: Whether that of each expert is transposed.
+        count: Number of tensors of an expert.
     """
 
     transposed: bool = False
+    count: int = 1
 
     def join(self, parts, config):
-        return torch.stack([part.T if self.transposed else part for part in parts])
+        groups = [list(parts[first : first + self.count]) for first in range(0, len(parts), self.count)]
+        experts = [torch.stack(group, dim=1).flatten(0, 1) for group in groups]
+        return torch.stack([expert.T if self.transposed else expert for expert in experts])
 
     def split(self, whole, shapes, config):
-        return [part.T if self.transposed else part for part in whole.unbind()]
+        experts = [part.T if self.transposed else part for part in whole.unbind()]
+        return [piece for expert in experts for piece in expert.unflatten(0, (-1, self.count)).unbind(1)]
 
 
 @dataclass(frozen=True)
@@ -130,15 +141,17 @@ class TensorRow:
 
     Args:
         stored: The name in the checkpoint.
-        ours: The names in the model; with `Stacked`, one name with `{e}`.
+        ours: The names in the model; with `Stacked`, those of one expert, with `{e}`.
         layout: How those of the model are arranged in that of the checkpoint.
         needs: The name of another tensor of the model, without which the row is about another kind of block.
+        when: Whether the row is about models of a config.json; None is for all.
     """
 
     stored: str
     ours: tuple[str, ...]
     layout: Layout = field(default_factory=Same)
     needs: str = ""
+    when: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 class Placed(NamedTuple):
@@ -149,26 +162,34 @@ class Placed(NamedTuple):
     layout: Layout
 
 
-def row(stored: str, *ours: str, layout: Layout | None = None, needs: str = "") -> TensorRow:
+def row(stored: str, *ours: str, layout: Layout | None = None, **options: Any) -> TensorRow:
     """Returns a row; see `TensorRow`."""
-    return TensorRow(stored, ours, Same() if layout is None else layout, needs)
+    return TensorRow(stored, ours, Same() if layout is None else layout, **options)
 
 
-def linear_rows(names: Mapping[str, str], kinds: Sequence[str] = ("weight", "bias")) -> tuple[TensorRow, ...]:
+def linear_rows(
+    names: Mapping[str, str], kinds: Sequence[str] = ("weight", "bias"), **options: Any
+) -> tuple[TensorRow, ...]:
     """Returns the rows of the weight and the bias of layers, by their names."""
-    return tuple(row(f"{stored}.{kind}", f"{ours}.{kind}") for stored, ours in names.items() for kind in kinds)
+    pairs = ((f"{stored}.{kind}", f"{ours}.{kind}") for stored, ours in names.items() for kind in kinds)
+    return tuple(row(stored, ours, **options) for stored, ours in pairs)
 
 
-def place(rows: Sequence[TensorRow], blocks: Sequence[str], names: Collection[str]) -> list[Placed]:
+def place(
+    rows: Sequence[TensorRow], blocks: Sequence[str], names: Collection[str], config: Mapping[str, Any]
+) -> list[Placed]:
     """Returns the tensors of a checkpoint that hold the tensors of a model.
 
     Args:
         rows: The rows of the family.
         blocks: The paths of the blocks.
         names: The names of the tensors of the model; rows whose tensors it has not are skipped.
+        config: The content of config.json.
     """
     found: list[Placed] = []
     for one in rows:
+        if one.when is not None and not one.when(config):
+            continue
         each_block = "{block}" in one.ours[0]
         for index, block in enumerate(blocks) if each_block else [(0, "")]:
 
@@ -183,8 +204,9 @@ def _placed(one: TensorRow, spelled: Callable[..., str], names: Collection[str])
     if one.needs and spelled(one.needs) not in names:
         return
     if isinstance(one.layout, Stacked):
-        ours = tuple(itertools.takewhile(names.__contains__, (spelled(one.ours[0], e) for e in itertools.count())))
-        if ours:
+        spelled_names = (spelled(name, expert) for expert in itertools.count() for name in one.ours)
+        ours = tuple(itertools.takewhile(names.__contains__, spelled_names))
+        if ours and len(ours) % len(one.ours) == 0:
             yield Placed(spelled(one.stored), ours, one.layout)
         return
     experts = itertools.count() if "{e}" in one.ours[0] else [""]

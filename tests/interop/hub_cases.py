@@ -27,7 +27,13 @@ DEEPSEEK = {
     "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
     "v_head_dim": 5, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "head_dim": 4,
     "moe_intermediate_size": 20, "first_k_dense_replace": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+    "num_nextn_predict_layers": 0,
 }  # fmt: skip
+DEEPSEEK_V2 = {
+    **{name: value for name, value in DEEPSEEK.items() if name not in ("n_group", "topk_group")},
+    "head_dim": ..., "num_nextn_predict_layers": ...,
+}  # fmt: skip
+GPT_OSS = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 0.5}
 NEXT = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
     "moe_intermediate_size": 24, "shared_expert_intermediate_size": 28, "num_experts": 5, "num_experts_per_tok": 2,
@@ -74,13 +80,22 @@ CASES: dict[str, tuple[str, dict]] = {
     "Seed-OSS": ("SeedOss", {**NO_DROPOUT, "residual_dropout": 0.0}),
     "Seed-OSS, odd": ("SeedOss", {**ODD, **NO_DROPOUT, "residual_dropout": 0.0, "attention_out_bias": True}),
     "Arcee": ("Arcee", {"mlp_bias": True}),
-    "Helium": ("Helium", {**ODD, "head_dim": 6, "attention_bias": True}),
+    "Arcee, odd, tied": (
+        "Arcee",
+        {**ODD, "attention_bias": True, "tie_word_embeddings": True, "rope_parameters": {**FAST, **YARN}},
+    ),
+    "Helium": ("Helium", {"head_dim": 10, "rope_parameters": {"rope_type": "default", **FAST}}),
+    "Helium, odd, biases": ("Helium", {**ODD, "head_dim": 6, "attention_bias": True, "mlp_bias": True}),
     "GPT-2": ("GPT2", {**GPT2, "n_embd": 40, "n_layer": 2, "n_head": 4}),
     "GPT-2, odd, untied": (
         "GPT2",
         {**GPT2, "n_embd": 36, "n_layer": 3, "n_head": 3, "n_inner": 50, "tie_word_embeddings": False},
     ),
     "Gemma 1": ("Gemma", {"tie_word_embeddings": True, "hidden_act": "gelu"}),
+    "Gemma 1, odd, untied, biases": (
+        "Gemma",
+        {**ODD, "attention_bias": True, "rms_norm_eps": 1e-3, "rope_parameters": {**FAST, **LLAMA3}},
+    ),
     "Gemma 2": ("Gemma2", {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0}),
     "Gemma 2, odd, full": (
         "Gemma2",
@@ -112,7 +127,24 @@ CASES: dict[str, tuple[str, dict]] = {
             "qkv_bias": False,
         },
     ),
+    "Qwen 2-MoE, windows, some dense": (
+        "Qwen2Moe",
+        {
+            **QWEN_MOE,
+            "num_hidden_layers": 5,
+            "shared_expert_intermediate_size": 28,
+            "num_experts": 4,
+            "mlp_only_layers": [2, 3],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 4,
+        },
+    ),
     "Qwen 3-MoE": ("Qwen3Moe", {**QWEN_MOE, "num_local_experts": 5}),
+    "Qwen 3-MoE, window": (
+        "Qwen3Moe",
+        {**QWEN_MOE, "num_local_experts": 4, "use_sliding_window": True, "sliding_window": 5},
+    ),
     "Qwen 3-MoE, odd, some dense": (
         "Qwen3Moe",
         {**ODD, **QWEN_MOE, "num_local_experts": 4, "mlp_only_layers": [1], "norm_topk_prob": True},
@@ -131,6 +163,21 @@ CASES: dict[str, tuple[str, dict]] = {
     "GLM-4, odd": ("Glm4", {**ODD, "head_dim": 8, "attention_bias": False}),
     "SmolLM3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
     "SmolLM3, odd, all rotated": ("SmolLM3", {**ODD, "no_rope_layers": [1, 1, 1], "attention_bias": True}),
+    "SmolLM3, windows": (
+        "SmolLM3",
+        {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "SmolLM3, windows in some of each": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 0, 1, 0],
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "rope_parameters": {"rope_type": "default", **FAST},
+        },
+    ),
     "GPT-NeoX": (
         "GPTNeoX",
         {**NEOX, "rope_parameters": {**FAST, "rope_type": "default", "partial_rotary_factor": 0.6}},
@@ -174,6 +221,19 @@ CASES: dict[str, tuple[str, dict]] = {
         },
     ),
     "Falcon-Mamba": ("FalconMamba", {**MAMBA, "mixer_rms_eps": 1e-3}),
+    "Falcon-Mamba, odd, biases": (
+        "FalconMamba",
+        {
+            **MAMBA,
+            "hidden_size": 36,
+            "num_hidden_layers": 3,
+            "expand": 3,
+            "time_step_rank": 5,
+            "conv_kernel": 3,
+            "use_bias": True,
+            "use_conv_bias": False,
+        },
+    ),
     "Mamba-2": ("Mamba2", {**MAMBA_2, "num_heads": 10, "head_dim": 8, "n_groups": 2, "conv_kernel": 3}),
     "Mamba-2, odd, biases, limits": (
         "Mamba2",
@@ -201,6 +261,36 @@ CASES: dict[str, tuple[str, dict]] = {
             "rope_interleave": False,
             "norm_topk_prob": False,
             "rope_parameters": {**FAST, **YARN, "mscale": 1.0, "mscale_all_dim": 0.707},
+        },
+    ),
+    "DeepSeek-V3, biases": ("DeepseekV3", {**DEEPSEEK, "attention_bias": True}),
+    "DeepSeek-V2": ("DeepseekV2", {**DEEPSEEK_V2, "attention_bias": True}),
+    "DeepSeek-V2, odd, groups, whole queries, YaRN": (
+        "DeepseekV2",
+        {
+            **DEEPSEEK_V2,
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "q_lora_rank": None,
+            "num_hidden_layers": 3,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": {**FAST, **YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
+    "GPT-OSS": ("GptOss", {**GPT_OSS, "rope_parameters": {**FAST, **YARN, "truncate": False}}),
+    "GPT-OSS, odd, one kind": (
+        "GptOss",
+        {
+            **ODD,
+            **GPT_OSS,
+            "layer_types": ["full_attention"] * 3,
+            "attention_bias": False,
+            "swiglu_alpha": 1.3,
+            "num_experts_per_tok": 3,
+            "rope_parameters": {"rope_type": "default", **FAST},
         },
     ),
     "Qwen3-Next": (

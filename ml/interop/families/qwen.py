@@ -1,5 +1,7 @@
 """Qwen 2 (and 2.5) and Qwen 3: Llama with biases of query, key and value, or with norms of query and key."""
 
+from collections.abc import Callable
+
 from ml.interop.common import (
     LLAMA_TENSORS,
     QUERY_KEY_NORM,
@@ -18,13 +20,20 @@ from ml.interop.kinds import FULL, SHORT, SLIDING, Kinds, attention_kind, layer_
 from ml.interop.rotary import Rope
 from ml.layers import Attention, Linear
 
+WINDOW_FIELDS = ("layer_types", "num_hidden_layers", "use_sliding_window", "max_window_layers", "sliding_window")
 
-def _kinds(fields: ConfigFields) -> list[str]:
-    """Windows in the blocks from `max_window_layers` on, if they are used at all."""
+
+def attention_kinds(fields: ConfigFields, has_window: Callable[[int, int], bool]) -> list[str]:
+    """Returns "full" or "sliding" for each block; all are full unless `use_sliding_window` is true.
+
+    Args:
+        fields: The fields.
+        has_window: Without `layer_types`, whether a block has a window, by its index and `max_window_layers`.
+    """
     uses = fields.get("use_sliding_window", False)
     first = fields.get("max_window_layers", 28)
     window = fields.get("sliding_window", 4096) if uses else None
-    found = layer_types(fields, lambda index: SLIDING if window is not None and index >= first else FULL)
+    found = layer_types(fields, lambda index: SLIDING if window is not None and has_window(index, first) else FULL)
     if fields.content.get("layer_types") is not None:
         fields.idle.add("max_window_layers")
         if SLIDING not in found:
@@ -39,8 +48,8 @@ def _kinds(fields: ConfigFields) -> list[str]:
 def windows() -> Kinds:
     """The blocks with a window and those without."""
     return Kinds(
-        ("layer_types", "num_hidden_layers", "use_sliding_window", "max_window_layers", "sliding_window"),
-        _kinds,
+        WINDOW_FIELDS,
+        lambda fields: attention_kinds(fields, lambda index, first: index >= first),
         {
             "full": lambda scope: (Set(Attention, "window_size", None, scope),),
             "sliding": lambda scope: (Field("sliding_window", Attention, "window_size", default=4096, scope=scope),),

@@ -1,6 +1,6 @@
 """Qwen3-Next: gated delta nets and gated attention, with experts and a shared one in most blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,14 @@ from ml.interop.common import (
 )
 from ml.interop.errors import InteropError
 from ml.interop.experts import RouterLoss, expert_rows
-from ml.interop.families.qwen_moe import SHARED_EXPERT, sparse_blocks, with_shared
+from ml.interop.families.qwen2_moe import SHARED_EXPERT, with_shared
 from ml.interop.family import Family
 from ml.interop.fields import Bias, ConfigFields, Field, Fixed, Row, Set
 from ml.interop.kinds import FULL, Kinds, layer_types
 from ml.interop.rotary import Rope
-from ml.interop.tensors import ByHead, row
+from ml.interop.sparse_blocks import SPARSE_FIELDS, mlp_kind, sparse_blocks, written_sparse_blocks
+from ml.interop.tensors import ByHead, TensorRow, linear_rows, row
 from ml.layers import Attention, CausalConvolution, GatedDeltaNet, GatedRMSNorm, Linear
-from ml.layers.moe import MixtureOfExperts
 
 _TYPES = {"linear_attention": "linear", FULL: "full"}
 _BIASES = ("query", "key", "value", "gate", "beta", "output", "up", "down")
@@ -42,18 +42,12 @@ def _kinds(fields: ConfigFields) -> list[str]:
 
 
 def _which(block: Any) -> str:
-    mixer = "full" if isinstance(block.mixer, Attention) else "linear"
-    return f"{mixer}_{'sparse' if isinstance(block.mlp, MixtureOfExperts) else 'dense'}"
+    return f"{'full' if isinstance(block.mixer, Attention) else 'linear'}_{mlp_kind(block)}"
 
 
 def _written(kinds: Sequence[str]) -> dict[str, Any]:
     long = {short: name for name, short in _TYPES.items()}
-    return {
-        "num_hidden_layers": len(kinds),
-        "layer_types": [long[kind.partition("_")[0]] for kind in kinds],
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [index for index, kind in enumerate(kinds) if kind.endswith("_dense")],
-    }
+    return {**written_sparse_blocks(kinds), "layer_types": [long[kind.partition("_")[0]] for kind in kinds]}
 
 
 def _delta_net(scope: str) -> tuple[Row, ...]:
@@ -79,8 +73,13 @@ def _block(kind: str, scope: str) -> tuple[Row, ...]:
     return (*rows, *(gated_mlp(scope=scope) if mlp == "dense" else with_shared(scope, 10, 512, normalized=True)))
 
 
-def _parts(stored: str, *names: str, by: str, needs: str):
+def _parts(stored: str, *names: str, by: str, needs: str) -> TensorRow:
     return row(stored, *(f"{{block}}.mixer.{name}.weight" for name in names), layout=ByHead(by), needs=needs)
+
+
+def _same(mixer: str, needs: str, names: Mapping[str, str]) -> tuple[TensorRow, ...]:
+    pairs = {f"{mixer}.{stored}": f"{{block}}.mixer.{ours}" for stored, ours in names.items()}
+    return linear_rows(pairs, ("weight",), needs=needs)
 
 
 QWEN_3_NEXT = Family(
@@ -89,7 +88,7 @@ QWEN_3_NEXT = Family(
     (
         *sizes(),
         Kinds(
-            ("num_hidden_layers", "layer_types", "decoder_sparse_step", "mlp_only_layers"),
+            (*SPARSE_FIELDS, "layer_types"),
             _kinds,
             {kind: partial(_block, kind) for kind in ("linear_sparse", "full_sparse", "linear_dense", "full_dense")},
             _which,
@@ -108,22 +107,11 @@ QWEN_3_NEXT = Family(
         *SHARED_EXPERT,
         *QUERY_KEY_NORM,
         _parts(f"{_FULL}.q_proj.weight", "query", "gate", by="num_attention_heads", needs=_IN_FULL),
-        *(
-            row(f"{_FULL}.{stored}_proj.weight", f"{{block}}.mixer.{ours}.weight", needs=_IN_FULL)
-            for stored, ours in {"k": "key", "v": "value", "o": "output"}.items()
-        ),
+        *_same(_FULL, _IN_FULL, {"k_proj": "key", "v_proj": "value", "o_proj": "output"}),
         _parts(f"{_LINEAR}.in_proj_qkvz.weight", "query", "key", "value", "gate", by=_HEADS, needs=_IN_LINEAR),
         _parts(f"{_LINEAR}.in_proj_ba.weight", "beta", "decay", by=_HEADS, needs=_IN_LINEAR),
-        *(
-            row(f"{_LINEAR}.{stored}", f"{{block}}.mixer.{ours}", needs=_IN_LINEAR)
-            for stored, ours in {
-                "conv1d.weight": "convolution.weight",
-                "A_log": "A_log",
-                "dt_bias": "dt_bias",
-                "norm.weight": "norm.weight",
-                "out_proj.weight": "output.weight",
-            }.items()
-        ),
+        *_same(_LINEAR, _IN_LINEAR, {"conv1d": "convolution", "norm": "norm", "out_proj": "output"}),
+        *(row(f"{_LINEAR}.{name}", f"{{block}}.mixer.{name}", needs=_IN_LINEAR) for name in ("A_log", "dt_bias")),
     ),
 )
 
