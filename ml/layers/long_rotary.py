@@ -8,12 +8,11 @@ from torch import Tensor
 
 from ml.config import REQUIRED, configurable, require
 from ml.layers.checks import positive, positive_float
-from ml.layers.protocol import Buffered
 from ml.layers.rotary import RotaryByLength, frequencies_of
 
 
 @configurable
-class LongRotary(RotaryByLength, Buffered):
+class LongRotary(RotaryByLength):
     """Rotary with each frequency divided by its own factor: LongRoPE (Ding et al. 2024; Phi-3).
 
     Sequences and packed documents up to `original_length` take the short factors, longer ones the long factors. Keys
@@ -55,30 +54,23 @@ class LongRotary(RotaryByLength, Buffered):
             self.attention_factor = positive_float("attention_factor", attention_factor)
         elif factor > 1.0 and self.original_length > 1:
             self.attention_factor = math.sqrt(1.0 + math.log(factor) / math.log(self.original_length))
-        for name, factors in self._divisors.items():  # on the device, so that no pass copies them from the host
-            self.register_buffer(name, torch.tensor(factors), persistent=False)
 
-    @property
-    def _divisors(self) -> dict[str, list[float]]:
-        short = {} if self.short_factors is None else {"short_divisors": self.short_factors}
-        return {"long_divisors": self.long_factors, **short}
-
-    def reset_buffers(self, device: torch.device | str) -> None:
-        """Copies the factors to a device."""
-        for name, factors in self._divisors.items():
-            setattr(self, name, torch.tensor(factors, device=device))
-
-    def _checked(self, name: str, factors: Sequence[float]) -> list[float]:
+    def _checked(self, name: str, factors: Sequence[float]) -> tuple[float, ...]:
         count = self.rotary_size // 2
         fits = len(factors) in (1, count)
         require(fits, name, f"must be {count}, one for each pair, or one for all, not {len(factors)}")
         require(all(0.0 < factor < math.inf for factor in factors), name, "must be positive and finite")
-        return [factor if 0.0 < factor < math.inf else 1.0 for factor in factors] if fits else [1.0]
+        return tuple(factor if 0.0 < factor < math.inf else 1.0 for factor in factors) if fits else (1.0,)
 
     def frequencies_of_lengths(self, lengths: Tensor) -> Tensor:
         frequencies = frequencies_of(self.theta, self.rotary_size, lengths.device)
-        long = frequencies / self.get_buffer("long_divisors")
+        long = frequencies / _on_device(self.long_factors, lengths.device)
         if self.short_factors is None:
             return long
-        short = frequencies / self.get_buffer("short_divisors")
+        short = frequencies / _on_device(self.short_factors, lengths.device)
         return long.where((lengths > self.original_length)[..., None], short)
+
+
+def _on_device(factors: Sequence[float], device: torch.device) -> Tensor:
+    """Factors as a tensor, without a copy from the host, which would wait for the device."""
+    return torch.stack([torch.full((), factor, device=device) for factor in factors])

@@ -1,18 +1,22 @@
 """Rotary position embeddings, and their extensions to longer sequences.
 
 The angles are computed in float32 whatever the dtype of the model, and from nothing stored, so that no conversion of
-the model can round them.
+the model can round them. Their cosines and sines are computed once in a pass, for all layers that turn alike: in each
+layer, and compiled into the rotation of every head, they took ten times as long as the rotation on a GPU.
 """
 
 import math
+from collections.abc import Hashable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml.config import configurable, require, unused
 from ml.layers.checks import non_negative, positive, positive_float
 from ml.layers.context import Context
 from ml.layers.protocol import NoProducts
+
+_OF_TORCH = frozenset(vars(nn.Module()))
 
 
 class RotaryEmbedding(NoProducts):
@@ -45,15 +49,35 @@ class RotaryEmbedding(NoProducts):
 
     def forward(self, query: Tensor, key: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rotates (B, T, N, D) and (B, T, K, D); `positions` is (T), (B, T), or None for 0, 1, ..., T-1."""
-        if positions is None:
-            positions = torch.arange(query.shape[1], device=query.device)
-        cos, sin = cosines_and_sines(self.angles(positions)[..., None, :])  # (..., T, 1, R / 2)
-        cos, sin = cos * self.attention_factor, sin * self.attention_factor
-        return self.turn(query, cos, sin), self.turn(key, cos, sin)
+        return self.in_context(query, key, Context(positions))
 
     def in_context(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Rotates as `forward`, at the positions of `context`."""
-        return self(query, key, context.positions)
+        cos, sin = self.table(context, query.shape[1], query.device)
+        return self.turn(query, cos, sin), self.turn(key, cos, sin)
+
+    def table(self, context: Context, num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the angles times `attention_factor`, float32 (..., T, 1, R / 2), once in a pass.
+
+        Args:
+            context: Of the pass.
+            num_tokens: T.
+            device: Of the activations.
+        """
+
+        def make() -> tuple[Tensor, Tensor]:
+            positions = context.positions
+            if positions is None:
+                positions = torch.arange(num_tokens, device=device)
+            angles = self.angles_in(context, positions)[..., None, :]
+            return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+
+        return context.once((self.settings, num_tokens), make)
+
+    @property
+    def settings(self) -> Hashable:
+        """Equal for rotary embeddings that turn alike."""
+        return type(self), tuple((name, value) for name, value in vars(self).items() if name not in _OF_TORCH)
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotates the leading part of `x` (..., T, N, D) by angles of cosines and sines (..., T, 1, R / 2)."""
@@ -61,6 +85,10 @@ class RotaryEmbedding(NoProducts):
             return rotate(x, cos, sin, self.interleaved)
         turned, rest = x.split((self.rotary_size, self.head_size - self.rotary_size), dim=-1)
         return torch.cat((rotate(turned, cos, sin, self.interleaved), rest), dim=-1)
+
+    def angles_in(self, context: Context, positions: Tensor) -> Tensor:
+        """Float32 angles (..., T, R / 2) at positions (..., T) of a pass."""
+        return self.angles(positions)
 
     def angles(self, positions: Tensor) -> Tensor:
         """Float32 angles (*positions.shape, R / 2)."""
@@ -78,27 +106,6 @@ def frequencies_of(theta: float | Tensor, size: int, device: torch.device) -> Te
     """theta^(-2i/size) for i = 0, 1, ..., size / 2 - 1, in float32."""
     exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
     return 1.0 / theta**exponents
-
-
-def cosines_and_sines(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each angle.
-
-    Compiled for a CPU they are computed before the rotation: fused into it they would be computed again for every
-    sequence and head, forward and backward, which took longer than the rotation.
-    """
-    if torch.compiler.is_compiling() and angles.device.type == "cpu":
-        return _stored_cosines_and_sines(angles)
-    return angles.cos(), angles.sin()
-
-
-@torch.library.custom_op("juniper::cosines_and_sines", mutates_args=())
-def _stored_cosines_and_sines(angles: Tensor) -> tuple[Tensor, Tensor]:
-    return angles.cos(), angles.sin()
-
-
-@_stored_cosines_and_sines.register_fake
-def _(angles: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(angles), torch.empty_like(angles)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -161,29 +168,10 @@ class RotaryByLength(RotaryEmbedding):
 
     depends_on_length = True
 
-    def in_context(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Rotates as `forward`, by the lengths of the sequences or documents of `context`."""
-        return self(query, key, context.positions, context.lengths())
-
-    def forward(
-        self, query: Tensor, key: Tensor, positions: Tensor | None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Rotates (B, T, N, D) and (B, T, K, D).
-
-        Args:
-            query: (B, T, N, D).
-            key: (B, T, K, D).
-            positions: (T) or (B, T); None is 0, 1, ..., T-1.
-            lengths: L of each position, (1), (B, 1) or (B, T); None is the largest position plus one.
-        """
-        if positions is None:
-            positions = torch.arange(query.shape[1], device=query.device)
+    def angles_in(self, context: Context, positions: Tensor) -> Tensor:
+        lengths = context.lengths()
         lengths = positions.amax(-1, keepdim=True) + 1 if lengths is None else lengths
-        angles = positions[..., None].float() * self.frequencies_of_lengths(lengths)  # (..., T, R / 2)
-        cos, sin = cosines_and_sines(angles[..., None, :])
-        if self.attention_factor != 1.0:
-            cos, sin = cos * self.attention_factor, sin * self.attention_factor
-        return self.turn(query, cos, sin), self.turn(key, cos, sin)
+        return positions[..., None].float() * self.frequencies_of_lengths(lengths)
 
     def frequencies(self, positions: Tensor) -> Tensor:
         return self.frequencies_of_lengths(positions.max() + 1)

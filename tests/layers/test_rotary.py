@@ -8,6 +8,10 @@ from transformers import DeepseekV3Config, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
+import ml
+from ml.distributed import Layout, World
+from ml.distributed.mesh import Mesh
+from ml.distributed.parallelize import parallelize
 from ml.layers import (
     Attention,
     DynamicRotary,
@@ -241,3 +245,18 @@ def test_a_compiled_rotation_equals_the_eager_one_in_one_graph(make):
     query, key = torch.randn(2, LENGTH, 4, 8), torch.randn(2, LENGTH, 2, 8)
     compiled = torch.compile(rotary, backend="aot_eager", fullgraph=True)
     assert all(map(torch.equal, compiled(query, key, None), rotary(query, key, None)))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_layers_that_turn_alike_share_one_table_in_a_pass(monkeypatch, compile):
+    made = []
+    angles = Rotary.angles
+    monkeypatch.setattr(Rotary, "angles", lambda self, positions: made.append(self.theta) or angles(self, positions))
+    sizes = ["decoder/Repeat.num_blocks = 3", "LanguageModel.hidden_size = 16", "GatedMLP.intermediate_size = 8"]
+    model = ml.build(ml.load("base.gin", [*sizes, "block_2/Rotary.theta = 77.0", "Attention.num_kv_heads = 4"]))
+    parallelize(model, Layout(World()), Mesh(), compile=compile)
+    tokens = torch.arange(12).view(2, 6)
+    made.clear()  # of the check on fake tensors
+    for _ in range(2):
+        model.loss(tokens, tokens).total.backward()
+    assert made == 2 * [model.decoder.block_0.mixer.rotary.theta, 77.0]

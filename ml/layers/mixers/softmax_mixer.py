@@ -9,6 +9,7 @@ from ml.config import child, require
 from ml.layers.attention_kernels import AttentionKernel, AttentionTask
 from ml.layers.context import Context
 from ml.layers.protocol import Mixer
+from ml.layers.rotary import RotaryEmbedding
 
 
 class SoftmaxMixer(Mixer):
@@ -16,9 +17,11 @@ class SoftmaxMixer(Mixer):
 
     Attributes:
         kernel: The attention kernel.
+        rotary: The rotary embedding; None without.
     """
 
     kernel: AttentionKernel
+    rotary: RotaryEmbedding | None
 
     @property
     @abc.abstractmethod
@@ -32,9 +35,11 @@ class SoftmaxMixer(Mixer):
         require(problem is None, "kernel", problem or "")
 
     def prepare(self, context: Context, device: torch.device, dtype: torch.dtype) -> None:
-        """Computes the masks of the kernel once for all layers, where the length of the pass is known."""
+        """Computes the masks of the kernel and the rotations once for all layers, where the length is known."""
         if context.num_tokens is None or context.cache is not None:
             return
+        if self.rotary is not None:
+            self.rotary.table(context, context.num_tokens, device)
         task = self.task._replace(
             dropout=self.task.dropout if self.training else 0.0,
             has_documents=context.documents is not None,
