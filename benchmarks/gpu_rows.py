@@ -39,6 +39,7 @@ from ml.training.checkpoints.state_files import snapshot
 from ml.training.metrics.peak_flops import peak_flops
 
 ROUNDS = 5
+STEPS = 4  # of training between two waits for the device; a run waits where it logs
 SHAPES = {
     "124M": Shape(50304, 768, 12, 12, 12, 2048, batch=16, length=1024),
     "1B": Shape(32768, 2048, 18, 32, 8, 7168, batch=4, length=2048),
@@ -79,15 +80,15 @@ def training_step(device: torch.device, shape: Shape, other: str, compile: bool)
     """Tokens a second, MFU with causal attention counted once, and peak memory; alternating with the other model."""
     _reset_memory(device)
     ours = step_of("juniper", shape, "bfloat16", compile, device)
-    first = ours()
+    first = ours().item()
     ours()
     our_memory = _peak_memory(device)
     theirs = step_of(other, shape, "bfloat16", compile, device)
-    second = theirs()
+    second = theirs().item()
     difference = abs(first - second) / first
     assert difference < 0.01, f"the losses differ: {first} and {second}"
     theirs()
-    pairs = [(_seconds(ours, device), _seconds(theirs, device)) for _ in range(ROUNDS)]
+    pairs = [(_seconds(ours, device, STEPS), _seconds(theirs, device, STEPS)) for _ in range(ROUNDS)]
     mine, others = (statistics.median(column) for column in zip(*pairs, strict=True))
     tokens = shape.batch * shape.length
     peak = peak_flops(device, torch.bfloat16)
@@ -227,14 +228,15 @@ def _timed(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
     return values
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Returns the seconds of a call, until the device has finished."""
+def _seconds(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
+    """Returns the seconds of a call, until the device has finished; of the mean of several without a wait between."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else contextlib.nullcontext
     synchronize()
     begun = time.perf_counter()
-    call()
+    for _ in range(times):
+        call()
     synchronize()
-    return time.perf_counter() - begun
+    return (time.perf_counter() - begun) / times
 
 
 def _reset_memory(device: torch.device) -> None:

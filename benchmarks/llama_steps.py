@@ -113,8 +113,8 @@ def batch_of(shape: Shape, device: torch.device = CPU) -> Batch:
     return Batch.of(tokens.numpy(), targets.numpy()).to(device)
 
 
-def juniper_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], float]:
-    """A step of Juniper, as a run takes it; returns the loss before it."""
+def juniper_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], Tensor]:
+    """A step of Juniper, as a run takes it; returns the loss before it, on the device."""
     model.train()
     device = batch.tokens.device
     layout = Layout(World(device=device))
@@ -122,41 +122,41 @@ def juniper_step(model: nn.Module, batch: Batch, precision: str, compile: bool) 
     groups = group_parameters((name, weight, 1.0, None) for name, weight in model.named_parameters())
     optimizer = AdamW(LEARNING_RATE, BETAS, weight_decay=DECAY).create(groups)
     state = TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device), layout=layout)
-    return lambda: train_step(state, [batch], PRECISIONS[precision], MAX_NORM, device).loss.item()
+    return lambda: train_step(state, [batch], PRECISIONS[precision], MAX_NORM, device).loss
 
 
-def torch_step(model: nn.Module, loss: Callable[[], Tensor], batch: Batch, precision: str) -> Callable[[], float]:
+def torch_step(model: nn.Module, loss: Callable[[], Tensor], batch: Batch, precision: str) -> Callable[[], Tensor]:
     """A step written with torch alone; returns the loss before it."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=DECAY, fused=True)
     device = batch.tokens.device.type
     autocast = contextlib.nullcontext if precision == "float32" else lambda: torch.autocast(device, torch.bfloat16)
 
-    def step() -> float:
+    def step() -> Tensor:
         with autocast():
             value = loss()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return value.item()
+        return value.detach()
 
     return step
 
 
-def transformers_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], float]:
+def transformers_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], Tensor]:
     """A step of transformers; returns the loss before it."""
     call = torch.compile(model) if compile else model
     return torch_step(model, lambda: call(batch.tokens, labels=batch.tokens, use_cache=False).loss, batch, precision)
 
 
-def handwritten_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], float]:
+def handwritten_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], Tensor]:
     """A step of the handwritten model; returns the loss before it."""
     call = torch.compile(model) if compile else model
     return torch_step(model, lambda: call(batch.tokens, batch.targets), batch, precision)
 
 
-def step_of(kind: str, shape: Shape, precision: str, compile: bool, device: torch.device = CPU) -> Callable[[], float]:
+def step_of(kind: str, shape: Shape, precision: str, compile: bool, device: torch.device = CPU) -> Callable[[], Tensor]:
     """A step of "juniper", "transformers" or "handwritten", all with the same initial weights."""
     torch.manual_seed(0)
     source = juniper_model(shape)

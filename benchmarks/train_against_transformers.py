@@ -74,7 +74,7 @@ def report_speed(
     for kind in against:
         for compile in compiles:
             ours, theirs = step_of("juniper", shape, precision, compile), step_of(kind, shape, precision, compile)
-            losses = ours(), theirs()
+            losses = ours().item(), theirs().item()
             assert math.isclose(*losses, rel_tol=LOSS_TOLERANCE[precision]), f"the losses differ: {losses}"
             result = compare(ours, theirs, rounds, warmup=1, clock=clock)
             tokens = shape.batch * shape.length

@@ -26,6 +26,7 @@ class CompiledBlock:
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        context = context.of_block()
         for mixer in self._mixers:
             mixer.prepare(context, x.device, dtype)
         return self._forward(x, context)

@@ -131,6 +131,7 @@ class Context:
         self._places = {} if places is None else places
         self._numbered: dict[nn.Module, str] = {}
         self._made: dict[Hashable, Any] = {}
+        self._of_pass: Self | None = None
 
     def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         """Returns the result of `make`, which is computed once in a pass and shared by all layers.
@@ -140,8 +141,17 @@ class Context:
             make: Computes what has no gradient, such as a mask.
         """
         if key not in self._made:
-            self._made[key] = make()
+            self._made[key] = make() if self._of_pass is None else self._of_pass.once(key, make)
         return self._made[key]
+
+    def of_block(self) -> Self:
+        """The same context for one block, which holds only those results of `once` that the block asks for.
+
+        `torch.compile` guards the number of all results at hand, which grows from block to block.
+        """
+        other = copy.copy(self)
+        other._made, other._of_pass = {}, self
+        return other
 
     def without_padding(self) -> Self:
         """The same context for a layer that gets other rows, none of which is padding."""
