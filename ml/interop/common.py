@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ml.blocks import DecoderBlock, Repeat
-from ml.interop.fields import Bias, ConfigFields, Field, Part, Row, Set, View
+from ml.interop.fields import Bias, ConfigFields, Field, Fixed, Part, Row, Set, View
 from ml.interop.tensors import TensorRow, linear_rows, row
 from ml.layers import (
     MLP,
@@ -39,16 +39,27 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 QUERY_KEY_VALUE = ("query", "key", "value")
 
 
-def sizes(tied: bool = False) -> tuple[Row, ...]:
+def sizes(tied: bool = False, aliases: tuple[str, ...] = ()) -> tuple[Row, ...]:
     """Vocabulary, width, and tied embeddings.
 
     Args:
         tied: The value of an absent `tie_word_embeddings`.
+        aliases: Other names of `tie_word_embeddings`.
     """
     return (
         Field("vocab_size", LanguageModel, "vocab_size"),
         Field("hidden_size", LanguageModel, "hidden_size"),
-        Field("tie_word_embeddings", LanguageModel, "tie_word_embeddings", default=tied),
+        Field("tie_word_embeddings", LanguageModel, "tie_word_embeddings", default=tied, aliases=aliases),
+    )
+
+
+def untied() -> tuple[Row, ...]:
+    """Vocabulary and width of a family that transformers never ties."""
+    return (
+        Field("vocab_size", LanguageModel, "vocab_size"),
+        Field("hidden_size", LanguageModel, "hidden_size"),
+        Set(LanguageModel, "tie_word_embeddings", False),
+        Fixed("tie_word_embeddings", False),
     )
 
 

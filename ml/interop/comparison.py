@@ -55,6 +55,8 @@ def _attributes(module: nn.Module, of_training: bool) -> dict[str, Any]:
             continue
         if isinstance(value, _PLAIN):
             found[name] = value
+        elif isinstance(value, list | tuple) and all(isinstance(one, _PLAIN) for one in value):
+            found[name] = list(value)
         elif isinstance(value, _FUNCTIONS):
             found[name] = described(value)
     for name, parameter in module._parameters.items():

@@ -19,6 +19,9 @@ from ml.models import LanguageModel
 from ml.models.adapters import adapted_layers, adapter_weights
 from ml.training.state import named_weights
 
+# A model that several families have is written as the first of these, else as the one with the fewest fields.
+_WIDESPREAD = ("llama", "mistral", "qwen2", "qwen3")
+
 
 class Expressed(NamedTuple):
     """A model in the format of Hugging Face.
@@ -46,7 +49,7 @@ def express(model: LanguageModel, kept: Mapping[str, Any] | None = None) -> Expr
     """
     kept = kept or {}
     kind = kept.get("model_type")
-    ordered = sorted(families(), key=lambda family: kind not in family.architectures)
+    ordered = sorted(families(), key=lambda family: (kind not in family.architectures, *_plainness(family)))
     view, ours = View(model), describe(model, of_training=False)
     obstacles: dict[str, list[str]] = {}
     for family in ordered:
@@ -63,6 +66,12 @@ def express(model: LanguageModel, kept: Mapping[str, Any] | None = None) -> Expr
     name, found = min(obstacles.items(), key=lambda item: len(item[1]))
     more = f" (and {len(found) - 1} more differences)" if len(found) > 1 else ""
     raise InteropError(f"the model cannot be written in the format of {name}: {found[0]}{more}")
+
+
+def _plainness(family: Family) -> tuple[int, int]:
+    """Sorts the families that have another one as a special case after it."""
+    known = [_WIDESPREAD.index(kind) for kind in family.architectures if kind in _WIDESPREAD]
+    return min(known, default=len(_WIDESPREAD)), len(family.fields)
 
 
 def _tensors(family: Family, model: LanguageModel, config: Mapping[str, Any]) -> tuple[list[Placed], list[str]]:

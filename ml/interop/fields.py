@@ -96,7 +96,12 @@ def key_of(configurable: Callable[..., Any], parameter: str, scope: str = "") ->
     """Returns the key of a parameter in gin's syntax."""
     info = find(configurable)
     assert info is not None, f"{configurable} is not configurable"
-    return "/".join(filter(None, (scope, f"{info.selector}.{parameter}")))
+    return within(scope, f"{info.selector}.{parameter}")
+
+
+def within(*scopes: str) -> str:
+    """Returns the scope of scopes one inside the other; an empty one is none."""
+    return "/".join(filter(None, scopes))
 
 
 class Row(abc.ABC):
@@ -161,7 +166,10 @@ class Field(Row):
     def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
         for other in self.names:
             fields.read.add(other)
-        name = next((name for name in self.names if name in fields.content), self.name)
+        spellings = [name for name in self.names if name in fields.content]
+        name = spellings[0] if spellings else self.name
+        if any(fields.content[other] != fields.content[name] for other in spellings):
+            raise InteropError(f"config.json has both {' and '.join(spellings)}, and they differ")
         value = fields.get(name, self.default)
         if callable(value):
             value = value(fields)
@@ -281,6 +289,7 @@ class Bias(Row):
         name: The field; None for a family that decides.
         default: The value of an absent field, or that of the family.
         owner: The layer that holds them.
+        scope: The scope of the bindings.
     """
 
     layers: tuple[str, ...]
@@ -288,6 +297,7 @@ class Bias(Row):
     owner: type
     name: str | None = None
     default: Any = ABSENT
+    scope: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -296,10 +306,11 @@ class Bias(Row):
     def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
         value = self.default if self.name is None else fields.get(self.name, self.default)
         for layer in self.layers:
-            yield fields.value(key_of(self.linear, "bias", layer), value, self.name or "model_type")
+            key = key_of(self.linear, "bias", within(self.scope, layer))
+            yield fields.value(key, value, self.name or "model_type")
 
     def exported(self, view: View) -> dict[str, Any]:
-        owner = view.first(self.owner)
+        owner = view.first(self.owner, self.scope)
         if self.name is None or owner is None:
             return {}
         return {self.name: getattr(owner, self.layers[0]).bias is not None}

@@ -113,24 +113,29 @@ class ByHead(Layout):
 class Stacked(Layout):
     """One or more tensors of each expert, stacked along a new first dimension.
 
-    The rows of several ones alternate: row 0 of each, then row 1 (gpt-oss).
-
     Args:
         transposed: Whether that of each expert is transposed.
         count: Number of tensors of an expert.
+        alternating: Whether the rows of several ones alternate: row 0 of each, then row 1 (gpt-oss).
     """
 
     transposed: bool = False
     count: int = 1
+    alternating: bool = False
 
     def join(self, parts, config):
         groups = [list(parts[first : first + self.count]) for first in range(0, len(parts), self.count)]
-        experts = [torch.stack(group, dim=1).flatten(0, 1) for group in groups]
+        experts = [
+            torch.stack(group, dim=1).flatten(0, 1) if self.alternating else torch.cat(group) for group in groups
+        ]
         return torch.stack([expert.T if self.transposed else expert for expert in experts])
 
     def split(self, whole, shapes, config):
         experts = [part.T if self.transposed else part for part in whole.unbind()]
-        return [piece for expert in experts for piece in expert.unflatten(0, (-1, self.count)).unbind(1)]
+        if self.alternating:
+            return [piece for expert in experts for piece in expert.unflatten(0, (-1, self.count)).unbind(1)]
+        rows = [shape[0] for shape in shapes[: self.count]]
+        return [piece for expert in experts for piece in expert.split(rows)]
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,23 @@ def linear_rows(
     return tuple(row(stored, ours, **options) for stored, ours in pairs)
 
 
+def rows_within(stored: str, ours: str, names: Mapping[str, str], needs: str = "") -> tuple[TensorRow, ...]:
+    """Returns the rows of single tensors below a path in the checkpoint and one in the model.
+
+    Args:
+        stored: The path in the checkpoint.
+        ours: The path in the model.
+        names: The names below them, of the checkpoint and of the model; one that ends in a dot has a weight and a bias.
+        needs: The tensor without which the rows are about another kind of block.
+    """
+    spelled = [
+        (name + kind, other + kind)
+        for name, other in names.items()
+        for kind in (("weight", "bias") if name.endswith(".") else ("",))
+    ]
+    return tuple(row(f"{stored}.{name}", f"{ours}.{other}", needs=needs) for name, other in spelled)
+
+
 def place(
     rows: Sequence[TensorRow], blocks: Sequence[str], names: Collection[str], config: Mapping[str, Any]
 ) -> list[Placed]:
@@ -209,8 +231,7 @@ def _placed(one: TensorRow, spelled: Callable[..., str], names: Collection[str])
         if ours and len(ours) % len(one.ours) == 0:
             yield Placed(spelled(one.stored), ours, one.layout)
         return
-    experts = itertools.count() if "{e}" in one.ours[0] else [""]
-    for expert in experts:
+    for expert in itertools.count() if "{e}" in one.ours[0] else [""]:
         ours = tuple(spelled(name, expert) for name in one.ours)
         if not all(name in names for name in ours):
             return

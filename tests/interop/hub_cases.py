@@ -38,6 +38,10 @@ NEXT = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
     "moe_intermediate_size": 24, "shared_expert_intermediate_size": 28, "num_experts": 5, "num_experts_per_tok": 2,
 }  # fmt: skip
+HYBRID = {
+    **WHOLE, "mamba_n_heads": 10, "mamba_d_state": 6, "mamba_n_groups": 2, "mamba_chunk_size": 5,
+}  # fmt: skip
+ODD_HYBRID = {**ODD, **WHOLE, "mamba_n_heads": 6, "mamba_d_state": 5, "mamba_n_groups": 3, "mamba_chunk_size": 7}
 
 CASES: dict[str, tuple[str, dict]] = {
     "Llama": ("Llama", {"rope_parameters": {"rope_type": "default", **FAST}}),
@@ -322,4 +326,85 @@ CASES: dict[str, tuple[str, dict]] = {
         },
     ),
     "OLMo 3, odd, one kind": ("Olmo3", {**ODD, **WHOLE, "layer_types": ["full_attention"] * 3}),
+    "LFM2": ("Lfm2", {**WHOLE, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "LFM2, odd, biases, by indices": (
+        "Lfm2",
+        {
+            **ODD,
+            **WHOLE,
+            "full_attn_idxs": [1],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Bamba": ("Bamba", {**HYBRID, "num_attention_heads": 5, "num_key_value_heads": 5, "attn_layer_indices": [1]}),
+    "Bamba, odd, biases, limits": (
+        "Bamba",
+        {
+            **ODD_HYBRID,
+            "num_attention_heads": 3,
+            "attn_layer_indices": [0, 2],
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "time_step_limit": [0.05, 0.6],
+        },
+    ),
+    "Granite 4": (
+        "GraniteMoeHybrid",
+        {
+            **HYBRID,
+            **GRANITE,
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_local_experts": 3,
+            "shared_intermediate_size": 28,
+        },
+    ),
+    "Granite 4, odd, dense, rotary": (
+        "GraniteMoeHybrid",
+        {
+            **ODD_HYBRID,
+            **GRANITE,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 50,
+            "position_embedding_type": "rope",
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mamba_proj_bias": True,
+        },
+    ),
+    "Jamba": (
+        "Jamba",
+        {
+            **WHOLE,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 3,
+            "mamba_d_state": 5,
+            "mamba_dt_rank": 3,
+        },
+    ),
+    "Jamba, odd, biases": (
+        "Jamba",
+        {
+            **ODD,
+            **WHOLE,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 0,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 0,
+            "num_experts": 4,
+            "num_experts_per_tok": 3,
+            "mamba_d_state": 4,
+            "mamba_d_conv": 3,
+            "mamba_expand": 3,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
 }

@@ -10,7 +10,7 @@ from hub_models import SIZES, oracle_of
 from ml.config import ConfigError
 from ml.interop.comparison import describe
 from ml.interop.errors import InteropError
-from ml.interop.expressing import model_of
+from ml.interop.expressing import express, model_of
 from ml.interop.families import families, family_of
 from ml.interop.fields import ConfigFields, Field
 from ml.interop.importing import values_of
@@ -97,3 +97,13 @@ def test_every_family_has_a_case():
     tried = {json.loads(oracle_of(*case).config.to_json_string())["model_type"] for case in CASES.values()}
     assert {kind for family in families() for kind in family.architectures} == tried
     assert len({SIZES[name] for name in ("hidden_size", "intermediate_size", "vocab_size")}) == 3
+
+
+@pytest.mark.parametrize("limits", [(0.1, 0.4), (0.0, 0.6)])
+def test_a_changed_limit_of_time_steps_is_not_lost_by_an_export(limits):
+    """A parameter that is several numbers is compared like any other."""
+    config = json.loads(oracle_of(*CASES["Mamba-2, odd, biases, limits"]).config.to_json_string())
+    model = model_of(values_of(config))
+    for block in model.decoder.blocks:
+        block.mixer.dt_limit = limits
+    assert express(model, config).config["time_step_limit"] == list(limits)
