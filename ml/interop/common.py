@@ -126,8 +126,17 @@ def gated_mlp(activation: str = "hidden_act", default: str = "silu", scope: str 
     )
 
 
+INTERMEDIATE_SIZE = Field(
+    "intermediate_size", MLP, "intermediate_size", read=lambda view: view.first(MLP).up.out_features
+)
+
+
 def plain_mlp(
-    activation: str = "hidden_act", default: str = "gelu", bias: str | None = None, has_bias: bool = True
+    activation: str = "hidden_act",
+    default: str = "gelu",
+    bias: str | None = None,
+    has_bias: bool = True,
+    width: Field = INTERMEDIATE_SIZE,
 ) -> tuple[Row, ...]:
     """An MLP without a gate in every block.
 
@@ -136,10 +145,11 @@ def plain_mlp(
         default: The value of an absent activation.
         bias: The field of the biases; None for a family that decides.
         has_bias: The value of an absent field, or that of the family.
+        width: The row of the width.
     """
     return (
         Set(DecoderBlock, "mlp", MLP),
-        Field("intermediate_size", MLP, "intermediate_size", read=lambda view: view.first(MLP).up.out_features),
+        width,
         Part(activation, MLP, "activation", ACTIVATIONS, default),
         Bias(("up", "down"), Linear, MLP, bias, has_bias),
     )

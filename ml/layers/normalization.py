@@ -165,7 +165,8 @@ class LayerNorm(NoProducts):
         epsilon: Added to the variance, against division by zero.
         scale: Multiplies by w, (size); False for the norm of OLMo 1, without `bias` too.
         bias: Adds b, (size), to the output.
-        weight_initialization: Initialization of w.
+        zero_centered: Stores w - 1 as the parameter, so that weight decay pulls w to 1 (Nemotron, "layernorm1p").
+        weight_initialization: Initialization of the stored weight; None starts from w = 1.
         bias_initialization: Initialization of b.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
@@ -178,7 +179,8 @@ class LayerNorm(NoProducts):
         epsilon: float = 1e-5,
         scale: bool = True,
         bias: bool = True,
-        weight_initialization: Initialization = ones,
+        zero_centered: bool = False,
+        weight_initialization: Initialization | None = None,
         bias_initialization: Initialization = zeros,
         lr_scale: float = 1.0,
     ):
@@ -186,14 +188,19 @@ class LayerNorm(NoProducts):
         self.size = size
         self.num_groups = checked_groups(size, num_groups)
         self.epsilon = positive_float("epsilon", epsilon)
+        unused(not scale, "zero_centered", "scale")
         unused(not scale, "weight_initialization", "scale")
-        self.weight = weight_child((size,), weight_initialization, is_decayed=False) if scale else None
+        self.zero_centered = zero_centered
+        initialization = weight_initialization or (zeros if zero_centered else ones)
+        self.weight = weight_child((size,), initialization, is_decayed=False) if scale else None
         self.bias = bias_child(bias, size, bias_initialization)
 
     def forward(self, x: Tensor) -> Tensor:
         # In bfloat16 torch's backward sums the gradients of w and b in bfloat16: 5 % off after 2,000 tokens.
         wide = torch.promote_types(x.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(wide)
+        if weight is not None and self.zero_centered:
+            weight = 1 + weight
         bias = None if self.bias is None else self.bias.to(wide)
         if self.num_groups == 1:
             return F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, self.epsilon).to(x.dtype)
@@ -207,7 +214,7 @@ class LayerNorm(NoProducts):
         return F.layer_norm(grouped, grouped.shape[-1:], eps=self.epsilon).flatten(-2)
 
     def extra_repr(self) -> str:
-        parts = f"scale={self.weight is not None}, bias={self.bias is not None}"
+        parts = f"scale={self.weight is not None}, bias={self.bias is not None}, zero_centered={self.zero_centered}"
         return f"{self.size}, epsilon={self.epsilon}, {parts}"
 
 

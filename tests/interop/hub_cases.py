@@ -29,6 +29,7 @@ DEEPSEEK = {
     "moe_intermediate_size": 20, "first_k_dense_replace": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.5,
     "num_nextn_predict_layers": 0,
 }  # fmt: skip
+FALCON = dict.fromkeys(("head_dim", "num_key_value_heads", "intermediate_size", "tie_word_embeddings"), ...)
 DEEPSEEK_V2 = {
     **{name: value for name, value in DEEPSEEK.items() if name not in ("n_group", "topk_group")},
     "head_dim": ..., "num_nextn_predict_layers": ...,
@@ -221,6 +222,50 @@ CASES: dict[str, tuple[str, dict]] = {
             "expand": 3,
             "use_bias": True,
             "use_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Falcon 7B": ("Falcon", {**FALCON, "rope_parameters": {"rope_type": "default", **FAST}}),
+    "Falcon 40B, biases": (
+        "Falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "ffn_hidden_size": 56},
+    ),
+    "Falcon 11B, odd, untied, one norm": (
+        "Falcon",
+        {
+            **FALCON,
+            "hidden_size": 36,
+            "num_attention_heads": 6,
+            "num_hidden_layers": 3,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 3,
+            "num_ln_in_parallel_attn": 1,
+            "activation": "gelu_pytorch_tanh",
+            "tie_word_embeddings": False,
+            "rope_parameters": {**FAST, **YARN},
+        },
+    ),
+    "Falcon RW, odd": (
+        "Falcon",
+        {
+            **FALCON,
+            "hidden_size": 24,
+            "alibi": True,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+            "attn_implementation": "sdpa",  # the other one of transformers adds the biases twice
+        },
+    ),
+    "Nemotron": ("Nemotron", {"rope_parameters": {"rope_type": "default", **FAST, "partial_rotary_factor": 0.5}}),
+    "Nemotron, odd, biases, tied": (
+        "Nemotron",
+        {
+            **ODD,
+            "head_dim": 12,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_eps": 1e-3,
             "tie_word_embeddings": True,
         },
     ),

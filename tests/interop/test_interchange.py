@@ -47,6 +47,11 @@ def pair(request, tmp_path_factory):
     return oracle, folder, imported(folder)
 
 
+def attention_of(oracle) -> dict:
+    """Returns the argument for a model that computes attention as another one does."""
+    return {"attn_implementation": oracle.config._attn_implementation}
+
+
 def assert_same_gradients(oracle, model, folder: Path) -> None:
     """Compares the gradients of two models: those of transformers pass through a folder, as weights do."""
     carrier = copy.deepcopy(oracle)
@@ -86,7 +91,7 @@ def test_export_is_the_same_folder_and_transformers_loads_it(pair, tmp_path):
         assert torch.equal(tensor, again[name]), name
     config, exported = (json.loads((where / "config.json").read_text()) for where in (folder, tmp_path / "again"))
     assert exported == config
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", attn_implementation="eager")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", **attention_of(oracle))
     tokens, _ = batch(oracle.config.vocab_size, (2, 9))
     assert torch.equal(loaded(tokens).logits, oracle(tokens).logits)
 
@@ -96,7 +101,7 @@ def test_export_without_the_imported_config_describes_the_same_model(pair, tmp_p
     export_folder(model, tmp_path / "again", sequence_length=64)
     kind = json.loads((tmp_path / "again" / "config.json").read_text())["model_type"]
     assert kind == oracle.config.model_type or kind in WIDESPREAD  # and not a hybrid without its other mixer
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", attn_implementation="eager")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", **attention_of(oracle))
     tokens, _ = batch(oracle.config.vocab_size, (2, 9))
     torch.testing.assert_close(loaded(tokens).logits, oracle(tokens).logits, **CLOSE)
 

@@ -125,22 +125,25 @@ def test_slopes_of_alibi_are_those_of_bloom(num_heads):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "softmax_scale": 0.7}, {"window_size": 3}])
+@pytest.mark.parametrize("scaled", [False, True])
 @torch.no_grad()
-def test_alibi_adds_a_slope_of_the_distance_to_the_scores(options):
-    layer, x = build(alibi=True, **options), random_input(B, 300, H)
+def test_alibi_adds_a_slope_of_the_distance_to_the_scores(options, scaled):
+    options = {**options, "alibi": True, "scale_alibi": scaled}
+    layer, x = build(**options), random_input(B, 300, H)
     documents = (torch.arange(300) // 270).expand(B, -1)
     query, key = (p(x).unflatten(-1, (-1, 6)) for p in (layer.query, layer.key))
     positions = places_in_documents(documents)
     group = 4 // layer.num_kv_heads
     key, value = (part.repeat_interleave(group, 2) for part in (key, layer.value(x).unflatten(-1, (-1, 6))))
-    scores = torch.einsum("btnd,bsnd->bnts", query, key) * (layer.softmax_scale or 6**-0.5)
-    distance = (torch.arange(300)[:, None] - torch.arange(300)).double()
+    scale = layer.softmax_scale or 6**-0.5
+    scores = torch.einsum("btnd,bsnd->bnts", query, key) * scale
+    distance = (torch.arange(300)[:, None] - torch.arange(300)).double() * (scale if scaled else 1.0)
     scores = scores - torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])[:, None, None] * distance
     visible = visible_keys(300, 300, True, layer.window_size, documents, x.device)
     weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
     mixed = torch.einsum("bnts,bsnd->btnd", weights, value)
     torch.testing.assert_close(layer(x, Context(positions, documents)), layer.output(mixed.flatten(2)))
-    half = build(torch.bfloat16, alibi=True, **options)(x.bfloat16(), Context(positions, documents))
+    half = build(torch.bfloat16, **options)(x.bfloat16(), Context(positions, documents))
     exact = layer(x, Context(positions, documents))
     assert (half.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt() < 0.03
 

@@ -94,6 +94,10 @@ def zero_centered(x, weight, bias, epsilon):
     return rms_norm(x, 1 + weight, bias, epsilon)
 
 
+def zero_centered_layer_norm(x, weight, bias, epsilon):
+    return layer_norm(x, 1 + weight, bias, epsilon)
+
+
 def fixed(x, bias, epsilon):
     return rms_norm(x, 1.0, bias, epsilon)
 
@@ -116,6 +120,11 @@ NORMS = {
     "FixedRMSNorm": (FixedRMSNorm, fixed),
     "LayerNorm": (LayerNorm, layer_norm),
     "LayerNorm without weights": (partial(LayerNorm, scale=False, bias=False), plain_layer_norm),
+    "zero-centered LayerNorm": (partial(LayerNorm, zero_centered=True), zero_centered_layer_norm),
+    "zero-centered LayerNorm in groups": (
+        partial(LayerNorm, zero_centered=True, num_groups=4),
+        in_groups(zero_centered_layer_norm, 4),
+    ),
     "RMSNorm in groups": (partial(RMSNorm, num_groups=3), in_groups(rms_norm, 3)),
     "LayerNorm in groups": (partial(LayerNorm, num_groups=4), in_groups(layer_norm, 4)),
 }
@@ -158,9 +167,10 @@ def test_the_weight_of_a_norm_is_not_rounded_to_bfloat16_before_the_product(zero
     torch.testing.assert_close(scaled.mean(0), 1 + offsets.double(), rtol=0, atol=2**-11)  # of 200 rounded to 2^-9
 
 
-def test_a_zero_centered_norm_starts_at_one():
+@pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])
+def test_a_zero_centered_norm_starts_at_one(norm):
     x = random(3, 16)
-    centered, plain = materialize(RMSNorm(16, zero_centered=True)), materialize(RMSNorm(16))
+    centered, plain = materialize(norm(16, zero_centered=True)), materialize(norm(16))
     assert centered.weight.eq(0).all()
     assert torch.equal(centered(x), plain(x))
 

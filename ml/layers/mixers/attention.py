@@ -47,6 +47,7 @@ class Attention(SoftmaxMixer):
         rotary: Constructor of the rotary embedding; None applies none.
         alibi: Adds slope · (position of the key - position of the query) to the scores, with a slope for each head
             (Press et al. 2021, ALiBi; Bloom, MPT).
+        scale_alibi: Multiplies these biases by the factor of the scores too (Falcon).
         window_size: Number of keys visible to a query, including its own position (without `causal`: to either side);
             None is all.
         softmax_scale: Factor of the scores; None is 1/√D.
@@ -77,6 +78,7 @@ class Attention(SoftmaxMixer):
         norm_after_rotary: bool = False,
         rotary: Callable[..., RotaryEmbedding] | None = Rotary,
         alibi: bool = False,
+        scale_alibi: bool = False,
         window_size: int | None = None,
         softmax_scale: float | None = None,
         soft_cap: float | None = None,
@@ -108,6 +110,9 @@ class Attention(SoftmaxMixer):
         self.causal = causal
         require(causal or not alibi, "alibi", "needs causal = True")
         require(soft_cap is None or not alibi, "alibi", "needs soft_cap = None")
+        unused(not alibi, "scale_alibi", "alibi")
+        self.alibi = alibi
+        self.scale_alibi = scale_alibi
         self.alibi_heads = AlibiHeads(0, self.num_heads, self.num_heads) if alibi else None
         self.dropout = probability("dropout", dropout)
         self.draws_noise = self.dropout > 0.0
@@ -174,7 +179,8 @@ class Attention(SoftmaxMixer):
             query, key = self._normalized(query, self.query_norm), self._normalized(key, self.key_norm)
         if self.alibi_heads is not None:
             scale = self.head_size**-0.5 if self.softmax_scale is None else self.softmax_scale
-            query, key = with_linear_biases(query, key, self.alibi_heads, context.positions, scale)
+            of_biases = scale if self.scale_alibi else 1.0
+            query, key = with_linear_biases(query, key, self.alibi_heads, context.positions, scale, of_biases)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, Dv)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N Dv)
         if gate:
