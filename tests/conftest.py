@@ -9,6 +9,15 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_runtest_setup(item):
+    """Skips what has the mark `gpu` where there is no CUDA device."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible():
     """Handles SIGINT as in the foreground: a shell ignores it for a command in the background."""

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from devices import CUDA, relative_error
 
 from ml.distributed.rules.whole import misfits
 from ml.layers import MLP, Float8, Linear, LoRA, Projections
@@ -183,3 +184,37 @@ def test_devices_without_float8_products_are_warned_of(monkeypatch, scaling, cap
     warning = Float8(scaling).warning(torch.device("cuda"))
     assert (warning is None) is is_native
     assert "cpu has no float8 products: @Float8 is emulated" in Float8(scaling).warning(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_the_products_of_a_gpu_are_those_of_the_emulation(scaling, dtype, monkeypatch):
+    if (warning := Float8(scaling).warning(CUDA)) is not None:
+        pytest.skip(warning)
+    layer = layer_of(scaling).to(CUDA, dtype)
+    x, gradient = (random(3, 30, size, seed=size).to(CUDA, dtype) for size in (32, 48))
+    native = outputs(layer, x, gradient)
+    layer.zero_grad()
+    monkeypatch.setattr(Float8, "_is_native", lambda *_: False)
+    emulated = outputs(layer, x, gradient)
+    errors = {name: relative_error(value, emulated[name]) for name, value in native.items()}
+    # Rowwise products are rounded to bfloat16; all are summed in less than float32 inside of the tensor cores.
+    assert max(errors.values()) < (2**-10 if scaling == "tensorwise" and dtype == torch.float32 else 2**-7), errors
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_layer_on_a_gpu_is_near_its_products_in_bfloat16(scaling):
+    layer, x = layer_of(scaling).to(CUDA), random(4, 64, 32, seed=1).to(CUDA)
+    gradient = random(4, 64, 48, seed=2).to(CUDA)
+    found = []
+    for kernel in (layer.kernel, None):
+        layer.kernel = kernel
+        layer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            found.append(outputs(layer, x, gradient.bfloat16()))
+    errors = {name: relative_error(value, found[1][name]) for name, value in found[0].items()}
+    # e4m3 rounds by up to 2^-4 and e5m2, that of a gradient, by up to 2^-3; rows of other sizes share a scale.
+    assert max(errors.values()) < 0.2, errors
+    assert errors["y"] > 1e-3  # it was not in bfloat16

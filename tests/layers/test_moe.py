@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from devices import CUDA, relative_error
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import (
     DeepseekV2Config,
@@ -600,3 +601,37 @@ def test_stacked_weights_are_those_of_torch():
         gradients = torch.autograd.grad(actual, trained, gradient.to(dtype))
         for found, wanted in zip(gradients, torch.autograd.grad(expected, trained, gradient.to(dtype)), strict=True):
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.gpu
+def test_experts_one_by_one_on_a_gpu_are_those_of_the_cpu():
+    layer, x = build(grouped=False), random(3, 17, H)
+    expected = outputs_and_gradients(layer, x)
+    layer.zero_grad()
+    found = outputs_and_gradients(layer.to(CUDA), x.to(CUDA), random(3, 17, H, seed=99).to(CUDA))
+    assert_same({name: value.cpu() for name, value in found.items()}, expected, **CLOSE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_experts", [6, 40])  # of 40 some get no token
+@pytest.mark.parametrize("router", [SoftmaxRouter, SigmoidRouter])
+def test_grouped_experts_on_a_gpu_are_those_one_by_one_and_do_not_synchronize(num_experts, router):
+    found = []
+    x, gradient = (random(3, 17, H, seed=seed).bfloat16().to(CUDA) for seed in (0, 99))
+    for is_grouped in (False, True):
+        layer = build(torch.bfloat16, num_experts=num_experts, router=router, grouped=is_grouped).to(CUDA)
+        outputs_and_gradients(layer, x, gradient)  # sets up libraries
+        layer.zero_grad()
+        torch.cuda.set_sync_debug_mode("error" if is_grouped else "default")
+        try:
+            found.append(outputs_and_gradients(layer, x, gradient))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    one_by_one, grouped = found
+    errors = {
+        name: relative_error(torch.zeros_like(value) if grouped[name] is None else grouped[name], value, 1e-3)
+        for name, value in one_by_one.items()
+        if value is not None
+    }
+    # Both round to bfloat16, by 2^-9, after each product; the choices of the router are the same.
+    assert max(errors.values()) < 2**-5, errors

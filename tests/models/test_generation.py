@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from devices import CUDA
 from mixer_cases import MIXERS
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -123,6 +124,15 @@ def test_every_mixer_decodes_the_result_of_one_pass(case):
     expected = texts(model, PROMPTS, 40, use_cache=False)
     assert texts(model, PROMPTS, 40) == expected
     assert len({tuple(text) for text in expected}) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("decoder", MODELS.values(), ids=MODELS)
+def test_a_gpu_writes_the_text_of_the_cpu(decoder, use_cache):
+    model = build(decoder)
+    expected = texts(model)
+    assert texts(model.to(CUDA), use_cache=use_cache) == expected
 
 
 @pytest.mark.slow

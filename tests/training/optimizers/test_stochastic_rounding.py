@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import CPU, every_device
 from torch import nn
 
 from ml.config import ConfigError, configurable
@@ -12,24 +13,24 @@ from ml.training.optimizers import Optimizer, ParameterGroup
 from ml.training.optimizers.rounding import StochasticRounding, round_into
 from ml.training.step import train_step
 
-CPU = torch.device("cpu")
 DRAWS = 2**18
 ROUNDING = "Trainer.precision = @PureBFloat16\nPureBFloat16.stochastic_rounding = True"
 
 
 def rounded(values, step=1):
-    weights = torch.zeros(values.shape, dtype=torch.bfloat16)
-    round_into([weights], [values], StochasticRounding(0, step).generator(CPU, "w", (0, 0)))
+    weights = torch.zeros_like(values, dtype=torch.bfloat16)
+    round_into([weights], [values], StochasticRounding(0, step).generator(values.device, "w", (0, 0)))
     return weights
 
 
+@every_device
 # The gap of bfloat16 is 2^-7 of the power of two below a value.
 @pytest.mark.parametrize(
     ("below", "gap", "share"),
     [(1.0, 2**-7, 0.25), (-1.0, -(2**-7), 0.9), (3.0, 2**-6, 1 / 512), (0.0, 2.0**-133, 0.5), (255.0, 1.0, 0.75)],
 )
-def test_a_value_is_rounded_up_with_the_probability_of_its_distance(below, gap, share):
-    value = torch.tensor(below + share * gap, dtype=torch.float32)
+def test_a_value_is_rounded_up_with_the_probability_of_its_distance(below, gap, share, device):
+    value = torch.tensor(below + share * gap, dtype=torch.float32, device=device)
     found = rounded(value.expand(DRAWS).contiguous()).double()
     assert set(found.tolist()) == {below, below + gap}
     exact = (value.double().item() - below) / gap  # of the float32 value
@@ -43,29 +44,31 @@ def test_what_bfloat16_can_hold_is_kept():
     assert rounded(torch.full((1000,), math.nan)).isnan().all()
 
 
-def test_bits_are_a_function_of_seed_step_name_and_shard():
-    values = torch.linspace(0.0, 1.0, 5000)
+@every_device
+def test_bits_are_a_function_of_seed_step_name_and_shard(device):
+    values = torch.linspace(0.0, 1.0, 5000, device=device)
     first = rounded(values)
     assert torch.equal(rounded(values), first)
     assert not torch.equal(rounded(values, step=2), first)
     for seed, name, offsets in ((1, "w", (0, 0)), (0, "v", (0, 0)), (0, "w", (4, 0))):
-        weights = torch.zeros(5000, dtype=torch.bfloat16)
-        round_into([weights], [values], StochasticRounding(seed, 1).generator(CPU, name, offsets))
+        weights = torch.zeros_like(values, dtype=torch.bfloat16)
+        round_into([weights], [values], StochasticRounding(seed, 1).generator(device, name, offsets))
         assert not torch.equal(weights, first)
 
 
+@every_device
 @pytest.mark.parametrize("kind", [AdamW, SGD, Lion, Muon, Adafactor])
-def test_an_update_below_the_gap_is_made_in_expectation(kind):
+def test_an_update_below_the_gap_is_made_in_expectation(kind, device):
     """The step of float32 moves each weight by 0.3% of a gap or more, which rounding to nearest loses."""
     shape = (512, 512)
-    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
     ends = {}
     for name, dtype, rounding in (
         ("float32", torch.float32, None),
         ("nearest", torch.bfloat16, None),
         ("stochastic", torch.bfloat16, StochasticRounding(0, 1)),
     ):
-        weight = nn.Parameter(torch.full(shape, 1.25, dtype=dtype))  # not at the edge of two gaps
+        weight = nn.Parameter(torch.full(shape, 1.25, dtype=dtype, device=device))  # not at the edge of two gaps
         optimizer = kind(1e-4, weight_decay=0.0).create([ParameterGroup(1.0, None, ["a.weight"], [weight])])
         vars(optimizer)["rounding"] = rounding
         weight.grad = gradient.to(dtype)
