@@ -11,6 +11,7 @@ from ml.interop.common import ACTIVATIONS
 from ml.interop.errors import InteropError
 from ml.interop.fields import Bias, ConfigFields, Field, Part, Row, Set, View, key_of, within
 from ml.interop.rotary import Rope
+from ml.interop.state_spaces import rank_of_steps
 from ml.interop.tensors import Concatenated, TensorRow, row, rows_within
 from ml.layers import Attention, CausalConvolution, GatedRMSNorm, Linear, Mamba, Mamba2, RMSNorm
 
@@ -92,8 +93,13 @@ class Heads(Row):
         }  # fmt: skip
 
 
-def mamba_2(scope: str) -> tuple[Row, ...]:
-    """Mamba-2 in the blocks of a scope, with the fields `mamba_...`."""
+def mamba_2(scope: str, epsilon: float = 1e-5) -> tuple[Row, ...]:
+    """Mamba-2 in the blocks of a scope, with the fields `mamba_...`.
+
+    Args:
+        scope: The scope of the bindings.
+        epsilon: The value of an absent `rms_norm_eps`.
+    """
     return (
         Set(DecoderBlock, "mixer", Mamba2, scope),
         Heads(scope),
@@ -101,7 +107,7 @@ def mamba_2(scope: str) -> tuple[Row, ...]:
         Field("mamba_d_state", Mamba2, "state_size", default=256, scope=scope),
         Field("mamba_chunk_size", Mamba2, "chunk_size", default=256, scope=scope),
         Field("time_step_limit", Mamba2, "dt_limit", default=(0.0, math.inf), scope=scope, to=limits, back=list),
-        Field("rms_norm_eps", GatedRMSNorm, "epsilon", scope=scope, default=1e-5),
+        Field("rms_norm_eps", GatedRMSNorm, "epsilon", scope=scope, default=epsilon),
         *convolution("mamba_d_conv", "mamba_conv_bias", scope),
         Part("hidden_act", CausalConvolution, "activation", ACTIVATIONS, "silu", scope),
         Bias((*PARTS_OF_MAMBA_2, "output"), Linear, Mamba2, "mamba_proj_bias", False, within(scope, "mixer")),
@@ -155,7 +161,7 @@ def mamba(scope: str) -> tuple[Row, ...]:
             "mamba_dt_rank",
             Mamba,
             "dt_rank",
-            default="auto",
+            default=rank_of_steps,
             scope=scope,
             to=lambda rank: None if rank == "auto" else rank,
         ),

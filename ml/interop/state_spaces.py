@@ -35,8 +35,8 @@ class Expansion(Row):
         if isinstance(expand, bool) or not isinstance(expand, int | float):
             raise InteropError(f"config.json#expand must be a number, not {expand!r}")
         size = int(expand * fields.number("hidden_size"))
-        heads = fields.content.get("num_heads", 0), fields.content.get("head_dim", 0)
         if fields.content.get("model_type") == "mamba2":
+            heads = fields.number("num_heads", 128), fields.number("head_dim", 64)
             if math.prod(heads) != size:
                 raise InteropError(f"config.json#expand makes {size} channels, and num_heads · head_dim {heads}")
             return
@@ -49,6 +49,11 @@ class Expansion(Row):
         size = mixer.output.in_features
         exact = size / view.model.hidden_size
         return {"expand": int(exact) if exact == int(exact) else exact}
+
+
+def rank_of_steps(fields: ConfigFields) -> int:
+    """Returns the rank of the projection of the step where a config.json has none."""
+    return -(-fields.number("hidden_size") // 16)
 
 
 def state_space(mixer: type, tied: bool) -> tuple[Row, ...]:

@@ -16,6 +16,7 @@ from ml.interop.tensors import ByHead, TensorRow, linear_rows, row
 from ml.layers import Attention, Linear
 
 _LAYER = "transformer.h.{i}"
+_WIDTH = replace(INTERMEDIATE_SIZE, name="ffn_hidden_size", default=lambda fields: 4 * fields.number("hidden_size"))
 
 
 def _key_heads(config: Mapping[str, Any]) -> int:
@@ -86,9 +87,7 @@ FALCON = Family(
         Field("hidden_dropout", DecoderBlock, "dropout", default=0.0),
         Bias((*QUERY_KEY_VALUE, "output"), Linear, Attention, "bias", False),
         *layer_norm("layer_norm_epsilon"),
-        *plain_mlp(
-            "activation", "gelu", "bias", False, replace(INTERMEDIATE_SIZE, name="ffn_hidden_size", default=None)
-        ),
+        *plain_mlp("activation", "gelu", "bias", False, _WIDTH),
         RotaryOrAlibi(Rope(), scaled=True),
         Fixed("apply_residual_connection_post_layernorm", False),
     ),

@@ -1,6 +1,7 @@
 """Granite 4: Mamba-2 and attention, with experts beside a shared one or with one MLP, and the factors of Granite."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ml.interop.common import (
@@ -67,7 +68,9 @@ GRANITE_HYBRID = Family(
         Kinds(
             ("num_hidden_layers", "layer_types", _COUNT),
             _kinds,
-            combined({"mamba": mamba_2, "attention": _attention}, {"dense": _dense, "sparse": _sparse}),
+            combined(
+                {"mamba": partial(mamba_2, epsilon=1e-6), "attention": _attention}, {"dense": _dense, "sparse": _sparse}
+            ),
             kind_of,
             _written,
         ),

@@ -5,7 +5,7 @@ from typing import Any
 from ml.interop.common import ACTIVATIONS
 from ml.interop.family import Family
 from ml.interop.fields import Bias, Field, Part
-from ml.interop.state_spaces import KEPT_OF_STATE_SPACES, STATE_SPACE_TENSORS, STORED_MIXER, state_space
+from ml.interop.state_spaces import KEPT_OF_STATE_SPACES, STATE_SPACE_TENSORS, STORED_MIXER, rank_of_steps, state_space
 from ml.interop.tensors import Concatenated, row
 from ml.layers import Linear, Mamba
 
@@ -19,7 +19,7 @@ MAMBA = Family(
     {"mamba": "MambaForCausalLM"},
     (
         *state_space(Mamba, tied=True),
-        Field("time_step_rank", Mamba, "dt_rank", default=None, to=_rank),
+        Field("time_step_rank", Mamba, "dt_rank", default=rank_of_steps, to=_rank),
         Bias(("x", "gate", "output"), Linear, Mamba, "use_bias", False),
         Part("hidden_act", Mamba, "activation", ACTIVATIONS, "silu"),
     ),
