@@ -29,8 +29,8 @@ KEPT = frozenset(
 )  # fmt: skip
 # Fields of folders that no family can express.
 _REFUSED = {
-    "quantization_config": "has quantized weights, which are not imported: dequantize them, or start from a copy in bfloat16",
-    "compression_config": "has compressed weights, which are not imported: decompress them, or start from a copy in bfloat16",
+    "quantization_config": "has quantized weights, which are not imported: dequantize them to bfloat16 first",
+    "compression_config": "has compressed weights, which are not imported: decompress them to bfloat16 first",
     "auto_map": "names code in its folder, which is never executed: only families that are built in are imported",
     "is_encoder_decoder": "is an encoder with a decoder, not a causal language model",
     "add_cross_attention": "is a decoder of an encoder, not a causal language model",
