@@ -140,7 +140,7 @@ def test_a_compiled_run_that_was_killed_resumes_bitwise(tiny_bindings, tmp_path)
 
     def begin(name, *program):
         command = [sys.executable, *program, "--gin_file", str(config), "--run_dir", str(tmp_path / name)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

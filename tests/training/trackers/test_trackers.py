@@ -17,7 +17,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 from test_resume import stop_after
-from wandb.proto import wandb_internal_pb2
 
 import ml
 from ml.api import build_trainer
@@ -25,6 +24,8 @@ from ml.config import configurable
 from ml.metric_names import scalars
 from ml.training import RunError, RunFolder, TensorBoard, Tracker, WeightsAndBiases, loop, train
 from ml.training.trackers.weights_and_biases import effective_parameters
+
+wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb")
 
 BOTH = ["Trainer.trackers = [@TensorBoard, @WeightsAndBiases]", "WeightsAndBiases.mode = 'offline'"]
 
