@@ -129,7 +129,7 @@ class Attention(SoftmaxMixer):
         self.key_norm = self._norm("key_norm", key_norm, self.num_kv_heads)
         self.rotary = optional_child("rotary", rotary, self.head_size)
         # Without `causal` a new token would change those before it, and so would a new length with another rotation.
-        self.decodes = causal and (self.rotary is None or not self.rotary.depends_on_length)
+        self.decodes = causal and (self.rotary is None or self.rotary.decodes)
         self.sinks = None
         if attention_sinks:
             self.sinks = child("sinks", Parameter, (self.num_heads,), defaults={"weight_decay": 0.0})
