@@ -73,5 +73,5 @@ class LongRotary(RotaryByLength):
 
 
 def _on_device(factors: Sequence[float], device: torch.device) -> Tensor:
-    """Factors as a tensor, without a copy from the host, which would wait for the device."""
+    """Factors as a tensor, without a copy from the host, which would synchronize."""
     return torch.stack([torch.full((), factor, device=device) for factor in factors])
