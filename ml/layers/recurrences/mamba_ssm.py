@@ -79,16 +79,16 @@ class MambaSSM(LibraryKernel):
         output, state = self.library(Rule.SELECTIVE_SCAN).selective_scan_fn(
             x, dt, A.float().contiguous(), B, C, return_last_state=True
         )
-        return output.mT, _WithoutGradient.apply(state)
+        return output.mT, _WithoutGradient.apply(state, x)
 
 
 class _WithoutGradient(torch.autograd.Function):
     """A state whose gradient the library would ignore."""
 
     @staticmethod
-    def forward(ctx: Any, state: Tensor) -> Tensor:
+    def forward(ctx: Any, state: Tensor, x: Tensor) -> Tensor:
         return state.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         raise ValueError("kernel = @MambaSSM: it has no gradient of the last state: take @ChunkedRecurrence")
