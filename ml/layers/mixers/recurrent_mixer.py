@@ -33,6 +33,6 @@ class RecurrentMixer(Mixer):
         self.separates_documents = self.kernel.separates_documents(self.rule)
 
     def obstacle_on(self, device_type: str, dtype: torch.dtype) -> str | None:
-        """What the kernel does not support."""
+        """The device, dtype or library that the kernel does not have."""
         problem = self.kernel.problem(self.rule, device_type, dtype)
         return None if problem is None else f"{type(self).__name__}.kernel {problem}"

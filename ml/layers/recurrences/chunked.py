@@ -12,7 +12,7 @@ from ml.layers.recurrences.state_space_duality import ssd_chunked, ssd_reference
 
 
 class Rule(enum.Enum):
-    """How a state changes from token to token; the value is its name in messages."""
+    """Rule by which a state changes from token to token; the value is its name in messages."""
 
     GATED_DELTA_RULE = "the gated delta rule"
     STATE_SPACE_DUALITY = "state-space duality"
