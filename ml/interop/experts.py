@@ -58,30 +58,42 @@ def narrow_experts(
     )
 
 
-def sigmoid_mixture(name: str, *, count: int, chosen: int, scope: str = "") -> tuple[Row, ...]:
+def sigmoid_mixture(
+    name: str,
+    *aliases: str,
+    count: int,
+    chosen: int,
+    scope: str = "",
+    per_token: tuple[str, ...] = ("num_experts_per_tok",),
+) -> tuple[Row, ...]:
     """A mixture of experts with a router of sigmoids in the blocks of a scope.
 
     Args:
         name: The field with the number of experts.
+        aliases: Other names of that field.
         count: The value of an absent number of experts.
-        chosen: The value of an absent `num_experts_per_tok`.
+        chosen: The value of an absent number of experts for a token.
         scope: The scope of the bindings.
+        per_token: The field with the number of experts for a token, and its other names.
     """
     return (
         Set(DecoderBlock, "mlp", MixtureOfExperts, scope),
         Set(MixtureOfExperts, "router", SigmoidRouter, scope),
-        Field(name, MixtureOfExperts, "num_experts", default=count, scope=scope),
-        Field("num_experts_per_tok", MixtureOfExperts, "experts_per_token", default=chosen, scope=scope),
+        Field(name, MixtureOfExperts, "num_experts", default=count, scope=scope, aliases=aliases),
+        Field(per_token[0], MixtureOfExperts, "experts_per_token", default=chosen, scope=scope, aliases=per_token[1:]),
     )
 
 
-def shared_experts(scope: str = "", *, absent_width: Any = ..., count: int = 1) -> tuple[Row, ...]:
+def shared_experts(
+    scope: str = "", *, absent_width: Any = ..., count: int = 1, names: tuple[str, ...] = ("n_shared_experts",)
+) -> tuple[Row, ...]:
     """Widths of the experts, and shared ones that are stored as one as wide as all of them (DeepSeek).
 
     Args:
         scope: The scope of the bindings.
         absent_width: The value of an absent `moe_intermediate_size`; without it the field is required.
-        count: The value of an absent `n_shared_experts`.
+        count: The value of an absent number of shared experts.
+        names: The field with that number, and its other names.
     """
 
     def width_of(name: str, view: View) -> int | None:
@@ -94,7 +106,8 @@ def shared_experts(scope: str = "", *, absent_width: Any = ..., count: int = 1) 
 
     def total(fields: ConfigFields) -> int:
         one = fields.number("moe_intermediate_size", **_default(absent_width))
-        return one * fields.number("n_shared_experts", count)
+        found = [name for name in names if name in fields.content]
+        return one * fields.number(found[0] if found else names[0], count)
 
     inside, shared = ("/".join(filter(None, (scope, name))) for name in ("experts", "shared_expert"))
     return (
@@ -106,15 +119,16 @@ def shared_experts(scope: str = "", *, absent_width: Any = ..., count: int = 1) 
             read=lambda view: width_of("experts", view),
             **_default(absent_width),
         ),
-        Derived(GatedMLP, "intermediate_size", total, "n_shared_experts", shared),
+        Derived(GatedMLP, "intermediate_size", total, names[0], shared),
         Field(
-            "n_shared_experts",
+            names[0],
             MixtureOfExperts,
             "shared_expert",
             default=count,
             scope=scope,
             to=lambda count: GatedMLP,
             read=count_of,
+            aliases=names[1:],
         ),
         Part("hidden_act", GatedMLP, "activation", ACTIVATIONS, "silu"),
     )

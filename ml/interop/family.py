@@ -27,7 +27,7 @@ KEPT = frozenset(
         "use_cache",
     )
 )  # fmt: skip
-# Fields of folders that no family can express.
+# Fields of folders that no family can express; of some families released checkpoints name code.
 _REFUSED = {
     "quantization_config": "has quantized weights, which are not imported: dequantize them to bfloat16 first",
     "compression_config": "has compressed weights, which are not imported: decompress them to bfloat16 first",
@@ -52,6 +52,8 @@ class Family:
         prefix: Prefix that checkpoints may lack at the start of the names of their tensors.
         prediction_layers: The field with the number of layers after the last block, which predict further tokens for
             speculative decoding: they are known, not read, and not written.
+        has_code: Whether released checkpoints name code in their folder, from before transformers had the family. It
+            is not executed, and an export does not name it.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Family:
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     prefix: str = ""
     prediction_layers: str = ""
+    has_code: bool = False
 
     def is_unread(self, name: str, config: Mapping[str, Any]) -> bool:
         """Returns whether a checkpoint may have a tensor that is not read.
@@ -82,8 +85,9 @@ class Family:
         return match is not None and 0 <= int(match[1]) - config["num_hidden_layers"] < count
 
     def written(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the config.json of an export, which has no prediction layers."""
-        return {**config, **({self.prediction_layers: 0} if self.prediction_layers else {})}
+        """Returns the config.json of an export, which has no prediction layers and no code."""
+        written = {name: value for name, value in config.items() if name != "auto_map"}
+        return {**written, **({self.prediction_layers: 0} if self.prediction_layers else {})}
 
     @property
     def all_kept(self) -> frozenset[str]:
@@ -96,12 +100,12 @@ class Family:
         return frozenset(name for one in self.rows for name in one.names) - self.kept
 
 
-def require_plain(config: Mapping[str, Any]) -> None:
-    """Refuses what no family can express.
+def require_plain(config: Mapping[str, Any], family: Family) -> None:
+    """Refuses what a family cannot express.
 
     Raises:
         InteropError: The weights are quantized, or the folder needs its own code.
     """
     for name, message in _REFUSED.items():
-        if config.get(name):
+        if config.get(name) and not (name == "auto_map" and family.has_code):
             raise InteropError(f"config.json#{name}: the checkpoint {message}")

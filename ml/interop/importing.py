@@ -30,8 +30,8 @@ def values_of(config: Mapping[str, Any]) -> list[ImportedValue]:
     Raises:
         InteropError: A field is unknown, or has a value that cannot be expressed.
     """
-    require_plain(config)
     family = family_of(config)
+    require_plain(config, family)
     fields = ConfigFields(config)
     values = [value for row in family.rows for value in row.imported(fields)]
     _require_known(family, fields)

@@ -10,11 +10,12 @@ _BIASED = ("output", "query_down", "key_value_down", "key_rotary")
 _UNBIASED = ("query", "query_up", "key_up", "value_up")
 
 
-def latent_attention(scope: str = "") -> tuple[Row, ...]:
+def latent_attention(scope: str = "", query_rank: int | None = 1536) -> tuple[Row, ...]:
     """Ranks, numbers and sizes of heads, dropout and biases.
 
     Args:
         scope: The scope of the bindings.
+        query_rank: The value of an absent `q_lora_rank`.
     """
     return (
         Set(DecoderBlock, "mixer", LatentAttention, scope),
@@ -28,7 +29,7 @@ def latent_attention(scope: str = "") -> tuple[Row, ...]:
             "q_lora_rank",
             LatentAttention,
             "query_rank",
-            default=1536,
+            default=query_rank,
             read=lambda view: getattr(view.first(LatentAttention).query_down, "out_features", None),
         ),
         Field(

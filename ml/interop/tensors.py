@@ -15,6 +15,11 @@ Shape = tuple[int, ...]
 class Layout(abc.ABC):
     """Arrangement of one or more tensors of a model in one tensor of a checkpoint."""
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """The share of the rows of the tensor of the model, and the number of equal shares: 0 of 1 is all."""
+        return 0, 1
+
     @abc.abstractmethod
     def join(self, parts: Sequence[Tensor], config: Mapping[str, Any]) -> Tensor:
         """Returns the tensor of the checkpoint."""
@@ -42,6 +47,46 @@ class Same(Layout):
 
     def split(self, whole, shapes, config):
         return [whole]
+
+
+@dataclass(frozen=True)
+class Share(Layout):
+    """An equal share of the rows of one tensor of a model, which several tensors of the checkpoint hold.
+
+    Args:
+        index: Which share.
+        count: Number of shares.
+    """
+
+    index: int
+    count: int
+
+    @property
+    def share(self):
+        return self.index, self.count
+
+    def join(self, parts, config):
+        return parts[0].unflatten(0, (self.count, -1))[self.index]
+
+    def split(self, whole, shapes, config):
+        return [whole]
+
+
+@dataclass(frozen=True)
+class Reshaped(Layout):
+    """One tensor in another shape.
+
+    Args:
+        stored: The shape in the checkpoint; -1 is what remains.
+    """
+
+    stored: Shape
+
+    def join(self, parts, config):
+        return parts[0].reshape(self.stored)
+
+    def split(self, whole, shapes, config):
+        return [whole.reshape(shapes[0])]
 
 
 class Transposed(Layout):
@@ -149,6 +194,7 @@ class TensorRow:
         ours: The names in the model; with `Stacked`, those of one expert, with `{e}`.
         layout: How those of the model are arranged in that of the checkpoint.
         needs: The name of another tensor of the model, without which the row is about another kind of block.
+        other: Another name in the checkpoint, which some have.
         when: Whether the row is about models of a config.json; None is for all.
     """
 
@@ -156,15 +202,17 @@ class TensorRow:
     ours: tuple[str, ...]
     layout: Layout = field(default_factory=Same)
     needs: str = ""
+    other: str = ""
     when: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 class Placed(NamedTuple):
-    """One tensor of a checkpoint and the tensors of the model in it."""
+    """One tensor of a checkpoint and the tensors of the model in it; the other name is empty where there is one."""
 
     stored: str
     ours: tuple[str, ...]
     layout: Layout
+    other: str = ""
 
 
 def row(stored: str, *ours: str, layout: Layout | None = None, **options: Any) -> TensorRow:
@@ -229,10 +277,10 @@ def _placed(one: TensorRow, spelled: Callable[..., str], names: Collection[str])
         spelled_names = (spelled(name, expert) for expert in itertools.count() for name in one.ours)
         ours = tuple(itertools.takewhile(names.__contains__, spelled_names))
         if ours and len(ours) % len(one.ours) == 0:
-            yield Placed(spelled(one.stored), ours, one.layout)
+            yield Placed(spelled(one.stored), ours, one.layout, spelled(one.other))
         return
     for expert in itertools.count() if "{e}" in one.ours[0] else [""]:
         ours = tuple(spelled(name, expert) for name in one.ours)
         if not all(name in names for name in ours):
             return
-        yield Placed(spelled(one.stored, expert), ours, one.layout)
+        yield Placed(spelled(one.stored, expert), ours, one.layout, spelled(one.other, expert))

@@ -43,6 +43,13 @@ HYBRID = {
     **WHOLE, "mamba_n_heads": 10, "mamba_d_state": 6, "mamba_n_groups": 2, "mamba_chunk_size": 5,
 }  # fmt: skip
 ODD_HYBRID = {**ODD, **WHOLE, "mamba_n_heads": 6, "mamba_d_state": 5, "mamba_n_groups": 3, "mamba_chunk_size": 7}
+# transformers clamps time steps at `time_step_min` in a pass over many tokens, and not in decoding.
+NEMOTRON = {"num_hidden_layers": ..., "time_step_min": 1e-30}
+KIMI = {
+    **WHOLE, "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
+    "v_head_dim": 5, "linear_head_dim": 6, "linear_num_heads": 3, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+}  # fmt: skip
 
 CASES: dict[str, tuple[str, dict]] = {
     "Llama": ("Llama", {"rope_parameters": {"rope_type": "default", **FAST}}),
@@ -249,8 +256,7 @@ CASES: dict[str, tuple[str, dict]] = {
         "Falcon",
         {
             **FALCON,
-            "hidden_size": 48,
-            "num_attention_heads": 12,  # slopes that bfloat16 rounds
+            "hidden_size": 24,
             "alibi": True,
             "multi_query": False,
             "parallel_attn": False,
@@ -451,6 +457,67 @@ CASES: dict[str, tuple[str, dict]] = {
             "mamba_proj_bias": True,
             "mamba_conv_bias": False,
             "tie_word_embeddings": True,
+        },
+    ),
+    "Nemotron-H": (
+        "NemotronH",
+        {
+            **NEMOTRON,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+            "ssm_state_size": 6,
+            "mamba_num_heads": 10,
+            "mamba_head_dim": 6,
+            "n_groups": 2,
+            "chunk_size": 5,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 20,
+            "moe_shared_expert_intermediate_size": 24,
+        },
+    ),
+    "Nemotron-H, odd, biases": (
+        "NemotronH",
+        {
+            **ODD,
+            **NEMOTRON,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention"],
+            "ssm_state_size": 5,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 7,
+            "n_groups": 3,
+            "chunk_size": 7,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 3,
+            "n_group": 3,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "moe_intermediate_size": 20,
+            "moe_shared_expert_intermediate_size": 24,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "mlp_bias": True,
+            "mlp_hidden_act": "gelu",
+        },
+    ),
+    "Kimi Linear": ("KimiLinear", {**KIMI, "layer_types": ["linear_attention", "full_attention"]}),
+    "Kimi Linear, odd, groups": (
+        "KimiLinear",
+        {
+            **KIMI,
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "q_lora_rank": 14,
+            "n_shared_experts": 2,
+            "num_local_experts": 6,
+            "n_group": 3,
+            "topk_group": 2,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "linear_conv_kernel_dim": 3,
         },
     ),
 }

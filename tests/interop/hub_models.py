@@ -1,15 +1,18 @@
 """Random models of the transformers library, on disk and imported."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ml.distributed import ALONE
 from ml.interop.expressing import model_of
 from ml.interop.folder import Folder
-from ml.interop.from_hugging_face import read_folder
+from ml.interop.from_hugging_face import HuggingFaceStart, load_weights
 from ml.interop.importing import imported_values
 from ml.models import LanguageModel, materialize
 
@@ -31,6 +34,9 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+# transformers writes the tensors of Kimi's dense MLPs below the name of those with experts.
+RELEASED_NAMES = {"kimi_linear": (r"block_sparse_moe\.(\w+_proj)", r"mlp.\1")}
 
 
 def oracle_of(name: str, changes: dict, seed: int = 3) -> nn.Module:
@@ -54,8 +60,12 @@ def model_type(name: str, changes: dict) -> str:
 
 
 def saved(oracle: nn.Module, folder: Path) -> Path:
-    """Writes a model as transformers does."""
+    """Writes a model as transformers does, with the names of released checkpoints where those are others."""
     oracle.save_pretrained(folder)
+    file, names = folder / "model.safetensors", RELEASED_NAMES.get(oracle.config.model_type)
+    if names:
+        tensors = load_file(file)
+        save_file({re.sub(*names, name): tensor for name, tensor in tensors.items()}, file, {"format": "pt"})
     return folder
 
 
@@ -69,7 +79,8 @@ def imported(folder: Path) -> LanguageModel:
 
 def load_into(model: LanguageModel, folder: Folder) -> None:
     """Loads the weights of a folder into a model."""
-    read_folder(folder, model)
+    start = HuggingFaceStart(folder, "")
+    load_weights(start._placement(model, ALONE), model, folder.config)
 
 
 def with_fields(folder: Path, changes: dict) -> Path:

@@ -84,6 +84,7 @@ DEEPSEEK_V2 = Family(
             "seq_aux",
         )
     ),
+    has_code=True,
 )
 
 FAMILIES = (DEEPSEEK_V2,)

@@ -52,6 +52,7 @@ DEEPSEEK_V3 = Family(
         )
     ),
     prediction_layers="num_nextn_predict_layers",
+    has_code=True,
 )  # fmt: skip
 
 FAMILIES = (DEEPSEEK_V3,)

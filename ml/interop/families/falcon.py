@@ -113,6 +113,7 @@ FALCON = Family(
         *_norms("ln_attn", "ln_mlp", _has_two_norms),
         *_norms("input_layernorm", "post_attention_layernorm", lambda config: not _has_two_norms(config)),
     ),
+    has_code=True,
 )
 
 FAMILIES = (FALCON,)

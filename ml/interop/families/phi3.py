@@ -54,6 +54,7 @@ PHI_3 = Family(
         ),
         row(f"{_LAYER}.mlp.down_proj.weight", "{block}.mlp.down.weight"),
     ),
+    has_code=True,
 )
 
 FAMILIES = (PHI_3,)
