@@ -1,7 +1,5 @@
 """The rows of `on_gpu.py`: a table, a name, and a function that measures. On a CPU the sizes are small."""
 
-import contextlib
-import gc
 import importlib.util
 import statistics
 import tempfile
@@ -9,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from gpu_recurrences import recurrences
+from gpu_timing import ROUNDS, Row, peak_memory, reset_memory, seconds, timed
 from llama_steps import Shape, step_of
-from torch import Tensor, nn
+from torch import nn
 
 import ml
 from ml.api import build_trainer
@@ -38,21 +38,12 @@ from ml.training import Checkpoints
 from ml.training.checkpoints.state_files import snapshot
 from ml.training.metrics.peak_flops import peak_flops
 
-ROUNDS = 5
-STEPS = 4  # of training between two waits for the device; a run waits where it logs
+STEPS = 4  # of training between two synchronizations; a run synchronizes where it logs
 SHAPES = {
     "124M": Shape(50304, 768, 12, 12, 12, 2048, batch=16, length=1024),
     "1B": Shape(32768, 2048, 18, 32, 8, 7168, batch=4, length=2048),
 }
 SMALL = {"small": Shape(512, 64, 2, 4, 2, 128, batch=2, length=64)}
-
-
-class Row(NamedTuple):
-    """A row of a table."""
-
-    table: str
-    name: str
-    measure: Callable[[], dict[str, Any]]
 
 
 def rows(device: torch.device) -> Iterator[Row]:
@@ -74,21 +65,22 @@ def rows(device: torch.device) -> Iterator[Row]:
     recipe = "base.gin" if is_small else "recipes/gpt2_124m.gin"
     yield Row("checkpoint", recipe, partial(checkpoint, device, recipe))
     yield Row("generation", "Llama of base.gin", partial(generation, device, 64 if is_small else 512))
+    yield from recurrences(device, *((128, 1) if is_small else (8192, 32)))
 
 
 def training_step(device: torch.device, shape: Shape, other: str, compile: bool) -> dict[str, Any]:
     """Tokens a second, MFU with causal attention counted once, and peak memory; alternating with the other model."""
-    _reset_memory(device)
+    reset_memory(device)
     ours = step_of("juniper", shape, "bfloat16", compile, device)
     first = ours().item()
     ours()
-    our_memory = _peak_memory(device)
+    our_memory = peak_memory(device)
     theirs = step_of(other, shape, "bfloat16", compile, device)
     second = theirs().item()
     difference = abs(first - second) / first
     assert difference < 0.01, f"the losses differ: {first} and {second}"
     theirs()
-    pairs = [(_seconds(ours, device, STEPS), _seconds(theirs, device, STEPS)) for _ in range(ROUNDS)]
+    pairs = [(seconds(ours, device, STEPS), seconds(theirs, device, STEPS)) for _ in range(ROUNDS)]
     mine, others = (statistics.median(column) for column in zip(*pairs, strict=True))
     tokens = shape.batch * shape.length
     peak = peak_flops(device, torch.bfloat16)
@@ -139,7 +131,7 @@ def attention(
     def step() -> None:
         torch.autograd.grad(compute(*tensors, weighting, Context()), tensors, gradient)
 
-    return _timed(step, device)
+    return timed(step, device)
 
 
 def _layers(device: torch.device, hidden: int, tokens: int) -> Iterator[Row]:
@@ -150,9 +142,6 @@ def _layers(device: torch.device, hidden: int, tokens: int) -> Iterator[Row]:
     experts = partial(MixtureOfExperts, hidden, num_experts=8, experts_per_token=2, expert=expert, grouped=True)
     for name, make in {"dense MLP": dense, "8 experts of half the size, top 2": experts}.items():
         yield Row(f"MLP, {tokens} tokens", name, partial(layer, make, (1, tokens, hidden), device, dtype))
-    heads = max(hidden // 64, 1)
-    for name, step in {"Mamba-2": _mamba2, "gated delta rule": _delta_rule}.items():
-        yield Row(f"recurrence, {tokens} tokens", name, partial(recurrence, step, tokens, heads, device))
 
 
 def layer(
@@ -166,29 +155,7 @@ def layer(
         module(x).sum().backward()
         module.zero_grad(set_to_none=True)
 
-    return _timed(step, device)
-
-
-def recurrence(
-    make: Callable[..., Callable[[], Tensor]], tokens: int, heads: int, device: torch.device
-) -> dict[str, Any]:
-    """Milliseconds of forward and backward pass of a chunked recurrence, heads of 64."""
-    forward = make(tokens, heads, device)
-    return _timed(lambda: forward().sum().backward(), device)
-
-
-def _mamba2(tokens: int, heads: int, device: torch.device) -> Callable[[], Tensor]:
-    x, B, C = (torch.randn(1, tokens, count, size, device=device) for count, size in ((heads, 64), (1, 128), (1, 128)))
-    dt, A = torch.rand(1, tokens, heads, device=device), -torch.rand(heads, device=device)
-    x.requires_grad_()
-    return lambda: ssd_chunked(x, dt, A, B, C, chunk_size=64)[0]
-
-
-def _delta_rule(tokens: int, heads: int, device: torch.device) -> Callable[[], Tensor]:
-    query, key = (nn.functional.normalize(torch.randn(1, tokens, heads, 64, device=device), dim=-1) for _ in range(2))
-    value = torch.randn(1, tokens, heads, 64, device=device, requires_grad=True)
-    decay, beta = -torch.rand(1, tokens, heads, device=device), torch.rand(1, tokens, heads, device=device)
-    return lambda: gated_delta_rule(query, key, value, decay, beta)[0]
+    return timed(step, device)
 
 
 def checkpoint(device: torch.device, recipe: str) -> dict[str, Any]:
@@ -199,7 +166,7 @@ def checkpoint(device: torch.device, recipe: str) -> dict[str, Any]:
         saver.save(snapshot(state, "", ""))  # allocates the host copy
         saver.wait()
         state.step = 1
-        blocked = _seconds(lambda: saver.save(snapshot(state, "", "")), device)
+        blocked = seconds(lambda: saver.save(snapshot(state, "", "")), device)
         begun = time.perf_counter()
         saver.wait()
         values = {"blocked_ms": 1000 * blocked, "written_s": time.perf_counter() - begun}
@@ -213,38 +180,6 @@ def generation(device: torch.device, num_tokens: int) -> dict[str, Any]:
     values = {}
     for count in (1, 16):
         write = partial(generate, model, [[1, 2, 3, 4]] * count, num_tokens, Sampler(0.0))
-        _seconds(lambda: list(write()), device)  # noqa: B023
-        values[f"tokens_per_second_of_{count}"] = count * num_tokens / _seconds(lambda: list(write()), device)  # noqa: B023
+        seconds(lambda: list(write()), device)  # noqa: B023
+        values[f"tokens_per_second_of_{count}"] = count * num_tokens / seconds(lambda: list(write()), device)  # noqa: B023
     return values
-
-
-def _timed(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
-    """Median milliseconds of a step after two others, and the memory of the last one."""
-    step(), step()
-    _reset_memory(device)
-    values: dict[str, Any] = {"ms": 1000 * statistics.median(_seconds(step, device) for _ in range(ROUNDS))}
-    if (memory := _peak_memory(device)) is not None:
-        values["memory_mib"] = memory / 2**20
-    return values
-
-
-def _seconds(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
-    """Returns the seconds of a call, until the device has finished; of the mean of several without a wait between."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else contextlib.nullcontext
-    synchronize()
-    begun = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronize()
-    return (time.perf_counter() - begun) / times
-
-
-def _reset_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

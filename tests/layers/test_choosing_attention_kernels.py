@@ -450,5 +450,5 @@ def test_memory_on_a_gpu_grows_with_the_length_and_not_with_its_square(options):
         AutomaticAttention()(*heads, weighting, Context(documents=documents)).sum().backward()
         return torch.cuda.max_memory_allocated() - before
 
-    peak(4096), peak(16384)  # compile, and choose the fastest variant with buffers of their own
+    peak(4096), peak(16384)  # compile, and choose the fastest variant with separate buffers
     assert peak(16384) < 5 * peak(4096)
