@@ -19,6 +19,8 @@ EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "harness": ["lm-eval>=0.4.8"],
 }
+# Libraries for CUDA, which `all` omits: they are of no use without a GPU, and mamba-ssm needs CUDA's compiler.
+CUDA_EXTRAS = {"fla": ["fla-core>=0.6"], "mamba": ["mamba-ssm>=2.2"]}
 ALL = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 
 setup(
@@ -46,6 +48,7 @@ setup(
     ],
     extras_require={
         **EXTRAS,
+        **CUDA_EXTRAS,
         "all": ALL,
         "test": [
             *ALL,

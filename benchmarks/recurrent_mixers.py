@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from timing import compare
 from torch import Tensor
 
-from ml.layers.mixers.delta_rule import gated_delta_rule
-from ml.layers.mixers.delta_rule_reference import gated_delta_rule_reference
-from ml.layers.mixers.selective_scan import selective_scan, selective_scan_reference
-from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
+from ml.layers.recurrences.delta_rule import gated_delta_rule
+from ml.layers.recurrences.delta_rule_reference import gated_delta_rule_reference
+from ml.layers.recurrences.selective_scan import selective_scan, selective_scan_reference
+from ml.layers.recurrences.state_space_duality import ssd_chunked, ssd_reference
 
 T = 2048
 ROUNDS = 3

@@ -14,6 +14,7 @@ from ml.machine import choose_device
 from ml.run_files import is_hugging_face_folder
 from ml.runs import Run
 from ml.runs.init_flags import init_statements
+from ml.runs.pretrained import PretrainedFolder
 from ml.runs.removed_sources import start_without_source
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def train(
 def open_run(path: str | Path, *, trust_code: bool = False) -> Run:
     """Opens the folder of a run: its configuration, its weights and its metrics. Executes nothing that lies in it.
 
+    A Hugging Face folder is opened as a run without a step: it generates, is evaluated and exported.
+
     Args:
         path: The folder.
         trust_code: Executes the copy of custom modules in the run folder, for a run with layers that are not installed.
@@ -145,4 +148,4 @@ def open_run(path: str | Path, *, trust_code: bool = False) -> Run:
     Raises:
         UserError: There is no run.
     """
-    return Run(path, trust_code=trust_code)
+    return PretrainedFolder(path) if is_hugging_face_folder(Path(path)) else Run(path, trust_code=trust_code)

@@ -168,7 +168,7 @@ ORDINARY = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 CORPUS = ["system user assistant model. The sky is blue, and the sea is deep:\n\nsunny days\n 12 + 34 = 46"] * 3
 
 
-def write_tokenizer(folder, kind="bytes"):
+def write_tokenizer(folder, kind="bytes", special=SPECIAL):
     """Writes a tokenizer.json of byte-level words, or of words with a space before the first one ("words")."""
     folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.BPE(unk_token=None if kind == "bytes" else "<unk>"))
@@ -180,9 +180,12 @@ def write_tokenizer(folder, kind="bytes"):
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
         alphabet = [chr(code) for code in (10, *range(32, 127))]
-    special = ["<unk>", *SPECIAL]
     trainer = trainers.BpeTrainer(
-        vocab_size=460, special_tokens=special, initial_alphabet=alphabet, show_progress=False, min_frequency=2
+        vocab_size=460,
+        special_tokens=["<unk>", *special],
+        initial_alphabet=alphabet,
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken(text, rstrip=True, normalized=False) for text in AFTER])

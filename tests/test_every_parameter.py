@@ -629,6 +629,7 @@ ELSEWHERE = {
     ("FromHuggingFace", "sha256"),
     ("FromHuggingFace", "may_differ"),
     ("FromRun", "new_tokens"),  # tests/runs/test_run_tokenizers.py
+    ("FromHuggingFace", "new_tokens"),  # tests/interop/test_start_from_hugging_face.py
     ("Distillation", "sha256"),
     ("ChatData", "prepared"),  # tests/data/datasets/test_prepared_chat.py
     ("DirectPreferenceOptimization", "sha256"),

@@ -32,7 +32,7 @@ from ml.config.comparison import compare, neutral_changes, statements
 from ml.config.configurable import candidates
 from ml.config.neutrality import neutrality
 from ml.data import DataError
-from ml.training import RunFolder, train
+from ml.training import RunError, RunFolder, train
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.weight_files import read_weights
 
@@ -63,12 +63,14 @@ def trained(*bindings: str) -> dict[str, torch.Tensor]:
 
 
 def opens(*bindings: str) -> bool:
-    """Returns whether a run with these bindings can begin."""
+    """Returns whether a run with these bindings can begin on the CPU."""
     if refusal(*bindings) is not None:
         return False
     try:
-        build_trainer(loaded(*bindings)).open_data()
-    except DataError:
+        trainer = build_trainer(loaded(*bindings))
+        trainer.check_device(CPU)
+        trainer.open_data()
+    except (DataError, RunError):
         return False
     return True
 

@@ -7,7 +7,7 @@ from ml.cli.path_argument import path_text
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the folder of a run, and whether the code in it is executed."""
-    parser.add_argument("run", type=path_text, help="the folder of a run")
+    parser.add_argument("run", type=path_text, help="the folder of a run, or a Hugging Face folder")
     add_trust_argument(parser)
 
 

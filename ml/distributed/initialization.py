@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -31,6 +31,7 @@ def materialize_shards(
     seed: int = 0,
     *,
     weights_on: torch.device | str | None = None,
+    given: Collection[str] = (),
 ) -> _Model:
     """Allocates and fills a model as `materialize` does, with the same values bit for bit; a collective call.
 
@@ -46,6 +47,8 @@ def materialize_shards(
         seed: Of the initial values.
         weights_on: Where the shards are allocated instead, if they are offloaded; None for `device`. Ignored for a
             single process.
+        given: Names of parameters that are allocated without values, because all of them are read from files; the same
+            in every process.
 
     Returns:
         The model.
@@ -55,16 +58,21 @@ def materialize_shards(
         OtherProcessFailed: Another process raised it.
     """
     if world.size == 1:
-        return materialize(model, device, seed)
-    mine = {draw.name: draw for draw in draws(model, seed)}
+        return materialize(model, device, seed, given)
+    found = draws(model, seed)
+    mine = {draw.name: draw for draw in found if draw.name not in given}
     held = holders({name: draw.parameter for name, draw in mine.items()}, world)
 
-    def place(draw: Draw, values: Tensor) -> None:
+    def place(draw: Draw, values: Tensor | None = None) -> None:
         fresh = empty_like(draw.parameter, device if weights_on is None else weights_on)
-        with torch.no_grad():
-            local(fresh).copy_(values)
+        if values is not None:
+            with torch.no_grad():
+                local(fresh).copy_(values)
         replace_parameter(model, draw.parameter, nn.Parameter(fresh, draw.parameter.requires_grad))
 
+    for draw in found:
+        if draw.name in given:
+            place(draw)
     for turn in turns(held, world.size):
         _exchange(turn, mine, held, world, place)
     reset_buffers(model, device)

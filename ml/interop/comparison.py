@@ -17,7 +17,7 @@ from ml.layers.walk import named_modules
 TRAINING = frozenset(
     (
         "lr_scale", "dropout", "draws_noise", "couples_sequences", "auxiliary_loss", "z_loss", "bias_update_rate",
-        "loss_chunk_size", "fused", "grouped", "is_merged", "training",
+        "loss_chunk_size", "fused", "grouped", "obstacle_to_grouping", "is_merged", "training",
     )
 )  # fmt: skip
 _PLAIN = (bool, int, float, str, type(None))

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ml.data.chat.encoding import ChatFormat
 from ml.data.tokenizers import Tokenizer
 from ml.files import flush_to_disk
 from ml.interop.errors import InteropError
 from ml.interop.expressing import Expressed, express
-from ml.interop.folder import CONFIG, GENERATION_CONFIG, INDEX, SINGLE
+from ml.interop.folder import CONFIG, INDEX, SINGLE
 from ml.interop.new_folder import new_folder, write_json
+from ml.interop.tokenizer_files import write_chat_template, write_generation_config, write_tokenizer
 from ml.models import LanguageModel
 from ml.models.adapters import adapter_weights, merge_adapters
 from ml.training.state import named_weights
@@ -29,6 +31,7 @@ def export_folder(
     *,
     kept: Mapping[str, bytes] | None = None,
     tokenizer: Tokenizer | None = None,
+    chat: ChatFormat | None = None,
     sequence_length: int | None = None,
     dtype: torch.dtype | None = None,
     shard_size: int = SHARD_SIZE,
@@ -40,7 +43,8 @@ def export_folder(
         model: The model with its weights; changed by `merge`.
         folder: The folder to make.
         kept: Files of the folder that the model was imported from, by name.
-        tokenizer: The tokenizer, written where `kept` has none.
+        tokenizer: The tokenizer, written where `kept` has another one or none.
+        chat: The chat template with the tokenizer; None keeps that in `kept`.
         sequence_length: Number of positions of a model that was not imported.
         dtype: The dtype of the weights; None for that of the model.
         shard_size: Most bytes of a file.
@@ -66,7 +70,12 @@ def export_folder(
         config = _completed(expressed.config, model, tokenizer, sequence_length, dtype, CONFIG in kept)
         write_json(temporary / CONFIG, config)
         lines = [f"{expressed.family.name}: {written}"]
-        lines += _write_others(temporary, kept, tokenizer, config)
+        for name, content in kept.items():
+            if name != CONFIG:
+                (temporary / name).write_bytes(content)
+        lines += write_tokenizer(temporary, tokenizer)
+        lines += write_chat_template(temporary, chat)
+        write_generation_config(temporary, kept, chat)
     return lines
 
 
@@ -133,31 +142,3 @@ def _divided(
 
 def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-
-
-def _write_others(
-    folder: Path, kept: Mapping[str, bytes], tokenizer: Tokenizer | None, config: Mapping[str, Any]
-) -> list[str]:
-    """Writes the tokenizer, the chat template and the generation config; returns lines about what is missing."""
-    for name, content in kept.items():
-        if name != CONFIG:
-            (folder / name).write_bytes(content)
-    if GENERATION_CONFIG not in kept:
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        found = {name: config[name] for name in ids if config.get(name) is not None}
-        write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **found})
-    if any(name.startswith(("tokenizer", "vocab")) for name in kept):
-        return []
-    if tokenizer is None:
-        return ["no tokenizer is written"]
-    saved = tokenizer.save(folder)
-    if "tokenizer.json" not in saved.files.values():
-        for name in saved.files.values():
-            (folder / name).unlink()
-        return [f"no tokenizer is written: {type(tokenizer).__name__} has no form in transformers"]
-    end = saved.arguments.get("end_of_document")
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", **({} if end is None else {"eos_token": end})},
-    )
-    return []

@@ -12,20 +12,20 @@ from ml.interop.errors import InteropError
 from ml.interop.stored_tensors import StoredTensor, read_header
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Carried from an imported folder to an exported one, besides config.json and generation_config.json.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER,
+    TOKENIZER_CONFIG,
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
 )
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _MAX_JSON = 200_000_000  # bytes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _THREADS = 8
@@ -117,8 +117,8 @@ class Folder:
 
     def tokenizer(self) -> Tokenizer | None:
         """Returns the tokenizer, which is read on first use; None if there is none that can be read."""
-        if self.has("tokenizer.json"):
-            self.file("tokenizer.json")
+        if self.has(TOKENIZER):
+            self.file(TOKENIZER)
             return HuggingFaceTokenizer(str(self.path))
         if self.has("tokenizer.model"):
             return SentencePieceTokenizer(str(self.file("tokenizer.model")))
@@ -127,9 +127,9 @@ class Folder:
     @property
     def has_chat_template(self) -> bool:
         """True if there is a chat template, in a file or in the configuration of the tokenizer."""
-        if self.has("chat_template.jinja"):
+        if self.has(CHAT_TEMPLATE):
             return True
-        return self.has(_TOKENIZER_CONFIG) and bool(self.json(_TOKENIZER_CONFIG).get("chat_template"))
+        return self.has(TOKENIZER_CONFIG) and bool(self.json(TOKENIZER_CONFIG).get("chat_template"))
 
     @functools.cached_property
     def tensors(self) -> dict[str, StoredTensor]:

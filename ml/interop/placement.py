@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml.interop.errors import InteropError
 from ml.interop.family import Family
 from ml.interop.stored_tensors import StoredTensor
-from ml.interop.tensors import Placed, Shape, TensorRow, place
+from ml.interop.tensors import Placed, Same, Shape, TensorRow, place
 from ml.training.checkpoints.mismatches import listed
 
 _BLOCK = re.compile(r"(decoder\.(?:\w+\.)?block_(\d+))\.")
@@ -29,6 +29,11 @@ class Placement(NamedTuple):
     fresh: list[str]
     ignored: list[str]
     equal: list[tuple[StoredTensor, StoredTensor]]
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the model's tensors that are read."""
+        return frozenset(name for _, one in self.read for name in one.ours)
 
 
 def block_paths(names: Iterable[str]) -> list[str]:
@@ -103,10 +108,24 @@ def placement(
     ]
     if any(problems):
         raise InteropError("\n".join(["the checkpoint is of another model:", *filter(None, problems)]))
-    known = {name for _, one in read for name in one.ours}
-    fresh = sorted(name for name in shapes if name not in known)
-    ignored += [name for name in left if name not in ignored]
-    return Placement(read, fresh, ignored, equal)
+    found = Placement(read, [], [*ignored, *(name for name in left if name not in ignored)], equal)
+    return found._replace(fresh=sorted(shapes.keys() - found.given))
+
+
+def same_tensors(
+    family: Family, config: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Collection[str]
+) -> dict[str, StoredTensor]:
+    """Returns the tensors of a checkpoint that are one tensor of a model as it is, by their names in the model.
+
+    Args:
+        family: The family of the checkpoint.
+        config: The content of its config.json.
+        stored: Its tensors.
+        names: The names of the tensors of the model.
+    """
+    stored = _with_prefix(stored, family.prefix)
+    placed = place(family.tensors, block_paths(names), names, config)
+    return {one.ours[0]: stored[one.stored] for one in placed if isinstance(one.layout, Same) and one.stored in stored}
 
 
 def names_in_model(name: str, rows: Sequence[TensorRow], blocks: Sequence[str]) -> list[str]:

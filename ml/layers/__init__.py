@@ -52,6 +52,7 @@ from ml.layers.moe import MixtureOfExperts
 from ml.layers.normalization import FixedRMSNorm, GatedRMSNorm, LayerNorm, NoNorm, RMSNorm
 from ml.layers.parameter import Parameter
 from ml.layers.protocol import Adapter, Balanced, Buffered, Drawn, Layer, Mixer, NoProducts, Stack
+from ml.layers.recurrences import ChunkedRecurrence, FlashLinearAttention, MambaSSM, ReferenceRecurrence
 from ml.layers.rotary import (
     DynamicRotary,
     LinearRotary,
@@ -76,6 +77,7 @@ __all__ = [
     "Buffered",
     "Cache",
     "CausalConvolution",
+    "ChunkedRecurrence",
     "Context",
     "DoRA",
     "DotProductAttention",
@@ -83,6 +85,7 @@ __all__ = [
     "DynamicRotary",
     "Embeddings",
     "FixedRMSNorm",
+    "FlashLinearAttention",
     "FlexAttention",
     "Float8",
     "GatedDeltaNet",
@@ -103,6 +106,7 @@ __all__ = [
     "LossSums",
     "Mamba",
     "Mamba2",
+    "MambaSSM",
     "Mixer",
     "MixtureOfExperts",
     "NoNorm",
@@ -115,6 +119,7 @@ __all__ = [
     "Projector",
     "RMSNorm",
     "ReferenceAttention",
+    "ReferenceRecurrence",
     "Rotary",
     "RotaryEmbedding",
     "ShortConvolutionMixer",

@@ -24,7 +24,7 @@ class TokenEmbedding(Adapted):
         vocab_size: Number of tokens in the vocabulary, V.
         hidden_size: Width of the residual stream, H.
         weight_initialization: Initialization of the table.
-        apply_peft: Adapter (`@LoRA`) whose rows are added to those of the table; None adds none.
+        apply_peft: Adapter (`@LoRA`, `@DoRA`) of the rows of the table; None applies none.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
@@ -50,7 +50,7 @@ class TokenEmbedding(Adapted):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x, adapter = F.embedding(tokens, self.weight), self.active_adapter  # (B, T) -> (B, T, H)
-        return x if adapter is None else x + adapter.lookup(tokens)
+        return x if adapter is None else adapter.looked_up(tokens, x, self.weight)
 
     @property
     def base_table(self) -> Tensor:

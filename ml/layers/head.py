@@ -33,7 +33,7 @@ class LanguageModelHead(Adapted):
         weight_initialization: Initialization of W, (vocab_size, hidden_size).
         bias_initialization: Initialization of b.
         logit_scale: Factor of the logits (Cohere; 1 / logits_scaling in Granite).
-        apply_peft: Adapter (`@LoRA`) of W, also of a borrowed one; None applies none.
+        apply_peft: Adapter (`@LoRA`, `@DoRA`) of W, also of a borrowed one; None applies none.
         z_loss: Coefficient of the z-loss, the mean of (log Z)²; 0 disables it.
         logit_soft_cap: Soft cap of the logits, c; None applies none.
         loss_chunk_size: Number of tokens whose logits are in memory at once while the loss is computed; None is all.

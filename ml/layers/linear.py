@@ -24,7 +24,7 @@ class Linear(Adapted):
         bias: Adds b, (out_features), to the output.
         weight_initialization: Initialization of W.
         bias_initialization: Initialization of b.
-        apply_peft: Adapter (`@LoRA`) whose output is added to that of the layer; None adds none.
+        apply_peft: Adapter (`@LoRA`, `@DoRA`) whose output is added to that of the layer; None adds none.
         kernel: Matrix product with W, such as `@Float8`; None multiplies in the dtype of the input.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """

@@ -16,7 +16,7 @@ class LongRotary(RotaryByLength):
     """Rotary with each frequency divided by its own factor: LongRoPE (Ding et al. 2024; Phi-3).
 
     Sequences and packed documents up to `original_length` take the short factors, longer ones the long factors. Keys
-    cached before that length is passed would be wrong, so attention decodes from a cache only without short factors.
+    cached before that length is passed are wrong after it: generation passes all tokens through the model again there.
 
     Args:
         head_size: Size of a head, D.
@@ -48,6 +48,7 @@ class LongRotary(RotaryByLength):
         self.short_factors = None if short_factors is None else self._checked("short_factors", short_factors)
         self.depends_on_length = short_factors is not None
         self.original_length = positive("original_length", original_length)
+        self.switch_length = None if short_factors is None else self.original_length
         factor = positive_float("factor", factor)
         require(factor == 1.0 or self.original_length > 1, "original_length", "must be above 1 where factor is not 1")
         if attention_factor is not None:
@@ -72,5 +73,5 @@ class LongRotary(RotaryByLength):
 
 
 def _on_device(factors: Sequence[float], device: torch.device) -> Tensor:
-    """Factors as a tensor, without a copy from the host, which would wait for the device."""
+    """Factors as a tensor, without a copy from the host, which would synchronize."""
     return torch.stack([torch.full((), factor, device=device) for factor in factors])

@@ -99,8 +99,6 @@ class DoRA(LoRA):
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    can_look_up = False
-
     def __init__(
         self,
         in_features: int,
@@ -140,6 +138,9 @@ class DoRA(LoRA):
     def merged(self, weight: Tensor) -> Tensor:
         """The weight (out, in) of the adapted layer."""
         return self.factor(weight)[:, None] * super().merged(weight)
+
+    def looked_up(self, indices: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+        return self.factor(table.T).to(rows.dtype) * super().looked_up(indices, rows, table)
 
     def adapted(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output of the adapted layer; with dropout, the change of the factor acts on the dropped input too."""

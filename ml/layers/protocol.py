@@ -252,6 +252,16 @@ class Adapter(Layer, abc.ABC):
         """Addition to the rows of a table: those of `weight` transposed, (..., out)."""
         raise NotImplementedError(f"{type(self).__name__} does not adapt an embedding")
 
+    def looked_up(self, indices: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+        """The rows of an adapted table: by default their sum with `lookup`.
+
+        Args:
+            indices: Indices of rows, (...).
+            rows: Those rows of the table, (..., out).
+            table: The table, (in, out).
+        """
+        return rows + self.lookup(indices)
+
     def merged(self, weight: Tensor) -> Tensor:
         """The weight (out, in) of the adapted layer, from that of the layer: by default their sum."""
         return weight + self.weight()

@@ -15,6 +15,7 @@ from ml.config import configurable, require, unused
 from ml.layers.checks import non_negative, positive, positive_float
 from ml.layers.context import Context
 from ml.layers.protocol import NoProducts
+from ml.layers.tracing import has_values
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 
@@ -25,12 +26,15 @@ class RotaryEmbedding(NoProducts):
     Attributes:
         num_axes: The coordinates of a position: 1 in a text, 2 (row and column) in an image.
         depends_on_length: Whether the rotation of a position depends on the length of its sequence. Keys cached in
-            earlier passes are then wrong, and attention with it does not decode from a cache.
+            earlier passes are then wrong, and attention with it decodes from a cache only where `switch_length` tells
+            from which length on.
+        switch_length: The only length above which all positions are rotated otherwise; None where there is none.
         softmax_factor: Factor of the softmax scale of latent attention.
     """
 
     num_axes: int = 1
     depends_on_length: bool = False
+    switch_length: int | None = None
 
     attention_factor = 1.0  # multiplies query and key
     softmax_factor = 1.0
@@ -78,6 +82,11 @@ class RotaryEmbedding(NoProducts):
     def settings(self) -> Hashable:
         """Equal for rotary embeddings that turn alike."""
         return type(self), tuple((name, value) for name, value in vars(self).items() if name not in _OF_TORCH)
+
+    @property
+    def decodes(self) -> bool:
+        """True if cached keys stay right, as long as a sequence does not grow beyond `switch_length`."""
+        return not self.depends_on_length or self.switch_length is not None
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotates the leading part of `x` (..., T, N, D) by angles of cosines and sines (..., T, 1, R / 2)."""
@@ -171,7 +180,25 @@ class RotaryByLength(RotaryEmbedding):
     def angles_in(self, context: Context, positions: Tensor) -> Tensor:
         lengths = context.lengths()
         lengths = positions.amax(-1, keepdim=True) + 1 if lengths is None else lengths
+        if self.switch_length is not None and context.cache is not None and context.cache.num_tokens:
+            self._require_one_side(positions[..., 0], lengths[..., 0], self.switch_length)
         return positions[..., None].float() * self.frequencies_of_lengths(lengths)
+
+    def _require_one_side(self, before: Tensor, after: Tensor, limit: int) -> None:
+        """Requires that no sequence with `before` cached tokens grows beyond a limit.
+
+        Raises:
+            ValueError: One does. On a GPU this stops the program at some later call, for the host does not wait to read
+                the lengths.
+        """
+        is_right = ((before == 0) | (before > limit) | (after <= limit)).all()
+        if not has_values(is_right) or torch.compiler.is_compiling():
+            return
+        if is_right.device.type != "cpu":
+            torch._assert_async(is_right, "a cached sequence grows beyond LongRotary.original_length")
+        elif not is_right:
+            name = f"{type(self).__name__}.original_length ({limit})"
+            raise ValueError(f"a cached sequence grows beyond {name}: pass all of its tokens with a new cache")
 
     def frequencies(self, positions: Tensor) -> Tensor:
         return self.frequencies_of_lengths(positions.max() + 1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ml.layers.context import Cache
+from ml.layers.rotary import RotaryEmbedding
 from ml.models.language_model import LanguageModel
 from ml.models.sampling import Sampler
 
@@ -105,11 +106,14 @@ class _Texts:
         longest = max(map(len, prompts))
         self._model = model
         self._cache = Cache() if use_cache else None
+        self._lengths = [len(prompt) for prompt in prompts]
+        self._switches = _switches(model)
         self._tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
         self._documents = None
         if any(len(prompt) < longest for prompt in prompts):
             documents = [[-1] * (longest - len(p)) + [0] * len(p) for p in prompts]
             self._documents = torch.tensor(documents, device=device)
+        self._earlier, self._earlier_documents = self._tokens, self._documents
 
     def next_logits(self) -> Tensor:
         """(B, V), of the token after each text."""
@@ -117,12 +121,23 @@ class _Texts:
 
     def append(self, token: Tensor) -> None:
         """Adds a token (B) to the texts. With a cache only the new ones go through the model next."""
+        self._lengths = [length + 1 for length in self._lengths]
         new, documents = token[:, None], None if self._documents is None else torch.zeros_like(token)[:, None]
-        if self._cache is None:
-            new = torch.cat((self._tokens, new), dim=1)
-            if self._documents is not None and documents is not None:
-                documents = torch.cat((self._documents, documents), dim=1)
+        if self._cache is None or self._switches:
+            self._earlier = torch.cat((self._earlier, new), dim=1)
+            if self._earlier_documents is not None and documents is not None:
+                self._earlier_documents = torch.cat((self._earlier_documents, documents), dim=1)
+        is_passed = any(length - 1 in self._switches for length in self._lengths)
+        if self._cache is None or is_passed:
+            new, documents = self._earlier, self._earlier_documents
+            self._cache = None if self._cache is None else Cache()
         self._tokens, self._documents = new, documents
+
+
+def _switches(model: LanguageModel) -> set[int]:
+    """Lengths above which a rotary embedding rotates all positions otherwise, so that cached keys are wrong."""
+    rotaries = [module for module in model.modules() if isinstance(module, RotaryEmbedding)]
+    return {rotary.switch_length for rotary in rotaries if rotary.switch_length is not None}
 
 
 def _uniform_numbers(num_rows: int, seed: int, device: torch.device) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Collection
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -42,7 +43,9 @@ class Draw(NamedTuple):
         return values.to(self.parameter.dtype)
 
 
-def materialize(model: _Model, device: torch.device | str = "cpu", seed: int = 0) -> _Model:
+def materialize(
+    model: _Model, device: torch.device | str = "cpu", seed: int = 0, given: Collection[str] = ()
+) -> _Model:
     """Allocates every parameter of `model` on `device` and fills it by its initialization; returns `model`.
 
     The values depend on the seed and the parameter's name alone: each has its own CPU generator and is drawn in
@@ -53,14 +56,18 @@ def materialize(model: _Model, device: torch.device | str = "cpu", seed: int = 0
         model: Built by `Parameter` throughout, usually on the meta device.
         device: Where the parameters and buffers are allocated.
         seed: Of the initial values.
+        given: Names of parameters that are allocated without values, because all of them are read from a file.
 
     Raises:
         ValueError: A parameter was not built by `Parameter` or cannot be initialized, or a layer has buffers and does
             not declare how they are computed.
     """
     for draw in draws(model, seed):
-        filled = nn.Parameter(draw.values().to(device), draw.parameter.requires_grad)
-        replace_parameter(model, draw.parameter, filled)
+        if draw.name in given:
+            values = torch.empty_like(draw.parameter, device=device, requires_grad=False)
+        else:
+            values = draw.values().to(device)
+        replace_parameter(model, draw.parameter, nn.Parameter(values, draw.parameter.requires_grad))
     reset_buffers(model, device)
     return model
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
-from ml.building import build, build_trainer, load
+from ml.building import build_trainer, load
 from ml.config import Config, ImportedValue
 from ml.config.configurable import Configurable
 from ml.errors import ArgumentError, UserError
@@ -20,6 +20,7 @@ from ml.runs.generation import Generated, Generation, Messages, generate_texts, 
 if TYPE_CHECKING:
     import torch
 
+    from ml.data.chat.encoding import ChatFormat
     from ml.data.chat.template import Chat
     from ml.data.tokenizers import Tokenizer
     from ml.models import LanguageModel
@@ -61,10 +62,13 @@ class Run:
         self._trust_code = trust_code
         self.path = Path(path)
         self._operative = self.path / "operative_config.gin"
+        self._require_files()
+        self._loaded: dict[tuple[Path, torch.device, bool], LanguageModel] = {}
+
+    def _require_files(self) -> None:
         require_self_contained(self.path)
         if not self._operative.is_file():
             raise UserError(f"there is no run in {self.path}: it has no operative_config.gin")
-        self._loaded: dict[tuple[Path, torch.device, bool], LanguageModel] = {}
 
     @functools.cached_property
     def config(self) -> Config:
@@ -303,19 +307,17 @@ class Run:
         device: str | torch.device | None = None,
     ) -> dict[str, Any]:
         """Evaluates the model, as `evaluate` does."""
-        from ml.training.checkpoints.state_files import read_counts
-
         reach = context_and_stride(settings, self._trainer)
         where = choose_device(device)
-        model, counts = self._using(
-            step, lambda checkpoint: (self._loaded_from(checkpoint, where, average), read_counts(checkpoint))
+        model, at_step = self._using(
+            step, lambda checkpoint: (self._loaded_from(checkpoint, where, average), self._step_of(checkpoint))
         )
 
         def load(path: str, found: Path, average: bool) -> LanguageModel:
             return Run(path).build_checkpoint(found, where, average=average)
 
         subject = Subject(self._trainer, model, where, *reach, settings.batch_size, load)
-        return {"run": str(self.path), "step": counts["step"], **evaluate(settings, subject)}
+        return {"run": str(self.path), "step": at_step, **evaluate(settings, subject)}
 
     def export(self, file: str | Path, step: StepName = None, *, average: bool = False) -> int:
         """Writes the weights of a checkpoint alone to a safetensors file.
@@ -369,14 +371,13 @@ class Run:
         """
         from ml.interop.adapters import export_adapter
         from ml.interop.from_hugging_face import FromHuggingFace
-        from ml.training.run_folder import RunFolder
 
         start = self._trainer.initial_weights
         if base is None and not isinstance(start, FromHuggingFace):
             raise ArgumentError("{base} must name the model without adapters: the run started from no such folder")
         named = str(base) if base is not None else start.path  # type: ignore[union-attr]
         model = self.build(step, average=average)
-        return export_adapter(model, Path(folder), RunFolder(self.path).imported_files(), named)
+        return export_adapter(model, Path(folder), self._imported_files(), named)
 
     def export_hugging_face(
         self,
@@ -405,18 +406,29 @@ class Run:
             UserError: The format cannot express the model; the message names the first obstacle.
         """
         from ml.interop.exporting import SHARD_SIZE, export_folder
-        from ml.training.run_folder import RunFolder
 
         return export_folder(
             self.build(step, average=average),
             Path(folder),
-            kept=RunFolder(self.path).imported_files(),
+            kept=self._imported_files(),
             tokenizer=self.tokenizer,
+            chat=self._chat_format,
             sequence_length=self._trainer.sequence_length,
             dtype=dtype,
             shard_size=SHARD_SIZE if shard_size is None else shard_size,
             merge=merge,
         )
+
+    def _imported_files(self) -> dict[str, bytes]:
+        """The files of the Hugging Face folder that the run started from, by name; empty without one."""
+        from ml.training.run_folder import RunFolder
+
+        return RunFolder(self.path).imported_files()
+
+    @property
+    def _chat_format(self) -> ChatFormat | None:
+        """The chat template with the tokenizer; None for data without conversations."""
+        return self._trainer.data.chat
 
     def imported_values(self) -> list[ImportedValue]:
         """The configuration of the model, as the imported layer of a run that starts from this one."""
@@ -462,9 +474,21 @@ class Run:
         from ml.training.checkpoints.weight_files import read_weights
 
         read_weights(checkpoint, self._trainer.model, average=average)  # on the meta device: only compared
-        model = build(self.config, device)
+        model = self._undrawn(device)
         read_weights(checkpoint, model, average=average)
         return model.eval()
+
+    def _undrawn(self, device: str | torch.device) -> LanguageModel:
+        """The model with memory for all of its parameters, which are read next."""
+        import torch
+
+        names = [name for name, _ in self._trainer.model.named_parameters()]
+        return self._trainer.start(torch.device(device), given=names).model
+
+    def _step_of(self, checkpoint: Path) -> int:
+        from ml.training.checkpoints.state_files import read_counts
+
+        return read_counts(checkpoint)["step"]
 
     def _using(self, step: StepName, use: Callable[[Path], _Used]) -> _Used:
         """Calls a function with the folder of a checkpoint, which stays until it returns."""

@@ -114,7 +114,7 @@ def train(
         tracking = stack.enter_context(Tracking(trackers, progress.say))
         recording = stack.enter_context(StepWindows(windows, run.profiles, device, progress.say))
         stack.enter_context(contextlib.closing(progress))
-        loop = TrainLoop(trainer, data, run, layout, teacher, progress, requests, tracking, recording)
+        loop = TrainLoop(trainer, data, run, layout, teacher, progress, requests, tracking, recording, initial)
         with contextlib.closing(loop.saver):
             loop.resume(initial, begun)
             loop.run_steps()
@@ -136,6 +136,7 @@ class TrainLoop:
         requests: Requests,
         tracking: Tracking,
         windows: StepWindows,
+        initial: StartingPoint | None = None,
     ):
         self.trainer = trainer
         self.data = data
@@ -150,7 +151,8 @@ class TrainLoop:
         self.windows = windows
         self.saver = trainer.checkpoints.open(run.checkpoints, self._flush, self.world)
         flops = flops_per_token(trainer.model, trainer.sequence_length)
-        self.state = trainer.start(self.device, layout)
+        given = () if initial is None else initial.given(trainer.model)
+        self.state = trainer.start(self.device, layout, given)
         peak = self.world.first(lambda: trainer.peak_flops(self.device).flops_per_second)
         self.throughput = Throughput(flops, self.world.size * peak, self.device)
         self._records = Records(trainer, self.state, self.throughput, data.training.num_sequences)

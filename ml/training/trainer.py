@@ -1,7 +1,7 @@
 """Settings of a run: the model, the data, and the components of training."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -306,19 +306,20 @@ class Trainer(RunParts):
             raise DataError(f"the data does not fit the model: {problem}")
         return dataset
 
-    def start(self, device: torch.device, layout: Layout | None = None) -> TrainState:
+    def start(self, device: torch.device, layout: Layout | None = None, given: Collection[str] = ()) -> TrainState:
         """Creates the state before step 1, with initial weights and initial optimizer state on `device`.
 
         Args:
             device: The device of this process.
             layout: The mesh, a collective call; None for a single process.
+            given: Names of parameters that are not drawn, because all their values are read afterward.
         """
         layout = Layout(World(device=device)) if layout is None else layout
         model = copy.deepcopy(self.model)
         pipeline = parallelize(model, layout, self.mesh, compile=self.compile)
         is_offloaded = self.mesh.sharding.offload and layout.fully_sharded is not None
         weights_on = torch.device("cpu") if is_offloaded else None
-        materialize_shards(model, layout.world, device, self.seed, weights_on=weights_on)
+        materialize_shards(model, layout.world, device, self.seed, weights_on=weights_on, given=given)
         return self.start_with(model, layout, pipeline)
 
     def start_with(self, model: LanguageModel, layout: Layout, pipeline: "Pipeline | None") -> TrainState:

@@ -48,6 +48,9 @@ CASES = {
         *NORMS, "Attention.norm_over = 'each_head'", "Attention.key_norm = @LayerNorm", "Attention.value_head_size = 6",
     ],
     "attention with ALiBi": ["Attention.alibi = True", "Attention.rotary = None"],
+    "attention with ALiBi of Falcon": [
+        "Attention.alibi = True", "Attention.scale_alibi = True", "Attention.rotary = None",
+    ],
     "lightning attention": [
         "DecoderBlock.mixer = @LightningAttention", "LightningAttention.num_heads = 4",
         "LightningAttention.chunk_size = 4",

@@ -9,10 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ml.distributed import ALONE
 from ml.interop.expressing import model_of
 from ml.interop.folder import Folder
-from ml.interop.from_hugging_face import HuggingFaceStart, load_weights
+from ml.interop.from_hugging_face import read_folder
 from ml.interop.importing import imported_values
 from ml.models import LanguageModel, materialize
 
@@ -79,8 +78,7 @@ def imported(folder: Path) -> LanguageModel:
 
 def load_into(model: LanguageModel, folder: Folder) -> None:
     """Loads the weights of a folder into a model."""
-    start = HuggingFaceStart(folder, "")
-    load_weights(start._placement(model, ALONE), model, folder.config)
+    read_folder(folder, model)
 
 
 def with_fields(folder: Path, changes: dict) -> Path:

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import peft
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from chat_shapes import write_tokenizer
 from hub_models import oracle_of, saved, with_fields
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ml
+from ml.building import build_trainer
 from ml.data import JinjaTemplate
 from ml.interop.errors import InteropError
 from ml.interop.folder import Folder
 from ml.interop.from_hugging_face import FromHuggingFace
 from ml.interop.importing import imported_values
+from ml.models.materialize import Draw
 from ml.sweeps.file import read_sweep
 from ml.sweeps.plan import plan
 from ml.training.errors import RunError
@@ -220,3 +225,64 @@ def test_a_sweep_starts_from_the_folder(folder):
     command = planned[0].command(read_sweep(Path("sweep.toml")))
     assert f"--init_from={folder}" in command
     assert not [flag for flag in command if flag.startswith("--init_step")]
+
+
+CASES = {  # fields of the model, bindings, whether the rows of new tokens are the mean of the earlier ones
+    "grown": ({}, ["LanguageModel.vocab_size = 344"], True),
+    "tied, grown": ({"tie_word_embeddings": True}, ["LanguageModel.vocab_size = 342"], True),
+    "there already": ({"vocab_size": 350}, [], True),
+    "fresh": ({}, ["LanguageModel.vocab_size = 344", "FromHuggingFace.new_tokens = 'fresh'"], False),
+}
+
+
+@pytest.mark.parametrize(("fields", "bindings", "is_mean"), CASES.values(), ids=CASES)
+def test_embedding_and_head_grow_by_added_tokens(fields, bindings, is_mean, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub = write_tokenizer(tmp_path / "hub")
+    size = tokenizers.Tokenizer.from_file(str(hub / "tokenizer.json")).get_vocab_size()
+    assert size == 340 - 3
+    saved(oracle_of("Llama", {"vocab_size": size, **fields}), hub)
+    Path("text.txt").write_text("All work and no play makes Jack a dull boy. " * 200)
+    added = ["TextData.tokenizer = @HuggingFaceTokenizer", "HuggingFaceTokenizer.path = 'hub'"]
+    added += ["HuggingFaceTokenizer.added_tokens = ['<new>', '<|im_end|>', '<newer>']", "Trainer.validation = None"]
+    still = ["AdamW.learning_rate = 1e-30", "AdamW.weight_decay = 0.0"]
+    run = trained(hub, bindings=[*added, *still, *bindings])
+    fresh = build_trainer(run.config).start(torch.device("cpu")).model.state_dict()
+    earlier, grown = safetensors.torch.load_file("hub/model.safetensors"), dict(run.build().named_parameters())
+    names = {"embeddings.token.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
+    assert ("head.weight" in grown) == (not fields.get("tie_word_embeddings"))
+    for ours, theirs in names.items():
+        if ours not in grown:
+            continue
+        table = earlier[theirs]
+        assert torch.equal(grown[ours][:size], table[:size])
+        expected = table[:size].double().mean(0).float().expand(2, -1) if is_mean else fresh[ours][size : size + 2]
+        torch.testing.assert_close(grown[ours][size : size + 2], expected, rtol=1e-5, atol=1e-7)
+        padding = table[size + 2 :] if len(table) > size else fresh[ours][size + 2 :]
+        assert torch.equal(grown[ours][size + 2 :], padding)
+    run.export_hugging_face("out")
+    model, tokenizer = (kind.from_pretrained("out") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.config.vocab_size == len(grown["embeddings.token.weight"])
+    assert torch.equal(model.get_input_embeddings().weight, grown["embeddings.token.weight"])
+    assert tokenizer.convert_tokens_to_ids(["<new>", "<newer>"]) == [size, size + 1]
+    assert tokenizer("a<newer>b")["input_ids"][1] == size + 1
+
+
+def test_a_vocabulary_that_grows_without_new_tokens_is_refused(folder):
+    with pytest.raises(RunError, match=r"embeddings.token.weight of the model would have \(300, 40\)"):
+        trained(folder, bindings=["LanguageModel.vocab_size = 300"])
+
+
+def test_weights_that_are_read_are_not_drawn_and_new_parts_are_drawn_as_ever(folder, monkeypatch):
+    swap = ["block_1/DecoderBlock.mixer = @GatedDeltaNet", "GatedDeltaNet.num_heads = 2"]
+    still = ["GatedDeltaNet.key_head_size = 8", "Parameter.lr_scale = 0.0", "head/Parameter.lr_scale = 1.0"]
+    drawn, draw = [], Draw.values
+    monkeypatch.setattr(Draw, "values", lambda self: [drawn.append(self.name), draw(self)][1])
+    run = trained(folder, bindings=[*swap, *still], init_may_differ=["decoder.block_1.mixer.*"])
+    assert drawn
+    assert all(name.startswith("decoder.block_1.mixer.") for name in drawn)
+    before = set(drawn)
+    fresh, found = build_trainer(run.config).start(torch.device("cpu")).model.state_dict(), run.build().state_dict()
+    assert all(torch.equal(found[name], fresh[name]) for name in before)
+    stored = safetensors.torch.load_file("hub/model.safetensors")
+    assert torch.equal(found["decoder.block_0.mlp.up.weight"], stored["model.layers.0.mlp.up_proj.weight"])

@@ -40,6 +40,7 @@ MIXERS = {
         ATTENTION, query_norm=RMSNorm, key_norm=LayerNorm, norm_over="each_head", value_head_size=6
     ),
     "attention with ALiBi": partial(ATTENTION, alibi=True, rotary=None, window_size=7),
+    "attention with ALiBi of Falcon": partial(ATTENTION, alibi=True, scale_alibi=True, rotary=None),
     "attention, YaRN": partial(ATTENTION, rotary=partial(YarnRotary, original_length=8)),
     "attention, part of the head": partial(ATTENTION, rotary=partial(Rotary, fraction=0.5, interleaved=True)),
     "latent attention": LATENT,

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_biases
 
 from ml.layers import Attention, Context, Linear, RMSNorm, Rotary, attention_reference
 from ml.layers.alibi import AlibiHeads
@@ -42,7 +43,7 @@ CASES = {
 
 
 def build(dtype=torch.float64, **options) -> Attention:
-    layer = materialize(Attention(H, num_heads=4, **{"rotary": None, **options})).to(dtype)
+    layer = materialize(Attention(H, **{"num_heads": 4, "rotary": None, **options})).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -124,28 +125,52 @@ def test_slopes_of_alibi_are_those_of_bloom(num_heads):
     torch.testing.assert_close(AlibiHeads(0, num_heads, num_heads).slopes(torch.device("cpu")).float(), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "softmax_scale": 0.7}, {"window_size": 3}])
-@pytest.mark.parametrize("scaled", [False, True])
+def slopes_in_float64(num_heads, positions):
+    """The biases (B, N, 1, T) of keys, -8 n / N of N = 4 heads."""
+    return (
+        torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8], dtype=torch.float64)[:, None, None]
+        * positions[:, None, None]
+    )
+
+
+def biases_of_falcon(num_heads, positions):
+    """Those of Falcon, which transformers rounds to bfloat16."""
+    of_positions = falcon_biases(torch.ones(1, 300, dtype=torch.long), num_heads, torch.float64)[:, 0]  # (N, 300)
+    return of_positions[:, positions].transpose(0, 1)[:, :, None] / 6**0.5
+
+
+ALIBI = {
+    "one slope": (slopes_in_float64, {}),
+    "grouped, scale": (slopes_in_float64, {"num_kv_heads": 2, "softmax_scale": 0.7}),
+    "window": (slopes_in_float64, {"window_size": 3}),
+    "Falcon": (biases_of_falcon, {"scale_alibi": True}),
+    "Falcon, grouped": (biases_of_falcon, {"scale_alibi": True, "num_heads": 12, "num_kv_heads": 2, "head_size": 6}),
+}
+
+
+@pytest.mark.parametrize(("biases", "options"), ALIBI.values(), ids=ALIBI)
 @torch.no_grad()
-def test_alibi_adds_a_slope_of_the_distance_to_the_scores(options, scaled):
-    options = {**options, "alibi": True, "scale_alibi": scaled}
-    layer, x = build(**options), random_input(B, 300, H)
+def test_alibi_adds_a_bias_by_the_position_of_the_key(biases, options):
+    layer, x = build(alibi=True, **options), random_input(B, 300, H)
     documents = (torch.arange(300) // 270).expand(B, -1)
     query, key = (p(x).unflatten(-1, (-1, 6)) for p in (layer.query, layer.key))
     positions = places_in_documents(documents)
-    group = 4 // layer.num_kv_heads
+    group = layer.num_heads // layer.num_kv_heads
     key, value = (part.repeat_interleave(group, 2) for part in (key, layer.value(x).unflatten(-1, (-1, 6))))
-    scale = layer.softmax_scale or 6**-0.5
-    scores = torch.einsum("btnd,bsnd->bnts", query, key) * scale
-    distance = (torch.arange(300)[:, None] - torch.arange(300)).double() * (scale if scaled else 1.0)
-    scores = scores - torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])[:, None, None] * distance
+    scores = torch.einsum("btnd,bsnd->bnts", query, key) * (layer.softmax_scale or 6**-0.5)
+    scores = scores + biases(layer.num_heads, positions)
     visible = visible_keys(300, 300, True, layer.window_size, documents, x.device)
     weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
     mixed = torch.einsum("bnts,bsnd->btnd", weights, value)
     torch.testing.assert_close(layer(x, Context(positions, documents)), layer.output(mixed.flatten(2)))
-    half = build(torch.bfloat16, **options)(x.bfloat16(), Context(positions, documents))
+    half = build(torch.bfloat16, alibi=True, **options)(x.bfloat16(), Context(positions, documents))
     exact = layer(x, Context(positions, documents))
     assert (half.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt() < 0.03
+
+
+def test_rounded_biases_take_few_query_heads_to_a_key_head():
+    with pytest.raises(ValueError, match="at most 8 query heads to a key head"):
+        build(num_heads=12, num_kv_heads=1, head_size=6, alibi=True, scale_alibi=True)
 
 
 def test_reference_equals_loops_in_gradient_too():

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml.layers.mixers.delta_rule import gated_delta_rule
-from ml.layers.mixers.delta_rule_reference import gated_delta_rule_reference
+from ml.layers.recurrences.delta_rule import gated_delta_rule
+from ml.layers.recurrences.delta_rule_reference import gated_delta_rule_reference
 
 B, N, D, V = 2, 3, 8, 5
 DECAYS = {"by head": (B, N), "by channel": (B, N, D)}

@@ -25,6 +25,7 @@ from ml.layers import (
     constant,
     normal,
 )
+from ml.layers.protocol import Adapter
 from ml.models import LanguageModel, flops_per_token, materialize, merge_adapters, unmerge_adapters
 from ml.models.adapters import adapter_weights
 
@@ -162,9 +163,37 @@ def test_adapters_of_embeddings_and_head_add_their_products(tied):
     assert flops_per_token(token, 7) == 6 * 3 * 8  # of B
 
 
+class Additive(Adapter):
+    """An adapter of linear layers alone."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+
+    def weight(self):
+        return torch.zeros(())
+
+
+@torch.no_grad()
+def test_dora_of_an_embedding_is_that_of_peft():
+    layer = materialize(TokenEmbedding(11, 6, apply_peft=DORA))
+    theirs = torch.nn.Sequential(torch.nn.Embedding(11, 6))
+    theirs[0].weight.copy_(layer.weight)
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=3, lora_alpha=6.0, target_modules=["0"], use_dora=True))
+    adapted = theirs.base_model.model[0]
+    adapted.lora_embedding_A["default"].copy_(layer.adapter.A)
+    adapted.lora_embedding_B["default"].copy_(layer.adapter.B)
+    adapted.lora_magnitude_vector["default"].weight.copy_(layer.adapter.magnitude * layer.weight.norm(dim=0))
+    tokens = torch.tensor([[0, 3, 10, 3]])
+    found = layer(tokens)
+    torch.testing.assert_close(found, theirs(tokens))
+    assert (found - layer.weight[tokens]).abs().max() > 0.01
+    layer.eval().merge()
+    torch.testing.assert_close(layer(tokens), found)
+
+
 def test_adapters_that_do_not_fit_an_embedding_or_a_head_are_refused():
-    with pytest.raises(ValueError, match="apply_peft must adapt an embedding, which DoRA does not"):
-        TokenEmbedding(11, 6, apply_peft=DORA)
+    with pytest.raises(ValueError, match="apply_peft must adapt an embedding, which Additive does not"):
+        TokenEmbedding(11, 6, apply_peft=Additive)
     with pytest.raises(ValueError, match=r"set token/LoRA\.dropout = 0\.0"):
         TokenEmbedding(11, 6, apply_peft=partial(LORA, dropout=0.1))
     with pytest.raises(ValueError, match=r"set head/LoRA\.dropout = 0\.0"):

@@ -15,11 +15,11 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 import ml
 from ml.layers import Cache, Context, Linear, RMSNorm
 from ml.layers.convolution import CausalConvolution
-from ml.layers.mixers.linear_recurrence import linear_recurrence_
 from ml.layers.mixers.mamba import Mamba
-from ml.layers.mixers.selective_scan import _plan, selective_scan, selective_scan_reference
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.parameter import named_settings
+from ml.layers.recurrences.linear_recurrence import linear_recurrence_
+from ml.layers.recurrences.selective_scan import _plan, selective_scan, selective_scan_reference
 from ml.models import materialize
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}  # float64, sums of at most a few hundred terms of order one to ten

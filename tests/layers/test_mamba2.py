@@ -14,9 +14,9 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from ml.layers import Cache, Context, Linear
 from ml.layers.convolution import CausalConvolution
 from ml.layers.mixers.mamba2 import Mamba2
-from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.parameter import named_settings
+from ml.layers.recurrences.state_space_duality import ssd_chunked, ssd_reference
 from ml.models import materialize
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, sums of at most a few hundred terms of order one to a hundred

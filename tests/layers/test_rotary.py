@@ -211,8 +211,12 @@ def test_two_dimensions_need_rows_and_columns():
 
 
 @pytest.mark.parametrize(
-    ("rotary", "decodes"), [(Rotary, True), (YarnRotary, True), (DynamicRotary, False), (None, True)]
-)
+    ("rotary", "decodes"),
+    [
+        (Rotary, True), (YarnRotary, True), (DynamicRotary, False), (None, True),
+        (partial(LongRotary, long_factors=[2.0], short_factors=[1.0]), True),
+    ],
+)  # fmt: skip
 def test_attention_decodes_where_a_rotation_stays_what_it_was(rotary, decodes):
     assert Attention(64, num_heads=2, rotary=rotary).decodes is decodes
     if rotary is not None:

@@ -9,7 +9,7 @@ from mixer_cases import MIXERS
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ml.blocks import DecoderBlock, Pattern, Repeat
-from ml.layers import Attention, Embeddings, GatedDeltaNet, Mamba2, PositionEmbedding
+from ml.layers import Attention, Cache, Embeddings, GatedDeltaNet, LongRotary, Mamba2, PositionEmbedding
 from ml.models import LanguageModel, materialize
 from ml.models.generation import generate
 from ml.models.sampling import Sampler
@@ -182,3 +182,36 @@ def test_more_tokens_than_positions_and_empty_prompts_are_refused():
     for prompts in ([[1], []], []):
         with pytest.raises(ValueError, match="one token or more"):
             texts(model, prompts)
+
+
+LONG = partial(LongRotary, original_length=8, theta=100.0, short_factors=[1.0, 1.1, 1.2, 1.3], long_factors=[4.0])
+
+
+def long_model():
+    block = partial(DecoderBlock, mixer=partial(ATTENTION, rotary=LONG))
+    model = materialize(LanguageModel(vocab_size=V, hidden_size=H, decoder=partial(Repeat, num_blocks=2, block=block)))
+    for parameter in model.parameters():
+        parameter.data.mul_(3)  # far from uniform
+    return model.eval()
+
+
+def test_texts_that_grow_beyond_the_short_factors_are_those_of_full_passes():
+    """Each of the prompts passes the length at another token."""
+    model, prompts = long_model(), [[1, 2, 3], [4, 5, 6, 7, 8], list(range(9, 18))]
+    expected = list(generate(model, prompts, 9, Sampler(0.0), use_cache=False))
+    assert torch.equal(torch.stack(list(generate(model, prompts, 9, Sampler(0.0)))), torch.stack(expected))
+    assert model.obstacle_to_decoding is None
+    unlike = [one[0] for one in generate(model, [prompts[0]], 9, Sampler(0.0))]
+    assert torch.equal(torch.stack(unlike), torch.stack(expected)[:, 0])
+
+
+@pytest.mark.parametrize("documents", [None, torch.tensor([[-1] * 2 + [0] * 8])], ids=["rows", "padded rows"])
+@torch.no_grad()
+def test_a_cache_that_grows_beyond_the_short_factors_is_an_error(documents):
+    model, tokens = long_model(), torch.arange(10)[None]
+    pieces, cache = [slice(0, 7), slice(7, 8), slice(8, 10)], Cache()
+    for piece in pieces[: 2 if documents is None else 3]:
+        model(tokens[:, piece], documents=None if documents is None else documents[:, piece], cache=cache)
+    following = None if documents is None else torch.tensor([[0]])
+    with pytest.raises(ValueError, match=r"beyond LongRotary.original_length \(8\): pass all of its tokens with a new"):
+        model(torch.tensor([[3]]), documents=following, cache=cache)

@@ -7,6 +7,13 @@ from ml.data.errors import DataError
 from ml.data.tokenizers import Tokenizer
 
 _START, _END = "<|im_start|>", "<|im_end|>"
+_JINJA = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 
 
 @configurable
@@ -30,6 +37,10 @@ class ChatML(ChatTemplate):
 
     def reads(self, key: str, tokenizer: Tokenizer) -> bool:
         return False
+
+    def jinja(self, tokenizer: Tokenizer) -> str | None:
+        """Returns the template where its markers are special tokens; otherwise parts would be encoded as one text."""
+        return None if None in (tokenizer.special_token(_START), tokenizer.special_token(_END)) else _JINJA
 
     def _message(self, message: Message, tokenizer: Tokenizer) -> list[Segment]:
         text, is_target = text_of(message), message.is_target

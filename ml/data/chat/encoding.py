@@ -134,6 +134,15 @@ class ChatFormat:
             text += self.separator.text if segment.kind == "separator" else segment.text
         return Ending(frozenset(ends), (text,) if text else (), "")
 
+    def jinja(self) -> str | None:
+        """Returns the template in Jinja with the begin of documents before it; None if there is no such form."""
+        source = self.template.jinja(self.tokenizer)
+        if source is None or self.template.writes_documents or not len(self.begin.tokens):
+            return source
+        names = {token.id: name for name, token in self.tokenizer.control_tokens.items()}
+        begin = [names.get(token) for token in self.begin.tokens.tolist()]
+        return None if None in begin else f"{{{{- {''.join(map(str, begin))!r} }}}}\n{source}"
+
     def _segments(self, conversation: Conversation) -> list[Segment]:
         content = conversation.content
         if isinstance(content, Completion):

@@ -71,6 +71,12 @@ class JinjaTemplate(ChatTemplate):
             not self._compiled(source).names.isdisjoint(wanted) for source in self.files(tokenizer).sources.values()
         )
 
+    def jinja(self, tokenizer: Tokenizer) -> str | None:
+        source = self.files(tokenizer).sources.get("default")
+        if source is None:
+            return None
+        return "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.variables.items()) + source
+
     def files(self, tokenizer: Tokenizer) -> TemplateFiles:
         """Returns the templates and the tokens that they name.
 

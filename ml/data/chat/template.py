@@ -81,6 +81,10 @@ class ChatTemplate(abc.ABC):
     def reads(self, key: str, tokenizer: Tokenizer) -> bool:
         """Returns True if the template renders this key of messages, or `tools`."""
 
+    def jinja(self, tokenizer: Tokenizer) -> str | None:
+        """Returns the template in Jinja, for other programs; None if it has no such form with the tokenizer."""
+        return None
+
     def kept(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
         """Returns what a run keeps of the template, as JSON values; None if its parameters are all of it.
 

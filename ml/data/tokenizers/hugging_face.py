@@ -149,6 +149,14 @@ class HuggingFaceTokenizer(Tokenizer):
         added = {"added_tokens": self._added_tokens} if self._added_tokens else {}
         return SavedArguments({"end_of_document": self._end_name, **begin, **added}, {"path": _FILE})
 
+    def complete_content(self) -> str:
+        """Returns the content of a tokenizer.json that has the added tokens, for other programs."""
+        if not self._added_tokens:
+            return self._content
+        tokenizer = type(self._tokenizer).from_str(self._content)
+        self._add_tokens(tokenizer)
+        return tokenizer.to_str(pretty=True)
+
     def definition(self) -> Definition:
         """Returns vocabulary, merges, normalizer, pre-tokenizer and special tokens."""
         entries, special = self._tokenizer.get_vocab(with_added_tokens=True), self._special

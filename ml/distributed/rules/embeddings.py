@@ -25,7 +25,10 @@ class TokenEmbeddingRule(Rule):
 
     def misfit(self, layer: nn.Module, size: int) -> str | None:
         assert isinstance(layer, TokenEmbedding)
-        return vocabulary_misfit(f"{type(layer).__name__}.vocab_size", layer.weight.shape[0], size)
+        problem = vocabulary_misfit(f"{type(layer).__name__}.vocab_size", layer.weight.shape[0], size)
+        if problem is None and layer.adapter is not None:
+            problem = rule_of(layer.adapter).misfit_of_row(layer.adapter, size)
+        return problem
 
     def tensor(self, layer: nn.Module, axis: TensorAxis) -> None:
         assert isinstance(layer, TokenEmbedding)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.config import REQUIRED, Neutral, child, configurable, require, unused
-from ml.layers.alibi import ALIBI_WIDTH, AlibiHeads, with_linear_biases
+from ml.layers.alibi import ALIBI_WIDTH, AlibiHeads, with_linear_biases, with_scaled_biases
 from ml.layers.attention_kernels import (
     AttentionKernel,
     AttentionTask,
@@ -47,7 +47,7 @@ class Attention(SoftmaxMixer):
         rotary: Constructor of the rotary embedding; None applies none.
         alibi: Adds slope · (position of the key - position of the query) to the scores, with a slope for each head
             (Press et al. 2021, ALiBi; Bloom, MPT).
-        scale_alibi: Multiplies these biases by the factor of the scores too (Falcon).
+        scale_alibi: Rounds these biases to bfloat16 and multiplies them by the factor of the scores too (Falcon).
         window_size: Number of keys visible to a query, including its own position (without `causal`: to either side);
             None is all.
         softmax_scale: Factor of the scores; None is 1/√D.
@@ -111,6 +111,8 @@ class Attention(SoftmaxMixer):
         require(causal or not alibi, "alibi", "needs causal = True")
         require(soft_cap is None or not alibi, "alibi", "needs soft_cap = None")
         unused(not alibi, "scale_alibi", "alibi")
+        fits = not scale_alibi or self.num_heads <= ALIBI_WIDTH * self.num_kv_heads
+        require(fits, "scale_alibi", f"needs at most {ALIBI_WIDTH} query heads to a key head")
         self.alibi = alibi
         self.scale_alibi = scale_alibi
         self.alibi_heads = AlibiHeads(0, self.num_heads, self.num_heads) if alibi else None
@@ -129,7 +131,7 @@ class Attention(SoftmaxMixer):
         self.key_norm = self._norm("key_norm", key_norm, self.num_kv_heads)
         self.rotary = optional_child("rotary", rotary, self.head_size)
         # Without `causal` a new token would change those before it, and so would a new length with another rotation.
-        self.decodes = causal and (self.rotary is None or not self.rotary.depends_on_length)
+        self.decodes = causal and (self.rotary is None or self.rotary.decodes)
         self.sinks = None
         if attention_sinks:
             self.sinks = child("sinks", Parameter, (self.num_heads,), defaults={"weight_decay": 0.0})
@@ -179,8 +181,8 @@ class Attention(SoftmaxMixer):
             query, key = self._normalized(query, self.query_norm), self._normalized(key, self.key_norm)
         if self.alibi_heads is not None:
             scale = self.head_size**-0.5 if self.softmax_scale is None else self.softmax_scale
-            of_biases = scale if self.scale_alibi else 1.0
-            query, key = with_linear_biases(query, key, self.alibi_heads, context.positions, scale, of_biases)
+            with_biases = with_scaled_biases if self.scale_alibi else with_linear_biases
+            query, key = with_biases(query, key, self.alibi_heads, context.positions, scale)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)  # (B, N, T, Dv)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, N Dv)
         if gate:

@@ -5,26 +5,26 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ml.config import child, configurable, require
+from ml.config import Neutral, child, configurable, require, unused
 from ml.layers.checks import heads_or_default, positive
 from ml.layers.children import undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.delta_rule import (
+from ml.layers.mixers.recurrent_mixer import RecurrentMixer
+from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
+from ml.layers.normalization import GatedRMSNorm
+from ml.layers.recurrences.chunked import ChunkedRecurrence, Rule
+from ml.layers.recurrences.delta_rule import (
     checked_chunk_size,
     checked_head_size,
-    gated_delta_rule,
     log_of_decay,
     unit_length,
 )
-from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
-from ml.layers.normalization import GatedRMSNorm
-from ml.layers.protocol import Mixer
 
 
-@configurable
-class GatedDeltaNet(Mixer):
+@configurable(neutral={"kernel": Neutral(rounding=True)})
+class GatedDeltaNet(RecurrentMixer):
     """Gated delta net: y = output(norm(o, gate(x))), o the gated delta rule with one decay for each head (Yang et al.
     2024).
 
@@ -38,16 +38,16 @@ class GatedDeltaNet(Mixer):
             key. None is `num_heads`.
         key_head_size: Size of a query or key head, D; None is H / num_heads.
         value_head_size: Size of a value head; None is `key_head_size`.
-        chunk_size: Number of tokens that are computed together; a power of two. It does not change the result.
+        chunk_size: Number of tokens that `ChunkedRecurrence` computes together; a power of two. It does not change the
+            result.
+        kernel: Constructor of the recurrence kernel.
         linear: Constructor of the projections.
         convolution: Constructor of the convolution.
         norm: Constructor of the gated normalization of the output.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    causal = True
-    decodes = True
-    separates_documents = True
+    rule = Rule.GATED_DELTA_RULE
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class GatedDeltaNet(Mixer):
         key_head_size: int | None = None,
         value_head_size: int | None = None,
         chunk_size: int = 32,
+        kernel: Callable[..., ChunkedRecurrence] = ChunkedRecurrence,
         linear: Callable[..., nn.Module] = Linear,
         convolution: Callable[..., nn.Module] = CausalConvolution,
         norm: Callable[..., nn.Module] = GatedRMSNorm,
@@ -77,6 +78,8 @@ class GatedDeltaNet(Mixer):
         if value_head_size is not None:
             self.value_head_size = positive("value_head_size", value_head_size)
         self.chunk_size = checked_chunk_size(chunk_size)
+        self.build_kernel(kernel)
+        unused(not self.kernel.takes_chunk_size, "chunk_size", "kernel")
 
         size, value_size = self.num_heads * self.key_head_size, self.num_value_heads * self.value_head_size
         self.query = child("query", linear, hidden_size, size)
@@ -101,15 +104,15 @@ class GatedDeltaNet(Mixer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         query, key, value, gate, beta, decay = self.projections(x)
         query, key, value = self.convolved(query, key, value, context)
-        mixed, state = gated_delta_rule(
+        mixed, state = self.kernel.gated_delta_rule(
             query,
             key,
             value,
             log_of_decay(decay, self.A_log, self.dt_bias),
             beta.sigmoid(),
-            initial_state=context.state(self),
-            document_starts=context.document_starts(),
-            chunk_size=self.chunk_size,
+            context.state(self),
+            context.document_starts(),
+            self.chunk_size,
         )
         context.keep(self, state)
         gate = gate.unflatten(-1, (self.num_value_heads, self.value_head_size))

@@ -5,27 +5,27 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import Neutral, child, configurable, unused
 from ml.layers.activations import sigmoid
 from ml.layers.checks import heads_or_default, positive
 from ml.layers.children import undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.delta_rule import (
+from ml.layers.mixers.recurrent_mixer import RecurrentMixer
+from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
+from ml.layers.normalization import GatedRMSNorm
+from ml.layers.recurrences.chunked import ChunkedRecurrence, Rule
+from ml.layers.recurrences.delta_rule import (
     checked_chunk_size,
     checked_head_size,
-    gated_delta_rule,
     log_of_decay,
     unit_length,
 )
-from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
-from ml.layers.normalization import GatedRMSNorm
-from ml.layers.protocol import Mixer
 
 
-@configurable
-class KimiDeltaAttention(Mixer):
+@configurable(neutral={"kernel": Neutral(rounding=True)})
+class KimiDeltaAttention(RecurrentMixer):
     """Kimi delta attention: y = output(norm(o) · sigmoid(gate_up(gate_down(x)))), o the gated delta rule with a decay
     for each channel of the key (Kimi Linear, arXiv:2510.26692, section 4).
 
@@ -40,16 +40,16 @@ class KimiDeltaAttention(Mixer):
         value_head_size: Size of a value head; None is `key_head_size`.
         decay_rank: Rank of the decay projection; None is `value_head_size`.
         gate_rank: Rank of the gate projection; None is `value_head_size`.
-        chunk_size: Number of tokens that are computed together; a power of two. It does not change the result.
+        chunk_size: Number of tokens that `ChunkedRecurrence` computes together; a power of two. It does not change the
+            result.
+        kernel: Constructor of the recurrence kernel.
         linear: Constructor of the projections.
         convolution: Constructor of the convolution.
         norm: Constructor of the gated normalization of the output.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    causal = True
-    decodes = True
-    separates_documents = True
+    rule = Rule.GATED_DELTA_RULE
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class KimiDeltaAttention(Mixer):
         decay_rank: int | None = None,
         gate_rank: int | None = None,
         chunk_size: int = 32,
+        kernel: Callable[..., ChunkedRecurrence] = ChunkedRecurrence,
         linear: Callable[..., nn.Module] = Linear,
         convolution: Callable[..., nn.Module] = CausalConvolution,
         norm: Callable[..., nn.Module] = GatedRMSNorm,
@@ -75,6 +76,8 @@ class KimiDeltaAttention(Mixer):
         decay_rank = self.value_head_size if decay_rank is None else positive("decay_rank", decay_rank)
         gate_rank = self.value_head_size if gate_rank is None else positive("gate_rank", gate_rank)
         self.chunk_size = checked_chunk_size(chunk_size)
+        self.build_kernel(kernel)
+        unused(not self.kernel.takes_chunk_size, "chunk_size", "kernel")
 
         size, value_size = self.num_heads * self.key_head_size, self.num_heads * self.value_head_size
         self.query = child("query", linear, hidden_size, size)
@@ -103,15 +106,15 @@ class KimiDeltaAttention(Mixer):
         query, key, value, beta, decay, gate = self.projections(x)
         query, key, value = self.convolved(query, key, value, context)
         decay = self.in_heads(self.decay_up(decay))  # (B, T, N, D)
-        mixed, state = gated_delta_rule(
+        mixed, state = self.kernel.gated_delta_rule(
             query,
             key,
             value,
             log_of_decay(decay, self.A_log[:, None], self.in_heads(self.dt_bias)),
             beta.sigmoid(),
-            initial_state=context.state(self),
-            document_starts=context.document_starts(),
-            chunk_size=self.chunk_size,
+            context.state(self),
+            context.document_starts(),
+            self.chunk_size,
         )
         context.keep(self, state)
         mixed = self.norm(mixed, self.in_heads(self.gate_up(gate)))  # (B, T, N, V)

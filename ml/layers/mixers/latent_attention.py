@@ -106,7 +106,7 @@ class LatentAttention(SoftmaxMixer):
         self.projections = child("projections", Projections, (self.key_value_down, self.key_rotary, from_x))
         # A token that is decoded meets the latent vectors through the matrices of these two.
         is_absorbed = isinstance(self.key_up, Linear) and isinstance(self.value_up, Linear)
-        self.decodes = is_absorbed and (self.rotary is None or not self.rotary.depends_on_length)
+        self.decodes = is_absorbed and (self.rotary is None or self.rotary.decodes)
         self.expansions = child("expansions", Projections, (self.key_up, self.value_up))
         self.build_kernel(kernel)
 

@@ -5,19 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ml.config import child, configurable, require
+from ml.config import Neutral, child, configurable, require, unused
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import heads_or_default, positive, positive_float
 from ml.layers.children import optional_child
 from ml.layers.context import Context
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
+from ml.layers.mixers.recurrent_mixer import RecurrentMixer
 from ml.layers.normalization import RMSNorm
-from ml.layers.protocol import Mixer
+from ml.layers.recurrences.chunked import ChunkedRecurrence, Rule
 
 
-@configurable
-class LightningAttention(Mixer):
+@configurable(neutral={"kernel": Neutral(rounding=True)})
+class LightningAttention(RecurrentMixer):
     """Linear attention with a constant decay of each head (Qin et al. 2024, lightning attention-2; MiniMax-01).
 
         S_t = exp(-s) S_{t-1} + k_t v_tᵀ,   o_t = q_t S_t,   output(norm(o) · sigmoid(gate(x)))
@@ -31,14 +31,13 @@ class LightningAttention(Mixer):
         activation: Constructor of the activation of query, key and value.
         decay_scale: Factor of the decay rates; in MiniMax-01 it falls with the depth, 1 - layer / (layers - 1).
         norm: Constructor of the normalization over all heads; None applies none.
-        chunk_size: Tokens that are computed at once.
+        chunk_size: Tokens that `ChunkedRecurrence` computes at once.
+        kernel: Constructor of the recurrence kernel.
         linear: Constructor of the projections.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    causal = True
-    decodes = True
-    separates_documents = True
+    rule = Rule.STATE_SPACE_DUALITY
 
     def __init__(
         self,
@@ -50,6 +49,7 @@ class LightningAttention(Mixer):
         decay_scale: float = 1.0,
         norm: Callable[..., nn.Module] | None = RMSNorm,
         chunk_size: int = 64,
+        kernel: Callable[..., ChunkedRecurrence] = ChunkedRecurrence,
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
@@ -61,6 +61,8 @@ class LightningAttention(Mixer):
             head_size = max(hidden_size // self.num_heads, 1)
         self.head_size = positive("head_size", head_size)
         self.chunk_size = positive("chunk_size", chunk_size)
+        self.build_kernel(kernel)
+        unused(not self.kernel.takes_chunk_size, "chunk_size", "kernel")
         self.decay_scale = positive_float("decay_scale", decay_scale)
         self.first_head, self.total_heads = 0, self.num_heads  # of those that are computed here, and of all
         size = self.num_heads * self.head_size
@@ -88,10 +90,7 @@ class LightningAttention(Mixer):
         rates = -self.decay_scale * torch.exp2(-8.0 * (head + 1.0) / self.total_heads)
         steps = torch.ones(value.shape[:3], dtype=wide, device=value.device)
         starts, kept = context.document_starts(), context.state(self)
-        if value.shape[1] == 1:  # a token while decoding: there is nothing to compute at once
-            y, state = ssd_reference(value, steps, rates, key, query, kept, starts)
-        else:
-            y, state = ssd_chunked(value, steps, rates, key, query, kept, starts, chunk_size=self.chunk_size)
+        y, state = self.kernel.state_space_duality(value, steps, rates, key, query, kept, starts, self.chunk_size)
         context.keep(self, state)
         return y
 

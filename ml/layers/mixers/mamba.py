@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable
+from ml.config import Neutral, child, configurable
 from ml.layers.activations import Activation, silu
 from ml.layers.checks import positive
 from ml.layers.children import optional_child, undecayed_child
@@ -14,13 +14,13 @@ from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.initialization import fan_in_uniform, ones
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.selective_scan import selective_scan
+from ml.layers.mixers.recurrent_mixer import RecurrentMixer
 from ml.layers.mixers.state_space_initialization import log_index, time_step_bias
-from ml.layers.protocol import Mixer
+from ml.layers.recurrences.chunked import ChunkedRecurrence, Rule
 
 
-@configurable
-class Mamba(Mixer):
+@configurable(neutral={"kernel": Neutral(rounding=True)})
+class Mamba(RecurrentMixer):
     """Selective state-space layer (Gu and Dao 2023, algorithm 2): each of F channels u = convolution(x) has a state h
     of size N.
 
@@ -41,12 +41,11 @@ class Mamba(Mixer):
         B_norm: Constructor of the normalization of B; None applies none.
         C_norm: Constructor of the normalization of C; None applies none.
         linear: Constructor of the projections.
+        kernel: Constructor of the recurrence kernel.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    causal = True
-    decodes = True
-    separates_documents = True
+    rule = Rule.SELECTIVE_SCAN
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class Mamba(Mixer):
         B_norm: Callable[..., nn.Module] | None = None,
         C_norm: Callable[..., nn.Module] | None = None,
         linear: Callable[..., nn.Module] = Linear,
+        kernel: Callable[..., ChunkedRecurrence] = ChunkedRecurrence,
         lr_scale: float = 1.0,
     ):
         super().__init__(lr_scale)
@@ -83,6 +83,7 @@ class Mamba(Mixer):
         dt_defaults = {"bias": False, "weight_initialization": fan_in_uniform}
         self.dt = child("dt", linear, self.dt_rank, size, defaults=dt_defaults)
         self.activation = child("activation", activation)
+        self.build_kernel(kernel)
         self.output = child("output", linear, size, hidden_size)
         self.dt_bias = undecayed_child("dt_bias", (size,), time_step_bias)
         self.A_log = undecayed_child("A_log", (size, self.state_size), log_index)
@@ -104,7 +105,7 @@ class Mamba(Mixer):
         dt, B, C = self.select(x)  # (B, T, F), (B, T, N), (B, T, N)
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         A = -torch.exp(self.A_log.to(wide))
-        y, state = selective_scan(x, dt, A, B, C, context.state(self), context.document_starts())
+        y, state = self.kernel.selective_scan(x, dt, A, B, C, context.state(self), context.document_starts())
         context.keep(self, state)
         return y + x * self.D.to(wide)
 

@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import child, configurable, require
+from ml.config import Neutral, child, configurable, require, unused
 from ml.layers.checks import positive
 from ml.layers.children import optional_child, undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
 from ml.layers.initialization import ones
 from ml.layers.linear import Linear, Projections
-from ml.layers.mixers.state_space_duality import ssd_chunked, ssd_reference
+from ml.layers.mixers.recurrent_mixer import RecurrentMixer
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
-from ml.layers.protocol import Mixer
+from ml.layers.recurrences.chunked import ChunkedRecurrence, Rule
 
 
-@configurable
-class Mamba2(Mixer):
+@configurable(neutral={"kernel": Neutral(rounding=True)})
+class Mamba2(RecurrentMixer):
     """State-space layer with N heads of P channels, each with one decay per step and a state h of size P x S (Dao and
     Gu 2024, sections 6 and 7).
 
@@ -37,7 +37,8 @@ class Mamba2(Mixer):
         intermediate_size: Number of channels, N P; None is num_heads · head_size, or 2 H without `num_heads`.
         state_size: State size, S.
         num_groups: Number of groups of heads that share B and C.
-        chunk_size: Number of steps that are computed as matrix products; it affects only the speed.
+        chunk_size: Number of steps that `ChunkedRecurrence` computes as matrix products; it affects only the speed.
+        kernel: Constructor of the recurrence kernel.
         dt_limit: Least and greatest dt.
         convolution: Constructor of the convolution.
         norm: Constructor of the gated normalization of the output; None computes y · silu(gate).
@@ -45,9 +46,7 @@ class Mamba2(Mixer):
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
 
-    causal = True
-    decodes = True
-    separates_documents = True
+    rule = Rule.STATE_SPACE_DUALITY
 
     def __init__(
         self,
@@ -59,6 +58,7 @@ class Mamba2(Mixer):
         state_size: int = 128,
         num_groups: int = 1,
         chunk_size: int = 64,
+        kernel: Callable[..., ChunkedRecurrence] = ChunkedRecurrence,
         dt_limit: tuple[float, float] = (0.0, math.inf),
         convolution: Callable[..., nn.Module] = CausalConvolution,
         norm: Callable[..., nn.Module] | None = GatedRMSNorm,
@@ -73,6 +73,8 @@ class Mamba2(Mixer):
         divides = self.num_heads % self.num_groups == 0
         require(divides, "num_groups", f"must divide the {self.num_heads} heads, not be {num_groups}")
         self.chunk_size = positive("chunk_size", chunk_size)
+        self.build_kernel(kernel)
+        unused(not self.kernel.takes_chunk_size, "chunk_size", "kernel")
         self.dt_limit = dt_limit
         require(0.0 <= dt_limit[0] < dt_limit[1], "dt_limit", f"must be a range of numbers from 0, not {dt_limit}")
 
@@ -126,10 +128,7 @@ class Mamba2(Mixer):
             dt = dt.clamp(*self.dt_limit)
         A = -torch.exp(self.A_log.to(wide))
         starts, kept = context.document_starts(), context.state(self)
-        if x.shape[1] == 1:  # a token while decoding: there is nothing to compute at once
-            y, state = ssd_reference(x, dt, A, B, C, kept, starts)
-        else:
-            y, state = ssd_chunked(x, dt, A, B, C, kept, starts, chunk_size=self.chunk_size)
+        y, state = self.kernel.state_space_duality(x, dt, A, B, C, kept, starts, self.chunk_size)
         context.keep(self, state)
         return y + x * self.D.to(wide)[:, None]
 

@@ -17,7 +17,7 @@ from ml.training.checkpoints.initial_weights import InitialWeights, StartingPoin
 from ml.training.checkpoints.new_tokens import Growth, Initialization, NewTokens
 from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
 from ml.training.checkpoints.state_files import read_state, read_whole_counts
-from ml.training.checkpoints.weight_files import LoadedWeights, read_weights
+from ml.training.checkpoints.weight_files import LoadedWeights, read_weights, read_whole, saved_shapes
 from ml.training.run_data import RunData
 from ml.training.run_folder import RunFolder
 from ml.training.run_tokenizer import read_run_tokenizer
@@ -143,13 +143,21 @@ class WeightStart(CheckpointStart):
         """Loads the weights into a model, unless it is on the meta device; returns the lines that describe them."""
         average = self.settings.state == "average"
         names, may_differ, path = adapter_weights(model), list(self.settings.may_differ), self.checkpoint.path
-        growth = Growth(path, model, self._new_tokens, average, world) if self._new_tokens is not None else None
+        growth = self._growth(model, average, world)
         may_differ += [] if growth is None else growth.of_other_shapes
         loaded = read_weights(path, model, names, may_differ, average=average, world=world)
         grown = [] if growth is None or not growth.is_needed else growth.fill(model)
         kept = [name for name in loaded.kept if growth is None or name not in growth.rows]
         what = "the average of the weights" if average else "the weights"
         return [f"starting from {what} of {self.checkpoint}", *grown, *_described(loaded._replace(kept=kept))]
+
+    def _growth(self, model: nn.Module, average: bool, world: World) -> Growth | None:
+        if self._new_tokens is None:
+            return None
+        path = self.checkpoint.path
+        saved = world.together(lambda: saved_shapes(path, average=average))
+        read = functools.partial(read_whole, path, average=average)
+        return Growth({name: one.shape for name, one in saved.items()}, read, model, self._new_tokens, world)
 
     def _position(self, data: RunData) -> tuple[int, str]:
         """Returns the sequences of the data that count as consumed, and the line that describes them."""

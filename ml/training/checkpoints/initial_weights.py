@@ -100,6 +100,17 @@ class StartingPoint(abc.ABC):
             RunError: The weights belong to another model.
         """
 
+    def given(self, model: nn.Module) -> frozenset[str]:
+        """Returns the names of the parameters that `load` sets whole, which are not drawn before.
+
+        Args:
+            model: The whole model, on the meta device.
+
+        Raises:
+            RunError: The weights belong to another model.
+        """
+        return frozenset()
+
     @abc.abstractmethod
     def load(self, state: "TrainState", data: "RunData", say: Callable[[str], None]) -> None:
         """Loads the weights into a new training state, with all else that continues; a collective call.

@@ -1,6 +1,6 @@
-"""Rows of tokens that the tokenizer of a run has and that of the run it starts from has not."""
+"""Rows of tokens that the tokenizer of a run has and that of the weights it starts from has not."""
 
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ml.distributed import ALONE, World, weights_changed
 from ml.distributed.shards import local, shard_of
 from ml.models import LanguageModel
-from ml.training.checkpoints.weight_files import read_whole, saved_shapes
 from ml.training.state import named_weights
 
 Initialization = Literal["mean", "fresh"]
@@ -34,21 +33,25 @@ class Growth:
     """Rows of embedding and head that grow.
 
     Args:
-        checkpoint: The checkpoint to start from.
+        saved: The shapes of the weights to start from, by their names in the model.
+        read: Reads weights to start from whole, in main memory, by their names in the model.
         model: The model, whose initial rows are kept until `fill`.
         tokens: The new tokens.
-        average: Whether the running average of the weights is loaded.
         world: The processes that hold the model; a collective call.
     """
 
     def __init__(
-        self, checkpoint: Path, model: nn.Module, tokens: NewTokens, average: bool = False, world: World = ALONE
+        self,
+        saved: Mapping[str, tuple[int, ...]],
+        read: Callable[[Collection[str]], Mapping[str, Tensor]],
+        model: nn.Module,
+        tokens: NewTokens,
+        world: World = ALONE,
     ):
-        saved = world.together(lambda: saved_shapes(checkpoint, average=average))
         weights, names = named_weights(model), sorted(set().union(*world.gather(_vocabulary_weights(model))))
-        rows = {name: (saved[name].shape[0], size) for name, size in names if name in saved}
+        rows = {name: (saved[name][0], size) for name, size in names if name in saved}
         self.rows = {name: sizes for name, sizes in rows.items() if sizes[0] <= sizes[1]}
-        self._checkpoint, self._tokens, self._average, self._world = checkpoint, tokens, average, world
+        self._read, self._tokens, self._world = read, tokens, world
         self._before: dict[str, Tensor] = {}
         if self.is_needed:
             own = {name: weights[name] for name in self.rows if name in weights}
@@ -73,7 +76,7 @@ class Growth:
             model: The model; on the meta device nothing is written.
         """
         weights, tokens = named_weights(model), self._tokens
-        read = self._world.together(lambda: read_whole(self._checkpoint, self._before, average=self._average))
+        read = self._world.together(lambda: self._read(self._before))
         for name, before in self._before.items():
             mine, block = shard_of(weights[name]), local(weights[name])
             rows = mine.of(_rows(read[name], len(weights[name]), tokens)).to(block)

@@ -101,15 +101,29 @@ def export_weights(folder: Path, file: Path, *, average: bool = False, tokenizer
     sources = _sources(folder, shapes, average)
     tensors = {source: torch.empty(shapes[source].shape, dtype=shapes[source].dtype) for source in sources.values()}
     read_tensors(folder, tensors)
+    write_weights(file, {name: tensors[source] for name, source in sources.items()}, tokenizer=tokenizer)
+    return len(sources)
+
+
+def write_weights(file: Path, weights: Mapping[str, Tensor], *, tokenizer: str | None = None) -> None:
+    """Writes weights to one safetensors file, which replaces one that is there.
+
+    Args:
+        file: The file to write.
+        weights: The weights by their names in the model.
+        tokenizer: Identity of the tokenizer, for the metadata of the file; None omits it.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     metadata = {"format": "pt", **({} if tokenizer is None else {"tokenizer_identity": tokenizer})}
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        save_file({name: tensors[source] for name, source in sources.items()}, temporary, metadata)
+        save_file(dict(weights), temporary, metadata)
         temporary.replace(file)
     except Exception as error:  # safetensors raises its own error for a full disk
         temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
-    return len(sources)
 
 
 def saved_shapes(folder: Path, *, average: bool = False) -> dict[str, TensorShape]:

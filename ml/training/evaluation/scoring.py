@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ml.models.language_model import LanguageModel
+from ml.targets import IGNORED
 from ml.training.precision import Precision
 
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in float32
@@ -90,7 +91,8 @@ def _score_batch(model: LanguageModel, pieces: Sequence[Piece], device: torch.de
     tokens = torch.from_numpy(rows).to(device)
     of_rows, positions = (torch.from_numpy(indices).to(device) for indices in is_scored.nonzero())
     read = tokens[:, :-1]
-    context = model.context(read)
+    targets = tokens[:, 1:].where(torch.from_numpy(is_scored).to(device), IGNORED)
+    context = model.context(read, targets=targets)
     hidden = model.decoder(model.embed(read, context), context)[of_rows, positions]  # (n, H)
     likelihoods, is_most_likely = _predicted(model, hidden, tokens[of_rows, positions + 1])
     sums = torch.zeros(len(pieces), dtype=torch.float64, device=device).index_add_(0, of_rows, likelihoods)

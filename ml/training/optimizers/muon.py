@@ -107,6 +107,8 @@ class Muon(Optimizer):
                 return f"no trained parameter matches {pattern!r} of Muon.matrices and Muon.exclude"
         assigned = self.assign(groups)
         if not any(assignment.optimizer is self for assignment in assigned):
+            if all(".adapter." in name for name in names):  # an orthogonal step of each factor is none of their product
+                return "Muon trains no adapters, and all other weights are frozen: set Trainer.optimizer = @AdamW"
             return "Muon.matrices and Muon.exclude leave no matrix to train"
         return self.others.misfit([group for other, group in assigned if other is not self])
 

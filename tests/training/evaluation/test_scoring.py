@@ -1,16 +1,19 @@
 """Scores of tokens against brute force, and windows against their definition."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from evaluated import nats_by_hand, small_model
 
+from ml.blocks import DecoderBlock, Repeat
 from ml.data import ByteTokenizer, Document
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
-from ml.layers import Embeddings, PositionEmbedding
+from ml.layers import Attention, Embeddings, MixtureOfExperts, PositionEmbedding
+from ml.models import LanguageModel, materialize
 from ml.training import Float32
 from ml.training.evaluation import scoring
 from ml.training.evaluation.scoring import Piece, score, windows
@@ -50,6 +53,18 @@ def test_scores_are_the_sums_of_single_tokens(monkeypatch):
         assert one.log_likelihood == pytest.approx(-sum(nats for nats, _ in costs), rel=1e-5)  # float32 logits
         assert one.is_greedy == all(best == piece.tokens[place] for place, (_, best) in zip(places, costs, strict=True))
     assert [one.is_greedy for one in found] == [False] * len(texts) + [True]
+
+
+def test_experts_do_not_process_the_padding_of_a_batch():
+    experts = partial(MixtureOfExperts, num_experts=3, experts_per_token=2, grouped=False)
+    block = partial(DecoderBlock, mixer=partial(Attention, num_heads=2), mlp=experts)
+    model = LanguageModel(vocab_size=256, hidden_size=16, decoder=partial(Repeat, num_blocks=1, block=block))
+    layer, rows = materialize(model).eval().decoder.blocks[0].mlp, []
+    for expert in layer.experts.in_order:
+        expert.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[-2]))
+    pieces = [Piece(np.arange(length), 1) for length in (9, 4, 2)]
+    score(model, pieces, 3, Float32(), CPU)
+    assert sum(rows) == 2 * (8 + 3 + 1)
 
 
 TEXT = "Ünder the bridge, naïve otters. " * 2

@@ -249,6 +249,10 @@ def test_patterns_say_what_is_a_matrix(tiny):
             r"Trainer.optimizer does not fit the model: no trained parameter matches '\*quary\*' of Muon",
         ),
         ("Muon.exclude = ('*',)", "leave no matrix to train"),
+        (
+            "Linear.apply_peft = @LoRA\nParameter.lr_scale = 0.0\nadapter/Parameter.lr_scale = 1.0",
+            "Muon trains no adapters, and all other weights are frozen: set Trainer.optimizer = @AdamW",
+        ),
         ("Muon.momentum = 1.0", r"momentum must be in \[0, 1\)"),
         ("Muon.num_iterations = 0", "num_iterations must be from 1 to 100, not 0"),
         ("Muon.update_rms = 0.0", "update_rms must be positive"),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml.layers.mixers.linear_recurrence import linear_recurrence_
+from ml.layers.recurrences.linear_recurrence import linear_recurrence_
 
 # Entries of the states of one segment, and of one step of the recurrence. On a CPU a segment fits its cache and a step
 # outweighs the call that makes it; an accelerator has more memory and needs more to do at once.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ml.config import require
 from ml.layers.checks import positive
-from ml.layers.mixers.delta_rule_reference import gated_delta_rule_reference
+from ml.layers.recurrences.delta_rule_reference import gated_delta_rule_reference
 
 
 class _Decayed(NamedTuple):
