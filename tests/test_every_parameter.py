@@ -782,7 +782,7 @@ def what_is_built(*bindings: str) -> tuple:
     """Returns the model, its first step, and the groups of the optimizer."""
     trainer = build_trainer(loaded(*bindings))
     dataset, teacher, state = trainer.open_data().training, open_teacher(trainer, CPU), trainer.start(CPU)
-    compiled = ["forward" in vars(module) for module in state.model.modules()]
+    compiled = [*("forward" in vars(module) for module in state.model.modules()), state.graphs is not None]
     parameters = [(name, tuple(p.shape), p.dtype, p.requires_grad, digest(p)) for name, p in named(state.model)]
     groups = [(group.lr_scale, group.weight_decay, tuple(group.names)) for group in state.groups]
     torch.manual_seed(0)

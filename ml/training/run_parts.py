@@ -7,6 +7,8 @@ from ml.config import require
 from ml.data import Data, ImageFormat
 from ml.distributed import Mesh, MeshError, MeshSizes, misfits
 from ml.layers.head import LanguageModelHead
+from ml.layers.protocol import Drawn
+from ml.layers.walk import named_modules
 from ml.models import LanguageModel, named_parameters_with_scales
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.materialize import without_depth
@@ -46,6 +48,7 @@ class RunParts:
     micro_batch_size: int
     sequence_length: int
     compile: bool
+    cuda_graphs: bool
 
     def require_that_parts_fit(self) -> None:
         """Checks all parts but the mesh, which fits a number of processes.
@@ -78,8 +81,17 @@ class RunParts:
         can_compile = any(isinstance(module, BlockSequence) for module in self.model.modules())
         message = "needs a decoder that declares its blocks: derive it from ml.blocks.BlockSequence"
         require(can_compile or not self.compile, "compile", message)
+        self._require_that_graphs_can_be_captured()
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
         require(trains, "model", "has nothing to train: every lr_scale is 0")
+
+    def _require_that_graphs_can_be_captured(self) -> None:
+        if not self.cuda_graphs:
+            return
+        drawn = [path for path, module in named_modules(self.model) if isinstance(module, Drawn)]
+        require(not drawn, "cuda_graphs", f"repeats one pass, and {', '.join(drawn[:3])} is drawn in each step")
+        alone = self.distillation is None and self.preference is None
+        require(alone, "cuda_graphs", "cannot be used with Trainer.distillation and Trainer.preference")
 
     def _require_that_optimizer_fits(self) -> None:
         groups = self.groups()
@@ -189,6 +201,8 @@ class RunParts:
                 yield f"{schedule} does not work with compiled blocks: Trainer.compile must be False"
             if self.distillation is not None:
                 yield f"Trainer.distillation does not work in a pipeline: Mesh.pipeline ({sizes.pipeline}) must be 1"
+        if self.cuda_graphs and sizes.world_size > 1:
+            yield f"Trainer.cuda_graphs is for a single process, not for {sizes.world_size}"
         for name in ("pipeline", "context", "tensor"):
             if self.preference is not None and (size := getattr(sizes, name)) > 1:
                 yield f"Trainer.preference needs the whole sequence and model: Mesh.{name} ({size}) must be 1"

@@ -12,6 +12,7 @@ from ml.distributed.norms import Replicas, replicas
 from ml.layers import Balanced
 from ml.models import LanguageModel
 from ml.training.evaluation.lowest import Lowest
+from ml.training.gradient_graphs import GradientGraphs
 from ml.training.optimizers import ParameterGroup
 from ml.training.optimizers.skip_step import SpikeGuard
 from ml.training.optimizers.weight_average import WeightAverage
@@ -46,6 +47,7 @@ class TrainState:
         tokens: Number of targets in the loss so far.
         sequences: Number of training sequences consumed so far, the position in the data.
         seconds: Duration of the run so far, over all of its processes.
+        graphs: Computes gradients by CUDA graphs; None without.
         rounding_seed: Seed of the stochastic rounding of weights; None rounds to nearest.
         sum_names: Names of what the stages of a pipeline measure, after the first step.
         unvalidated: The record of a step whose validation was interrupted, or None.
@@ -60,6 +62,7 @@ class TrainState:
     weight_average: WeightAverage | None = None
     layout: Layout = field(default_factory=Layout)
     pipeline: "Pipeline | None" = None
+    graphs: GradientGraphs | None = None
     step: int = 0
     tokens: int = 0
     sequences: int = 0

@@ -1,5 +1,6 @@
 """One optimizer step."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,10 @@ def train_step(
     rounding = None if state.rounding_seed is None else StochasticRounding(state.rounding_seed, state.step + 1)
     vars(state.optimizer).update(found_inf=None if skipped is None else skipped.float(), rounding=rounding)
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    if state.graphs is None:
+        state.optimizer.zero_grad(set_to_none=True)
+    else:
+        state.graphs.zero(trained.values())
     for name, router in state.balanced.items():
         if name in sums.loads:
             with rolled_back_where(skipped, list(router.buffers())):
@@ -115,16 +119,32 @@ def accumulate(
     if state.pipeline is not None:
         inputs = [batch.to(device).inputs for batch in batches]
         for losses in state.pipeline.gradients(inputs, num_units, lambda: precision.autocast(device)):
-            sums = sums.plus(losses, num_units, state.module_names)
+            sums = sums.plus(StepSums.of(losses, num_units, state.module_names))
+        return sums
+    if state.graphs is not None:
+        add = functools.partial(add_gradients, state, precision=precision, device=device)
+        for batch in batches:
+            sums = sums.plus(state.graphs.add_gradients(add, batch, num_units))
         return sums
     for batch in batches:
-        batch = batch.to(device)
-        with precision.autocast(device):
-            guided: dict[str, Any] = {} if guide is None else guide.inputs(batch, state.model)
-            losses = state.model.loss(**batch.inputs, **guided)
-        (losses.total / num_units).backward()
-        sums = sums.plus(losses, num_units, state.module_names)
+        sums = sums.plus(add_gradients(state, batch.to(device), num_units, precision, device, guide))
     return sums
+
+
+def add_gradients(
+    state: TrainState,
+    batch: Batch,
+    num_units: int | Tensor,
+    precision: Precision,
+    device: torch.device,
+    guide: Guide | None = None,
+) -> StepSums:
+    """Adds the gradients of a micro-batch on the device; see `accumulate`."""
+    with precision.autocast(device):
+        guided: dict[str, Any] = {} if guide is None else guide.inputs(batch, state.model)
+        losses = state.model.loss(**batch.inputs, **guided)
+    (losses.total / num_units).backward()
+    return StepSums.of(losses, num_units, state.module_names)
 
 
 def _note_nonfinite(state: TrainState, loss: Tensor, grad_norm: Tensor) -> None:

@@ -24,20 +24,26 @@ class StepSums(NamedTuple):
         """Returns the sums of no micro-batch."""
         return cls(torch.zeros((), device=device), {}, {})
 
-    def plus(self, losses: LossSums, num_units: int, names: Mapping[nn.Module, str]) -> StepSums:
-        """Returns the sums with those of one more micro-batch.
+    @classmethod
+    def of(cls, losses: LossSums, num_units: int | Tensor, names: Mapping[nn.Module, str]) -> StepSums:
+        """Returns the sums of a micro-batch.
 
         Args:
-            losses: The sums of the micro-batch.
+            losses: Its sums.
             num_units: Number of targets, or pairs, of the step in all processes.
             names: Names of the routers.
         """
-        parts, loads = dict(self.parts), dict(self.loads)
-        for name, part in losses.parts.items():
-            parts[name] = parts.get(name, 0.0) + part / num_units
+        loads: dict[str, Tensor] = {}
         for router, load in losses.loads:
             loads[names[router]] = loads.get(names[router], 0.0) + load
-        return StepSums(self.loss + losses.cross_entropy / num_units, parts, loads)
+        parts = {name: part / num_units for name, part in losses.parts.items()}
+        return cls(losses.cross_entropy / num_units, parts, loads)
+
+    def plus(self, other: StepSums) -> StepSums:
+        """Returns the sums of both."""
+        parts = {**self.parts, **{name: self.parts.get(name, 0.0) + part for name, part in other.parts.items()}}
+        loads = {**self.loads, **{name: self.loads.get(name, 0.0) + load for name, load in other.loads.items()}}
+        return StepSums(self.loss + other.loss, parts, loads)
 
 
 class SumNames(NamedTuple):

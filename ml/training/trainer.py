@@ -28,6 +28,7 @@ from ml.training.evaluation.lowest import Lowest
 from ml.training.evaluation.samples import Samples
 from ml.training.evaluation.validation import Validation
 from ml.training.evaluation.validation_sets import build_validations, open_sets
+from ml.training.gradient_graphs import GradientGraphs
 from ml.training.metrics.norms import Norms
 from ml.training.metrics.peak_flops import PeakFlops, peak_flops
 from ml.training.optimizers import AdamW, Optimizer, group_parameters
@@ -71,6 +72,7 @@ _NEUTRAL = {
     "mesh": Neutral(rounding=True, only_if=_treats_sequences_alone),
     "validation": Neutral(only_if=_never_stops_early),
     "compile": Neutral(rounding=True, only_if=_draws_no_noise),
+    "cuda_graphs": Neutral(),
     "micro_batch_size": Neutral(rounding=True, only_if=_treats_sequences_alone),
 }
 
@@ -126,6 +128,8 @@ class Trainer(RunParts):
             devices, or else measures it.
         compile: Whether to compile each block with `torch.compile`, and in a single process
             the head with the loss.
+        cuda_graphs: Whether to replay the forward and backward pass of a micro-batch as a CUDA graph, which saves the
+            launches of small operations. In a single process on a GPU, where the host decides nothing in a pass.
         num_loader_workers: Number of threads that load batches in the background; 0 loads each batch when needed. Does
             not change the batches.
     """
@@ -166,6 +170,7 @@ class Trainer(RunParts):
         log_every: int = 10,
         peak_flops: float | None = None,
         compile: bool = False,
+        cuda_graphs: bool = False,
         num_loader_workers: int = 1,
     ):
         for name, count in {"batch_size": batch_size, "log_every": log_every}.items():
@@ -197,6 +202,7 @@ class Trainer(RunParts):
         self.log_every = log_every
         self.stated_peak_flops = peak_flops
         self.compile = compile
+        self.cuda_graphs = cuda_graphs
         self.num_loader_workers = num_loader_workers
         self.model = model()
         adopt_settings(self.model)
@@ -270,6 +276,8 @@ class Trainer(RunParts):
         obstacles = obstacles_on(self.model, device, self.precision.compute_dtype)
         if obstacle := obstacle_to_kernels(self.model, self.attention_pass(device.type)):
             obstacles = [*obstacles, obstacle]
+        if self.cuda_graphs and device.type != "cuda":
+            obstacles = [*obstacles, f"Trainer.cuda_graphs needs a CUDA device, and this one is {device.type}"]
         if obstacles:
             raise RunError("\n".join(obstacles))
 
@@ -337,7 +345,8 @@ class Trainer(RunParts):
         skip_step = None if self.skip_step is None else self.skip_step.start(device)
         average = None if self.weight_average is None else self.weight_average.start(groups)
         nowhere = torch.zeros((), dtype=torch.int64, device=device)
-        parts = (skip_step, average, layout, pipeline)
+        graphs = GradientGraphs(device) if self.cuda_graphs else None
+        parts = (skip_step, average, layout, pipeline, graphs)
         seed = self.seed if self.precision.rounds_stochastically else None
         return TrainState(model, optimizer, groups, nowhere, *parts, lowest=self.lowest(), rounding_seed=seed)
 

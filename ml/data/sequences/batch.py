@@ -147,6 +147,10 @@ class Batch(NamedTuple):
         """Copies the batch to `device` asynchronously."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def empty_on(self, device: torch.device) -> Self:
+        """Returns a batch of the same shapes on `device`, with undefined contents."""
+        return self._each(lambda tensor: torch.empty_like(tensor, device=device, pin_memory=False))
+
     def _each(self, move: Callable[[Tensor], Tensor]) -> Self:
         images, documents = (None if tensor is None else move(tensor) for tensor in (self.images, self.documents))
         return self._replace(tokens=move(self.tokens), targets=move(self.targets), images=images, documents=documents)

@@ -1,0 +1,90 @@
+"""Forward and backward passes of micro-batches as CUDA graphs: one launch instead of one for each operation."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ml.data import Batch
+from ml.training.errors import RunError
+from ml.training.step_sums import StepSums
+
+_EAGER_PASSES = 2  # compile, set up libraries, and allocate the gradients, which a graph cannot
+
+AddGradients = Callable[[Batch, int | Tensor], StepSums]
+
+
+class GradientGraphs:
+    """Computes the gradients of micro-batches, from the third of a shape on by replaying a CUDA graph.
+
+    A graph repeats the launches of one pass on the same memory: the gradients keep theirs, and the inputs are copied to
+    the place of those it was captured with. What the host decides in a pass is decided once. Random numbers are drawn
+    from the generator of the device as without a graph. Graphs are replayed one after the other, so they share the
+    memory of activations.
+
+    Args:
+        device: The device of the model.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._graphs: dict[Hashable, _Captured] = {}
+        self._seen: dict[Hashable, int] = {}
+
+    def add_gradients(self, add: AddGradients, batch: Batch, num_units: int) -> StepSums:
+        """Adds the gradients of a micro-batch.
+
+        Args:
+            add: Adds the gradients of a batch on the device, its loss divided by a number.
+            batch: The micro-batch, on the host.
+            num_units: The divisor of the loss.
+
+        Returns:
+            The sums of the micro-batch. The next call overwrites them.
+
+        Raises:
+            RunError: A layer synchronizes, or does something else that a graph cannot.
+        """
+        shapes = tuple((name, tensor.shape) for name, tensor in batch.inputs.items())
+        self._seen[shapes] = self._seen.get(shapes, 0) + 1
+        if self._seen[shapes] <= _EAGER_PASSES:
+            return add(batch.to(self._device), num_units)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = self._capture(add, batch, num_units)
+        return self._graphs[shapes].replay(batch, num_units)
+
+    def zero(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sets the gradients of parameters to zero, in their memory."""
+        torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    def _capture(self, add: AddGradients, batch: Batch, num_units: int) -> "_Captured":
+        pool = next((captured.graph.pool() for captured in self._graphs.values()), None)
+        inputs = batch.empty_on(self._device)
+        divisor = torch.full((), num_units, dtype=torch.float32, device=self._device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads that load data may allocate page-locked memory meanwhile.
+            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+                sums = add(inputs, divisor)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            message = f"the forward and backward pass is no CUDA graph: {reason}; set Trainer.cuda_graphs = False"
+            raise RunError(message) from error
+        return _Captured(graph, inputs, divisor, sums)
+
+
+class _Captured(NamedTuple):
+    """A graph with the memory of its inputs and outputs."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Batch
+    divisor: Tensor
+    sums: StepSums
+
+    def replay(self, batch: Batch, num_units: int) -> StepSums:
+        for name, place in self.inputs.inputs.items():
+            place.copy_(batch.inputs[name], non_blocking=True)
+        self.divisor.fill_(num_units)
+        self.graph.replay()
+        return self.sums

@@ -1,0 +1,63 @@
+"""Gradients by CUDA graphs, against those of the same passes without."""
+
+import pytest
+import torch
+
+from ml.config import ConfigError
+from ml.distributed import MeshSizes
+from ml.training import RunError
+from ml.training.step import train_step
+
+GRAPHS = "Trainer.cuda_graphs = True"
+SETTINGS = [
+    "DecoderBlock.dropout = 0.2",
+    "Trainer.micro_batch_size = 3",  # of 4: micro-batches of two shapes
+    "TextData.separate_documents = True",
+    "Trainer.precision = @MixedBFloat16",
+]
+
+
+def results(trainer, count):
+    """The losses and norms of the first steps, and the weights after them."""
+    device = torch.device("cuda")
+    dataset, state = trainer.open_data().training, trainer.start(device)
+    measured = []
+    for step in range(1, count + 1):
+        torch.cuda.manual_seed(step)
+        batches = [batch.pinned() for batch in trainer.batches(dataset, step)]
+        result = train_step(state, batches, trainer.precision, trainer.max_grad_norm, device)
+        measured += [result.loss.clone(), result.grad_norm.clone()]
+    return state, [*measured, *(parameter.detach() for parameter in state.trained().values())]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_steps_are_bitwise_those_without_graphs(tiny, compile):
+    settings = [*SETTINGS, f"Trainer.compile = {compile}", "Trainer.batch_size = 4"]
+    _, expected = results(tiny(*settings), 6)
+    state, found = results(tiny(*settings, GRAPHS), 6)
+    assert len(state.graphs._graphs) == 2
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.gpu
+def test_a_layer_that_waits_for_the_device_is_named(tiny):
+    experts = ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.num_experts = 2"]
+    with pytest.raises(RunError, match=r"Trainer\.cuda_graphs = False"):
+        results(tiny(*experts, "MixtureOfExperts.grouped = False", GRAPHS), 3)
+
+
+def test_a_cpu_is_refused(tiny):
+    with pytest.raises(RunError, match=r"Trainer\.cuda_graphs needs a CUDA device"):
+        tiny(GRAPHS).check_device(torch.device("cpu"))
+
+
+def test_several_processes_are_refused(tiny):
+    with pytest.raises(RunError, match=r"Trainer\.cuda_graphs is for a single process, not for 2"):
+        tiny(GRAPHS).require_fit(MeshSizes(data_shard=2))
+
+
+def test_a_layer_that_is_drawn_in_each_step_is_refused(tiny):
+    drawn = ["DecoderBlock.mixer = @StochasticMixer", "StochasticMixer.mixers = {'a': @Attention, 'b': @GatedDeltaNet}"]
+    with pytest.raises(ConfigError, match=r"cuda_graphs repeats one pass, and .*mixer is drawn in each step"):
+        tiny(*drawn, GRAPHS)
