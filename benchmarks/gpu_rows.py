@@ -29,8 +29,6 @@ from ml.layers import (
 )
 from ml.layers.attention_kernels import Weighting, task_of
 from ml.layers.moe import MixtureOfExperts
-from ml.layers.recurrences.delta_rule import gated_delta_rule
-from ml.layers.recurrences.state_space_duality import ssd_chunked
 from ml.models import materialize
 from ml.models.generation import generate
 from ml.models.sampling import Sampler

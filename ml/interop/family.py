@@ -23,8 +23,8 @@ KEPT = frozenset(
         "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads",
         "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
         "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k",
-        "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "unsloth_version", "use_bfloat16",
-        "use_cache",
+        "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "unk_token_id", "unsloth_version",
+        "use_bfloat16", "use_cache",
     )
 )  # fmt: skip
 # Fields of folders that no family can express; of some families released checkpoints name code.

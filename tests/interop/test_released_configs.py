@@ -27,6 +27,15 @@ RELEASED = {
         },
         41_303_293_952,
     ),
+    "Falcon 2 11B": (
+        {
+            **FALCON, "activation": "gelu", "ff_factor": 4, "ffn_hidden_size": 16384, "hidden_size": 4096,
+            "max_position_embeddings": 8192, "multi_query": True, "new_decoder_architecture": True,
+            "num_attention_heads": 32, "num_hidden_layers": 60, "num_kv_heads": 8, "num_ln_in_parallel_attn": 1,
+            "rope_scaling": None, "rope_theta": 5000042.0, "tie_word_embeddings": False,
+        },
+        11_102_822_400,
+    ),
     "Falcon RW 1B": (
         {
             **FALCON, "alibi": True, "bias": True, "hidden_size": 2048, "num_attention_heads": 32, "vocab_size": 50304,

@@ -48,7 +48,6 @@ class Architecture(Row):
         else:
             fits = norms in (None, 1) and (one_key or keys in (None, heads))
             fields.idle |= {"num_kv_heads"} if one_key else set()
-            fields.idle |= set() if is_parallel else {"num_ln_in_parallel_attn"}
         if not fits:
             found = ", ".join(f"{name} = {fields.content.get(name)!r}" for name in self.names)
             raise InteropError(f"config.json has fields that no Falcon combines: {found}")
@@ -113,6 +112,7 @@ FALCON = Family(
         *_norms("ln_attn", "ln_mlp", _has_two_norms),
         *_norms("input_layernorm", "post_attention_layernorm", lambda config: not _has_two_norms(config)),
     ),
+    frozenset(("ff_factor",)),
     has_code=True,
 )
 

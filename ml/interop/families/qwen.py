@@ -14,6 +14,7 @@ from ml.interop.common import (
     rms_norm,
     sizes,
 )
+from ml.interop.errors import InteropError
 from ml.interop.family import Family
 from ml.interop.fields import Bias, ConfigFields, Field, Set
 from ml.interop.kinds import FULL, SHORT, SLIDING, Kinds, attention_kind, layer_types, written_attention_kinds
@@ -29,11 +30,16 @@ def attention_kinds(fields: ConfigFields, has_window: Callable[[int, int], bool]
     Args:
         fields: The fields.
         has_window: Without `layer_types`, whether a block has a window, by its index and `max_window_layers`.
+
+    Raises:
+        InteropError: `layer_types` has windows that the other fields do not have.
     """
     uses = fields.get("use_sliding_window", False)
     first = fields.get("max_window_layers", 28)
     window = fields.get("sliding_window", 4096) if uses else None
     found = layer_types(fields, lambda index: SLIDING if window is not None and has_window(index, first) else FULL)
+    if SLIDING in found and window is None:
+        raise InteropError("config.json#layer_types has windows, and use_sliding_window or sliding_window has none")
     if fields.content.get("layer_types") is not None:
         fields.idle.add("max_window_layers")
         if SLIDING not in found:
@@ -42,7 +48,7 @@ def attention_kinds(fields: ConfigFields, has_window: Callable[[int, int], bool]
         fields.idle |= {"max_window_layers", "sliding_window"}
     if not uses:
         fields.idle.add("sliding_window")
-    return ["full" if window is None else SHORT.get(kind, kind) for kind in found]
+    return [SHORT.get(kind, kind) for kind in found]
 
 
 def windows() -> Kinds:
