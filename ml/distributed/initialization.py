@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ml.distributed.shards import Holders, empty_like, holders, local
 from ml.distributed.world import World
-from ml.models.materialize import Draw, draws, materialize, replace_parameter, reset_buffers
+from ml.models.materialize import Draw, ParameterPlaces, draws, materialize, reset_buffers
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -61,6 +61,7 @@ def materialize_shards(
         return materialize(model, device, seed, given)
     found = draws(model, seed)
     mine = {draw.name: draw for draw in found if draw.name not in given}
+    places = ParameterPlaces(model)
     held = holders({name: draw.parameter for name, draw in mine.items()}, world)
 
     def place(draw: Draw, values: Tensor | None = None) -> None:
@@ -68,7 +69,7 @@ def materialize_shards(
         if values is not None:
             with torch.no_grad():
                 local(fresh).copy_(values)
-        replace_parameter(model, draw.parameter, nn.Parameter(fresh, draw.parameter.requires_grad))
+        places.replace(draw.parameter, nn.Parameter(fresh, draw.parameter.requires_grad))
 
     for draw in found:
         if draw.name in given:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ml.layers.initialization import Fill
 from ml.layers.parameter import adopt_settings, named_settings, settings_in
 from ml.layers.protocol import Buffered, Stack
-from ml.layers.walk import named_modules
+from ml.layers.walk import all_modules, named_modules
 from ml.models.declarations import obstacle_to_allocation
 from ml.models.parameters import ancestors
 
@@ -62,12 +62,13 @@ def materialize(
         ValueError: A parameter was not built by `Parameter` or cannot be initialized, or a layer has buffers and does
             not declare how they are computed.
     """
+    places = ParameterPlaces(model)
     for draw in draws(model, seed):
         if draw.name in given:
             values = torch.empty_like(draw.parameter, device=device, requires_grad=False)
         else:
             values = draw.values().to(device)
-        replace_parameter(model, draw.parameter, nn.Parameter(values, draw.parameter.requires_grad))
+        places.replace(draw.parameter, nn.Parameter(values, draw.parameter.requires_grad))
     reset_buffers(model, device)
     return model
 
@@ -126,12 +127,25 @@ def has_open_depth(initialization: Fill) -> bool:
     return getattr(initialization, "keywords", {}).get("num_branches", 0) is None
 
 
-def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Puts `new` wherever `old` is held, so that tied parameters stay tied."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is old:
-                setattr(module, name, new)
+class ParameterPlaces:
+    """The modules of a model that hold each parameter.
+
+    Args:
+        model: The model, whose modules stay the same.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+        for module in all_modules(model):
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._places.setdefault(parameter, []).append((module, name))
+
+    def replace(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """Puts `new` wherever `old` is held, so that tied parameters stay tied."""
+        self._places[new] = self._places.pop(old)
+        for module, name in self._places[new]:
+            setattr(module, name, new)
 
 
 def reset_buffers(model: nn.Module, device: torch.device | str) -> None:

@@ -22,7 +22,7 @@ from ml.distributed.estimate.work import Work as TimeOfOperations
 from ml.distributed.shards import empty_like, local
 from ml.layers.protocol import Drawn
 from ml.models import LanguageModel
-from ml.models.materialize import replace_parameter, reset_buffers
+from ml.models.materialize import ParameterPlaces, reset_buffers
 from ml.training.estimate.measurements import Memory, Work
 from ml.training.placeholders import PlaceholderGuide, placeholder_batch
 from ml.training.state import AVERAGE, OPTIMIZER, TrainState
@@ -135,8 +135,9 @@ def _measured_forward(model: Any, live: LiveMemory) -> list[int]:
 
 def _allocate(model: nn.Module) -> None:
     """Allocates parameters and buffers on the device of the context; initial values do not matter."""
+    places = ParameterPlaces(model)
     for parameter in list(model.parameters()):
-        replace_parameter(model, parameter, nn.Parameter(empty_like(parameter, _CPU), parameter.requires_grad))
+        places.replace(parameter, nn.Parameter(empty_like(parameter, _CPU), parameter.requires_grad))
     reset_buffers(model, _CPU)
 
 
