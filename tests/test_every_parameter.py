@@ -264,7 +264,11 @@ RUNS = {
     "phases by steps": phases("num_steps = 3"),
     "phases by fractions": phases("fraction = 0.1"),
     "one phase": "Trainer.schedule = @PhasedSchedule\nPhasedSchedule.phases = {'only': @WarmupPhase}",
-    "epochs": "Trainer.num_steps = None\nTrainer.num_epochs = 1.0\nTrainer.epoch_sequences = 24",
+    "epochs": """
+        Trainer.num_steps = None
+        Trainer.num_epochs = 1.0
+        Trainer.epoch_sequences = 24
+        TextFiles.pattern = '*.txt'""",
     "skip, average": """
         Trainer.skip_step = @SkipStep
         Trainer.weight_average = @ExponentialMovingAverage
@@ -349,9 +353,8 @@ RUNS = {
     "watched": """
         Trainer.trackers = [@TensorBoard, @WeightsAndBiases]
         Trainer.norms = @Norms
-        Trainer.profiler = @Profiler
-        Profiler.first_step = 2
         Trainer.memory_snapshot = @MemorySnapshot""",
+    "profiled": "Trainer.profiler = @Profiler\nProfiler.first_step = 2",
     "images from files": VISION.replace("Shapes.num_images = 40", FILES),
     "few are kept": """
         Checkpoints.keep = 1
@@ -604,6 +607,7 @@ class OtherValidation(Validation):
         return step == 5
 
 
+@functools.cache
 def all_configurables() -> list[Configurable]:
     found = [info for name in known_names() for info in candidates(name)]
     return [info for info in found if info.selector.startswith("ml.")]
@@ -701,7 +705,8 @@ def bases_with(name: str) -> Found:
 
 def replacements(name: str) -> Iterator[tuple[str, ...]]:
     (info,) = candidates(name)
-    neighbours = {other.name for other in all_configurables() if module_of(other) in siblings(info)}
+    near = siblings(info)
+    neighbours = {other.name for other in all_configurables() if module_of(other) in near}
     for text in BASES.values():
         tried = set()
         for record in itertools.chain.from_iterable(places((text,)).values()):
@@ -737,6 +742,7 @@ def module_of(info: Configurable) -> str:
     return info.selector.rpartition(".")[0]
 
 
+@functools.cache
 def siblings(info: Configurable) -> set[str]:
     """Returns modules with interchangeable configurables: the same module, and modules with the same base class."""
     module = module_of(info)
@@ -876,6 +882,7 @@ def other_values(annotation: typing.Any, current: str) -> Iterator[str]:
         yield from map(repr, (number / 2, 2.0 * number, 0.25, 0.0, 1.5, 3.0, number + 0.01, 100.0))
     elif annotation is str:
         yield from ("'9h'", "'0.001s'")  # durations
+        yield from ("'<tool>'", "'turn'")  # tokens of the tokenizers
         yield from ("'other.txt'", "'another_teacher'", "'another_hub'", "'others.jsonl'", "'*.log'", "'|'", "'(?s:.)'")
         yield from dict.fromkeys(re.findall(r"'\w+'", str(BASES)))  # names of parts in some run
     else:
@@ -919,6 +926,11 @@ MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
 KNOWN = ("ml.", f"{__name__}.")  # other tests register configurables that are valid only there
 
 
+@functools.cache
+def all_known() -> list[Configurable]:
+    return [info for name in known_names() for info in candidates(name) if info.selector.startswith(KNOWN)]
+
+
 def references(annotation: typing.Any, current: str) -> Iterator[str]:
     """Returns references: the current one with another learning rate, siblings, and all others that fit."""
     name = current.rpartition("/")[2].lstrip("@")
@@ -926,8 +938,7 @@ def references(annotation: typing.Any, current: str) -> Iterator[str]:
     if here and "lr_scale" in here[0].parameters:
         yield f"@other/{name}\nother/{name}.lr_scale = 0.125"
     near = siblings(here[0]) if here else ()
-    known = [info for name in known_names() for info in candidates(name) if info.selector.startswith(KNOWN)]
-    for info in sorted(known, key=lambda i: (module_of(i) not in near, i.selector.startswith("ml."))):
+    for info in sorted(all_known(), key=lambda i: (module_of(i) not in near, i.selector.startswith("ml."))):
         if mismatch(Reference((), info), annotation) is None:
             yield f"@{info.name}"
 
@@ -1026,6 +1037,7 @@ def test_a_parameter_that_is_ignored_is_found(monkeypatch):
 
     monkeypatch.setattr(Attention, "soft_cap", property(lambda self: None, lambda self, value: None), raising=False)
     monkeypatch.setitem(globals(), "bases_with", lambda name: [(MODELS["plain"],), (RUNS["packed"],)])  # two are enough
+    monkeypatch.setitem(globals(), "other_values", lambda annotation, current: iter(("3.0", "5.0")))  # likewise
     for cached in (what_is_built, what_is_left):
         cached.cache_clear()
     try:
