@@ -17,7 +17,12 @@ import torch.distributed as dist
 
 from ml.distributed import World
 
-PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor", "ml.api", "ml.distributed", "ml.training.rehearsal"]
+# With what training, pipelines, checkpoints and the tracing of compiled blocks import late.
+PRELOADED = [
+    "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.pipelining",
+    "torch.distributed.tensor", "torch._functorch.aot_autograd", "torch._inductor.pattern_matcher",
+    "ml.api", "ml.distributed", "ml.training.rehearsal",
+]  # fmt: skip
 
 
 class RankFailure(AssertionError):

@@ -70,14 +70,26 @@ def divided(model, world, *, sequence):
     return materialize_shards(model, world, "cpu", SEED)
 
 
+_last = []  # the last model and batch, and what one process makes of them
+
+
+def _of_one_process(model, batch, inputs):
+    """The model in one process, its loss and gradients; those of the last call if it had the same model and batch."""
+    if _last and _last[0] is model and _last[1] is batch and not inputs:
+        return _last[2]
+    one = materialize(copy.deepcopy(model), "cpu", SEED)
+    found = one, *gradients_of(one, batch, **inputs)
+    _last[:] = [] if inputs else [model, batch, found]
+    return found
+
+
 def assert_same_as_one_process(world, model, batch, *, sequence, **inputs):
     """Compares weights, loss, its parts and all gradients; returns the divided model."""
-    one = materialize(copy.deepcopy(model), "cpu", SEED)
+    one, expected, gradients = _of_one_process(model, batch, inputs)
     many = divided(model, world, sequence=sequence)
     weights = dict(many.named_parameters())
     for name, parameter in one.named_parameters():
         assert torch.equal(whole(weights[name]), parameter), name
-    expected, gradients = gradients_of(one, batch, **inputs)
     found, found_gradients = gradients_of(many, batch, **inputs)
     torch.testing.assert_close(found.total, expected.total, rtol=LOSS_TOLERANCE, atol=0.0)
     torch.testing.assert_close(found.cross_entropy, expected.cross_entropy, rtol=LOSS_TOLERANCE, atol=0.0)

@@ -1,5 +1,7 @@
 """Plans of pipelines against steps of real processes, orders of torch's schedules and formulas of the papers."""
 
+import functools
+
 import pytest
 import torch
 from counted_steps import counted, trainer_of
@@ -60,11 +62,15 @@ def of_four():
     return run_ranks(4, counted, MODEL, SHARDED_CASES)
 
 
-def require_plan_of(name, case, coordinate, measured):
-    sizes, bindings = case
+@functools.cache
+def planned_ranks(sizes, bindings):
     trainer = trainer_of(MODEL + bindings)
     num_micro_batches = trainer.batch_size // sizes.num_data_ranks // trainer.micro_batch_size
-    planned = ranks_of_pipeline(trainer, sizes, num_micro_batches, trainer.cluster)[coordinate]
+    return ranks_of_pipeline(trainer, sizes, num_micro_batches, trainer.cluster)
+
+
+def require_plan_of(name, case, coordinate, measured):
+    planned = planned_ranks(*case)[coordinate]
     payload, calls, events, weights, optimizer = measured[name]
     sends = sum(event == "gloo:send" for event, *_ in events)
     assert sends == planned.work.calls[PIPELINE_SEND]

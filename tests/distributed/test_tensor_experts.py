@@ -40,10 +40,10 @@ CASES = {
 
 def every_case(world):
     for name, bindings in CASES.items():
+        model, batch = small_model(bindings), batch_of()
         for sequence in (False, True):
-            model = small_model(bindings)
             try:
-                one, many = assert_same_as_one_process(world, model, batch_of(), sequence=sequence)
+                one, many = assert_same_as_one_process(world, model, batch, sequence=sequence)
             except Exception as error:
                 raise AssertionError(f"{name}, sequence={sequence}") from error
             assert_same_loads(one, many)
