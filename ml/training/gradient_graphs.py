@@ -12,7 +12,15 @@ from ml.training.step_sums import StepSums
 
 _EAGER_PASSES = 2  # compile, set up libraries, and allocate the gradients, which a graph cannot
 
-AddGradients = Callable[[Batch, int | Tensor], StepSums]
+AddGradients = Callable[[Batch, Tensor], StepSums]
+
+
+def divisor_on(device: torch.device, num_units: int) -> Tensor:
+    """The number that a loss is divided by as a scalar tensor, with which a graph divides too.
+
+    By a number of the host, CUDA multiplies with its reciprocal, which may round to another last bit.
+    """
+    return torch.full((), num_units, dtype=torch.float32, device=device)
 
 
 class GradientGraphs:
@@ -36,7 +44,7 @@ class GradientGraphs:
         """Adds the gradients of a micro-batch.
 
         Args:
-            add: Adds the gradients of a batch on the device, its loss divided by a number.
+            add: Adds the gradients of a batch on the device, its loss divided by a scalar tensor.
             batch: The micro-batch, on the host.
             num_units: The divisor of the loss.
 
@@ -49,7 +57,7 @@ class GradientGraphs:
         shapes = tuple((name, tensor.shape) for name, tensor in batch.inputs.items())
         self._seen[shapes] = self._seen.get(shapes, 0) + 1
         if self._seen[shapes] <= _EAGER_PASSES:
-            return add(batch.to(self._device), num_units)
+            return add(batch.to(self._device), divisor_on(self._device, num_units))
         if shapes not in self._graphs:
             self._graphs[shapes] = self._capture(add, batch, num_units)
         return self._graphs[shapes].replay(batch, num_units)
@@ -61,7 +69,7 @@ class GradientGraphs:
     def _capture(self, add: AddGradients, batch: Batch, num_units: int) -> "_Captured":
         pool = next((captured.graph.pool() for captured in self._graphs.values()), None)
         inputs = batch.empty_on(self._device)
-        divisor = torch.full((), num_units, dtype=torch.float32, device=self._device)
+        divisor = divisor_on(self._device, num_units)
         graph = torch.cuda.CUDAGraph()
         try:
             # Threads that load data may allocate page-locked memory meanwhile.

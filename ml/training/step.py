@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ml.data import Batch
 from ml.distributed.norms import clip_, local_squares
+from ml.training.gradient_graphs import divisor_on
 from ml.training.guide import Guide
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.optimizers.rounding import StochasticRounding
@@ -126,15 +127,16 @@ def accumulate(
         for batch in batches:
             sums = sums.plus(state.graphs.add_gradients(add, batch, num_units))
         return sums
+    divisor = divisor_on(device, num_units)
     for batch in batches:
-        sums = sums.plus(add_gradients(state, batch.to(device), num_units, precision, device, guide))
+        sums = sums.plus(add_gradients(state, batch.to(device), divisor, precision, device, guide))
     return sums
 
 
 def add_gradients(
     state: TrainState,
     batch: Batch,
-    num_units: int | Tensor,
+    num_units: Tensor,
     precision: Precision,
     device: torch.device,
     guide: Guide | None = None,
