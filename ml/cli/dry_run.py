@@ -134,7 +134,7 @@ def _show_plan(trainer: Trainer, sizes: MeshSizes, device_memory: int | None) ->
     if device_memory is None:
         return
     if sizes.world_size == 1:
-        print(f"\n{estimate.describe_fits(estimate.fits(trainer, sizes, cluster, device_memory), device_memory)}")
+        print(f"\n{estimate.describe_fits(estimate.fits(trainer, cluster, device_memory), device_memory)}")
         return
     found = list(estimate.candidates(trainer, sizes.world_size, cluster))
     print(f"\n{estimate.describe_candidates(found, device_memory)}")

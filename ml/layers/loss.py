@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ml.layers.tracing import has_values
 from ml.targets import IGNORED
 
 
@@ -129,4 +130,6 @@ class _CacheSizedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def row_blocks(logits: Tensor) -> list[slice]:
         num_rows = max(_CacheSizedCrossEntropy.NUM_ELEMENTS // logits.shape[1], 1)
-        return [slice(start, start + num_rows) for start in range(0, len(logits), num_rows)]
+        blocks = [slice(start, start + num_rows) for start in range(0, len(logits), num_rows)]
+        # Where nothing is computed, two blocks need the memory of all: a block frees that of the one before.
+        return blocks if has_values(logits) else blocks[:2]

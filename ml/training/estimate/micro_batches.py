@@ -12,7 +12,7 @@ from ml.blocks.activation_checkpointing import ActivationCheckpointing, Selectiv
 from ml.blocks.decoder_block import DecoderBlock
 from ml.distributed import MeshSizes
 from ml.distributed.estimate.cluster import Cluster
-from ml.training.estimate.planning import plan
+from ml.training.estimate.planning import memory_on, plan
 from ml.training.estimate.plans import Plan
 from ml.training.estimate.settings import changed
 from ml.training.trainer import Trainer
@@ -36,39 +36,37 @@ class Fit(NamedTuple):
     plan: Plan | None
 
 
-def fits(trainer: Trainer, sizes: MeshSizes, cluster: Cluster, device_memory: int) -> list[Fit]:
-    """Finds the largest micro-batch that divides the batch of a data rank, for each policy.
+def fits(trainer: Trainer, cluster: Cluster, device_memory: int) -> list[Fit]:
+    """Finds the largest micro-batch of a single process that divides its batch, for each policy.
 
     Args:
         trainer: The settings of the run.
-        sizes: The mesh.
-        cluster: The machines.
+        cluster: The machine.
         device_memory: Bytes of a device.
     """
-    part = trainer.batch_size // sizes.num_data_ranks
-    divisors = [size for size in range(1, part + 1) if part % size == 0]
+    divisors = [size for size in range(1, trainer.batch_size + 1) if trainer.batch_size % size == 0]
     found = []
     for name, policy in _POLICIES.items():
         with_policy = _with_policy(trainer, policy)
 
-        def planned(size: int, trainer: Trainer = with_policy) -> Plan:
-            return plan(changed(trainer, micro_batch_size=size), sizes, cluster)
+        def of_size(size: int, trainer: Trainer = with_policy) -> Trainer:
+            return changed(trainer, micro_batch_size=size)
 
-        found.append(Fit(name, _largest(divisors, planned, device_memory)))
+        best = _largest(divisors, lambda size: memory_on(of_size(size), cluster).peak <= device_memory)
+        found.append(Fit(name, None if best is None else plan(of_size(best), MeshSizes(), cluster)))
     return found
 
 
-def _largest(sizes: list[int], planned: Callable[[int], Plan], device_memory: int) -> Plan | None:
-    """The plan of the largest size that fits, by bisection: a larger micro-batch needs more memory."""
-    best, low, high = None, 0, len(sizes)
+def _largest(sizes: list[int], is_fitting: Callable[[int], bool]) -> int | None:
+    """The largest size that fits, by bisection: a larger micro-batch needs more memory."""
+    low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        tried = planned(sizes[middle])
-        if tried.total_memory <= device_memory:
-            best, low = tried, middle + 1
+        if is_fitting(sizes[middle]):
+            low = middle + 1
         else:
             high = middle
-    return best
+    return sizes[low - 1] if low else None
 
 
 def _with_policy(trainer: Trainer, policy: Callable[..., Callable[..., Tensor]] | None) -> Trainer:

@@ -90,6 +90,16 @@ def memory_of_step(trainer: Trainer, device: torch.device) -> StepMemory:
     """
     cluster = copy.copy(trainer.cluster)
     cluster.is_gpu = device.type == "cuda"
+    return memory_on(trainer, cluster)
+
+
+def memory_on(trainer: Trainer, cluster: Cluster) -> StepMemory:
+    """Estimates the memory of a step of a single process, from one micro-batch.
+
+    Args:
+        trainer: The settings of the run.
+        cluster: The machine.
+    """
     accumulates = trainer.micro_batch_size < trainer.batch_size
 
     def measured(paths: list[str]) -> Traced:

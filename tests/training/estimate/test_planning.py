@@ -121,7 +121,7 @@ def each_block_alone(model):
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
     trainer = trainer_of("recipes/tiny.gin", "Trainer.batch_size = 16")
     memory = 12 * 2**20
-    found = {fit.policy: fit.plan for fit in fits(trainer, MeshSizes(), trainer.cluster, memory)}
+    found = {fit.policy: fit.plan for fit in fits(trainer, trainer.cluster, memory)}
     sizes = [one.micro_batch_size for one in found.values()]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 1
@@ -139,7 +139,7 @@ def test_what_fits_needs_the_memory_of_its_plan_to_the_byte(policy):
     trainer = trainer_of("recipes/tiny.gin", *bindings)
 
     def largest(memory):
-        return {fit.policy: fit.plan for fit in fits(trainer, MeshSizes(), trainer.cluster, memory)}[policy]
+        return {fit.policy: fit.plan for fit in fits(trainer, trainer.cluster, memory)}[policy]
 
     assert largest(needed).micro_batch_size == 4
     assert largest(needed).total_memory == needed
@@ -149,7 +149,7 @@ def test_what_fits_needs_the_memory_of_its_plan_to_the_byte(policy):
 
 def test_nothing_fits_into_less_than_the_weights():
     trainer = trainer_of("recipes/tiny.gin")
-    assert all(fit.plan is None for fit in fits(trainer, MeshSizes(), trainer.cluster, 2**20))
+    assert all(fit.plan is None for fit in fits(trainer, trainer.cluster, 2**20))
 
 
 def test_meshes_that_a_run_cannot_use_have_a_reason():
