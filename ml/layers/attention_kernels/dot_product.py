@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ml.config import configurable
+from ml.layers.attention_kernels.causal_gradients import are_equally_typed, causal_attention, has_native_gradients
 from ml.layers.attention_kernels.kernel import AttentionKernel, AttentionTask, Features, Weighting, task_of
 from ml.layers.attention_kernels.visibility import visible_keys
 from ml.layers.context import Context
@@ -18,7 +19,8 @@ class DotProductAttention(AttentionKernel):
     """Attention by `torch.nn.functional.scaled_dot_product_attention` (FlashAttention on a GPU, Dao 2023).
 
     A window, documents and earlier keys need a mask (T, S), which is made once a pass on a CPU and refused on a GPU.
-    Groups of heads share keys in memory too; where torch would repeat them, the kernel is refused.
+    Groups of heads share keys in memory too; where torch would repeat them, the kernel is refused. In a compiled block
+    on a CPU with AVX-512, `causal_attention` computes the gradients of causal attention without a mask.
     """
 
     supports = Features(soft_cap=False, sinks=False)
@@ -36,6 +38,9 @@ class DotProductAttention(AttentionKernel):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
         task = task_of(query, key, value, weighting)
+        is_native = torch.compiler.is_compiling() and has_native_gradients(task)
+        if is_native and are_equally_typed(query, key, value):
+            return causal_attention(query, key, value, weighting.scale)
         heads, is_single = query.shape[1], bool(task.num_queries == 1)
         if is_single:  # its heads are the queries of their key
             query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, N / K, D)
