@@ -17,8 +17,9 @@ from ml.interop.expressing import model_of
 from ml.interop.families import families
 from ml.interop.folder import Folder
 from ml.interop.importing import imported_values
-from ml.layers import Cache
 from ml.models import materialize
+from ml.models.generation import generate
+from ml.models.sampling import Sampler
 
 # Both sides round in float32 with different summation orders. Errors of logits and gradients of order one are near
 # 1e-6, and ten times that leaves room for the deepest sums.
@@ -106,17 +107,15 @@ def test_export_without_the_imported_config_describes_the_same_model(pair, tmp_p
     torch.testing.assert_close(loaded(tokens).logits, oracle(tokens).logits, **CLOSE)
 
 
+@torch.no_grad()
 def test_greedy_generation_is_the_same_token_by_token(pair):
     oracle, _, model = pair
     tokens, _ = batch(oracle.config.vocab_size, (2, 5))
-    cache = None if model.obstacle_to_decoding else Cache()
-    new = tokens
-    with torch.no_grad():
-        for _ in range(8):
-            following = oracle(tokens).logits[:, -1].argmax(-1, keepdim=True)
-            logits = model(tokens) if cache is None else model(new, cache=cache)
-            assert torch.equal(logits[:, -1].argmax(-1, keepdim=True), following)
-            new, tokens = following, torch.cat((tokens, following), dim=1)
+    for drawn in generate(model, tokens.tolist(), 8, Sampler(temperature=0.0)):
+        following = oracle(tokens).logits[:, -1].argmax(-1)
+        assert torch.equal(drawn, following)
+        tokens = torch.cat((tokens, following[:, None]), dim=1)
+    assert tokens.shape == (2, 13)
 
 
 def test_the_page_of_families_is_current():
