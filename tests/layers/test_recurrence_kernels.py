@@ -164,7 +164,8 @@ def test_a_gradient_that_a_library_ignores_is_an_error(libraries):
 def one_variant(monkeypatch):
     """Compiles one variant of each Triton kernel instead of timing many."""
     autotuner = pytest.importorskip("triton.runtime.autotuner").Autotuner
-    monkeypatch.setattr(autotuner, "prune_configs", lambda self, arguments: self.configs[:1])
+    prune = autotuner.prune_configs
+    monkeypatch.setattr(autotuner, "prune_configs", lambda self, arguments: prune(self, arguments)[:1])
 
 
 def installed(kernel, rule):
@@ -208,6 +209,24 @@ def test_a_layer_trains_with_a_library_as_with_the_plain_kernel(one_variant, mix
     least = results[0]["x"].square().mean().sqrt().item()
     errors = {name: relative_error(value, results[0][name], least) for name, value in results[1].items()}
     assert max(errors.values()) < 0.1, errors
+
+
+@pytest.mark.gpu
+def test_a_library_trains_in_a_compiled_layer(one_variant):
+    installed(FlashLinearAttention, Rule.GATED_DELTA_RULE)
+    torch._dynamo.reset()
+    layer = materialize(GatedDeltaNet(H, **SIZES, kernel=FlashLinearAttention), CUDA)
+    x = torch.randn(2, 200, H, generator=torch.Generator().manual_seed(0)).to(CUDA)
+    gradients = []
+    for forward in (layer.forward, torch.compile(layer.forward)):
+        layer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            output = forward(x, Context())
+        (output.float() * x).sum().backward()
+        gradients.append({name: weight.grad.clone() for name, weight in layer.named_parameters()})
+    least = gradients[0]["query.weight"].square().mean().sqrt().item()
+    errors = {name: relative_error(found, gradients[0][name], least) for name, found in gradients[1].items()}
+    assert max(errors.values()) < 2**-5, errors  # fused operations round to bfloat16 less often
 
 
 def test_every_rule_has_a_case():
