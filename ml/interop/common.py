@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ml.blocks import DecoderBlock, Repeat
-from ml.interop.fields import Bias, ConfigFields, Field, Fixed, Part, Row, Set, View
+from ml.interop.fields import ABSENT, Bias, ConfigFields, Field, Fixed, Part, Row, Set, View
 from ml.interop.tensors import TensorRow, linear_rows, row
 from ml.layers import (
     MLP,
@@ -155,14 +155,20 @@ def plain_mlp(
     )
 
 
-def width(name: str = "intermediate_size", scope: str = "") -> Field:
-    """The width of the hidden layer of the gated MLPs in a scope."""
+def width(name: str = "intermediate_size", scope: str = "", default: Any = ABSENT) -> Field:
+    """The width of the hidden layer of the gated MLPs in a scope.
+
+    Args:
+        name: The field.
+        scope: The scope of the bindings.
+        default: The value of an absent field; without it the field is required.
+    """
 
     def read(view: View) -> int | None:
         mlp = view.first(GatedMLP, scope)
         return None if mlp is None else mlp.gate.out_features
 
-    return Field(name, GatedMLP, "intermediate_size", read=read, scope=scope)
+    return Field(name, GatedMLP, "intermediate_size", default=default, read=read, scope=scope)
 
 
 def layer_norm(name: str = "layer_norm_eps", epsilon: float = 1e-5, bias: bool = True) -> tuple[Row, ...]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml.config.configurable import reference_to
 from ml.config.values import short_name, to_text
-from ml.interop.expressing import model_of
+from ml.interop.building import model_of
 from ml.interop.families import family_of
 from ml.interop.folder import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, Folder
 from ml.interop.importing import imported_values

@@ -1,12 +1,10 @@
 """The config.json of a model: found by the rows of its family, and verified by importing it again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-
-from ml import config as configuration
-from ml.config import ConfigError, ImportedValue
+from ml.config import ConfigError
+from ml.interop.building import model_of
 from ml.interop.comparison import describe, differences
 from ml.interop.errors import InteropError
 from ml.interop.families import families
@@ -78,7 +76,7 @@ def _tensors(family: Family, model: LanguageModel, config: Mapping[str, Any]) ->
     """Returns the places of the tensors of a model, and the names of those without."""
     skipped = {*adapter_weights(model), *(f"{path}.base_weight" for path, _ in adapted_layers(model))}
     names = [name for name in named_weights(model) if name not in skipped]
-    placed = place(family.tensors, block_paths(names), set(names), config)
+    placed = place(family.tensors_of(config), block_paths(names), set(names), config)
     claimed = {name for one in placed for name in one.ours}
     return placed, [name for name in names if name not in claimed]
 
@@ -122,17 +120,3 @@ def _obstacles(config: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     except (InteropError, ConfigError) as error:
         return [str(error)]
     return differences(dict(ours), describe(theirs, of_training=False))
-
-
-def model_of(values: Sequence[ImportedValue]) -> LanguageModel:
-    """Builds a model of imported values on the meta device.
-
-    Raises:
-        ConfigError: The values do not fit.
-    """
-    return configuration.load((), root=_model_on_meta, imported=values).build(_model_on_meta)
-
-
-def _model_on_meta() -> LanguageModel:
-    with torch.device("meta"):
-        return LanguageModel()

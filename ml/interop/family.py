@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml.interop.errors import InteropError
-from ml.interop.fields import Row
+from ml.interop.fields import ConfigFields, Row
 from ml.interop.tensors import TensorRow
 
 # Fields without a place in a model: an export writes those of the imported folder again.
@@ -17,7 +17,8 @@ KEPT = frozenset(
         "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size",
         "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
         "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task",
-        "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range", "is_decoder", "label2id",
+        "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range", "is_composition", "is_decoder",
+        "label2id",
         "length_penalty", "max_length", "max_position_embeddings", "min_length", "model_type", "no_repeat_ngram_size",
         "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
         "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads",
@@ -66,6 +67,10 @@ class Family:
     prediction_layers: str = ""
     has_code: bool = False
 
+    def tensors_of(self, config: Mapping[str, Any]) -> tuple[TensorRow, ...]:
+        """Returns the tensors of the models of a config.json."""
+        return self.tensors
+
     def is_unread(self, name: str, config: Mapping[str, Any]) -> bool:
         """Returns whether a checkpoint may have a tensor that is not read.
 
@@ -109,3 +114,21 @@ def require_plain(config: Mapping[str, Any], family: Family) -> None:
     for name, message in _REFUSED.items():
         if config.get(name) and not (name == "auto_map" and family.has_code):
             raise InteropError(f"config.json#{name}: the checkpoint {message}")
+
+
+def require_known(family: Family, fields: ConfigFields) -> None:
+    """Refuses fields that are neither part of the model nor known to be harmless.
+
+    Raises:
+        InteropError: There are others; the message lists them.
+    """
+    unknown = sorted(
+        name
+        for name, value in fields.content.items()
+        if name not in fields.read and name not in family.all_kept and value is not None
+    )
+    if unknown:
+        listed = ", ".join(f"{name} = {fields.content[name]!r}" for name in unknown)
+        raise InteropError(
+            f"config.json has fields that {family.name} is not known to have, so the model may be another one: {listed}"
+        )

@@ -231,19 +231,21 @@ class Fixed(Row):
         value: The value.
         equal: Other values that mean the same, as an absent field does.
         is_written: Whether an export writes the field.
+        absent: The value of an absent field, where it is another one.
     """
 
     name: str
     value: Any
     equal: tuple[Any, ...] = ()
     is_written: bool = False
+    absent: Any = ABSENT
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.name,)
 
     def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
-        value = fields.get(self.name, self.value)
+        value = fields.get(self.name, self.value if self.absent is ABSENT else self.absent)
         if not any(_same(value, one) for one in (self.value, *self.equal)):
             raise InteropError(f"config.json#{self.name} is {value!r}, and only {self.value!r} can be expressed")
         yield from ()
@@ -349,7 +351,7 @@ class Part(Row):
         constructor, options = self.choices[value]
         yield fields.value(key_of(self.configurable, self.parameter, self.scope), constructor, self.name)
         for parameter, option in options.items():
-            yield fields.value(key_of(constructor, parameter), option, self.name)
+            yield fields.value(key_of(constructor, parameter, self.scope), option, self.name)
 
     def exported(self, view: View) -> dict[str, Any]:
         module = view.first(self.configurable, self.scope)

@@ -5,9 +5,8 @@ from typing import Any
 
 from ml.config import ImportedValue
 from ml.data import ChatData, JinjaTemplate
-from ml.interop.errors import InteropError
 from ml.interop.families import family_of
-from ml.interop.family import Family, require_plain
+from ml.interop.family import require_known, require_plain
 from ml.interop.fields import ConfigFields, key_of
 from ml.interop.folder import Folder
 
@@ -34,19 +33,5 @@ def values_of(config: Mapping[str, Any]) -> list[ImportedValue]:
     require_plain(config, family)
     fields = ConfigFields(config)
     values = [value for row in family.rows for value in row.imported(fields)]
-    _require_known(family, fields)
+    require_known(family, fields)
     return values
-
-
-def _require_known(family: Family, fields: ConfigFields) -> None:
-    """Refuses fields that are neither part of the model nor known to be harmless."""
-    unknown = sorted(
-        name
-        for name, value in fields.content.items()
-        if name not in fields.read and name not in family.all_kept and value is not None
-    )
-    if unknown:
-        listed = ", ".join(f"{name} = {fields.content[name]!r}" for name in unknown)
-        raise InteropError(
-            f"config.json has fields that {family.name} is not known to have, so the model may be another one: {listed}"
-        )

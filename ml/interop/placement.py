@@ -69,7 +69,8 @@ def placement(
 
     stored = _with_prefix(stored, family.prefix)
     blocks = block_paths(shapes)
-    placed = place(family.tensors, blocks, shapes, config)
+    rows = family.tensors_of(config)
+    placed = place(rows, blocks, shapes, config)
     placed = [
         one._replace(stored=one.other) if one.stored not in stored and one.other in stored else one for one in placed
     ]
@@ -96,11 +97,9 @@ def placement(
     ]
     used = {one.stored for one in placed}
     left = [name for name in stored if name not in used]
-    equal, left = _tied(family, stored, shapes, left)
+    equal, left = _tied(rows, stored, shapes, left)
     ignored = [name for name in left if family.is_unread(name, config)]
-    unknown = [
-        name for name in left if name not in ignored and not differs(names_in_model(name, family.tensors, blocks))
-    ]
+    unknown = [name for name in left if name not in ignored and not differs(names_in_model(name, rows, blocks))]
     problems = [
         listed("missing from the checkpoint", missing),
         listed("of another shape", misfits),
@@ -141,10 +140,10 @@ def names_in_model(name: str, rows: Sequence[TensorRow], blocks: Sequence[str]) 
 
 
 def _tied(
-    family: Family, stored: Mapping[str, StoredTensor], shapes: Mapping[str, Shape], left: list[str]
+    rows: Sequence[TensorRow], stored: Mapping[str, StoredTensor], shapes: Mapping[str, Shape], left: list[str]
 ) -> tuple[list[tuple[StoredTensor, StoredTensor]], list[str]]:
     """Finds the head that a checkpoint of tied embeddings stores beside them: it must be equal."""
-    names = {one.ours[0]: one.stored for one in family.tensors if one.ours[0] in _TIED}
+    names = {one.ours[0]: one.stored for one in rows if one.ours[0] in _TIED}
     embeddings, head = (names.get(name, "") for name in _TIED)
     if _TIED[1] in shapes or head not in left or embeddings not in stored:
         return [], left

@@ -521,4 +521,20 @@ CASES: dict[str, tuple[str, dict]] = {
             "linear_conv_kernel_dim": 3,
         },
     ),
+    "LLaVA with Pixtral": ("Llava", {"image_token_id": 60, "text_config": {}, "vision_config": {}}),
+    "LLaVA with Pixtral, odd, Mistral": (
+        "Llava",
+        {
+            "image_token_id": 60,
+            "text_config": {**ODD, "model_type": "mistral", "sliding_window": 6},
+            "vision_config": {
+                "hidden_size": 36,
+                "num_attention_heads": 3,
+                "num_hidden_layers": 1,
+                "hidden_act": "silu",
+            },
+            "projector_hidden_act": "relu",
+            "multimodal_projector_bias": False,
+        },
+    ),
 }

@@ -34,6 +34,12 @@ SIZES = {
     "eos_token_id": 2,
 }
 
+VISION = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "tie_word_embeddings": False}
+TOWER = {
+    "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "patch_size": 4, "image_size": 16, "initializer_range": 0.2,
+}  # fmt: skip
+MODEL_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 # transformers writes the tensors of Kimi's dense MLPs below the name of those with experts.
 RELEASED_NAMES = {"kimi_linear": (r"block_sparse_moe\.(\w+_proj)", r"mlp.\1")}
 
@@ -42,8 +48,11 @@ def oracle_of(name: str, changes: dict, seed: int = 3) -> nn.Module:
     """Returns a model of transformers with random weights, all of them far from their initial ones and zeros."""
     torch.manual_seed(seed)
     config_class = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
-    model_class = getattr(transformers, f"{name}ForCausalLM", None) or getattr(transformers, f"{name}LMHeadModel")
-    settings = {**SIZES, "attn_implementation": "eager", **changes}
+    model_class = next(filter(None, (getattr(transformers, f"{name}{end}", None) for end in MODEL_CLASSES)))
+    settings = {**(VISION if "vision_config" in changes else SIZES), "attn_implementation": "eager", **changes}
+    for inner, sizes in (("text_config", {"model_type": "llama", **SIZES}), ("vision_config", TOWER)):
+        if inner in changes:
+            settings[inner] = {**sizes, **changes[inner]}
     oracle = model_class(config_class(**{name: value for name, value in settings.items() if value is not ...}))
     with torch.no_grad():
         for key, tensor in (*oracle.named_parameters(), *oracle.named_buffers()):
@@ -87,6 +96,17 @@ def with_fields(folder: Path, changes: dict) -> Path:
     content = {**json.loads(file.read_text("utf-8")), **changes}
     file.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}), "utf-8")
     return folder
+
+
+def auto_class(oracle: nn.Module) -> type:
+    """Returns the class of transformers that loads models of the kind of one."""
+    reads_images = type(oracle).__name__.endswith(MODEL_CLASSES[-1])
+    return transformers.AutoModelForImageTextToText if reads_images else transformers.AutoModelForCausalLM
+
+
+def vocabulary(oracle: nn.Module) -> int:
+    """Returns the number of tokens of text; the last one may stand for images."""
+    return oracle.config.get_text_config().vocab_size - hasattr(oracle.config, "image_token_id")
 
 
 def batch(vocab_size: int, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from hub_cases import CASES
-from hub_models import batch, imported, load_into, model_type, oracle_of, saved
+from hub_models import auto_class, batch, imported, load_into, model_type, oracle_of, saved, vocabulary
 from safetensors.torch import load_file
 
 from ml.interop.exporting import export_folder
@@ -69,7 +68,7 @@ def assert_same_gradients(oracle, model, folder: Path) -> None:
 
 def test_import_has_the_same_logits_loss_and_gradients(pair, tmp_path, request):
     oracle, _, model = pair
-    tokens, targets = batch(oracle.config.vocab_size, (2, 19))
+    tokens, targets = batch(vocabulary(oracle), (2, 19))
     expected = oracle(tokens).logits
     loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten())
     loss.backward()
@@ -92,8 +91,8 @@ def test_export_is_the_same_folder_and_transformers_loads_it(pair, tmp_path):
         assert torch.equal(tensor, again[name]), name
     config, exported = (json.loads((where / "config.json").read_text()) for where in (folder, tmp_path / "again"))
     assert exported == config
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", **attention_of(oracle))
-    tokens, _ = batch(oracle.config.vocab_size, (2, 9))
+    loaded = auto_class(oracle).from_pretrained(tmp_path / "again", **attention_of(oracle))
+    tokens, _ = batch(vocabulary(oracle), (2, 9))
     assert torch.equal(loaded(tokens).logits, oracle(tokens).logits)
 
 
@@ -102,15 +101,15 @@ def test_export_without_the_imported_config_describes_the_same_model(pair, tmp_p
     export_folder(model, tmp_path / "again", sequence_length=64)
     kind = json.loads((tmp_path / "again" / "config.json").read_text())["model_type"]
     assert kind == oracle.config.model_type or kind in WIDESPREAD  # and not a hybrid without its other mixer
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", **attention_of(oracle))
-    tokens, _ = batch(oracle.config.vocab_size, (2, 9))
+    loaded = auto_class(oracle).from_pretrained(tmp_path / "again", **attention_of(oracle))
+    tokens, _ = batch(vocabulary(oracle), (2, 9))
     torch.testing.assert_close(loaded(tokens).logits, oracle(tokens).logits, **CLOSE)
 
 
 @torch.no_grad()
 def test_greedy_generation_is_the_same_token_by_token(pair):
     oracle, _, model = pair
-    tokens, _ = batch(oracle.config.vocab_size, (2, 5))
+    tokens, _ = batch(vocabulary(oracle), (2, 5))
     for drawn in generate(model, tokens.tolist(), 8, Sampler(temperature=0.0)):
         following = oracle(tokens).logits[:, -1].argmax(-1)
         assert torch.equal(drawn, following)

@@ -15,6 +15,8 @@ from ml.interop.families import families, family_of
 from ml.interop.fields import ConfigFields
 from ml.interop.importing import values_of
 
+REFUSED_BY_DEFAULT = ("llava",)  # has a vision tower with a class token, which attends
+
 
 def leaves(value, path=()):
     """Yields the places of all plain values in nested dicts; lists are values."""
@@ -89,7 +91,11 @@ def test_an_absent_field_means_the_default_of_transformers():
     for family in families():
         for kind in family.architectures:
             config = json.loads(transformers.AutoConfig.for_model(kind).to_json_string(use_diff=False))
-            expected = bindings_of(config)
+            try:
+                expected = bindings_of(config)
+            except InteropError:
+                assert kind in REFUSED_BY_DEFAULT
+                continue
             for name in config.keys() & family.fields:
                 try:
                     found = bindings_of({other: value for other, value in config.items() if other != name})
