@@ -141,8 +141,9 @@ def test_what_fits_needs_the_memory_of_its_plan_to_the_byte(policy):
     def largest(memory):
         return {fit.policy: fit.plan for fit in fits(trainer, trainer.cluster, memory)}[policy]
 
-    assert largest(needed).micro_batch_size == 4
-    assert largest(needed).total_memory == needed
+    fitting = largest(needed)
+    assert fitting.micro_batch_size == 4
+    assert fitting.total_memory == needed
     smaller = largest(needed - 1)
     assert smaller is None or smaller.micro_batch_size < 4
 
