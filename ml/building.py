@@ -74,7 +74,7 @@ def build(config: Config, device: str | torch.device = "cpu") -> LanguageModel:
     """
     import torch
 
-    return build_trainer(config).start(torch.device(device)).model
+    return build_trainer(config).allocate(torch.device(device)).train()
 
 
 def build_trainer(config: Config) -> Trainer:

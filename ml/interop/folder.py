@@ -170,10 +170,7 @@ class Folder:
 
         def digest(item: tuple[str, StoredTensor]) -> tuple[str, str, list[int], str]:
             name, tensor = item
-            hashed = hashlib.sha256()
-            for chunk in tensor.chunks():
-                hashed.update(chunk)
-            return name, tensor.dtype, list(tensor.shape), hashed.hexdigest()
+            return name, tensor.dtype, list(tensor.shape), tensor.sha256()
 
         with ThreadPoolExecutor(_THREADS) as pool:
             digests = sorted(pool.map(digest, self.tensors.items()))

@@ -5,19 +5,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ml.config import configurable
 from ml.data.tokenizers import Tokenizer
-from ml.distributed import ALONE, World, weights_changed
-from ml.distributed.shards import Shard, local, shard_of
+from ml.distributed import ALONE, World
 from ml.interop.errors import InteropError
 from ml.interop.families import family_of
 from ml.interop.folder import Folder
 from ml.interop.placement import Placement, placement, same_tensors
-from ml.interop.stored_tensors import DTYPES, StoredTensor
-from ml.interop.tensors import Placed, Same, Shape
+from ml.interop.reading import load_weights
+from ml.interop.tensors import Shape
 from ml.models.adapters import adapter_weights
 from ml.training.checkpoints.initial_weights import InitialWeights, StartingPoint
 from ml.training.checkpoints.new_tokens import Growth, Initialization, NewTokens
@@ -179,89 +177,3 @@ def read_folder(folder: Folder, model: nn.Module) -> None:
     """
     start = HuggingFaceStart(folder, "")
     load_weights(start._placement(model, ALONE), model, folder.config)
-
-
-@torch.no_grad()
-def load_weights(found: Placement, model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Reads the tensors of a checkpoint into a model, one after the other; each process what it holds.
-
-    Args:
-        found: The tensors and their places.
-        model: The model, changed in place; its weights keep their dtypes.
-        config: The fields of config.json.
-
-    Raises:
-        InteropError: A file is damaged, or tied weights differ.
-    """
-    for first, second in found.equal:
-        if first.shape != second.shape or not torch.equal(first.read(), second.read()):
-            raise InteropError("config.json#tie_word_embeddings is true, and the checkpoint has another head")
-    weights = named_weights(model)
-    for stored, one in sorted(found.read, key=lambda item: (str(item[0].file), item[0].offset)):
-        targets = [weights.get(name) for name in one.ours]
-        if any(target is not None for target in targets):
-            _read(stored, one, targets, config)
-    weights_changed(model)
-
-
-def _read(stored: StoredTensor, one: Placed, targets: Sequence[Tensor | None], config: Mapping[str, Any]) -> None:
-    only = targets[0]
-    if isinstance(one.layout, Same) and only is not None:
-        _read_rows(stored, only)
-        return
-    shapes = [() if target is None else tuple(target.shape) for target in targets]
-    if any(target is None for target in targets):
-        shapes = _known_shapes(stored, one, shapes)
-    for target, piece in zip(targets, one.layout.split(stored.read(), shapes, config), strict=True):
-        if target is not None:
-            _copy_share(piece, target, *one.layout.share)
-
-
-def _copy_share(piece: Tensor, target: Tensor, index: int, count: int) -> None:
-    """Copies an equal share of the rows of a tensor into the part of it that this process holds."""
-    if count == 1:
-        local(target).copy_(shard_of(target).of(piece))
-        return
-    place, rows = share_in_shard(shard_of(target), index, piece.shape[0])
-    place.of(local(target)).copy_(rows.of(piece))
-
-
-def share_in_shard(shard: Shard, index: int, num_rows: int) -> tuple[Shard, Shard]:
-    """Returns the common rows of a shard and a share of a tensor, as a block of either; both may be empty.
-
-    Args:
-        shard: A block of the tensor.
-        index: Index of the share.
-        num_rows: Rows of a share.
-    """
-    first, start, size = index * num_rows, shard.offsets[0], shard.sizes[0]
-    low = min(max(first, start), start + size)
-    high = max(low, min(first + num_rows, start + size))
-    sizes = (high - low, *shard.sizes[1:])
-    others = shard.offsets[1:]
-    return Shard((low - start, *(0 for _ in others)), sizes), Shard((low - first, *others), sizes)
-
-
-def _known_shapes(stored: StoredTensor, one: Placed, shapes: list[Shape]) -> list[Shape]:
-    """Replaces the shapes of tensors that another process holds."""
-    assert len({shape for shape in shapes if shape}) == 1, f"{stored} is divided among processes in unequal parts"
-    known = next(shape for shape in shapes if shape)
-    return [shape or known for shape in shapes]
-
-
-def _read_rows(stored: StoredTensor, target: Tensor) -> None:
-    """Reads the rows of one tensor that this process holds, into its memory where the dtype allows."""
-    shard, there = shard_of(target), local(target)
-    if not there.numel():
-        return
-    is_whole_rows = shard.sizes[1:] == stored.shape[1:]
-    dtype = DTYPES[stored.dtype]
-    first = shard.offsets[0] if shard.offsets else 0
-    if is_whole_rows and there.dtype == dtype and there.is_contiguous() and there.device.type == "cpu":
-        stored.read_rows(there, first)
-    elif is_whole_rows:
-        rows = torch.empty(shard.sizes, dtype=dtype, device="cpu")
-        stored.read_rows(rows, first)
-        there.copy_(rows)
-    else:
-        there.copy_(shard.of(stored.read()))

@@ -1,5 +1,6 @@
 """The tensors of a checkpoint beside those of a model: which go where, and what does not fit."""
 
+import collections
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,8 +33,9 @@ class Placement(NamedTuple):
 
     @property
     def given(self) -> frozenset[str]:
-        """The names of the model's tensors that are read."""
-        return frozenset(name for _, one in self.read for name in one.ours)
+        """The names of the model's tensors that are read whole."""
+        shares = collections.Counter(name for _, one in self.read for name in one.ours)
+        return frozenset(name for _, one in self.read for name in one.ours if shares[name] == one.layout.share[1])
 
 
 def block_paths(names: Iterable[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Safetensors files, read without mapping them into memory; a header that does not fit its file is refused."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ml.interop.errors import InteropError
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 _CHUNK = 1 << 24  # bytes read at once
+_HASHED = 1 << 20  # bytes hashed at once, which stay in the cache of a core
 
 
 class StoredTensor(NamedTuple):
@@ -41,17 +42,19 @@ class StoredTensor(NamedTuple):
         """Bytes of the tensor."""
         return self.row_bytes * (self.shape[0] if self.shape else 1)
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yields the bytes of the tensor in order."""
+    def sha256(self) -> str:
+        """Returns the hash of the bytes of the tensor."""
+        hashed, buffer = hashlib.sha256(), memoryview(bytearray(min(_HASHED, self.num_bytes)))
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset)
             left = self.num_bytes
             while left:
-                chunk = file.read(min(left, _CHUNK))
-                if not chunk:
+                count = file.readinto(buffer[:left])
+                if not count:
                     raise InteropError(f"{self.file} is shorter than it was when it was opened")
-                left -= len(chunk)
-                yield chunk
+                hashed.update(buffer[:count])
+                left -= count
+        return hashed.hexdigest()
 
     def read(self) -> Tensor:
         """Reads the whole tensor."""

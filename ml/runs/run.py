@@ -483,7 +483,7 @@ class Run:
         import torch
 
         names = [name for name, _ in self._trainer.model.named_parameters()]
-        return self._trainer.start(torch.device(device), given=names).model
+        return self._trainer.allocate(torch.device(device), names)
 
     def _step_of(self, checkpoint: Path) -> int:
         from ml.training.checkpoints.state_files import read_counts

@@ -323,12 +323,27 @@ class Trainer(RunParts):
             given: Names of parameters that are not drawn, because all their values are read afterward.
         """
         layout = Layout(World(device=device)) if layout is None else layout
+        model, pipeline = self._allocated(device, layout, given)
+        return self.start_with(model, layout, pipeline)
+
+    def allocate(self, device: torch.device, given: Collection[str] = ()) -> LanguageModel:
+        """Creates the model with initial weights on a device, without the state of an optimizer.
+
+        Args:
+            device: The device.
+            given: Names of parameters that are not drawn, because all their values are read afterward.
+        """
+        return self._allocated(device, Layout(World(device=device)), given)[0]
+
+    def _allocated(
+        self, device: torch.device, layout: Layout, given: Collection[str]
+    ) -> tuple[LanguageModel, "Pipeline | None"]:
         model = copy.deepcopy(self.model)
         pipeline = parallelize(model, layout, self.mesh, compile=self.compile)
         is_offloaded = self.mesh.sharding.offload and layout.fully_sharded is not None
         weights_on = torch.device("cpu") if is_offloaded else None
         materialize_shards(model, layout.world, device, self.seed, weights_on=weights_on, given=given)
-        return self.start_with(model, layout, pipeline)
+        return model, pipeline
 
     def start_with(self, model: LanguageModel, layout: Layout, pipeline: "Pipeline | None") -> TrainState:
         """Creates the state before step 1 of a model that is allocated and on the mesh.

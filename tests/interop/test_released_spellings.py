@@ -12,8 +12,8 @@ from ml.distributed.shards import Shard
 from ml.interop.comparison import describe
 from ml.interop.errors import InteropError
 from ml.interop.expressing import express, model_of
-from ml.interop.from_hugging_face import share_in_shard
 from ml.interop.importing import values_of
+from ml.interop.reading import share_in_shard
 
 # By name: the case of the same model, the fields that take the place of others, and those that are gone (`...`).
 SPELLINGS = {

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-import ml
+from ml.training import Trainer
 
 OPTIONS = {
     "plain": {},
@@ -74,8 +74,8 @@ def test_a_text_is_shown_as_it_grows(run):
 
 
 def test_the_model_of_a_checkpoint_is_loaded_once_in_a_row(run, monkeypatch):
-    built = []
-    monkeypatch.setattr("ml.runs.run.build", lambda *arguments: built.append(arguments) or ml.build(*arguments))
+    built, allocate = [], Trainer.allocate
+    monkeypatch.setattr(Trainer, "allocate", lambda *arguments: built.append(arguments) or allocate(*arguments))
     first = run.generate("3", num_tokens=4)
     assert run.generate("3", num_tokens=4) == first
     run.generate("3", num_tokens=4, step=2)
