@@ -13,7 +13,7 @@ from ml.distributed import MeshSizes, World
 from ml.distributed.estimate.planned_world import PlannedWorld
 from ml.errors import UserError
 from ml.machine import choose_device
-from ml.models.summary import summarize
+from ml.models.summary import size_text, summarize
 from ml.runs import open_teacher
 from ml.runs.launch import Launch
 from ml.training import RunData, Trainer
@@ -63,7 +63,8 @@ def show(
     data, obstacle = _open_data(trainer, is_here=not machines.is_planned)
     launch = Launch(config, trainer, run_dir, world, extend, data)
     config, trainer = launch.config, launch.trainer
-    open_teacher(trainer, torch.device("meta"))
+    guide = open_teacher(trainer, torch.device("meta"))
+    num_frozen_bytes = 0 if guide is None else guide.num_bytes
     print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
     print(f"\n{summarize_training(trainer)}")
     print(f"\n{obstacle if data is None else describe_data(trainer, data.training)}")
@@ -74,8 +75,12 @@ def show(
     kernels = describe_kernels(trainer, "cuda" if machines.is_planned else device.type)
     for note in (*([] if kernels is None else [kernels]), *notes(trainer)):
         print(f"\n{note}")
+    available = machines.device_memory
+    if num_frozen_bytes:
+        print(f"\n{_frozen(num_frozen_bytes, available)}")
+        available = None if available is None else max(available - num_frozen_bytes, 0)
     if machines.is_planned:
-        _show_plan(trainer, launch.sizes, machines.device_memory)
+        _show_plan(trainer, launch.sizes, available)
     elif launch.sizes.world_size == 1:
         _show_memory(trainer, device)
     launch.print_warnings(None if data is None else data.training, is_here=not machines.is_planned)
@@ -91,6 +96,12 @@ def show(
         return
     launch.write_config()
     print(f"\nThe configuration is right, and nothing was trained. It is written to {launch.folder.path}")
+
+
+def _frozen(num_bytes: int, device_memory: int | None) -> str:
+    """Describes the memory of a teacher or a reference, which is not part of the plan."""
+    line = f"frozen model      {size_text(num_bytes)} of weights on each device besides"
+    return line if device_memory is None else f"{line}, of its {size_text(device_memory)}"
 
 
 def _show_memory(trainer: Trainer, device: torch.device) -> None:

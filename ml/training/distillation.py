@@ -108,6 +108,8 @@ def require_fit(model: LanguageModel, name: str, trained: LanguageModel, sequenc
 class TeacherModel(Guide):
     """A frozen model that predicts the targets of distillation."""
 
+    model: nn.Module
+
     def __init__(self, model: nn.Module, weight: float, temperature: float):
         self.model = model
         self.weight = weight

@@ -3,12 +3,25 @@
 import abc
 from typing import Any
 
+from torch import nn
+
 from ml.data import Batch
 from ml.models import LanguageModel
 
 
 class Guide(abc.ABC):
-    """A teacher of distillation, or the reference of preferences."""
+    """A teacher of distillation, or the reference of preferences.
+
+    Attributes:
+        model: The frozen model; None where the guide has none of its own.
+    """
+
+    model: nn.Module | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights of the frozen model, which every process holds whole."""
+        return 0 if self.model is None else sum(parameter.nbytes for parameter in self.model.parameters())
 
     @abc.abstractmethod
     def inputs(self, batch: Batch, model: LanguageModel) -> dict[str, Any]:

@@ -112,6 +112,8 @@ class ReferenceModel(Guide):
         model: The model; None for the trained one without its adapters.
     """
 
+    model: LanguageModel | None
+
     def __init__(self, settings: DirectPreferenceOptimization, model: LanguageModel | None):
         self.settings = settings
         self.model = model

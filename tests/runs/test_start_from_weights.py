@@ -9,6 +9,8 @@ from test_starting import train
 
 import ml
 from ml.building import build_trainer
+from ml.cli.dry_run import Machines, show
+from ml.models.summary import size_text
 from ml.training import FromRun, loop
 from ml.training.checkpoints import atomic_folders, policy
 from ml.training.checkpoints.holding import remove_unless_held
@@ -147,3 +149,13 @@ def test_the_files_of_a_source_are_hashed_once(load, run, tmp_path, monkeypatch)
     train(config, tmp_path / "run")
     assert hashed.count(tensors) - before == 1
     assert before == 2  # that of the teacher, and `checkpoint` above
+
+
+@pytest.mark.parametrize(("device_memory", "shown"), [(None, ""), (2**21, ", of its 2.0 MiB")])
+def test_a_dry_run_subtracts_the_weights_of_a_teacher(load, run, tmp_path, capsys, device_memory, shown):
+    taught = ["Trainer.distillation = @Distillation", f"Distillation.teacher = {str(run.path)!r}"]
+    size = sum(weight.nbytes for weight in run.build().parameters())
+    show(load(*taught), str(tmp_path / "taught"), None, Machines(device_memory=device_memory))
+    printed = capsys.readouterr().out
+    assert f"frozen model      {size_text(size)} of weights on each device besides{shown}\n" in printed
+    assert (f"into {size_text(2**21 - size)}" in printed) == (device_memory is not None)
