@@ -14,7 +14,8 @@ from ml.interop.expressing import Expressed, express
 from ml.interop.folder import CONFIG
 from ml.interop.new_folder import new_folder, write_json
 from ml.interop.tensors import Placed, Same, Transposed
-from ml.layers import Linear, LoRA
+from ml.layers import DoRA, LoRA, TokenEmbedding
+from ml.layers.adapted import Adapted
 from ml.models import LanguageModel
 from ml.models.adapters import adapted_layers, adapter_weights
 
@@ -48,22 +49,37 @@ def export_adapter(model: LanguageModel, folder: Path, kept: Mapping[str, bytes]
         )
     expressed = express(model, json.loads(kept[CONFIG]) if kept and CONFIG in kept else None)
     places = {one.ours[0].removesuffix(".weight"): one for one in expressed.tensors if one.ours[0].endswith(".weight")}
+    kinds = {type(layer.adapter) for layer in adapters.values()}
+    if len(kinds) > 1 or not kinds <= {LoRA, DoRA}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InteropError(f"the adapters are {names}, and those of peft are all LoRA or all DoRA: merge them")
     tensors: dict[str, Tensor] = {}
     ranks, alphas = {}, {}
     for path, layer in adapters.items():
         adapter = layer.adapter
+        assert isinstance(adapter, LoRA)
         module = _module(path, places.get(path))
-        if not isinstance(layer, Linear) or type(adapter) is not LoRA:
-            raise InteropError(f"{path} has an adapter that is no LoRA of a linear layer, which peft cannot take")
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = adapter.A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = adapter.B.detach().cpu().contiguous()
+        tensors |= {f"{_PREFIX}{module}.{name}": part for name, part in _tensors(layer, adapter).items()}
         ranks[module] = len(adapter.A)
         alphas[module] = adapter.scale * len(adapter.A)
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
         flush_to_disk(temporary / "adapter_model.safetensors")
-        write_json(temporary / "adapter_config.json", _config(expressed, ranks, alphas, base))
+        config = {**_config(expressed, ranks, alphas, base), "use_dora": kinds == {DoRA}}
+        write_json(temporary / "adapter_config.json", config)
     return [f"{len(adapters)} adapters for {expressed.family.name}, of the model {base}"]
+
+
+def _tensors(layer: Adapted, adapter: LoRA) -> dict[str, Tensor]:
+    """Returns the tensors of an adapter by their names in peft, after the name of the layer."""
+    is_table = isinstance(layer, TokenEmbedding)
+    names = ("lora_embedding_A", "lora_embedding_B") if is_table else ("lora_A.weight", "lora_B.weight")
+    found = dict(zip(names, (adapter.A, adapter.B), strict=True))
+    if isinstance(adapter, DoRA):
+        assert layer.weight is not None
+        norms = layer.weight.norm(dim=0 if is_table else 1)  # of the rows (out, in), which a table has transposed
+        found["lora_magnitude_vector"] = adapter.magnitude * norms
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
 
 def _module(path: str, place: Placed | None) -> str:

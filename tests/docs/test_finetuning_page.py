@@ -1,5 +1,7 @@
 """Every command of docs/finetuning.md in order, for a small Llama and a small Qwen3-MoE."""
 
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -15,6 +17,7 @@ from interop.hub_models import oracle_of, saved
 from warm_python import run_python
 
 import ml
+from ml.cli import verbs
 from ml.data.chat.forms import conversation_of
 
 ROOT = Path(__file__).parents[2]
@@ -51,10 +54,19 @@ def run_section(section, folder, verbs=None, **replaced):
             arguments += [f"--gin_bindings={binding}" for binding in used]
         for old, new in replaced.items():
             arguments = [argument.replace(old, new) for argument in arguments]
+        printed.append(run(arguments, folder))
+    return printed
+
+
+def run(arguments, folder):
+    """Runs a command, a verb in this process, which has what it imports; returns what it printed."""
+    if arguments[:2] != ["-m", "ml"]:
         done = run_python(*arguments, cwd=folder)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-        printed.append(done.stdout)
-    return printed
+        return done.stdout
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert verbs.main(arguments[2:]) == 0, arguments
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -179,9 +179,13 @@ def test_the_recipe_for_fine_tuning_takes_the_model_from_the_folder(folder):
     assert ml.train(config, "run", device="cpu", stream=io.StringIO()).step == 1
 
 
-def test_adapters_alone_are_a_folder_of_peft(folder):
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+def test_adapters_alone_are_a_folder_of_peft(folder, kind):
     lora = ["Linear.apply_peft = @LoRA", "LoRA.rank = 3", "LoRA.alpha = 5.0", "LoRA.B_initialization = @normal"]
-    more = ["normal.std = 0.1", "block_1/LoRA.rank = 2", "up/Linear.apply_peft = None"]
+    lora += ["TokenEmbedding.apply_peft = @LoRA", "LanguageModelHead.apply_peft = @LoRA"]
+    lora = [binding.replace("LoRA", kind) for binding in lora]
+    lora += ["DoRA.magnitude_initialization = @constant", "constant.value = 0.8"] if kind == "DoRA" else []
+    more = ["normal.std = 0.1", f"block_1/{kind}.rank = 2", "up/Linear.apply_peft = None"]
     frozen = ["Parameter.lr_scale = 0.0", "adapter/Parameter.lr_scale = 1.0"]
     run = trained(folder, bindings=[*lora, *more, *frozen])
     run.export_adapter("adapter")
