@@ -200,7 +200,9 @@ MODELS = {
         LatentAttention.rotary_size = 4
         LatentAttention.value_head_size = 6""",
     "Mamba": MIXER.format("Mamba"),
-    "Mamba-2": MIXER.format("Mamba2") + "\nMamba2.head_size = 8\nMamba2.chunk_size = 4\nMamba2.num_groups = 2",
+    "Mamba-2": MIXER.format("Mamba2")
+    + "\nMamba2.head_size = 8\nMamba2.chunk_size = 4\nMamba2.num_groups = 2"
+    + "\nMamba2.projection_scales = {'gate': 2.0, 'x': 1.0, 'B': 1.0, 'C': 1.0, 'dt': 1.0}",
     "gated delta net": MIXER.format("GatedDeltaNet") + "\nGatedDeltaNet.num_heads = 2\nGatedDeltaNet.chunk_size = 4",
     "Kimi delta attention": MIXER.format("KimiDeltaAttention")
     + "\nKimiDeltaAttention.num_heads = 2\nKimiDeltaAttention.chunk_size = 4",

@@ -16,13 +16,16 @@ from ml.interop.tensors import Concatenated, TensorRow, row, rows_within
 from ml.layers import Attention, CausalConvolution, GatedRMSNorm, Linear, Mamba, Mamba2, RMSNorm
 
 PARTS_OF_MAMBA_2 = ("gate", "x", "B", "C", "dt")
-_IN_STATE_SPACE, _IN_ATTENTION = "{block}.mixer.A_log", "{block}.mixer.query.weight"
+_IN_STATE_SPACE = "{block}.mixer.A_log"
 _MAMBA = {
     "conv1d.": "convolution.", "out_proj.": "output.", "A_log": "A_log", "D": "D", "dt_proj.weight": "dt.weight",
     "dt_proj.bias": "dt_bias", "dt_layernorm.weight": "dt_norm.weight", "b_layernorm.weight": "B_norm.weight",
     "c_layernorm.weight": "C_norm.weight",
 }  # fmt: skip
-_MAMBA_2 = {"conv1d.": "convolution.", "out_proj.": "output.", "A_log": "A_log", "D": "D", "dt_bias": "dt_bias"}
+_MAMBA_2 = {
+    "conv1d.": "convolution.", "out_proj.": "output.", "A_log": "A_log", "D": "D", "dt_bias": "dt_bias",
+    "norm.weight": "norm.weight",
+}  # fmt: skip
 
 
 def limits(value: Any) -> tuple[float, float]:
@@ -63,20 +66,34 @@ class Positions(Row):
 
 @dataclass(frozen=True)
 class Heads(Row):
-    """The heads of Mamba-2, which have `mamba_expand` times as many channels as the model is wide."""
+    """The heads of Mamba-2, which have `mamba_expand` times as many channels as the model is wide.
+
+    Args:
+        scope: The scope of the bindings.
+        size: The field of the number of channels, before which `mamba_expand` does not matter; empty without one.
+        channels: The value of that field where it is absent.
+    """
 
     scope: str = ""
+    size: str = ""
+    channels: int = 1024
 
-    names = ("mamba_n_heads", "mamba_d_head", "mamba_expand")
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(filter(None, ("mamba_n_heads", "mamba_d_head", "mamba_expand", self.size)))
 
     def imported(self, fields: ConfigFields) -> Iterator[ImportedValue]:
         count = fields.number("mamba_n_heads", 128)
         channels = fields.number("mamba_expand", 2) * fields.number("hidden_size")
+        if self.size and fields.get(self.size, self.channels) is not None:
+            channels = fields.number(self.size, self.channels)
+            fields.idle.add("mamba_expand")
         is_given = fields.get("mamba_d_head", "auto") != "auto"
         size = fields.number("mamba_d_head") if is_given else channels // count
         if count * size != channels:
             raise InteropError(
-                f"config.json#mamba_expand makes {channels} channels, and mamba_n_heads · mamba_d_head {count * size}"
+                f"config.json#{self.size or 'mamba_expand'} makes {channels} channels, and mamba_n_heads · "
+                f"mamba_d_head {count * size}"
             )
         yield fields.value(key_of(Mamba2, "num_heads", self.scope), count, "mamba_n_heads")
         yield fields.value(key_of(Mamba2, "head_size", self.scope), size, "mamba_d_head")
@@ -86,6 +103,8 @@ class Heads(Row):
         if mixer is None:
             return {}
         channels = mixer.num_heads * mixer.head_size
+        if self.size:
+            return {"mamba_n_heads": mixer.num_heads, "mamba_d_head": mixer.head_size, self.size: channels}
         if channels % width:
             raise InteropError(f"Mamba2 has {channels} channels, and the format has a multiple of hidden_size, {width}")
         return {
@@ -103,58 +122,25 @@ def mamba_2(scope: str, epsilon: float = 1e-5) -> tuple[Row, ...]:
     return (
         Set(DecoderBlock, "mixer", Mamba2, scope),
         Heads(scope),
-        Field("mamba_n_groups", Mamba2, "num_groups", default=1, scope=scope),
-        Field("mamba_d_state", Mamba2, "state_size", default=256, scope=scope),
-        Field("mamba_chunk_size", Mamba2, "chunk_size", default=256, scope=scope),
-        Field("time_step_limit", Mamba2, "dt_limit", default=(0.0, math.inf), scope=scope, to=limits, back=list),
+        *mamba_2_sizes(scope),
         Field("rms_norm_eps", GatedRMSNorm, "epsilon", scope=scope, default=epsilon),
-        *convolution("mamba_d_conv", "mamba_conv_bias", scope),
-        Part("hidden_act", CausalConvolution, "activation", ACTIVATIONS, "silu", scope),
         Bias((*PARTS_OF_MAMBA_2, "output"), Linear, Mamba2, "mamba_proj_bias", False, within(scope, "mixer")),
     )
 
 
-@dataclass(frozen=True)
-class ShortestStep(Row):
-    """The least time step in the field where transformers reads it; not 0, of which it takes the logarithm."""
-
-    def imported(self, fields: ConfigFields) -> tuple[ImportedValue, ...]:
-        return ()
-
-    def exported(self, view: View) -> dict[str, Any]:
-        mixer = view.first(Mamba2)
-        return {} if mixer is None else {"time_step_min": max(mixer.dt_limit[0], 1e-30)}
-
-
-def mamba_2_of_nemotron(scope: str) -> tuple[Row, ...]:
-    """Mamba-2 in the blocks of a scope, with the fields of Nemotron-H.
+def mamba_2_sizes(scope: str) -> tuple[Row, ...]:
+    """Groups, states, limits and the convolution of Mamba-2.
 
     Args:
         scope: The scope of the bindings.
     """
-    inside = within(scope, "mixer")
     return (
-        Set(DecoderBlock, "mixer", Mamba2, scope),
-        Field("mamba_num_heads", Mamba2, "num_heads", default=128, scope=scope),
-        Field("mamba_head_dim", Mamba2, "head_size", default=64, scope=scope),
-        Field("ssm_state_size", Mamba2, "state_size", default=128, scope=scope),
-        Field("n_groups", Mamba2, "num_groups", default=8, scope=scope, aliases=("mamba_n_groups",)),
-        Field("chunk_size", Mamba2, "chunk_size", default=128, scope=scope, aliases=("mamba_chunk_size",)),
-        Field(
-            "time_step_limit",
-            Mamba2,
-            "dt_limit",
-            default=(0.0, math.inf),
-            scope=scope,
-            to=limits,
-            back=list,
-            aliases=("mamba_dt_limit",),
-        ),
-        ShortestStep(),
-        Field("layer_norm_epsilon", GatedRMSNorm, "epsilon", default=1e-5, scope=scope),
-        *convolution("conv_kernel", "use_conv_bias", scope),
-        Part("mamba_hidden_act", CausalConvolution, "activation", ACTIVATIONS, "silu", scope),
-        Bias((*PARTS_OF_MAMBA_2, "output"), Linear, Mamba2, "use_bias", False, inside),
+        Field("mamba_n_groups", Mamba2, "num_groups", default=1, scope=scope),
+        Field("mamba_d_state", Mamba2, "state_size", default=256, scope=scope),
+        Field("mamba_chunk_size", Mamba2, "chunk_size", default=256, scope=scope),
+        Field("time_step_limit", Mamba2, "dt_limit", default=(0.0, math.inf), scope=scope, to=limits, back=list),
+        *convolution("mamba_d_conv", "mamba_conv_bias", scope),
+        Part("hidden_act", CausalConvolution, "activation", ACTIVATIONS, "silu", scope),
     )
 
 
@@ -231,32 +217,34 @@ def mamba_tensors(stored: str) -> tuple[TensorRow, ...]:
     )
 
 
-def mamba_2_tensors(stored: str, *, has_norm: bool = True) -> tuple[TensorRow, ...]:
+def mamba_2_tensors(stored: str, ours: str = "{block}.mixer") -> tuple[TensorRow, ...]:
     """Tensors of Mamba-2.
 
     Args:
         stored: Their path in the checkpoint.
-        has_norm: Whether there is a norm of the output.
+        ours: That in the model.
     """
-    names = {**_MAMBA_2, "norm.weight": "norm.weight"} if has_norm else _MAMBA_2
     return (
-        *joined_tensors(f"{stored}.in_proj", PARTS_OF_MAMBA_2),
-        *rows_within(stored, "{block}.mixer", names, _IN_STATE_SPACE),
+        *joined_tensors(f"{stored}.in_proj", PARTS_OF_MAMBA_2, ours=ours),
+        *rows_within(stored, ours, _MAMBA_2, f"{ours}.A_log"),
     )
 
 
-def joined_tensors(stored: str, parts: Sequence[str], needs: str = "") -> tuple[TensorRow, ...]:
+def joined_tensors(
+    stored: str, parts: Sequence[str], needs: str = "", ours: str = "{block}.mixer"
+) -> tuple[TensorRow, ...]:
     """One projection of a checkpoint that is several of a mixer.
 
     Args:
         stored: Its path in the checkpoint.
         parts: The projections of the mixer.
         needs: The tensor without which the rows are about another kind of block.
+        ours: The path of the mixer.
     """
     return tuple(
         row(
             f"{stored}.{kind}",
-            *(f"{{block}}.mixer.{part}.{kind}" for part in parts),
+            *(f"{ours}.{part}.{kind}" for part in parts),
             layout=Concatenated(),
             needs=needs,
         )
@@ -264,12 +252,13 @@ def joined_tensors(stored: str, parts: Sequence[str], needs: str = "") -> tuple[
     )
 
 
-def attention_tensors(stored: str, output: str = "o_proj") -> tuple[TensorRow, ...]:
+def attention_tensors(stored: str, output: str = "o_proj", ours: str = "{block}.mixer") -> tuple[TensorRow, ...]:
     """Tensors of attention in blocks some of which have another mixer.
 
     Args:
         stored: Their path in the checkpoint.
         output: The name of the output projection.
+        ours: Their path in the model.
     """
     names = {"q_proj.": "query.", "k_proj.": "key.", "v_proj.": "value.", f"{output}.": "output."}
-    return rows_within(stored, "{block}.mixer", names, _IN_ATTENTION)
+    return rows_within(stored, ours, names, f"{ours}.query.weight")

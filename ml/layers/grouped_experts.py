@@ -152,7 +152,7 @@ def grouped_gated_mlp(experts: Sequence[GatedMLP], x: Tensor, order: Order) -> T
     """As `GatedMLP`."""
     gate = grouped_linear(x, _layers(experts, "gate"), order)
     up = grouped_linear(x, _layers(experts, "up"), order)
-    return grouped_linear(experts[0].gated(gate, up), _layers(experts, "down"), order)
+    return experts[0].scaled(grouped_linear(experts[0].gated(gate, up), _layers(experts, "down"), order))
 
 
 def _layers(experts: Sequence[nn.Module], name: str) -> list[Linear]:
@@ -167,9 +167,10 @@ class Grouping(NamedTuple):
     settings: tuple[str, ...] = ("activation",)
 
 
+_GATED = ("activation", "limit", "up_offset", "gate_scale", "output_scale")
 GROUPINGS: dict[type[nn.Module], Grouping] = {
     MLP: Grouping(grouped_mlp, ("up", "down")),
-    GatedMLP: Grouping(grouped_gated_mlp, ("gate", "up", "down"), ("activation", "limit", "up_offset")),
+    GatedMLP: Grouping(grouped_gated_mlp, ("gate", "up", "down"), _GATED),
 }
 
 

@@ -58,6 +58,8 @@ class GatedMLP(NoProducts):
         activation: Constructor of the activation of the gate.
         limit: Clamps up(x) to [-limit, limit] and gate(x) to at most it; None clamps neither.
         up_offset: Added to up(x).
+        gate_scale: Factor of gate(x) before the activation (Falcon-H1).
+        output_scale: Factor of y (Falcon-H1).
         linear: Constructor of the projections.
         lr_scale: Learning rate multiplier of all parameters in the layer; 0 freezes them.
     """
@@ -70,6 +72,8 @@ class GatedMLP(NoProducts):
         activation: Activation = silu,
         limit: float | None = None,
         up_offset: float = 0.0,
+        gate_scale: float = 1.0,
+        output_scale: float = 1.0,
         linear: Callable[..., nn.Module] = Linear,
         lr_scale: float = 1.0,
     ):
@@ -80,6 +84,8 @@ class GatedMLP(NoProducts):
         self.activation = child("activation", activation)
         self.limit = None if limit is None else positive_float("limit", limit)
         self.up_offset = finite("up_offset", up_offset)
+        self.gate_scale = finite("gate_scale", gate_scale)
+        self.output_scale = finite("output_scale", output_scale)
         self.gate = child("gate", linear, hidden_size, intermediate_size)
         self.up = child("up", linear, hidden_size, intermediate_size)
         self.down = child("down", linear, intermediate_size, hidden_size)
@@ -87,10 +93,16 @@ class GatedMLP(NoProducts):
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         gate, up = self.projections(x)  # (B, T, H) -> (B, T, F)
-        return self.down(self.gated(gate, up))  # (B, T, F) -> (B, T, H)
+        return self.scaled(self.down(self.gated(gate, up)))  # (B, T, F) -> (B, T, H)
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """Output from that of `down`."""
+        return y if self.output_scale == 1.0 else self.output_scale * y
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """Input of `down` from the outputs of the other two projections, (..., F) each."""
+        if self.gate_scale != 1.0:
+            gate = self.gate_scale * gate
         if self.limit is not None:
             gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return self.activation(gate) * (up + self.up_offset if self.up_offset else up)

@@ -292,6 +292,24 @@ def test_number_of_heads_follows_from_the_sizes(options, num_heads):
     assert layer.output.in_features == 8 * num_heads
 
 
+def test_factors_of_the_projections_are_those_of_scaled_weights():
+    scales = {"gate": 0.5, "x": 2.0, "B": 0.25, "C": 4.0, "dt": -1.0}  # powers of two, which round nothing
+    options = {"num_heads": 4, "head_size": 3, "state_size": 5, "num_groups": 2}
+    scaled, plain = (materialize(Mamba2(12, **options, **more)) for more in ({"projection_scales": scales}, {}))
+    plain.load_state_dict(scaled.state_dict())
+    with torch.no_grad():
+        for name, scale in scales.items():
+            for parameter in getattr(plain, name).parameters():
+                parameter.mul_(scale)
+    x = torch.randn((2, 7, 12), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(scaled(x, Context()), plain(x, Context()))
+
+
+def test_factors_of_some_projections_alone_are_an_error():
+    with pytest.raises(ValueError, match="projection_scales must be given for gate, x, B, C, dt"):
+        Mamba2(12, num_heads=4, head_size=3, projection_scales={"gate": 2.0})
+
+
 def test_initial_values_are_those_of_the_paper():
     layer = materialize(Mamba2(1200, head_size=1))
     # The seeds are fixed: a right initialization passes for good.

@@ -187,6 +187,20 @@ def test_experts_of_gpt_oss_are_those_of_transformers(grouped):
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
+def test_factors_of_gate_and_output_are_those_of_scaled_weights(grouped):
+    scales = {"gate": 0.5, "down": 4.0}  # powers of two, which round nothing
+    plain = build(expert=partial(GatedMLP, intermediate_size=F), grouped=grouped)
+    expert = partial(GatedMLP, intermediate_size=F, gate_scale=scales["gate"], output_scale=scales["down"])
+    scaled = build(expert=expert, grouped=grouped)
+    x = random(2, 9, H)
+    found = scaled(x)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.mul_(scales.get(name.split(".")[-2], 1.0))
+    torch.testing.assert_close(found, plain(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
 def test_weights_on_the_input_are_those_of_llama_4(grouped):
     config = Llama4TextConfig(hidden_size=H, intermediate_size=F, num_local_experts=6, num_experts_per_tok=2)
     oracle = Llama4TextMoe(config)

@@ -13,7 +13,8 @@ from ml.interop.errors import InteropError
 from ml.interop.family import Family
 from ml.interop.fields import ConfigFields, Fixed, Row, Set
 from ml.interop.kinds import Kinds
-from ml.interop.mixers import attention_tensors, mamba_2_of_nemotron, mamba_2_tensors
+from ml.interop.mixers import attention_tensors, mamba_2_tensors
+from ml.interop.nemotron_mamba import mamba_2_of_nemotron
 from ml.interop.plain_experts import mixture_mixer, mlp_mixer, mlp_tensors
 from ml.interop.tensors import row
 from ml.layers import MLP, Attention, Mamba2

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ml.config import Neutral, child, configurable, require, unused
-from ml.layers.checks import positive
+from ml.config import UNORDERED, Neutral, child, configurable, require, unused
+from ml.layers.checks import finite, positive
 from ml.layers.children import optional_child, undecayed_child
 from ml.layers.context import Context
 from ml.layers.convolution import CausalConvolution
@@ -18,6 +19,8 @@ from ml.layers.mixers.recurrent_mixer import RecurrentMixer
 from ml.layers.mixers.state_space_initialization import log_of_uniform, time_step_bias
 from ml.layers.normalization import GatedRMSNorm
 from ml.layers.recurrences.chunked import ChunkedRecurrence, Rule
+
+_PARTS = ("gate", "x", "B", "C", "dt")
 
 
 @configurable(neutral={"kernel": Neutral(rounding=True)})
@@ -40,6 +43,8 @@ class Mamba2(RecurrentMixer):
         chunk_size: Number of steps that `ChunkedRecurrence` computes as matrix products; it affects only the speed.
         kernel: Constructor of the recurrence kernel.
         dt_limit: Least and greatest dt.
+        projection_scales: Factors of gate, x, B, C and dt before the convolution, by these names (Falcon-H1); None is 1
+            for all.
         convolution: Constructor of the convolution.
         norm: Constructor of the gated normalization of the output; None computes y · silu(gate).
         linear: Constructor of the projections.
@@ -60,6 +65,7 @@ class Mamba2(RecurrentMixer):
         chunk_size: int = 64,
         kernel: Callable[..., ChunkedRecurrence] = ChunkedRecurrence,
         dt_limit: tuple[float, float] = (0.0, math.inf),
+        projection_scales: Annotated[dict[str, float], UNORDERED] | None = None,
         convolution: Callable[..., nn.Module] = CausalConvolution,
         norm: Callable[..., nn.Module] | None = GatedRMSNorm,
         linear: Callable[..., nn.Module] = Linear,
@@ -77,6 +83,10 @@ class Mamba2(RecurrentMixer):
         unused(not self.kernel.takes_chunk_size, "chunk_size", "kernel")
         self.dt_limit = dt_limit
         require(0.0 <= dt_limit[0] < dt_limit[1], "dt_limit", f"must be a range of numbers from 0, not {dt_limit}")
+
+        scales = dict.fromkeys(_PARTS, 1.0) if projection_scales is None else projection_scales
+        require(scales.keys() == set(_PARTS), "projection_scales", f"must be given for {', '.join(_PARTS)}")
+        self.projection_scales = [finite("projection_scales", scales.get(name, 1.0)) for name in _PARTS]
 
         size, group_size = self.num_heads * self.head_size, self.num_groups * self.state_size
         self.gate = child("gate", linear, hidden_size, size)
@@ -111,7 +121,7 @@ class Mamba2(RecurrentMixer):
         return {"convolution": self.convolution}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        gate, *mixed, dt = self.projections(x)
+        gate, *mixed, dt = self.project(x)
         sizes = [part.shape[-1] for part in mixed]
         x, B, C = self.convolution(torch.cat(mixed, dim=-1), context).split(sizes, dim=-1)
         x = x.unflatten(-1, (self.num_heads, self.head_size))  # (B, T, N, P)
@@ -119,6 +129,11 @@ class Mamba2(RecurrentMixer):
         y = self.scan(x, dt, B, C, context).flatten(2).to(gate.dtype)  # (B, T, F)
         y = y * F.silu(gate) if self.norm is None else self.norm(y, gate)
         return self.output(y)  # (B, T, H)
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """gate, x, B, C and dt, each with its factor."""
+        parts = zip(self.projection_scales, self.projections(x), strict=True)
+        return [part if scale == 1.0 else scale * part for scale, part in parts]
 
     def scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, context: Context) -> Tensor:
         """The state-space model of each head, from the state that the context has kept; float32 at least."""
