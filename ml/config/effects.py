@@ -101,7 +101,9 @@ def _swapped_out(
     unset: Sequence[Unset],
 ) -> dict[Binding, Binding]:
     """The bindings whose component a later binding replaced, with that binding: without it they take effect."""
-    moments = {binding.order for binding in waiting} | _ends_of_sources(bindings)
+    orders = {binding.order for binding in waiting}
+    moments = orders | {end for end in _ends_of_sources(bindings) if end > min(orders)}  # none had been read before
     rewound = RewoundBuild(bindings, moments, unset)
-    run(rewound)
+    if rewound.differs:
+        run(rewound)
     return rewound.revived(waiting, {(call.path, call.info.selector) for call in all_calls(build.calls)})

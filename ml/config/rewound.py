@@ -32,7 +32,7 @@ class RewoundBuild(Build):
         self._removals = [statement.binding for statement in unset]
         super().__init__([*bindings, *self._ended], keep_calls=True, collect=True)
         self._choices = {(b.configurable, b.parameter) for b in (*bindings, *self._ended) if _chooses(b)}
-        self._moments: Moments = tuple(sorted(moments))
+        self._moments: Moments = tuple(sorted(moment for moment in moments if unset or moment < self._last_swap()))
         self._plans_at: dict[int, dict[tuple, Plan]] = {}
         self._plans_now: dict[tuple, Plan] = {}
         self._swapped_at: dict[tuple, list[int]] = {}
@@ -40,6 +40,18 @@ class RewoundBuild(Build):
         self._original: dict[Binding, Binding] = {}
         self._calls_at: dict[Moments, list[Call]] = {}
         self._singletons_at: list[tuple[Binding, Moments, Call]] = []
+
+    @property
+    def differs(self) -> bool:
+        """Whether a constructor was replaced after one of the moments, so that the build differs from the final one."""
+        return bool(self._moments)
+
+    def _last_swap(self) -> int:
+        """The order of the last statement that selects a constructor: the build after it is the final one."""
+        swaps = [
+            binding for bindings in self._by_configurable.values() for binding in bindings if self._is_swap(binding)
+        ]
+        return max((state.order for binding in swaps for state in binding.states), default=-1)
 
     def call(self, info: Configurable, plain: Callable[..., Any], args: tuple, kwargs: dict, skip: int = 0) -> Any:
         """Calls a constructor once for each group of moments with equal components. Returns the latest result."""
