@@ -244,10 +244,12 @@ STEPS = {
 
 
 @pytest.mark.parametrize("adapter", [LORA, DORA], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_order_of_merging_and_loading_changes_the_base(dtype, adapter):
+@pytest.mark.parametrize(
+    ("make", "dtype"), [(Linear, torch.float32), (Linear, torch.bfloat16), (TokenEmbedding, torch.float32)]
+)
+def test_no_order_of_merging_and_loading_changes_the_base(make, dtype, adapter):
     for steps in itertools.product(STEPS, repeat=3):
-        layer = materialize(Linear(7, 5, apply_peft=adapter)).to(dtype).eval()
+        layer = materialize(make(7, 5, apply_peft=adapter)).to(dtype).eval()
         base = layer.weight.detach().clone()
         for step in steps:
             STEPS[step](layer)
@@ -256,13 +258,15 @@ def test_no_order_of_merging_and_loading_changes_the_base(dtype, adapter):
 
 
 @pytest.mark.parametrize("adapter", [LORA, DORA], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize(
+    ("make", "x"), [(Linear, torch.ones(4, 7)), (TokenEmbedding, torch.arange(7))], ids=["linear", "embedding"]
+)
 @torch.no_grad()
-def test_a_state_dict_loads_as_what_it_is_whether_merged_or_not(adapter):
-    source = materialize(Linear(7, 5, apply_peft=adapter), seed=1)
-    x = torch.randn(4, 7)
+def test_a_state_dict_loads_as_what_it_is_whether_merged_or_not(make, x, adapter):
+    source = materialize(make(7, 5, apply_peft=adapter), seed=1)
     expected = source(x)
     for merge_source, merge_target in itertools.product([False, True], repeat=2):
-        layer, target = copy.deepcopy(source), materialize(Linear(7, 5, apply_peft=adapter))
+        layer, target = copy.deepcopy(source), materialize(make(7, 5, apply_peft=adapter))
         if merge_source:
             layer.merge()
         if merge_target:
