@@ -36,7 +36,7 @@ setup(
     # `configs/` is at the top of the repository and is installed inside the package.
     packages=[*find_packages(include=["ml", "ml.*"]), SHIPPED_CONFIGS],
     package_dir={SHIPPED_CONFIGS: "configs"},
-    package_data={"ml": ["py.typed"], "ml.layers.native": ["*.cpp"], SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
+    package_data={"ml": ["py.typed"], "ml.layers.native": ["*.cpp", "*.h"], SHIPPED_CONFIGS: ["**/*.gin", "**/*.toml"]},
     py_modules=["train"],
     entry_points={"console_scripts": ["juniper = ml.cli.verbs:main"]},
     install_requires=[

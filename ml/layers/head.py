@@ -17,6 +17,7 @@ from ml.layers.initialization import Initialization, normal, zeros
 from ml.layers.loss import LossSums, Teacher, cross_entropy_sums, distilled_sums
 from ml.layers.normalization import RMSNorm
 from ml.layers.protocol import Adapter
+from ml.layers.weight_gradient import linear
 from ml.targets import IGNORED
 
 
@@ -92,7 +93,8 @@ class LanguageModelHead(Adapted):
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., H) -> (..., V), from normalized hidden states and the weight with its adapter."""
-        return self.scaled(F.linear(x, weight, bias))
+        product = linear if self.loss_chunk_size is None else F.linear
+        return self.scaled(product(x, weight, bias))
 
     def scaled(self, logits: Tensor) -> Tensor:
         """Products (..., V) to logits: times the scale, and capped."""

@@ -4,174 +4,13 @@
 // P = exp(S - log_sum) and their gradients dP = V dO^T, and with the mean m of dP over the keys of a query
 //     dV += P dO,   dS = P (dP - m),   dK += dS Q * scale,   dQ^T = K^T dS * scale.
 // Transposed, P and dS are left operands as they are, and queries are the lanes of a vector.
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <thread>
-#include <vector>
+#include "operands.h"
 
 namespace {
 
 constexpr int64_t ROWS = 128;  // queries of a block
 constexpr int64_t KEYS = 64;   // keys of a block
 constexpr float LOG2_E = 1.4426950408889634f;
-
-template <class T>
-struct Buffer {
-  T* data;
-  explicit Buffer(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))) {}
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  operator T*() const { return data; }
-};
-
-const __m512i STEPS = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-
-inline __m512i column(const void* base, int64_t stride) {  // 16 words, `stride` words apart
-  return _mm512_i32gather_epi32(_mm512_mullo_epi32(STEPS, _mm512_set1_epi32(stride)), base, 4);
-}
-
-// Products C (M, N) += A (M, K) B (K, N) in float32.
-struct Float32 {
-  using Item = float;
-  static void start() {}
-  static void stop() {}
-  static __m512 load(const Item* x) { return _mm512_loadu_ps(x); }
-  static void store(Item* x, __m512 v) { _mm512_storeu_ps(x, v); }
-  // Two rows of a left operand, and the same as rows of a right operand.
-  static void store_pair(Item* first, Item* second, Item* right, int64_t columns, __m512 a, __m512 b) {
-    store(first, a);
-    store(second, b);
-    if (right) store(right, a), store(right + columns, b);
-  }
-  // Right operand (K, N) from its rows.
-  static void pack_rows(Item* to, const Item* rows, int64_t k, int64_t n) {
-    std::memcpy(to, rows, k * n * sizeof(Item));
-  }
-  // Right operand (K, N) from its columns, rows of (N, K).
-  static void pack_columns(Item* to, const Item* columns, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < n; j += 16) _mm512_storeu_si512(to + i * n + j, column(columns + j * k + i, k));
-  }
-  // Left operand (K, N) from rows of (N, K).
-  static void transpose(Item* to, const Item* from, int64_t k, int64_t n) { pack_columns(to, from, k, n); }
-
-  static void product(int64_t m, int64_t n, int64_t k, const Item* a, int64_t a_stride, const Item* b,
-                      int64_t b_columns, float* c, int64_t c_stride, bool add) {
-    for (int64_t j = 0; j < n; j += 32)
-      for (int64_t i = 0; i < m; i += 8) {
-        __m512 sums[8][2];
-        for (int r = 0; r < 8; ++r)
-          for (int v = 0; v < 2; ++v)
-            sums[r][v] = add ? _mm512_loadu_ps(c + (i + r) * c_stride + j + 16 * v) : _mm512_setzero_ps();
-        const Item* left = a + i * a_stride;
-        const Item* right = b + j;
-        for (int64_t p = 0; p < k; ++p) {
-          const __m512 b0 = _mm512_loadu_ps(right + p * b_columns), b1 = _mm512_loadu_ps(right + p * b_columns + 16);
-#pragma GCC unroll 8
-          for (int r = 0; r < 8; ++r) {
-            const __m512 value = _mm512_set1_ps(left[r * a_stride + p]);
-            sums[r][0] = _mm512_fmadd_ps(value, b0, sums[r][0]);
-            sums[r][1] = _mm512_fmadd_ps(value, b1, sums[r][1]);
-          }
-        }
-        for (int r = 0; r < 8; ++r)
-          for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + (i + r) * c_stride + j + 16 * v, sums[r][v]);
-      }
-  }
-};
-
-#ifdef __AMX_BF16__
-// The same in bfloat16 with float32 sums. Rows of a right operand are interleaved in pairs: (K / 2, N, 2).
-struct BFloat16 {
-  using Item = uint16_t;
-  struct alignas(64) Tiles { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; };
-  static Tiles& before() { static thread_local Tiles tiles; return tiles; }
-  static void start() {
-    syscall(SYS_arch_prctl, 0x1023, 18);
-    _tile_storeconfig(&before());
-    Tiles tiles = {};
-    tiles.palette = 1;
-    for (int i = 0; i < 8; ++i) tiles.bytes[i] = 64, tiles.rows[i] = 16;
-    _tile_loadconfig(&tiles);
-  }
-  static void stop() { _tile_loadconfig(&before()); }
-  static __m512 load(const Item* x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
-  }
-  static __m256i narrow(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-  static void store(Item* x, __m512 v) { _mm256_storeu_si256((__m256i*)x, narrow(v)); }
-  static __m512i interleaved(__m256i a, __m256i b) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-  }
-  static void store_pair(Item* first, Item* second, Item* right, int64_t, __m512 a, __m512 b) {
-    const __m256i x = narrow(a), y = narrow(b);
-    _mm256_storeu_si256((__m256i*)first, x);
-    _mm256_storeu_si256((__m256i*)second, y);
-    if (right) _mm512_storeu_si512(right, interleaved(x, y));
-  }
-  static void pack_rows(Item* to, const Item* rows, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; i += 2)
-      for (int64_t j = 0; j < n; j += 16) {
-        const __m256i a = _mm256_loadu_si256((const __m256i*)(rows + i * n + j));
-        const __m256i b = _mm256_loadu_si256((const __m256i*)(rows + (i + 1) * n + j));
-        _mm512_storeu_si512(to + i * n + 2 * j, interleaved(a, b));
-      }
-  }
-  static void pack_columns(Item* to, const Item* columns, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; i += 2)
-      for (int64_t j = 0; j < n; j += 16) _mm512_storeu_si512(to + i * n + 2 * j, column(columns + j * k + i, k / 2));
-  }
-  static void transpose(Item* to, const Item* from, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; i += 2)
-      for (int64_t j = 0; j < n; j += 16) {
-        const __m512i pairs = column(from + j * k + i, k / 2);
-        _mm256_storeu_si256((__m256i*)(to + i * n + j), _mm512_cvtepi32_epi16(pairs));
-        _mm256_storeu_si256((__m256i*)(to + (i + 1) * n + j), _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
-      }
-  }
-
-  static void product(int64_t m, int64_t n, int64_t k, const Item* a, int64_t a_stride, const Item* b,
-                      int64_t b_columns, float* c, int64_t c_stride, bool add) {
-    for (int64_t j = 0; j < n; j += 32)
-      for (int64_t i = 0; i < m; i += 32) {
-        float* sums = c + i * c_stride + j;
-        const int64_t c_bytes = c_stride * 4, a_bytes = a_stride * 2, b_bytes = b_columns * 4;
-        if (add) {
-          _tile_loadd(0, sums, c_bytes);
-          _tile_loadd(1, sums + 16, c_bytes);
-          _tile_loadd(2, sums + 16 * c_stride, c_bytes);
-          _tile_loadd(3, sums + 16 * c_stride + 16, c_bytes);
-        } else {
-          _tile_zero(0);
-          _tile_zero(1);
-          _tile_zero(2);
-          _tile_zero(3);
-        }
-        for (int64_t p = 0; p < k; p += 32) {
-          _tile_loadd(4, a + i * a_stride + p, a_bytes);
-          _tile_loadd(6, b + p * b_columns + 2 * j, b_bytes);
-          _tile_loadd(7, b + p * b_columns + 2 * j + 32, b_bytes);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          _tile_loadd(5, a + (i + 16) * a_stride + p, a_bytes);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, sums, c_bytes);
-        _tile_stored(1, sums + 16, c_bytes);
-        _tile_stored(2, sums + 16 * c_stride, c_bytes);
-        _tile_stored(3, sums + 16 * c_stride + 16, c_bytes);
-      }
-  }
-};
-#endif
 
 inline __m512 power_of_2(__m512 x, __mmask16 visible) {  // 0 below 2^-126 and where it is not visible
   const __mmask16 normal = _mm512_mask_cmp_ps_mask(visible, x, _mm512_set1_ps(-126.0f), _CMP_GT_OQ);
@@ -297,16 +136,8 @@ struct Backward {
   }
 
   void run(int num_threads) const {
-    std::atomic<int64_t> next{0};
-    auto work = [&] {
-      E::start();
-      for (int64_t i; (i = next++) < shape.batch * shape.kv_heads;) group(i / shape.kv_heads, i % shape.kv_heads);
-      E::stop();
-    };
-    std::vector<std::thread> others;
-    for (int i = 1; i < num_threads; ++i) others.emplace_back(work);
-    work();
-    for (auto& other : others) other.join();
+    in_parallel<E>(shape.batch * shape.kv_heads, num_threads,
+                   [&](int64_t i) { group(i / shape.kv_heads, i % shape.kv_heads); });
   }
 };
 

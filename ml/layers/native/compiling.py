@@ -44,7 +44,8 @@ def _compiled(source: Path) -> Path:
         raise OSError("the operating system refuses the use of AMX")
     compiler = os.environ.get("CXX", "g++")
     flags = [*_FLAGS, *(_AVX512 if MULTIPLIES_FLOAT32 else []), *(_AMX if MULTIPLIES_BFLOAT16 else [])]
-    key = hashlib.sha256("\0".join([compiler, *flags, source.read_text(encoding="utf-8")]).encode()).hexdigest()
+    texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([compiler, *flags, *texts]).encode()).hexdigest()
     target = _folder() / f"{source.stem}_{key[:16]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
