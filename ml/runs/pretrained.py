@@ -85,18 +85,24 @@ class PretrainedFolder(Run):
 
     def generate_with(self, settings: Generation, prompts: Sequence[str] | Sequence[Chat], **options: Any) -> Generated:
         """Generates text as a run does; conversations need a chat template in the folder."""
+        self._require_tokenizer()
         if any(not isinstance(prompt, str) for prompt in prompts) and not self._folder.has_chat_template:
             raise UserError(f"{self.path} has no chat template: continue a text, or fine-tune it on conversations")
         return super().generate_with(settings, prompts, **options)
 
     def evaluate_with(self, settings: Evaluation, **options: Any) -> dict[str, Any]:
         """Evaluates the model as a run does, on texts or tasks."""
+        self._require_tokenizer()
         if not settings.data and not settings.tasks:
             raise ArgumentError(
                 "%s is a Hugging Face folder without validation sets: name texts with {data} or tasks with {tasks}",
                 self.path,
             )
         return super().evaluate_with(settings, **options)
+
+    def _require_tokenizer(self) -> None:
+        if self._folder.tokenizer() is None:
+            raise UserError(f"{self.path} has neither a tokenizer.json nor a tokenizer.model, and text has no tokens")
 
     def export(self, file: str | Path, step: StepName = None, *, average: bool = False) -> int:
         """Writes the weights alone, under their names here, to a safetensors file; returns the number of tensors."""

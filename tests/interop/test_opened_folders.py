@@ -1,6 +1,7 @@
 """A Hugging Face folder in place of a run: generation, evaluation and export without training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,12 +88,12 @@ def test_what_only_runs_have_is_refused(folder, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_a_chat_template_answers_no_conversation(folder, tmp_path, capsys):
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in folder.iterdir():
-        if file.name != "chat_template.jinja":
-            (other / file.name).write_bytes(file.read_bytes())
+def test_a_folder_without_a_chat_template_or_a_tokenizer_is_refused(folder, tmp_path, capsys):
+    other = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("chat_template.jinja"))
     assert verbs.main(["generate", str(other), "--chat=Hi"]) == 2
     assert "other has no chat template" in capsys.readouterr().err
     assert ml.open_run(other).generate("The sky", temperature=0.0, num_tokens=3)
+    (other / "tokenizer.json").unlink()
+    assert verbs.main(["generate", str(other), "--prompt=a"]) == 2
+    assert "other has neither a tokenizer.json nor a tokenizer.model" in capsys.readouterr().err
+    assert verbs.main(["export", str(other), "out", "--format=hf"]) == 0
