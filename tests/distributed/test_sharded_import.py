@@ -37,7 +37,9 @@ def compared(world, folders):
         expected = named_weights(alone.model)
         for mesh in MESHES.values():
             trainer = trainer_of(folder, mesh)
-            state = trainer.start(world.device, Layout.of(world, trainer.mesh_sizes(world.size)))
+            given = HuggingFaceStart(Folder(Path(folder)), "").given(trainer.model)  # not drawn before
+            assert given >= {name for name, _ in trainer.model.named_parameters()}
+            state = trainer.start(world.device, Layout.of(world, trainer.mesh_sizes(world.size)), given)
             load(state, folder)
             for name, tensor in named_weights(state.model).items():
                 assert torch.equal(whole(tensor), expected[name]), f"{name} of {folder} on {mesh}"
