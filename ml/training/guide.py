@@ -13,7 +13,7 @@ class Guide(abc.ABC):
     """A teacher of distillation, or the reference of preferences.
 
     Attributes:
-        model: The frozen model; None where the guide has none of its own.
+        model: The frozen model; None where it is the one that is trained.
     """
 
     model: nn.Module | None = None
