@@ -6,7 +6,7 @@ Forward and backward of query, key and value (8 heads, 2 key-value heads) and of
 from collections.abc import Callable
 
 import torch
-from timing import compare
+from timing import compare, is_skipped
 
 from ml.layers import Linear, Projections
 from ml.models import materialize
@@ -31,13 +31,14 @@ def step(sizes: list[int], hidden_size: int, dtype: torch.dtype, fused: bool) ->
 
 def main() -> None:
     print(f"{'':<44} {'separate':>10} {'fused':>10} {'separate / fused':>17}")
+    dtypes = [torch.float32, *([] if is_skipped(torch.bfloat16) else [torch.bfloat16])]
     for hidden_size in (128, 512, 1024):
         kinds = {
             "query, key, value": [hidden_size, hidden_size // 4, hidden_size // 4],
             "gate, up": [hidden_size * 8 // 3, hidden_size * 8 // 3],
         }
         for name, sizes in kinds.items():
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype in dtypes:
                 fused, separate = (step(sizes, hidden_size, dtype, fused) for fused in (True, False))
                 result = compare(fused, separate, ROUNDS, warmup=3)
                 label = f"{name}, width {hidden_size}, {str(dtype).removeprefix('torch.')}"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import compare
+from timing import compare, is_skipped
 from torch import nn
 
 from ml.layers import GatedMLP, Linear
@@ -26,6 +26,7 @@ PRECISIONS = {
     "bfloat16": (torch.bfloat16, contextlib.nullcontext),
     "bfloat16 compute": (torch.float32, lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
 }
+BFLOAT16 = ("bfloat16", "bfloat16 compute")
 
 
 def dense() -> nn.Module:
@@ -59,8 +60,11 @@ def main() -> None:
     parser.add_argument("--num_tokens", type=int, default=4096)
     arguments = parser.parse_args()
     print(f"{'experts':<18} {'precision':<16}  {'computed':<10}  {'dense, s':>8}  {'mixture, s':>10}  ratio")
+    skipped = BFLOAT16 if is_skipped(torch.bfloat16) else ()
     for shape, (num_experts, experts_per_token) in SHAPES.items():
         for name, (dtype, context) in PRECISIONS.items():
+            if name in skipped:
+                continue
             for grouped in (False, True):
                 layers = dense(), mixture(num_experts, experts_per_token, grouped)
                 calls = [pass_through(materialize(x).to(dtype), arguments.num_tokens, dtype, context) for x in layers]

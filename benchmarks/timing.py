@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
+from ml.training.products import multiplies_natively
+
 
 class Comparison(NamedTuple):
     """Median seconds of both, and the median ratio of second to first over the rounds."""
@@ -37,3 +41,11 @@ def seconds(call: Callable[[], Any], clock: Callable[[], float] = time.perf_coun
     begun = clock()
     call()
     return clock() - begun
+
+
+def is_skipped(dtype: torch.dtype) -> bool:
+    """Returns True, and prints so, where the CPU emulates products in `dtype`: they take 50 times as long and more."""
+    if multiplies_natively(torch.device("cpu"), dtype):
+        return False
+    print(f"{str(dtype).removeprefix('torch.')} is skipped: this CPU has no instructions for its products", flush=True)
+    return True

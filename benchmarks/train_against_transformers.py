@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from llama_steps import PRECISIONS, Shape, step_of
-from timing import compare, seconds
+from timing import compare, is_skipped, seconds
 
 from ml.training.host_memory import keep_freed_pages
 
@@ -129,6 +129,8 @@ def main() -> None:
         clock = time.thread_time
     compiles = [False, True] if arguments.compile is None else [arguments.compile]
     for precision in arguments.precision:
+        if is_skipped(PRECISIONS[precision].compute_dtype):
+            continue
         if arguments.memory:
             report_memory(shape, precision, compiles)
         else:
