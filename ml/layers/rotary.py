@@ -6,7 +6,6 @@ layer, and compiled into the rotation of every head, they took ten times as long
 """
 
 import math
-from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +49,7 @@ class RotaryEmbedding(NoProducts):
         name = "head_size" if fraction == 1.0 else "fraction"
         require(is_even, name, f"must be even to be rotated in pairs, not {self.rotary_size} ({part})")
         self.interleaved = interleaved
+        self._settings: str | None = None
 
     def forward(self, query: Tensor, key: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rotates (B, T, N, D) and (B, T, K, D); `positions` is (T), (B, T), or None for 0, 1, ..., T-1."""
@@ -76,12 +76,16 @@ class RotaryEmbedding(NoProducts):
             angles = self.angles_in(context, positions)[..., None, :]
             return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
-        return context.once((self.settings, num_tokens), make)
+        if self._settings is None:
+            if torch.compiler.is_compiling():  # without `Mixer.prepare`
+                return make()
+            self._settings = self._shown_settings()
+        return context.once(self._settings, make)
 
-    @property
-    def settings(self) -> Hashable:
+    def _shown_settings(self) -> str:
         """Equal for rotary embeddings that turn alike."""
-        return type(self), tuple((name, value) for name, value in vars(self).items() if name not in _OF_TORCH)
+        own = {name: value for name, value in vars(self).items() if name not in _OF_TORCH}
+        return f"{type(self).__module__}.{type(self).__qualname__} {own}"
 
     @property
     def decodes(self) -> bool:
