@@ -1,6 +1,6 @@
 """Forward and backward passes of micro-batches as CUDA graphs: one launch instead of one for each operation."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from ml.data import Batch
 from ml.training.errors import RunError
 from ml.training.step_sums import StepSums
 
-_EAGER_PASSES = 2  # compile, set up libraries, and allocate the gradients, which a graph cannot
+_EAGER_PASSES = 2  # compile and set up libraries, which a graph cannot
 
 AddGradients = Callable[[Batch, Tensor], StepSums]
 
@@ -26,10 +26,10 @@ def divisor_on(device: torch.device, num_units: int) -> Tensor:
 class GradientGraphs:
     """Computes the gradients of micro-batches, from the third of a shape on by replaying a CUDA graph.
 
-    A graph repeats the launches of one pass on the same memory: the gradients keep theirs, and the inputs are copied to
-    the place of those it was captured with. What the host decides in a pass is decided once. Random numbers are drawn
-    from the generator of the device as without a graph. Graphs are replayed one after the other, so they share the
-    memory of activations.
+    A graph repeats the launches of one pass on the same memory: inputs are copied to the place of those it was captured
+    with. What the host decides in a pass is decided once. The first micro-batch of a step writes gradients, and others
+    add to them, so that these have graphs of their own. Random numbers are drawn from the generator of the device as
+    without a graph. Graphs are replayed one after the other, so they share the memory of activations.
 
     Args:
         device: The device of the model.
@@ -37,16 +37,19 @@ class GradientGraphs:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._graphs: dict[Hashable, _Captured] = {}
-        self._seen: dict[Hashable, int] = {}
+        self._graphs: dict[tuple[bool, Hashable], _Captured] = {}
+        self._seen: dict[tuple[bool, Hashable], int] = {}
 
-    def add_gradients(self, add: AddGradients, batch: Batch, num_units: int) -> StepSums:
+    def add_gradients(
+        self, add: AddGradients, batch: Batch, num_units: int, parameters: Sequence[nn.Parameter]
+    ) -> StepSums:
         """Adds the gradients of a micro-batch.
 
         Args:
             add: Adds the gradients of a batch on the device, its loss divided by a scalar tensor.
             batch: The micro-batch, on the host.
             num_units: The divisor of the loss.
+            parameters: The trained parameters; none of them has a gradient at the first micro-batch of a step.
 
         Returns:
             The sums of the micro-batch. The next call overwrites them.
@@ -54,22 +57,19 @@ class GradientGraphs:
         Raises:
             RunError: A layer synchronizes, or does something else that a graph cannot.
         """
-        shapes = tuple((name, tensor.shape) for name, tensor in batch.inputs.items())
-        self._seen[shapes] = self._seen.get(shapes, 0) + 1
-        if self._seen[shapes] <= _EAGER_PASSES:
+        is_first = all(parameter.grad is None for parameter in parameters)
+        kind = (is_first, tuple((name, tensor.shape) for name, tensor in batch.inputs.items()))
+        self._seen[kind] = self._seen.get(kind, 0) + 1
+        has_memory = is_first or any(of_first for of_first, _ in self._graphs)  # that stays, for the gradients
+        if self._seen[kind] <= _EAGER_PASSES or not has_memory:
             return add(batch.to(self._device), divisor_on(self._device, num_units))
-        if shapes not in self._graphs:
-            self._graphs[shapes] = self._capture(add, batch, num_units)
-        return self._graphs[shapes].replay(batch, num_units)
+        if kind not in self._graphs:
+            self._graphs[kind] = self._captured(add, batch, parameters)
+        return self._graphs[kind].replay(batch, num_units)
 
-    def zero(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sets the gradients of parameters to zero, in their memory."""
-        torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
-
-    def _capture(self, add: AddGradients, batch: Batch, num_units: int) -> "_Captured":
+    def _captured(self, add: AddGradients, batch: Batch, parameters: Sequence[nn.Parameter]) -> "_Captured":
         pool = next((captured.graph.pool() for captured in self._graphs.values()), None)
-        inputs = batch.empty_on(self._device)
-        divisor = divisor_on(self._device, num_units)
+        inputs, divisor = batch.empty_on(self._device), divisor_on(self._device, 1)
         graph = torch.cuda.CUDAGraph()
         try:
             # Threads that load data may allocate page-locked memory meanwhile.
@@ -79,7 +79,8 @@ class GradientGraphs:
             reason = str(error).splitlines()[0]
             message = f"the forward and backward pass is no CUDA graph: {reason}; set Trainer.cuda_graphs = False"
             raise RunError(message) from error
-        return _Captured(graph, inputs, divisor, sums)
+        gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        return _Captured(graph, inputs, divisor, sums, gradients)
 
 
 class _Captured(NamedTuple):
@@ -89,10 +90,16 @@ class _Captured(NamedTuple):
     inputs: Batch
     divisor: Tensor
     sums: StepSums
+    gradients: list[tuple[nn.Parameter, Tensor]]
 
     def replay(self, batch: Batch, num_units: int) -> StepSums:
         for name, place in self.inputs.inputs.items():
             place.copy_(batch.inputs[name], non_blocking=True)
         self.divisor.fill_(num_units)
+        for parameter, gradient in self.gradients:
+            if parameter.grad is not None and parameter.grad is not gradient:  # of an eager pass, or another graph
+                gradient.copy_(parameter.grad)
         self.graph.replay()
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
         return self.sums

@@ -78,10 +78,7 @@ def train_step(
     rounding = None if state.rounding_seed is None else StochasticRounding(state.rounding_seed, state.step + 1)
     vars(state.optimizer).update(found_inf=None if skipped is None else skipped.float(), rounding=rounding)
     state.optimizer.step()
-    if state.graphs is None:
-        state.optimizer.zero_grad(set_to_none=True)
-    else:
-        state.graphs.zero(trained.values())
+    state.optimizer.zero_grad(set_to_none=True)
     for name, router in state.balanced.items():
         if name in sums.loads:
             with rolled_back_where(skipped, list(router.buffers())):
@@ -124,8 +121,9 @@ def accumulate(
         return sums
     if state.graphs is not None:
         add = functools.partial(add_gradients, state, precision=precision, device=device)
+        parameters = list(state.trained().values())
         for batch in batches:
-            sums = sums.plus(state.graphs.add_gradients(add, batch, num_units))
+            sums = sums.plus(state.graphs.add_gradients(add, batch, num_units, parameters))
         return sums
     divisor = divisor_on(device, num_units)
     for batch in batches:
