@@ -1,6 +1,7 @@
 """The rows of `on_gpu.py`: a table, a name, and a function that measures. On a CPU the sizes are small."""
 
 import importlib.util
+import itertools
 import statistics
 import tempfile
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from gpu_recurrences import recurrences
 from gpu_timing import ROUNDS, Row, peak_memory, reset_memory, seconds, timed
-from llama_steps import Shape, step_of
+from llama_steps import Shape, batch_of, juniper_model, juniper_step, step_of
 from torch import nn
 
 import ml
@@ -24,7 +25,6 @@ from ml.layers import (
     FlexAttention,
     GatedMLP,
     Linear,
-    ReferenceAttention,
     VariableLengthAttention,
 )
 from ml.layers.attention_kernels import Weighting, task_of
@@ -41,6 +41,8 @@ SHAPES = {
     "124M": Shape(50304, 768, 12, 12, 12, 2048, batch=16, length=1024),
     "1B": Shape(32768, 2048, 18, 32, 8, 7168, batch=4, length=2048),
 }
+FULL = {"124M": SHAPES["124M"]._replace(batch=64), "1B": SHAPES["1B"]._replace(batch=16)}
+OTHERS = ("handwritten", "transformers")
 SMALL = {"small": Shape(512, 64, 2, 4, 2, 128, batch=2, length=64)}
 
 
@@ -51,23 +53,73 @@ def rows(device: torch.device) -> Iterator[Row]:
         device: The device; "cpu" takes small sizes.
     """
     is_small = device.type == "cpu"
-    for name, shape in (SMALL if is_small else SHAPES).items():
-        for compile in (False, True) if is_small else (True, False):  # compiling takes longest on a CPU
-            state = "compiled" if compile else "eager"
-            for other in ("handwritten", "transformers"):
-                if other != "transformers" or importlib.util.find_spec("transformers"):
-                    measure = partial(training_step, device, shape, other, compile)
-                    yield Row("training step, bfloat16", f"{name} {state} against {other}", measure)
-    yield from _attention(device, *((1, 4, 2, 256, 32) if is_small else (2, 16, 4, 4096, 128)))
-    yield from _layers(device, *((64, 128) if is_small else (2048, 8192)))
+    shapes = SMALL if is_small else SHAPES
     recipe = "base.gin" if is_small else "recipes/gpt2_124m.gin"
+    alone = _steps(device, SMALL if is_small else FULL)
+    compiled = [_comparisons(device, shapes, other, compile=True) for other in OTHERS]
+    eager = [_comparisons(device, shapes, other, compile=False) for other in OTHERS]
+    others = [
+        _ends(device, recipe, 64 if is_small else 512),
+        _layers(device, *((64, 128) if is_small else (2048, 8192))),
+        _attention(device, *((1, 4, 2, 256, 32) if is_small else (2, 16, 4, 4096, 128))),
+        recurrences(device, *((128, 1) if is_small else (8192, 32))),
+    ]
+    if is_small:  # compiling takes longest on a CPU
+        yield from itertools.chain(*eager, *others, alone, *compiled)
+    else:
+        yield from itertools.chain(alone, compiled[0], *others, *compiled[1:], *eager)
+
+
+def _steps(device: torch.device, shapes: dict[str, Shape]) -> Iterator[Row]:
+    for name, shape in shapes.items():
+        for weights in ("float32", "bfloat16"):
+            sizes = f"{name}, {shape.batch} x {shape.length} tokens, weights in {weights}"
+            yield Row("training step, bfloat16", sizes, partial(training_step, device, shape, weights))
+
+
+def _ends(device: torch.device, recipe: str, num_tokens: int) -> Iterator[Row]:
     yield Row("checkpoint", recipe, partial(checkpoint, device, recipe))
-    yield Row("generation", "Llama of base.gin", partial(generation, device, 64 if is_small else 512))
-    yield from recurrences(device, *((128, 1) if is_small else (8192, 32)))
+    yield Row("generation", "Llama of base.gin", partial(generation, device, num_tokens))
 
 
-def training_step(device: torch.device, shape: Shape, other: str, compile: bool) -> dict[str, Any]:
-    """Tokens a second, MFU with causal attention counted once, and peak memory; alternating with the other model."""
+def _comparisons(device: torch.device, shapes: dict[str, Shape], other: str, compile: bool) -> Iterator[Row]:
+    if other == "transformers" and not importlib.util.find_spec("transformers"):
+        return
+    state = "compiled" if compile else "eager"
+    for name, shape in shapes.items():
+        measure = partial(comparison, device, shape, other, compile)
+        yield Row("training steps, bfloat16", f"{name} {state} against {other}", measure)
+
+
+def training_step(device: torch.device, shape: Shape, weights: str) -> dict[str, Any]:
+    """Tokens a second, MFU with causal attention counted once, and peak memory: compiled, with CUDA graphs on a GPU."""
+    precision = "bfloat16" if weights == "float32" else "pure bfloat16"
+    reset_memory(device)
+    has_graphs = device.type == "cuda"
+    step = juniper_step(juniper_model(shape).to(device), batch_of(shape, device), precision, True, has_graphs)
+    for _ in range(4):  # the third one captures
+        step()
+    taken = statistics.median(seconds(step, device, STEPS) for _ in range(ROUNDS))
+    peak, memory = peak_flops(device, torch.bfloat16), peak_memory(device)
+    values = {
+        "ms": 1000 * taken,
+        "tokens_per_second": shape.batch * shape.length / taken,
+        "mfu": shape.flops / taken / peak.flops_per_second,
+        "peak": peak.source,
+        "of_the_measured_peak": shape.flops / taken / product_rate(device),
+    }
+    return values if memory is None else {**values, "memory_gib": memory / 2**30}
+
+
+def product_rate(device: torch.device) -> float:
+    """FLOP/s of the product of two matrices in bfloat16."""
+    size = 512 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2.0 * size**3 / (timed(lambda: torch.mm(left, right), device)["ms"] / 1000)
+
+
+def comparison(device: torch.device, shape: Shape, other: str, compile: bool) -> dict[str, Any]:
+    """Tokens a second and MFU of both models, alternating, neither with CUDA graphs, and the peak memory of ours."""
     reset_memory(device)
     ours = step_of("juniper", shape, "bfloat16", compile, device)
     first = ours().item()
@@ -80,19 +132,15 @@ def training_step(device: torch.device, shape: Shape, other: str, compile: bool)
     theirs()
     pairs = [(seconds(ours, device, STEPS), seconds(theirs, device, STEPS)) for _ in range(ROUNDS)]
     mine, others = (statistics.median(column) for column in zip(*pairs, strict=True))
-    tokens = shape.batch * shape.length
-    peak = peak_flops(device, torch.bfloat16)
+    tokens, peak = shape.batch * shape.length, peak_flops(device, torch.bfloat16)
     values = {
         "tokens_per_second": tokens / mine,
         "other_tokens_per_second": tokens / others,
         "ratio": statistics.median(b / a for a, b in pairs),
         "mfu": shape.flops / mine / peak.flops_per_second,
         "other_mfu": shape.flops / others / peak.flops_per_second,
-        "peak": peak.source,
     }
-    if our_memory is not None:
-        values["memory_gib"] = our_memory / 2**30
-    return values
+    return values if our_memory is None else {**values, "memory_gib": our_memory / 2**30}
 
 
 def _attention(
@@ -105,7 +153,7 @@ def _attention(
         f"window {length // 8}": Weighting(window_size=length // 8),
         f"documents of {length // 8}": Weighting(documents=documents),
     }
-    kernels = [DotProductAttention, FlexAttention, VariableLengthAttention, ReferenceAttention]
+    kernels = [DotProductAttention, FlexAttention, VariableLengthAttention]
     sizes = [(batch, count, length, head_size) for count in (heads, kv_heads, kv_heads)]
     for mask, weighting in weightings.items():
         for kernel in kernels:

@@ -13,14 +13,17 @@ from ml.data import Batch
 from ml.distributed import Layout, World
 from ml.distributed.mesh import Mesh
 from ml.distributed.parallelize import parallelize
-from ml.training import AdamW, Float32, MixedBFloat16
+from ml.training import AdamW, Float32, MixedBFloat16, PureBFloat16
+from ml.training.gradient_graphs import GradientGraphs
 from ml.training.optimizers import group_parameters
+from ml.training.precision import cast_parameters
 from ml.training.state import TrainState
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
 LEARNING_RATE, BETAS, DECAY, MAX_NORM = 1e-4, (0.9, 0.95), 0.1, 1.0
-PRECISIONS = {"float32": Float32(), "bfloat16": MixedBFloat16()}  # of the products; weights are float32
+# The weights are float32, but for the last one.
+PRECISIONS = {"float32": Float32(), "bfloat16": MixedBFloat16(), "pure bfloat16": PureBFloat16()}
 
 
 class Shape(NamedTuple):
@@ -113,15 +116,19 @@ def batch_of(shape: Shape, device: torch.device = CPU) -> Batch:
     return Batch.of(tokens.numpy(), targets.numpy()).to(device)
 
 
-def juniper_step(model: nn.Module, batch: Batch, precision: str, compile: bool) -> Callable[[], Tensor]:
+def juniper_step(
+    model: nn.Module, batch: Batch, precision: str, compile: bool, cuda_graphs: bool = False
+) -> Callable[[], Tensor]:
     """A step of Juniper, as a run takes it; returns the loss before it, on the device."""
     model.train()
+    cast_parameters(model, PRECISIONS[precision].parameter_dtype)
     device = batch.tokens.device
     layout = Layout(World(device=device))
     parallelize(model, layout, Mesh(), compile=compile)
     groups = group_parameters((name, weight, 1.0, None) for name, weight in model.named_parameters())
     optimizer = AdamW(LEARNING_RATE, BETAS, weight_decay=DECAY).create(groups)
     state = TrainState(model, optimizer, groups, torch.zeros((), dtype=torch.int64, device=device), layout=layout)
+    state.graphs = GradientGraphs(device) if cuda_graphs else None
     return lambda: train_step(state, [batch], PRECISIONS[precision], MAX_NORM, device).loss
 
 

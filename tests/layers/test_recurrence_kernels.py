@@ -3,6 +3,7 @@
 import re
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from ml.layers import (
     MambaSSM,
     ReferenceRecurrence,
 )
-from ml.layers.recurrences import Rule
+from ml.layers.recurrences import Rule, flash_linear_attention
 from ml.layers.recurrences.library import LibraryKernel
 from ml.models import materialize
 from ml.training import RunError
@@ -113,6 +114,22 @@ def test_what_a_kernel_cannot_train_on_is_refused(monkeypatch, kernel, device, d
     layer = Mamba2(H, kernel=kernel)
     assert re.match(rf"Mamba2\.kernel = @{kernel.__name__}: {message}", layer.obstacle_on(device, dtype))
     assert Mamba2(H).obstacle_on(device, dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "is_refused"),
+    [("3.6.0", (9, 0), True), ("3.3.1", (9, 0), False), ("3.7.1+git1", (9, 0), False), ("3.6.0", (8, 0), False)],
+)
+def test_a_compiler_that_the_library_refuses_is_refused_before_training(monkeypatch, version, capability, is_refused):
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    monkeypatch.setitem(sys.modules, "fla.ops", SimpleNamespace())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    obstacle = flash_linear_attention._obstacle_of_compiler
+    obstacle.cache_clear()
+    found = GatedDeltaNet(H, kernel=FlashLinearAttention).obstacle_on("cuda", torch.bfloat16)
+    obstacle.cache_clear()
+    assert (found is not None and "install Triton 3.7.1 or later" in found) == is_refused, found
 
 
 def test_a_pass_with_a_gradient_is_refused_where_training_is():

@@ -1,5 +1,8 @@
 """Recurrences by flash-linear-attention."""
 
+import functools
+import importlib.util
+import re
 from typing import ClassVar
 
 import torch
@@ -27,6 +30,9 @@ class FlashLinearAttention(LibraryKernel):
     rules = frozenset((Rule.GATED_DELTA_RULE, Rule.STATE_SPACE_DUALITY))
     extra = "fla"
     modules: ClassVar = dict.fromkeys(rules, "fla.ops")
+
+    def obstacle(self, rule: Rule, device_type: str, dtype: torch.dtype) -> str | None:
+        return super().obstacle(rule, device_type, dtype) or _obstacle_of_compiler()
 
     @torch.compiler.disable
     def gated_delta_rule(
@@ -96,3 +102,19 @@ def _forgetting(log_decay: Tensor, starts: Tensor | None) -> Tensor:
     if starts is None:
         return log_decay
     return log_decay.masked_fill(starts.view(*starts.shape, *[1] * (log_decay.dim() - 2)), _FORGETS)
+
+
+@functools.cache
+def _obstacle_of_compiler() -> str | None:
+    """A backward pass with a decay for each head is compiled wrongly for Hopper GPUs, and the library refuses it."""
+    if not torch.cuda.is_available():
+        return None
+    import triton
+
+    version = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:3])
+    is_wrong = torch.cuda.get_device_capability()[0] == 9 and (3, 4, 0) <= version < (3, 7, 1)
+    if not is_wrong or importlib.util.find_spec("tilelang") is not None:
+        return None
+    return (
+        f"Triton {triton.__version__} compiles it wrongly for Hopper GPUs: install Triton 3.7.1 or later, or tilelang"
+    )
