@@ -27,7 +27,12 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Times `first` and `second` alternately by a clock, without the first `warmup` rounds."""
-    pairs = [(seconds(first, clock), seconds(second, clock)) for _ in range(warmup + rounds)][warmup:]
+    return alternate(lambda: seconds(first, clock), lambda: seconds(second, clock), rounds, warmup)
+
+
+def alternate(first: Callable[[], float], second: Callable[[], float], rounds: int, warmup: int = 1) -> Comparison:
+    """As `compare`, of functions that return their own seconds."""
+    pairs = [(first(), second()) for _ in range(warmup + rounds)][warmup:]
     return Comparison(
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),

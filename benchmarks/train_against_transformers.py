@@ -1,7 +1,8 @@
 """Training steps against transformers and a handwritten model: one Llama, one process, alternating.
 
 A step is forward, loss, backward, clipping and fused AdamW, with the same weights and tokens on both sides. The first
-losses must agree before anything is timed. Both sides keep the pages of freed tensors, as a run of Juniper does.
+losses must agree before anything is timed. Both sides keep the pages of freed tensors, as a run of Juniper does. With
+`--own_allocator` only Juniper does: the other side has glibc's default, as its users do, in a separate process.
 
     python benchmarks/train_against_transformers.py --against=transformers --compile --precision=bfloat16
     python benchmarks/train_against_transformers.py --memory
@@ -14,10 +15,11 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from llama_steps import PRECISIONS, Shape, step_of
-from timing import compare, is_skipped, seconds
+from timing import alternate, is_skipped, seconds
 
 from ml.training.host_memory import keep_freed_pages
 
@@ -57,6 +59,53 @@ def bandwidth(clock: Callable[[], float]) -> float:
     return 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source), clock)
 
 
+class Remote:
+    """A step in a separate process with the default allocator.
+
+    Args:
+        kind: "transformers" or "handwritten".
+        shape: The model and the batch.
+        precision: Of the products.
+        compile: Whether the model is compiled.
+        cpu_time: Measures the CPU time of one thread.
+    """
+
+    def __init__(self, kind: str, shape: Shape, precision: str, compile: bool, cpu_time: bool):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        settings = (theirs, kind, shape, precision, compile, cpu_time, torch.get_num_threads())
+        context.Process(target=serve_steps, args=settings, daemon=True).start()
+
+    def step(self) -> tuple[float, float]:
+        """Takes a step; returns its seconds and the loss before it."""
+        self._pipe.send(None)
+        return self._pipe.recv()
+
+
+def serve_steps(
+    pipe: Any, kind: str, shape: Shape, precision: str, compile: bool, cpu_time: bool, num_threads: int
+) -> None:
+    """Takes a step for each message."""
+    torch.set_num_threads(num_threads)
+    step, losses = step_of(kind, shape, precision, compile), []
+    clock = time.thread_time if cpu_time else time.perf_counter
+    while True:
+        pipe.recv()
+        taken = seconds(lambda: losses.append(step().item()), clock)
+        pipe.send((taken, losses[-1]))
+
+
+def timed_step(
+    kind: str, shape: Shape, precision: str, compile: bool, clock: Callable[[], float], own_allocator: bool
+) -> tuple[float, Callable[[], float]]:
+    """Returns the first loss of a kind of step, and a function that takes a step and returns its seconds."""
+    if own_allocator:
+        remote = Remote(kind, shape, precision, compile, clock is time.thread_time)
+        return remote.step()[1], lambda: remote.step()[0]
+    step = step_of(kind, shape, precision, compile)
+    return step().item(), lambda: seconds(step, clock)
+
+
 def report_speed(
     shape: Shape,
     precision: str,
@@ -64,20 +113,23 @@ def report_speed(
     compiles: list[bool],
     rounds: int,
     clock: Callable[[], float],
+    own_allocator: bool,
 ) -> None:
     """Prints tokens a second of both sides, their ratio, and the fractions of the peak and the roofline."""
     rate, best = product_rate(shape, PRECISIONS[precision].compute_dtype, clock)
     weights = shape.vocab * shape.hidden + sum(n * i * o for (i, o), n in shape.products.items())
     roofline = shape.flops / rate + weights * BYTES_PER_WEIGHT / bandwidth(clock)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{precision}, {shape.batch} x {shape.length} tokens, {where}")
+    pages = "each with its own allocator" if own_allocator else "both keep freed pages"
+    print(f"{precision}, {shape.batch} x {shape.length} tokens, {where}, {pages}")
     print(f"products by themselves: {rate / 1e9:.0f} GFLOP/s all, {best / 1e9:.0f} GFLOP/s the fastest")
     for kind in against:
         for compile in compiles:
-            ours, theirs = step_of("juniper", shape, precision, compile), step_of(kind, shape, precision, compile)
-            losses = ours().item(), theirs().item()
-            assert math.isclose(*losses, rel_tol=LOSS_TOLERANCE[precision]), f"the losses differ: {losses}"
-            result = compare(ours, theirs, rounds, warmup=1, clock=clock)
+            loss, ours = timed_step("juniper", shape, precision, compile, clock, False)
+            other_loss, theirs = timed_step(kind, shape, precision, compile, clock, own_allocator)
+            message = f"the losses differ: {loss}, {other_loss}"
+            assert math.isclose(loss, other_loss, rel_tol=LOSS_TOLERANCE[precision]), message
+            result = alternate(ours, theirs, rounds)
             tokens = shape.batch * shape.length
             achieved = shape.flops / result.first
             print(
@@ -121,6 +173,7 @@ def main() -> None:
     parser.add_argument("--sequence_length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpu_time", action="store_true", help="CPU time of one thread, for a machine with other load")
+    parser.add_argument("--own_allocator", action="store_true", help="the other side with glibc's default allocator")
     parser.add_argument("--memory", action="store_true", help="peak memory in separate processes instead of speed")
     arguments = parser.parse_args()
     shape = Shape(length=arguments.sequence_length)
@@ -136,7 +189,8 @@ def main() -> None:
             report_memory(shape, precision, compiles)
         else:
             keep_freed_pages()
-            report_speed(shape, precision, arguments.against, compiles, arguments.rounds, clock)
+            settings = (arguments.against, compiles, arguments.rounds, clock, arguments.own_allocator)
+            report_speed(shape, precision, *settings)
 
 
 if __name__ == "__main__":
