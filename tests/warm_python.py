@@ -4,6 +4,7 @@ A new interpreter takes seconds to import them. Each program has its own process
 streams. What only a new interpreter shows, such as what is imported, is tested with `subprocess`.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -60,8 +61,7 @@ def _server() -> subprocess.Popen:
 
 def _serve() -> None:
     """Runs the programs of the requests one after the other; ends when the tests do."""
-    import ml.training.rehearsal  # noqa: F401
-
+    _warm()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -69,6 +69,20 @@ def _serve() -> None:
             return
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _warm() -> None:
+    """Imports what most programs use, and lets torch prepare what the check of a model on fake tensors needs.
+
+    The objects are exempt from garbage collection, which would copy their pages into every process, at its end too.
+    """
+    import torch.distributed.checkpoint  # noqa: F401
+
+    import ml.runs.launch
+
+    ml.load("recipes/tiny.gin")
+    gc.collect()
+    gc.freeze()
 
 
 def _become(request: dict) -> None:

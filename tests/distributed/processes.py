@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import multiprocessing
 import os
 import pickle
@@ -91,6 +92,7 @@ def _results(readers: list[Any], timeout: float, killed: Collection[int]) -> lis
 
 
 def _rank(rank: int, size: int, rendezvous: str, writer: Any, function: Callable[..., Any], args: tuple) -> None:
+    gc.freeze()  # a collection of the inherited objects would copy their pages
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
     limit = datetime.timedelta(seconds=120)
