@@ -43,7 +43,7 @@ class RewoundBuild(Build):
 
     @property
     def differs(self) -> bool:
-        """Whether a constructor was replaced after one of the moments, so that the build differs from the final one."""
+        """True if a constructor was replaced after one of the moments: the build differs from the final one."""
         return bool(self._moments)
 
     def _last_swap(self) -> int:

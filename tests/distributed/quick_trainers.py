@@ -24,7 +24,7 @@ def quick_config(bindings):
 def quick_trainer(bindings):
     """The trainer of base.gin with bindings and AdamW; its model is on the meta device."""
     trainer, unused = trainer_and_unused("base.gin", [ADAMW, *bindings])
-    return build_trainer(quick_config(bindings)) if unused else trainer  # the former says what is wrong with them
+    return build_trainer(quick_config(bindings)) if unused else trainer  # which reports what is wrong
 
 
 def trainer_and_unused(file, bindings):
