@@ -106,7 +106,7 @@ class Point(NamedTuple):
 
 
 def curves(contenders: dict[str, Contender], every: int, clock: Callable[[], float]) -> dict[str, list[Point]]:
-    """Trains all contenders in turn, and measures each every `every` steps and at the end."""
+    """Trains all contenders in turn; measures each every `every` steps and at the end, and prints so."""
     some = next(one for one in contenders.values() if isinstance(one, Juniper))
     spent, found = dict.fromkeys(contenders, 0.0), {name: [] for name in contenders}
     for number in range(1, some.trainer.num_steps + 1):
@@ -117,6 +117,8 @@ def curves(contenders: dict[str, Contender], every: int, clock: Callable[[], flo
             spent[name] += clock() - begun
             if number % every == 0 or number == some.trainer.num_steps:
                 found[name].append(Point(spent[name], contender.bits_per_byte()))
+                point = found[name][-1]
+                print(f"step {number:<5} {name:<28} {point.seconds:7.1f} s {point.bits_per_byte:.4f}", flush=True)
     return found
 
 
