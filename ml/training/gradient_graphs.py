@@ -28,7 +28,7 @@ class GradientGraphs:
 
     A graph repeats the launches of one pass on the same memory: inputs are copied to the place of those it was captured
     with. What the host decides in a pass is decided once. The first micro-batch of a step writes gradients, and others
-    add to them, so that these have graphs of their own. Random numbers are drawn from the generator of the device as
+    add to them, so these have separate graphs. Random numbers are drawn from the generator of the device as
     without a graph. Graphs are replayed one after the other, so they share the memory of activations.
 
     Args:

@@ -134,7 +134,7 @@ def slopes_in_float64(num_heads, positions):
 
 
 def biases_of_falcon(num_heads, positions):
-    """Those of Falcon, which transformers rounds to bfloat16."""
+    """Biases of Falcon, which transformers rounds to bfloat16."""
     of_positions = falcon_biases(torch.ones(1, 300, dtype=torch.long), num_heads, torch.float64)[:, 0]  # (N, 300)
     return of_positions[:, positions].transpose(0, 1)[:, :, None] / 6**0.5
 

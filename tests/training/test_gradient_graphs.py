@@ -44,7 +44,7 @@ def test_steps_are_bitwise_those_without_graphs(tiny, compile):
 
 
 @pytest.mark.gpu
-def test_a_layer_that_waits_for_the_device_is_named(tiny):
+def test_a_layer_that_synchronizes_ends_the_run(tiny):
     experts = ["DecoderBlock.mlp = @MixtureOfExperts", "MixtureOfExperts.num_experts = 2"]
     with pytest.raises(RunError, match=r"Trainer\.cuda_graphs = False"):
         results(tiny(*experts, "Trainer.micro_batch_size = 4", "MixtureOfExperts.grouped = False", GRAPHS), 3)
