@@ -76,6 +76,23 @@ def test_unreachable_keys_have_no_gradient_and_no_influence():
 
 
 @needs
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", ["query", "key", "value", "gradient"])
+def test_not_a_number_reaches_the_gradients(place, dtype):
+    """NaN at a position reaches the gradients that depend on it, and no others."""
+    supported(dtype)
+    inputs = dict(zip(("query", "key", "value", "gradient"), heads(2, 2, 2, 200, 32, dtype), strict=True))
+    inputs[place][1, 1, 150, 3] = torch.nan
+    query, key, value, gradient = inputs.values()
+    output, log_sums = causal_gradients._forward(query, key, value, 0.0, True, scale=0.1)
+    found = causal_gradients.causal_gradients(gradient, query, key, value, output, log_sums, 0.1)
+    for one, is_reached in zip(found, (True, True, place != "value"), strict=True):
+        assert one[1, 1, 150].isnan().any() == is_reached
+        assert not one[0].isnan().any()
+        assert not one[1, 0].isnan().any()
+
+
+@needs
 @pytest.mark.parametrize("num_threads", [2, 5])
 def test_threads_change_nothing(num_threads):
     """With more threads than heads of keys, torch's own gradients divide the queries."""

@@ -12,8 +12,8 @@ constexpr int64_t ROWS = 128;  // queries of a block
 constexpr int64_t KEYS = 64;   // keys of a block
 constexpr float LOG2_E = 1.4426950408889634f;
 
-inline __m512 power_of_2(__m512 x, __mmask16 visible) {  // 0 below 2^-126 and where it is not visible
-  const __mmask16 normal = _mm512_mask_cmp_ps_mask(visible, x, _mm512_set1_ps(-126.0f), _CMP_GT_OQ);
+inline __m512 power_of_2(__m512 x, __mmask16 visible) {  // 0 up to 2^-126 and where it is not visible, NaN of NaN
+  const __mmask16 normal = _mm512_mask_cmp_ps_mask(visible, x, _mm512_set1_ps(-126.0f), _CMP_NLE_UQ);
   const __m512 whole = _mm512_roundscale_ps(x, 0);
   const __m512 r = _mm512_sub_ps(x, whole);
   __m512 y = _mm512_set1_ps(1.5252734e-5f);
