@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -85,13 +86,17 @@ struct BFloat16 {
   using Item = uint16_t;
   struct alignas(64) Tiles { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; };
   static Tiles& before() { static thread_local Tiles tiles; return tiles; }
+  // Completes what was written before: GCC does not know what `_tile_loadconfig` and `_tile_loadd` read.
+  static void settle(const void* written) { asm volatile("" ::"r"(written) : "memory"); }
   static void start() {
     syscall(SYS_arch_prctl, 0x1023, 18);
     _tile_storeconfig(&before());
     Tiles tiles = {};
     tiles.palette = 1;
     for (int i = 0; i < 8; ++i) tiles.bytes[i] = 64, tiles.rows[i] = 16;
+    settle(&tiles);
     _tile_loadconfig(&tiles);
+    settle(&tiles);
   }
   static void stop() { _tile_loadconfig(&before()); }
   static __m512 load(const Item* x) {
@@ -131,6 +136,7 @@ struct BFloat16 {
 
   static void product(int64_t m, int64_t n, int64_t k, const Item* a, int64_t a_stride, const Item* b,
                       int64_t b_columns, float* c, int64_t c_stride, bool add) {
+    settle(a);
     for (int64_t j = 0; j < n; j += 32)
       for (int64_t i = 0; i < m; i += 32) {
         float* sums = c + i * c_stride + j;
@@ -165,7 +171,7 @@ struct BFloat16 {
 };
 #endif
 
-// Calls work(i) for each i below `count`, on several threads, between `E::start` and `E::stop` of each.
+// Calls work(i) for each i below `count`, on up to `num_threads` threads, between `E::start` and `E::stop` of each.
 template <class E, class Work>
 void in_parallel(int64_t count, int num_threads, const Work& work) {
   std::atomic<int64_t> next{0};
@@ -175,7 +181,10 @@ void in_parallel(int64_t count, int num_threads, const Work& work) {
     E::stop();
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < std::min<int64_t>(num_threads, count); ++i) others.emplace_back(share);
+  try {
+    for (int i = 1; i < std::min<int64_t>(num_threads, count); ++i) others.emplace_back(share);
+  } catch (const std::system_error&) {  // the limit of threads: those that started do all the work
+  }
   share();
   for (auto& other : others) other.join();
 }
