@@ -59,7 +59,8 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     (num_tokens, outputs), inputs = gradient.shape, x.shape[1]
     num_threads = torch.get_num_threads()
     functions = native.library(SOURCE)
-    if functions is None or outputs * inputs < _BLOCK * (num_threads - 2):  # too few blocks for the threads
+    has_few_blocks = outputs * inputs < _BLOCK * (num_threads - 2)  # for the threads
+    if functions is None or has_few_blocks or num_tokens == 0:
         return torch.mm(gradient.t(), x).float()
     gradient, x = gradient.contiguous(), x.contiguous()
     found = x.new_empty(outputs, inputs, dtype=torch.float32)

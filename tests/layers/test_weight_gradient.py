@@ -14,7 +14,9 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @needs
-@pytest.mark.parametrize("sizes", [(64, 32, 32), (1, 64, 96), (300, 288, 544), (513, 544, 1056), (2, 1024, 32)])
+@pytest.mark.parametrize(
+    "sizes", [(64, 32, 32), (0, 64, 96), (1, 64, 96), (300, 288, 544), (513, 544, 1056), (2, 1024, 32)]
+)
 def test_gradient_of_a_weight_is_that_of_float64(sizes):
     num_tokens, outputs, inputs = sizes
     gradient, x = random(num_tokens, outputs), random(num_tokens, inputs, seed=1)
