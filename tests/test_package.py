@@ -73,6 +73,14 @@ def test_the_package_ships_its_types(tmp_path):
     assert (ROOT / "ml" / "py.typed").is_file()
 
 
+def test_the_package_ships_its_native_sources(tmp_path):
+    folder = ROOT / "ml" / "layers" / "native"
+    patterns = metadata(tmp_path)["package_data"]["ml.layers.native"]
+    sources = {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert sources == {path for pattern in patterns for path in folder.glob(pattern)}
+    assert sources
+
+
 def test_the_workflow_runs_the_ci_script():
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     assert ".ci/run" in [step.get("run") for job in jobs.values() for step in job["steps"]]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,8 +16,8 @@ _FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 _AMX = ["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
-# The instructions that this CPU has.
-MULTIPLIES_FLOAT32 = torch.cpu._is_avx512_supported()
+# The instructions that this CPU has, on the operating system that the files are written for.
+MULTIPLIES_FLOAT32 = sys.platform == "linux" and torch.cpu._is_avx512_supported()
 MULTIPLIES_BFLOAT16 = (
     MULTIPLIES_FLOAT32 and torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_amx_tile_supported()
 )
