@@ -6,18 +6,37 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict
 
 from ml.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from ml.data import Data
     from ml.data.chat.template import Chat
     from ml.models import LanguageModel
+    from ml.training.checkpoints.policy import StepName
     from ml.training.evaluation.continuations import Continuation
 
 NUM_TOKENS = 256
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The options of `Run.generate` that do not change the type of its result."""
+
+    num_tokens: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    stop: str | Sequence[str]
+    seed: int
+    step: StepName
+    average: bool
+    device: str | torch.device | None
+    show: Callable[[int, str], None] | None
 
 
 @dataclass(frozen=True, kw_only=True)

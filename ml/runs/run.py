@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from ml.building import build_trainer, load
 from ml.config import Config, ImportedValue
@@ -15,7 +15,7 @@ from ml.machine import choose_device
 from ml.run_files import require_self_contained, segment_folders
 from ml.runs.chat_template import restore_chat_template
 from ml.runs.evaluation import Evaluation, Subject, context_and_stride, evaluate
-from ml.runs.generation import Generated, Generation, Messages, generate_texts, given_prompts
+from ml.runs.generation import Generated, GenerateOptions, Generation, Messages, generate_texts, given_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -29,22 +29,6 @@ if TYPE_CHECKING:
 
 _Used = TypeVar("_Used")
 _MODEL_PACKAGES = ("ml.layers.", "ml.blocks.", "ml.models.")
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The options of `Run.generate` that do not change the type of its result."""
-
-    num_tokens: int | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    stop: str | Sequence[str]
-    seed: int
-    step: StepName
-    average: bool
-    device: str | torch.device | None
-    show: Callable[[int, str], None] | None
 
 
 class Run:

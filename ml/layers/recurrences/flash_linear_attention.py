@@ -109,12 +109,11 @@ def _obstacle_of_compiler() -> str | None:
     """A backward pass with a decay for each head is compiled wrongly for Hopper GPUs, and the library refuses it."""
     if not torch.cuda.is_available():
         return None
-    import triton
-
-    version = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:3])
+    triton = importlib.import_module("triton").__version__
+    version = tuple(int(number) for number in re.findall(r"\d+", triton)[:3])
     is_wrong = torch.cuda.get_device_capability()[0] == 9 and (3, 4, 0) <= version < (3, 7, 1)
     if not is_wrong or importlib.util.find_spec("tilelang") is not None:
         return None
     return (
-        f"Triton {triton.__version__} compiles it wrongly for Hopper GPUs: install Triton 3.7.1 or later, or tilelang"
+        f"Triton {triton} compiles it wrongly for Hopper GPUs: install Triton 3.7.1 or later, or tilelang"
     )
