@@ -114,6 +114,4 @@ def _obstacle_of_compiler() -> str | None:
     is_wrong = torch.cuda.get_device_capability()[0] == 9 and (3, 4, 0) <= version < (3, 7, 1)
     if not is_wrong or importlib.util.find_spec("tilelang") is not None:
         return None
-    return (
-        f"Triton {triton} compiles it wrongly for Hopper GPUs: install Triton 3.7.1 or later, or tilelang"
-    )
+    return f"Triton {triton} compiles it wrongly for Hopper GPUs: install Triton 3.7.1 or later, or tilelang"
