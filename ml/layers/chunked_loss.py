@@ -26,7 +26,8 @@ def chunked_sums(
         return added([loss(piece, weights, rest) for piece, *rest in zip(*pieces, strict=True)])
     kept: list[LossSums] = []
     total = _ChunkedLoss.apply(loss, pieces, kept, x, *weights)
-    return added(kept)._replace(total=total)
+    sums = added(kept)  # torch 2.11 does not compile its `_replace`
+    return LossSums(total, sums.cross_entropy, sums.num_tokens, sums.parts, sums.loads)
 
 
 def added(sums: list[LossSums]) -> LossSums:
