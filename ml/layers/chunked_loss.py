@@ -26,8 +26,7 @@ def chunked_sums(
         return added([loss(piece, weights, rest) for piece, *rest in zip(*pieces, strict=True)])
     kept: list[LossSums] = []
     total = _ChunkedLoss.apply(loss, pieces, kept, x, *weights)
-    sums = added(kept)  # torch 2.11 does not compile its `_replace`
-    return LossSums(total, sums.cross_entropy, sums.num_tokens, sums.parts, sums.loads)
+    return added(kept).with_total(total)
 
 
 def added(sums: list[LossSums]) -> LossSums:
@@ -64,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 x_gradient[start : start + len(piece)] = gradients.pop(0)
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient
-            kept.append(found._replace(total=found.total.detach()))
+            kept.append(found.with_total(found.total.detach()))
             start += len(piece)
         summed = iter([total.to(weight.dtype) for total, weight in zip(sums, trained, strict=True)])
         ctx.save_for_backward(x_gradient, *(next(summed) if weight.requires_grad else None for weight in whole))

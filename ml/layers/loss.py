@@ -1,6 +1,6 @@
 """Cross entropy over a vocabulary, as sums that can be added up over micro-batches."""
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,14 @@ class LossSums(NamedTuple):
         """The total for each valid token; 0 where there is none."""
         return self.total / self.num_tokens.clamp(min=1)
 
-    def with_part(self, name: str, value: Tensor) -> Self:
+    def with_total(self, total: Tensor) -> "LossSums":
+        """The same with another total; torch 2.11 does not compile `_replace`."""
+        return LossSums(total, self.cross_entropy, self.num_tokens, self.parts, self.loads)
+
+    def with_part(self, name: str, value: Tensor) -> "LossSums":
         """Adds a term to the total."""
-        return self._replace(total=self.total + value, parts={**self.parts, name: value.detach()})
+        parts = {**self.parts, name: value.detach()}
+        return LossSums(self.total + value, self.cross_entropy, self.num_tokens, parts, self.loads)
 
 
 class Teacher(NamedTuple):
@@ -68,7 +73,7 @@ def distilled_sums(logits: Tensor, targets: Tensor, teacher: Teacher, z_loss: fl
     """
     hard = cross_entropy_sums(logits, targets, z_loss)
     soft = teacher.weight * divergence_sum(logits, targets, teacher)
-    return hard._replace(total=(1 - teacher.weight) * hard.total).with_part("distillation_loss", soft)
+    return hard.with_total((1 - teacher.weight) * hard.total).with_part("distillation_loss", soft)
 
 
 def divergence_sum(logits: Tensor, targets: Tensor, teacher: Teacher) -> Tensor:

@@ -47,6 +47,17 @@ def test_chunks_add_up_to_the_whole_in_loss_and_gradients(chunk_size, options, t
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("teacher", [None, (0.3, 2.0)], ids=["text", "teacher"])
+@pytest.mark.parametrize("chunk_size", [None, 8])
+def test_compiled_losses_are_those_of_eager_ones(chunk_size, teacher):
+    layer = head(z_loss=0.1, loss_chunk_size=chunk_size)
+    eager = results(layer, teacher)
+    layer.zero_grad()
+    layer.loss = torch.compile(layer.loss, backend="aot_eager")
+    for value, expected in zip(results(layer, teacher), eager, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_tied_weight_gets_the_gradient_of_all_chunks():
     gradients = []
     for chunk_size in (None, 4):
