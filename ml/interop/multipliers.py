@@ -83,4 +83,7 @@ class OfKeys(Row):
 
     def exported(self, view: View) -> dict[str, Any]:
         mixer = view.first(Attention)
-        return {} if mixer is None else {"key_multiplier": float(f"{mixer.softmax_scale * mixer.head_size**0.5:.12g}")}
+        if mixer is None:
+            return {}
+        scale = mixer.head_size**-0.5 if mixer.softmax_scale is None else mixer.softmax_scale
+        return {"key_multiplier": float(f"{scale * mixer.head_size**0.5:.12g}")}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ml
 from ml.config import ConfigError
 from ml.distributed import MeshSizes
 from ml.training import RunError
@@ -53,6 +54,11 @@ def test_a_layer_that_synchronizes_ends_the_run(tiny):
 def test_a_cpu_is_refused(tiny):
     with pytest.raises(RunError, match=r"Trainer\.cuda_graphs needs a CUDA device"):
         tiny(GRAPHS).check_device(torch.device("cpu"))
+
+
+def test_graphs_are_no_part_of_the_fingerprint():
+    ours, theirs = (ml.load("recipes/tiny.gin", [f"Trainer.cuda_graphs = {value}"]) for value in (False, True))
+    assert ours.fingerprint == theirs.fingerprint
 
 
 def test_several_processes_are_refused(tiny):
