@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 
 import pytest
 
@@ -38,6 +39,13 @@ def frozen_objects():
     """
     gc.collect(1)
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions():
+    """Forgets what other modules compiled: torch compiles a function eight times at most, then runs it eagerly."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(autouse=True, scope="session")
