@@ -1,21 +1,13 @@
 """Mamba-2: state-space duality without an MLP."""
 
 import math
-from typing import Any
 
 from ml.interop.family import Family
 from ml.interop.fields import Bias, Field
+from ml.interop.mixers import PARTS_OF_MAMBA_2, limits
 from ml.interop.state_spaces import KEPT_OF_STATE_SPACES, STATE_SPACE_TENSORS, STORED_MIXER, state_space
 from ml.interop.tensors import Concatenated, row
 from ml.layers import GatedRMSNorm, Linear, Mamba2
-
-_PARTS = ("gate", "x", "B", "C", "dt")
-
-
-def _limits(value: Any) -> tuple[float, float]:
-    low, high = (float(one["__float__"] if isinstance(one, dict) else one) for one in value)
-    return low, high
-
 
 MAMBA_2 = Family(
     "Mamba-2",
@@ -26,16 +18,16 @@ MAMBA_2 = Family(
         Field("head_dim", Mamba2, "head_size", default=64),
         Field("n_groups", Mamba2, "num_groups", default=8),
         Field("chunk_size", Mamba2, "chunk_size", default=256),
-        Field("time_step_limit", Mamba2, "dt_limit", default=(0.0, math.inf), to=_limits, back=list),
+        Field("time_step_limit", Mamba2, "dt_limit", default=(0.0, math.inf), to=limits, back=list),
         Field("layer_norm_epsilon", GatedRMSNorm, "epsilon", default=1e-5),
-        Bias((*_PARTS, "output"), Linear, Mamba2, "use_bias", False),
+        Bias((*PARTS_OF_MAMBA_2, "output"), Linear, Mamba2, "use_bias", False),
     ),
     (
         *STATE_SPACE_TENSORS,
         *(
             row(
                 f"{STORED_MIXER}.in_proj.{kind}",
-                *(f"{{block}}.mixer.{name}.{kind}" for name in _PARTS),
+                *(f"{{block}}.mixer.{name}.{kind}" for name in PARTS_OF_MAMBA_2),
                 layout=Concatenated(),
             )
             for kind in ("weight", "bias")

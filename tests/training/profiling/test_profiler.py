@@ -175,7 +175,6 @@ def test_a_step_that_fails_inside_the_window_writes_its_memory(tiny, run_in, rec
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_gpu_gives_a_snapshot_and_a_trace_of_its_kernels(tiny, tmp_path):
     trainer = tiny(*WINDOW, *MEMORY)
     folder = RunFolder(tmp_path / "run")
