@@ -1,5 +1,6 @@
 """Native gradients of causal attention against float64, and where they are used."""
 
+import ctypes.util
 import os
 
 import pytest
@@ -46,9 +47,17 @@ def error(found, expected):
     return (found.double() - expected).norm() / expected.norm()
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_those_of_float64(shape, dtype, monkeypatch):
+def test_gradients_are_those_of_float64(shape, dtype, monkeypatch, one_thread):
     supported(dtype)
     monkeypatch.setattr(causal_gradients, "_backward", None)  # torch's are not used
     query, key, value, gradient = heads(*shape, dtype)
@@ -183,6 +192,17 @@ def test_without_a_compiler_torch_computes_the_gradients(monkeypatch, tmp_path, 
         assert error(one, other) < ROUNDING[torch.float32]
     assert "slower functions of torch replace causal_gradients.cpp" in caplog.text
     assert "no-compiler" in caplog.text
+
+
+@needs
+def test_without_threads_of_openmp_torch_computes_the_gradients(monkeypatch, caplog):
+    monkeypatch.setattr(compiling.torch._C, "__file__", ctypes.util.find_library("c"))
+    compiling.library.cache_clear()
+    try:
+        assert compiling.library(causal_gradients.SOURCE) is None
+    finally:
+        compiling.library.cache_clear()
+    assert "GOMP_parallel" in caplog.text
 
 
 def test_a_folder_that_others_can_write_is_refused(monkeypatch, tmp_path):

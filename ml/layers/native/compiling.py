@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-_FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"]
+_FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-w"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 _AMX = ["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
@@ -34,8 +34,10 @@ def library(source: Path) -> ctypes.CDLL | None:
         The functions; None, with a warning, if the file cannot be compiled here.
     """
     try:
-        return ctypes.CDLL(str(_compiled(source)))
-    except (OSError, subprocess.SubprocessError) as error:
+        functions = ctypes.CDLL(str(_compiled(source)))
+        functions.use_team(ctypes.CDLL(torch._C.__file__).GOMP_parallel)
+        return functions
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:  # or torch has other threads
         logging.getLogger(__name__).warning("slower functions of torch replace %s: %s", source.name, _reason(error))
         return None
 

@@ -9,9 +9,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace {
 
@@ -171,22 +168,31 @@ struct BFloat16 {
 };
 #endif
 
+// Threads of OpenMP that torch, too, runs on: further ones would compete with these, which spin while they wait.
+using Team = void (*)(void (*function)(void*), void* data, unsigned num_threads, unsigned flags);
+Team team = nullptr;  // `GOMP_parallel` of the library that torch has loaded
+
 // Calls work(i) for each i below `count`, on up to `num_threads` threads, between `E::start` and `E::stop` of each.
 template <class E, class Work>
 void in_parallel(int64_t count, int num_threads, const Work& work) {
-  std::atomic<int64_t> next{0};
-  auto share = [&] {
+  struct Share {
+    const Work& work;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+  } all{work, count};
+  const auto share = [](void* data) {
+    Share& all = *static_cast<Share*>(data);
     E::start();
-    for (int64_t i; (i = next++) < count;) work(i);
+    for (int64_t i; (i = all.next++) < all.count;) all.work(i);
     E::stop();
   };
-  std::vector<std::thread> others;
-  try {
-    for (int i = 1; i < std::min<int64_t>(num_threads, count); ++i) others.emplace_back(share);
-  } catch (const std::system_error&) {  // the limit of threads: those that started do all the work
-  }
-  share();
-  for (auto& other : others) other.join();
+  const int64_t used = std::min<int64_t>(num_threads, count);
+  if (used > 1)
+    team(share, &all, used, 0);
+  else
+    share(&all);
 }
 
 }  // namespace
+
+extern "C" void use_team(Team threads) { team = threads; }
