@@ -11,6 +11,7 @@ from torch import Tensor
 from ml.distributed.shards import Shard, holders, local
 from ml.distributed.world import World
 
+_PIECE = 2**18  # entries of a dot product; the rounding of its sum in float32 grows with its length
 _NO_DIVISION_BY_0 = 1e-6  # as `torch.nn.utils.clip_grad_norm_`
 
 
@@ -57,9 +58,8 @@ def local_squares(tensors: Mapping[str, Tensor | None], replicas: Replicas) -> T
     """Computes the part of this process in the squared Euclidean norm of each tensor.
 
     The sum over all processes, `World.sum`, is the squared norms, because each shard is divided by its number of
-    replicas. The norm of a local shard is accumulated in float32 at least, as that of a whole tensor. Squares are
-    float64, in which that of a float32 is exact: one process gets back the norm that torch computed, and the sum over
-    many processes rounds in the last digits of float64 only.
+    replicas. The square of a local shard is accumulated in float32 at least, that of a large one on a CPU in pieces of
+    which the sum is float64. The sum over many processes rounds in the last digits of float64 only.
 
     Args:
         tensors: Gradients or weights of this process by name; None counts as 0.
@@ -71,35 +71,51 @@ def local_squares(tensors: Mapping[str, Tensor | None], replicas: Replicas) -> T
     present = {name: local(tensor) for name, tensor in tensors.items() if tensor is not None}
     if not present:
         return replicas.absent.double().expand(len(replicas.names)).clone()
-    dtype = torch.promote_types(next(iter(present.values())).dtype, torch.float32)
-    norms = dict(zip(present, torch._foreach_norm(list(present.values()), 2, dtype=dtype), strict=True))
-    absent = replicas.absent.to(dtype)
-    squares = torch.stack([norms.get(name, absent) for name in replicas.names]).double().square()
+    found = dict(zip(present, _squares(list(present.values())).unbind(), strict=True))
+    absent = replicas.absent.double()
+    squares = torch.stack([found.get(name, absent) for name in replicas.names])
     return squares if replicas.shares is None else squares * replicas.shares
 
 
+def _squares(tensors: list[Tensor]) -> Tensor:
+    """Computes the squared norm of each of n tensors, (n) float64."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    if any(tensor.device.type != "cpu" or tensor.dtype != dtype for tensor in tensors):
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).double().square()
+    # On a CPU, torch's norm of a whole tensor runs on one thread, at a fraction of the memory's rate.
+    owners, dots = [], []
+    for owner, tensor in enumerate(tensors):
+        for piece in tensor.reshape(-1).split(_PIECE):
+            owners.append(owner)
+            dots.append(torch.dot(piece, piece))
+    squares = torch.zeros(len(tensors), dtype=torch.float64)
+    return squares.index_add_(0, torch.tensor(owners), torch.stack(dots).double())
+
+
+def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
+    """Computes the divisor that clips gradients to a global norm, as `torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        norm: () global norm of the gradients of all processes.
+        max_norm: Largest norm after clipping.
+
+    Returns:
+        () at least 1; exactly 1 if the gradients are not clipped.
+    """
+    return ((norm + _NO_DIVISION_BY_0) / max_norm).clamp(min=1.0)
+
+
 @torch.no_grad()
-def scale_(tensors: Iterable[Tensor | None], factor: Tensor) -> None:
-    """Multiplies tensors in place.
+def divide_(tensors: Iterable[Tensor | None], divisor: Tensor) -> None:
+    """Divides tensors in place.
 
     Args:
         tensors: Gradients; None is skipped.
-        factor: () factor; copied to their device, which synchronizes if they are offloaded to the CPU.
+        divisor: () divisor, on their device.
     """
     values = [local(tensor) for tensor in tensors if tensor is not None]
     if values:
-        torch._foreach_mul_(values, factor.to(values[0].device))
-
-
-def clip_(gradients: Iterable[Tensor | None], norm: Tensor, max_norm: float) -> None:
-    """Scales gradients in place to a global norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
-
-    Args:
-        gradients: The gradients of this process; None is skipped.
-        norm: () global norm of the gradients of all processes.
-        max_norm: Largest norm after clipping.
-    """
-    scale_(gradients, (max_norm / (norm + _NO_DIVISION_BY_0)).clamp(max=1.0))
+        torch._foreach_div_(values, divisor)
 
 
 def _num_equal(shards: Mapping[int, Shard], rank: int) -> int:

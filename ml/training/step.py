@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ml.data import Batch
-from ml.distributed.norms import clip_, local_squares
+from ml.distributed.norms import clip_divisor, local_squares
 from ml.training.gradient_graphs import divisor_on
 from ml.training.guide import Guide
+from ml.training.optimizers.controls import StepControls, take_step
 from ml.training.optimizers.rollback import rolled_back_where
 from ml.training.optimizers.rounding import StochasticRounding
 from ml.training.precision import Precision
@@ -72,12 +73,10 @@ def train_step(
     sums, squares = summed(state.layout, names, sums, squares)
     dtype = torch.promote_types(next(iter(trained.values())).dtype, torch.float32)
     grad_norms, grad_norm = squares.sqrt().to(dtype), squares.sum().sqrt().to(dtype)
-    if max_grad_norm is not None:
-        clip_(gradients.values(), grad_norm, max_grad_norm)
     skipped = None if state.skip_step is None else state.skip_step.judge(sums.loss, grad_norm)
     rounding = None if state.rounding_seed is None else StochasticRounding(state.rounding_seed, state.step + 1)
-    vars(state.optimizer).update(found_inf=None if skipped is None else skipped.float(), rounding=rounding)
-    state.optimizer.step()
+    scale = None if max_grad_norm is None else clip_divisor(grad_norm, max_grad_norm)
+    take_step(state.optimizer, StepControls(None if skipped is None else skipped.float(), rounding, scale))
     state.optimizer.zero_grad(set_to_none=True)
     for name, router in state.balanced.items():
         if name in sums.loads:

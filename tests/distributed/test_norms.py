@@ -1,5 +1,7 @@
 """Norms and clipping over shards, replicas, experts and stages."""
 
+import math
+
 import pytest
 import torch
 from laid_out import DispatchCount, lay_out, model_of
@@ -7,7 +9,7 @@ from processes import run_ranks
 from torch import nn
 
 from ml.distributed import World
-from ml.distributed.norms import clip_, local_squares, replicas, scale_
+from ml.distributed.norms import clip_divisor, divide_, local_squares, replicas
 from ml.distributed.shards import empty_like, local, shard_of
 from ml.models import materialize
 
@@ -46,7 +48,7 @@ def norms_and_clipping(world, layouts):
         assert found == pytest.approx(expected, rel=1e-6), layout  # norms of shards are float32
 
         norm = squares.sum().sqrt().float()
-        clip_(gradients(model).values(), norm, max_norm=0.5)
+        divide_(gradients(model).values(), clip_divisor(norm, max_norm=0.5))
         clipped = world.sum(local_squares(gradients(model), counted)).sum().sqrt()
         assert clipped.item() == pytest.approx(0.5, rel=1e-6)
     return len(layouts)
@@ -66,21 +68,63 @@ def test_one_process_clips_as_torch_does():
     set_gradients(ours)
     set_gradients(torchs)
     found = local_squares(gradients(ours), replicas(dict(ours.named_parameters()), World()))
-    norms = torch.stack([torch.zeros(()) if one is None else one.norm() for one in gradients(torchs).values()])
-    assert torch.equal(found.sqrt().float(), norms)  # the square of a float32 is exact in float64
-    norm = torch.linalg.vector_norm(norms)
-    clip_(gradients(ours).values(), norm, max_norm=1.0)
-    nn.utils.clip_grads_with_norm_(torchs.parameters(), 1.0, norm)
+    norms = [0.0 if one is None else one.double().norm().item() for one in gradients(torchs).values()]
+    assert found.sqrt().tolist() == pytest.approx(norms, rel=1e-6)  # sums of squares in float32
+    divide_(gradients(ours).values(), clip_divisor(found.sum().sqrt().float(), max_norm=1.0))
+    nn.utils.clip_grad_norm_(torchs.parameters(), 1.0)
     for name, gradient in gradients(ours).items():
         assert (gradient is None) == (name == _NONE)
-        assert gradient is None or torch.equal(gradient, torchs.get_parameter(name).grad)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, torchs.get_parameter(name).grad, rtol=1e-6, atol=0.0)
+
+
+def norm_of(gradient):
+    parameters = {"a": nn.Parameter(torch.empty_like(gradient))}
+    return local_squares({"a": gradient}, replicas(parameters, World())).sqrt().float().item()
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        torch.full((2**11, 2**11), 0.1),  # a sum in one float32 is off by 1e-3
+        random(3 * 2**18 + 17),
+        random(1024, 1024)[:, ::2],
+        random(1024, 512).t(),
+        torch.full((2**20,), 1.5e16),  # the sum of squares is near the largest float32
+        torch.full((3,), 1e-18),
+        torch.tensor(-3.0),
+        torch.empty(0, 4),
+    ],
+    ids=["equal", "pieces", "not contiguous", "transposed", "large", "small", "scalar", "empty"],
+)
+def test_a_norm_is_that_of_float64(gradient):
+    assert norm_of(gradient) == pytest.approx(gradient.double().norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("index", [0, 2**18, 2**18 + 16])
+def test_an_entry_that_is_not_finite_is_in_the_norm(value, index):
+    gradient = torch.ones(2**18 + 17)
+    gradient[index] = value
+    assert norm_of(gradient) == pytest.approx(abs(value), nan_ok=True)
+
+
+@pytest.mark.parametrize(("norm", "divisor"), [(0.0, 1.0), (1.9, 1.0), (6.0, 3.0), (math.inf, math.inf)])
+def test_gradients_are_divided_by_what_their_norm_exceeds_the_limit_by(norm, divisor):
+    found = clip_divisor(torch.tensor(norm), 2.0).item()
+    assert found == (pytest.approx(divisor, rel=1e-6) if norm > 2.0 else 1.0)
+    assert math.isnan(clip_divisor(torch.tensor(math.nan), 2.0).item())
 
 
 def test_without_any_gradient_the_norms_are_0():
     parameters = {"a": nn.Parameter(torch.zeros(4)), "b": nn.Parameter(torch.zeros(2, 2))}
     counted = replicas(parameters, World())
     assert local_squares({"a": None, "b": None}, counted).tolist() == [0.0, 0.0]
-    scale_([None, None], torch.tensor(0.5))
+    divide_([None, None], torch.tensor(2.0))
 
 
 def dispatches(world):
@@ -89,7 +133,8 @@ def dispatches(world):
     set_gradients(model)
     counted = replicas(dict(model.named_parameters()), world)
     with DispatchCount() as ours:
-        clip_(gradients(model).values(), world.sum(local_squares(gradients(model), counted)).sum().sqrt(), 1.0)
+        norm = world.sum(local_squares(gradients(model), counted)).sum().sqrt()
+        divide_(gradients(model).values(), clip_divisor(norm, 1.0))
     with DispatchCount() as torchs:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     return ours.number, torchs.number > 0

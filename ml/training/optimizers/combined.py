@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ml.training.optimizers.controls import DividesGradients, StepControls, take_step
 from ml.training.optimizers.rounding import StochasticRounding
 
 
-class CombinedOptimizer(torch.optim.Optimizer):
+class CombinedOptimizer(DividesGradients, torch.optim.Optimizer):
     """An optimizer that shares the groups and the state of all `parts`; a step is a step of each."""
 
     found_inf: Tensor | None = None
@@ -23,9 +24,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the parts have no common loss
         """Takes a step of each part."""
+        controls = StepControls(self.found_inf, self.rounding, self.grad_scale)
         for part in self.parts:
-            vars(part).update(found_inf=self.found_inf, rounding=self.rounding)
-            part.step()
+            take_step(part, controls)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

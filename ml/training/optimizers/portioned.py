@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ml.distributed.norms import divide_
 from ml.distributed.shards import local, shard_of, sharding_of
+from ml.training.optimizers.controls import DividesGradients
 from ml.training.optimizers.portion import Portion
 from ml.training.optimizers.rollback import portions, rolled_back_where
 from ml.training.optimizers.rounding import StochasticRounding
 from ml.training.optimizers.widening import Widening
 
 
-class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
+class PortionedOptimizer(DividesGradients, torch.optim.Optimizer, abc.ABC):
     """Updates parameters of one shape, dtype and sharding at once, on the shards of this process.
 
     If `found_inf` is 1, a step leaves everything bitwise unchanged, which takes a copy of each portion and its state
@@ -40,6 +42,8 @@ class PortionedOptimizer(torch.optim.Optimizer, abc.ABC):
                 changing = [*portion.weights, *(tensor for tensors in portion.state.values() for tensor in tensors)]
                 generator = self._generator(weights[0], names[weights[0]])
                 with rolled_back_where(undo, changing), self._widening.of(portion, generator) as wide:
+                    if self.grad_scale is not None:
+                        divide_(wide.gradients, self.grad_scale)
                     self.update(wide, group)
 
     def _generator(self, weight: Tensor, name: str) -> torch.Generator | None:

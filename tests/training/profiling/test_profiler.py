@@ -22,7 +22,7 @@ def trace_of(file):
 
 
 def steps_in(file):
-    return sum(event.get("name") == "Optimizer.step#AdamWAlgorithm.step" for event in trace_of(file))
+    return sum(event.get("name", "").startswith("Optimizer.step#") for event in trace_of(file))
 
 
 def files_of(folder):
