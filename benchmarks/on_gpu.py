@@ -1,17 +1,21 @@
 """Everything that one GPU can tell in the time that there is: python benchmarks/on_gpu.py --minutes=8
 
 Runs the tests with the mark `gpu`, then the rows of `gpu_rows.py`, the most important first. Each row is appended to
-OUTPUT.jsonl and OUTPUT.txt once it is measured, so that any amount of time yields whole rows. Needs no network and no
-file outside of the repository; pytest and transformers are used where they are installed. Without a GPU, the same rows
-are measured at small sizes on the CPU.
+OUTPUT.jsonl and OUTPUT.txt once it is measured, so that any amount of time yields whole rows. A row that fails does not
+stop the others; the exit code is then 1. Needs no network and no file outside the repository; pytest and transformers
+are used where they are installed. Without a GPU, the same rows are measured at small sizes on the CPU.
 """
 
 import argparse
 import datetime
+import gc
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,20 +25,27 @@ from gpu_rows import Row, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SHARE = 0.4  # of the time, at most
-SECONDS_OF_A_ROW = 20.0  # a row is not begun with less time left
+SECONDS_OF_A_ROW = 20.0  # a row does not begin with less time left
 
 
 class Report:
-    """Appends results to OUTPUT.jsonl and OUTPUT.txt, and prints them."""
+    """Appends results to OUTPUT.jsonl and OUTPUT.txt, and prints them.
+
+    Attributes:
+        failed: The rows with an error.
+    """
 
     def __init__(self, output: Path):
         output.parent.mkdir(parents=True, exist_ok=True)
-        self._json, self._text = output.with_suffix(".jsonl"), output.with_suffix(".txt")
+        self._json, self._text = (output.with_name(f"{output.name}.{suffix}") for suffix in ("jsonl", "txt"))
+        self.failed: list[str] = []
         for file in (self._json, self._text):
             file.write_text("")
 
     def add(self, table: str, name: str, values: dict[str, Any]) -> None:
         """Appends a row."""
+        if "error" in values:
+            self.failed.append(f"{table} | {name}")
         with self._json.open("a") as file:
             file.write(json.dumps({"table": table, "row": name, **values}) + "\n")
         shown = ", ".join(f"{key} {_readable(value)}" for key, value in values.items())
@@ -60,15 +71,26 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
-    """Runs the tests with the mark `gpu`; returns the summary of pytest, and of failures their last lines."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not finished in {seconds:.0f} s"}
-    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))]
-    return {"exit_code": done.returncode, "summary": lines[-1] if lines else "", "failures": failed[:20]}
+    """Runs the tests with the mark `gpu`; returns the end of the output of pytest, and the lines of failures."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:  # with the processes that the tests have started
+                os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        lines = output.read().strip().splitlines()
+    summary = {"passed": sum(" PASSED" in line for line in lines), "last_line": lines[-1] if lines else ""}
+    failures = [line for line in lines if " FAILED" in line or line.startswith(("FAILED", "ERROR", "E  "))][:20]
+    if code is None:
+        summary["not_finished_in_s"] = seconds
+    if code or failures:
+        return {"error": f"pytest exited with {code}", "failures": failures, **summary}
+    return summary
 
 
 def measured(row: Row) -> dict[str, Any]:
@@ -78,30 +100,41 @@ def measured(row: Row) -> dict[str, Any]:
         values = row.measure()
     except Exception as error:  # such as a kernel that is missing, or memory that is full
         values = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     torch.compiler.reset()
-    return {**values, "seconds": time.perf_counter() - begun}
+    return {**values, "row_seconds": time.perf_counter() - begun}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Measures all rows; returns the exit code, 1 if a test or a row has failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d_%H%M%S")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for all of it (default 8)")
-    parser.add_argument("--output", type=Path, default=Path("on_gpu"), help="the files without their suffixes")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(f"on_gpu_{now}"),
+        help="the files without their suffixes (default %(default)s)",
+    )
     parser.add_argument("--tests", action=argparse.BooleanOptionalAction, default=True, help="run the tests first")
-    arguments = parser.parse_args()
-    deadline = time.monotonic() + 60.0 * arguments.minutes
+    chosen = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60.0 * chosen.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report = Report(arguments.output)
+    report = Report(chosen.output)
     report.add("machine", "", machine(device))
-    if arguments.tests:
-        report.add("tests", "-m gpu", run_tests(TEST_SHARE * 60.0 * arguments.minutes))
+    if chosen.tests:
+        report.add("tests", "-m gpu", run_tests(TEST_SHARE * 60.0 * chosen.minutes))
     for row in rows(device):
         if deadline - time.monotonic() < SECONDS_OF_A_ROW:
-            report.add(row.table, row.name, {"left_out": "no time"})
+            report.add(row.table, row.name, {"skipped": f"less than {SECONDS_OF_A_ROW:.0f} s left"})
         else:
             report.add(row.table, row.name, measured(row))
+    if report.failed:
+        print(f"{len(report.failed)} failed: {'; '.join(report.failed)}", file=sys.stderr)
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
