@@ -65,7 +65,7 @@ def show(
     config, trainer = launch.config, launch.trainer
     guide = open_teacher(trainer, torch.device("meta"))
     num_frozen_bytes = 0 if guide is None else guide.num_bytes
-    print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer)))
+    print(summarize(trainer.model, trainer.sequence_length, memory_of_training(trainer, guide)))
     print(f"\n{summarize_training(trainer)}")
     print(f"\n{obstacle if data is None else describe_data(trainer, data.training)}")
     if launch.sizes.world_size > 1:
@@ -83,7 +83,7 @@ def show(
         _show_plan(trainer, launch.sizes, available)
     elif launch.sizes.world_size == 1:
         _show_memory(trainer, device)
-    launch.print_warnings(None if data is None else data.training, is_here=not machines.is_planned)
+    launch.print_warnings(None if data is None else data.training, guide, is_here=not machines.is_planned)
     if pattern is not None:
         found = select(config.records(), pattern)
         if not found:
@@ -141,11 +141,13 @@ def _show_plan(trainer: Trainer, sizes: MeshSizes, device_memory: int | None) ->
     from ml.training import estimate  # the tracing needs parts of torch that take a second to import
 
     cluster = trainer.cluster
-    print(f"\n{estimate.describe_plan(estimate.plan(trainer, sizes, cluster), device_memory)}")
+    planned = estimate.plan(trainer, sizes, cluster)
+    print(f"\n{estimate.describe_plan(planned, device_memory)}", flush=True)  # the rest takes longer
     if device_memory is None:
         return
     if sizes.world_size == 1:
-        print(f"\n{estimate.describe_fits(estimate.fits(trainer, cluster, device_memory), device_memory)}")
+        fits = estimate.fits(trainer, cluster, device_memory, planned)
+        print(f"\n{estimate.describe_fits(fits, device_memory)}")
         return
     found = list(estimate.candidates(trainer, sizes.world_size, cluster))
     print(f"\n{estimate.describe_candidates(found, device_memory)}")

@@ -32,6 +32,7 @@ from ml.runs.tokenizers import (
 from ml.training import Outcome, RunData, RunFolder, StartingPoint, Trainer, train
 from ml.training.checkpoints.policy import listed_checkpoints
 from ml.training.errors import RunError
+from ml.training.guide import Guide
 from ml.training.history import describe_start
 from ml.training.metrics.lasting_stream import lasting
 from ml.training.preflight import warnings_of
@@ -100,11 +101,14 @@ class Launch:
         except RunError as error:
             raise self.world.common(RunError(with_advice(str(error), self.config))) from None
 
-    def print_warnings(self, dataset: Dataset | None = None, *, is_here: bool = True) -> None:
+    def print_warnings(
+        self, dataset: Dataset | None = None, guide: Guide | None = None, *, is_here: bool = True
+    ) -> None:
         """Prints the warnings of the configuration and of the preflight to standard error.
 
         Args:
             dataset: The training data where it is open; None takes what is known of it before.
+            guide: The teacher or the reference of the run.
             is_here: Whether the run is for this machine, whose memory is compared then.
         """
         if not self.world.is_first:
@@ -115,7 +119,7 @@ class Launch:
             for line in overridden(self.config, "config.json#"):
                 print(f"warning: {line}", file=sys.stderr)
         device = self.device if is_here else None
-        for warning in warnings_of(self.trainer, device, dataset, self.sizes):
+        for warning in warnings_of(self.trainer, device, dataset, self.sizes, guide):
             print(f"warning: {warning}", file=sys.stderr)
 
     def write_config(self) -> None:
@@ -166,7 +170,7 @@ class Launch:
         teacher = world.together(lambda: open_teacher(trainer, device))
         data = world.together(trainer.open_data) if self._data is None else self._data
         world.together(lambda: self._check_tokenizer(data.training.tokenizer))
-        self.print_warnings(data.training)
+        self.print_warnings(data.training, teacher)
         hosts = sorted(set(world.gather(socket.gethostname())))
         facts = {"mesh": self.sizes._asdict(), "hosts": hosts, "data": data.describe()}
         peak = world.first(lambda: trainer.peak_flops(device).as_json())

@@ -9,16 +9,21 @@ from ml.distributed import MeshSizes
 from ml.layers import Linear
 from ml.models.summary import memory_of_model, size_text
 from ml.training.device_limits import synchronizations_on
+from ml.training.guide import Guide
 from ml.training.memory import available_memory
 from ml.training.products import warning_of_products
-from ml.training.summary import memory_of_training
+from ml.training.summary import FROZEN, memory_of_training
 from ml.training.trainer import Trainer
 
 MAX_EPOCHS = 10
 
 
 def warnings_of(
-    trainer: Trainer, device: torch.device | None, dataset: Dataset | None = None, sizes: MeshSizes | None = None
+    trainer: Trainer,
+    device: torch.device | None,
+    dataset: Dataset | None = None,
+    sizes: MeshSizes | None = None,
+    guide: Guide | None = None,
 ) -> list[str]:
     """Returns all warnings about a run.
 
@@ -27,10 +32,13 @@ def warnings_of(
         device: The device to train on; None checks neither its memory nor its products.
         dataset: The open training data; None uses what is known before the data is opened.
         sizes: The mesh, over which the memory is divided; None for a single process.
+        guide: The teacher or the reference, which every process holds whole; on the meta device before it is loaded.
     """
     num_parts = 1 if sizes is None else sizes.world_size // sizes.data_replicate
-    whole = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
-    needed = {name: size // num_parts for name, size in whole.items()}
+    whole = {**memory_of_model(trainer.model), **memory_of_training(trainer, guide)}
+    needed = {name: size // (1 if name == FROZEN else num_parts) for name, size in whole.items()}
+    if guide is not None and device is not None and _is_loaded(guide) and device.type == "cpu":
+        needed.pop(FROZEN)  # the available memory of a CPU is that without the loaded model
     num_sequences = trainer.num_steps * trainer.batch_size
     if not trainer.length.is_known:
         epochs = {"": trainer.length.num_epochs or 0.0}
@@ -40,6 +48,10 @@ def warnings_of(
         epochs = dataset.epochs(num_sequences)
     of_device = [] if device is None else _warnings_of_device(trainer, device, needed)
     return [*of_device, *repetition_warnings(epochs)]
+
+
+def _is_loaded(guide: Guide) -> bool:
+    return guide.model is not None and not any(weight.is_meta for weight in guide.model.parameters())
 
 
 def _warnings_of_device(trainer: Trainer, device: torch.device, needed: Mapping[str, int]) -> list[str]:

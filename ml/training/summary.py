@@ -8,10 +8,12 @@ from ml.models.declarations import obstacle_to_flops
 from ml.models.generation import reason_for_full_pass
 from ml.models.kernels import kernels_taken
 from ml.terminal import table
+from ml.training.guide import Guide
 from ml.training.optimizers import Assignment, state_bytes
 from ml.training.preference import trains_adapters_alone
 from ml.training.trainer import Trainer
 
+FROZEN = "frozen model"
 _HEADER = ("trained by", "peak", "lr_scale", "weight_decay", "tensors", "parameters", "names")
 _SHOWN_NAMES = 2
 _SHOWN_STEPS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # fractions of the run
@@ -29,14 +31,21 @@ def summarize_training(trainer: Trainer) -> str:
     return "\n".join([*lines, "", f"learning rate     {rates}"])
 
 
-def memory_of_training(trainer: Trainer) -> dict[str, int]:
-    """Returns the bytes of training besides weights and gradients, by purpose."""
+def memory_of_training(trainer: Trainer, guide: Guide | None = None) -> dict[str, int]:
+    """Returns the bytes of training besides weights and gradients, by purpose.
+
+    Args:
+        trainer: The settings of the run.
+        guide: Its teacher or reference; None where it is not opened, of which only the size of a reference is known.
+    """
     groups = trainer.groups()
     memory = {"optimizer state": state_bytes(trainer.optimizer, groups)}
     if trainer.weight_average is not None:
         averages = trainer.weight_average.start(groups).tensors().values()
         memory["average of the weights"] = sum(average.nbytes for average in averages)
-    if trainer.preference is not None and not trains_adapters_alone(trainer.model):
+    if guide is not None:
+        memory |= {FROZEN: guide.num_bytes} if guide.num_bytes else {}
+    elif trainer.preference is not None and not trains_adapters_alone(trainer.model):
         memory["reference"] = sum(parameter.nbytes for parameter in trainer.model.parameters())
     return memory
 

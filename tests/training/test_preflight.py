@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ml.data import ByteTokenizer
 from ml.data.token_files.writing import TokenWriter
 from ml.distributed import MeshSizes
 from ml.models.summary import memory_of_model
 from ml.training import memory, preflight
+from ml.training.guide import Guide
 from ml.training.memory import available_cpu_memory, available_memory
 from ml.training.preflight import memory_warning, repetition_warnings, warnings_of
 from ml.training.summary import memory_of_training
@@ -123,6 +125,27 @@ def test_memory_is_that_of_one_process_of_a_mesh(tiny, monkeypatch):
     assert warnings_of(trainer, CPU, sizes=MeshSizes(data_shard=2)) == []
     assert warnings_of(trainer, CPU, sizes=MeshSizes(tensor=2, data_replicate=2)) == []
     assert len(warnings_of(trainer, CPU, sizes=MeshSizes(data_replicate=2))) == 1  # each replica has all of it
+
+
+class Frozen(Guide):
+    def __init__(self, model):
+        self.model = model
+
+    def inputs(self, batch, model):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "expected"),
+    [("meta", MeshSizes(), 400), ("meta", MeshSizes(data_shard=2), 400), ("cpu", MeshSizes(), 0)],
+)
+def test_the_memory_warning_counts_a_frozen_model_unless_it_is_loaded(tiny, monkeypatch, device, sizes, expected):
+    trainer, guide = tiny(), Frozen(nn.Linear(10, 10, bias=False, device=device))
+    own = {**memory_of_model(trainer.model), **memory_of_training(trainer)}
+    needed = sum(size // sizes.world_size for size in own.values()) + expected
+    for available, number in ((needed, 0), (needed - 1, 1)):
+        monkeypatch.setattr(preflight, "available_memory", lambda device: available)  # noqa: B023
+        assert len(warnings_of(trainer, CPU, sizes=sizes, guide=guide)) == number
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):

@@ -37,8 +37,9 @@ class StepMemory(NamedTuple):
 def plan(trainer: Trainer, sizes: MeshSizes, cluster: Cluster) -> Plan:
     """Plans a step of rank 0, whose shards are the largest; in a pipeline, of the rank 0 of each of its coordinates.
 
-    Traces one block of each kind, and a second one where there are more; the others are like the second. The memory of
-    a pipeline is that of the rank that needs most, its time that of the slowest.
+    Traces one block of each kind, and a second one where there are more; the others are like the second. Of a single
+    process, one micro-batch is traced, after others; of several processes, two. The memory of a pipeline is that of the
+    rank that needs most, its time that of the slowest.
 
     Args:
         trainer: The settings of the run.
@@ -53,6 +54,9 @@ def plan(trainer: Trainer, sizes: MeshSizes, cluster: Cluster) -> Plan:
     num_micro_batches = part // micro_batch_size
     if sizes.pipeline > 1:
         ranks = ranks_of_pipeline(trainer, sizes, num_micro_batches, cluster)
+    elif sizes.world_size == 1:
+        traced = _alone(trainer, num_micro_batches, cluster)
+        ranks = [RankOfPipeline((), traced.memory, traced.work, {}, 0.0)]
     else:
         with planned_world(sizes.world_size) as world:
             layout = Layout.of(world, sizes)
@@ -100,18 +104,25 @@ def memory_on(trainer: Trainer, cluster: Cluster) -> StepMemory:
         trainer: The settings of the run.
         cluster: The machine.
     """
-    accumulates = trainer.micro_batch_size < trainer.batch_size
+    num_micro_batches = trainer.batch_size // trainer.micro_batch_size
+    memory = _alone(trainer, num_micro_batches, cluster).memory
+    return StepMemory(memory, memory.peak(accumulates=num_micro_batches > 1))
+
+
+def _alone(trainer: Trainer, num_micro_batches: int, cluster: Cluster) -> Traced:
+    """Measures a step of a single process; all micro-batches are like one after others."""
+    later = num_micro_batches - 1
 
     def measured(paths: list[str]) -> Traced:
         model = with_blocks(trainer, paths, cluster)
-        return trace(trainer, model, Layout(), 1, cluster, is_later=accumulates)
+        traced = trace(trainer, model, Layout(), 1, cluster, is_later=later > 0)
+        return traced._replace(work=combined_work([(1.0 + later, traced.work), (-later, traced.update)]))
 
-    memory = extrapolated(kinds_of_blocks(trainer.model), measured).memory
-    return StepMemory(memory, memory.peak(accumulates))
+    return extrapolated(kinds_of_blocks(trainer.model), measured)
 
 
 def _extrapolated(trainer: Trainer, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:
-    """Measures a step; later micro-batches are like the second."""
+    """Measures a step of one of several processes; later micro-batches are like the second."""
 
     def measured(paths: list[str]) -> Traced:
         model = with_blocks(trainer, paths, cluster)

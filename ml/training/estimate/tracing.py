@@ -24,6 +24,7 @@ from ml.layers.protocol import Drawn
 from ml.models import LanguageModel
 from ml.models.materialize import ParameterPlaces, reset_buffers
 from ml.training.estimate.measurements import Memory, Work
+from ml.training.guide import Guide
 from ml.training.placeholders import PlaceholderGuide, placeholder_batch
 from ml.training.state import AVERAGE, OPTIMIZER, TrainState
 from ml.training.step import train_step
@@ -38,12 +39,14 @@ class Traced(NamedTuple):
     Attributes:
         memory: Bytes by purpose.
         work: Operations and collectives.
+        update: The part of the work that is not of a micro-batch: clipping and the optimizer.
         stream_bytes: Bytes of a micro-batch between two stages of a pipeline.
         tied_bytes: Bytes of the gradient of a weight that the first and the last stage of a pipeline have.
     """
 
     memory: Memory
     work: Work
+    update: Work = Work()
     stream_bytes: float = 0.0
     tied_bytes: float = 0.0
 
@@ -103,7 +106,17 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     kept = seen + activations[0] if earlier or len(batches) > 1 else max(seen, activations[0])
     memory = Memory(weights, gradients, _num_bytes(_own(state)), activations[0], max(live.peak - kept, 0))
     work = Work(time.seconds, time.flops, traffic.payload, traffic.calls)
-    return Traced(memory, work) if stage is None else Traced(memory, work, stage.stream_bytes, stage.tied_bytes)
+    if stage is not None:
+        return Traced(memory, work, stream_bytes=stage.stream_bytes, tied_bytes=stage.tied_bytes)
+    return Traced(memory, work, _work_of_update(trainer, state, cluster, guide) if earlier else Work())
+
+
+def _work_of_update(trainer: Trainer, state: TrainState, cluster: Cluster, guide: Guide | None) -> Work:
+    _add_gradients(state)
+    time, traffic = TimeOfOperations(cluster), Traffic(axes_of(state.layout))
+    with Observed(time, traffic):
+        train_step(state, [], trainer.precision, trainer.max_grad_norm, _CPU, guide)
+    return Work(time.seconds, time.flops, traffic.payload, traffic.calls)
 
 
 def _add_gradients(state: TrainState) -> None:

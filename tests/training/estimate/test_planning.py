@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from ml.api import build_trainer, load
-from ml.distributed import MeshSizes
-from ml.training.estimate import candidates, describe_plan, fits, memory_of_step, plan
-from ml.training.estimate.plans import PIPELINE_SEND
+from ml.distributed import Layout, MeshSizes
+from ml.training.estimate import candidates, describe_plan, fits, memory_of_step, micro_batches, plan
+from ml.training.estimate.extrapolation import with_blocks
+from ml.training.estimate.measurements import Memory, Work
+from ml.training.estimate.plans import PIPELINE_SEND, Plan
 from ml.training.estimate.settings import changed
 from ml.training.estimate.stages import ranks_of_pipeline
+from ml.training.estimate.tracing import trace
 
 TENSOR = MeshSizes(data_shard=2, tensor=4)
+PATHS = ["decoder.block_0", "decoder.block_1"]  # all blocks of recipes/tiny.gin
 FSDP_512 = MeshSizes(data_shard=512)
 LARGE = [
     "Trainer.precision = @MixedBFloat16",
@@ -118,17 +122,95 @@ def each_block_alone(model):
     return [[f"decoder.{name}"] for name in model.decoder.named_blocks()]
 
 
-def test_the_largest_micro_batch_fits_and_the_next_does_not():
-    trainer = trainer_of("recipes/tiny.gin", "Trainer.batch_size = 16")
-    memory = 12 * 2**20
-    found = {fit.policy: fit.plan for fit in fits(trainer, trainer.cluster, memory)}
-    sizes = [one.micro_batch_size for one in found.values()]
-    assert sizes == sorted(sizes)
-    assert len(set(sizes)) > 1
-    best = found["None"]
-    assert best.total_memory <= memory
-    larger = plan(changed(trainer, micro_batch_size=2 * best.micro_batch_size), MeshSizes(), trainer.cluster)
-    assert larger.total_memory > memory
+@pytest.mark.parametrize(
+    "bindings",
+    [
+        [],
+        ["Linear.apply_peft = @LoRA", "Parameter.lr_scale = 0.0", "adapter/Parameter.lr_scale = 1.0"],
+        ["block_1/DecoderBlock.mlp = @MixtureOfExperts", "Trainer.precision = @MixedBFloat16"],
+    ],
+    ids=["Llama", "adapters", "experts"],
+)
+def test_work_of_one_process_is_that_of_all_its_micro_batches(bindings):
+    trainer = trainer_of("recipes/tiny.gin", *bindings, "Trainer.batch_size = 8", "Trainer.micro_batch_size = 2")
+    planned = plan(trainer, MeshSizes(), trainer.cluster)
+    whole = trace(trainer, with_blocks(trainer, PATHS, trainer.cluster), Layout(), 4, trainer.cluster)
+    assert planned.work.flops == whole.work.flops
+    # The first of four micro-batches adds its gradients to none, which is not subtracted.
+    assert planned.work.seconds == pytest.approx(whole.work.seconds, rel=0.05)
+    assert planned.memory._replace(working=0) == whole.memory._replace(working=0)
+    assert planned.memory.working == pytest.approx(whole.memory.working, rel=0.01)
+
+
+def test_the_largest_micro_batch_is_that_of_trying_all(monkeypatch):
+    trainer = trainer_of("recipes/tiny.gin", "Trainer.batch_size = 6", "Trainer.micro_batch_size = 3")
+    plans = {}
+
+    def planned(trainer, sizes, cluster):
+        policy = trainer.model.decoder.block_0.activation_checkpointing
+        key = "None" if policy is None else f"@{type(policy).__name__}", trainer.micro_batch_size
+        if key not in plans:
+            plans[key] = plan(trainer, sizes, cluster)
+        return plans[key]
+
+    monkeypatch.setattr("ml.training.estimate.micro_batches.plan", planned)
+    policies = [fit.policy for fit in fits(trainer, trainer.cluster, 2**20)]
+    for policy in policies:
+        of_policy = trainer_of("recipes/tiny.gin", f"DecoderBlock.activation_checkpointing = {policy}")
+        for size in (1, 2, 3, 6):
+            planned(changed(of_policy, micro_batch_size=size, batch_size=6), MeshSizes(), trainer.cluster)
+    needed = sorted(one.total_memory for one in plans.values())
+    assert len(needed) == 12
+    for memory in (needed[0] - 1, *needed[::2], needed[-1] + 1):
+        for fit in fits(trainer, trainer.cluster, int(memory)):
+            fitting = [
+                size for (policy, size), one in plans.items() if policy == fit.policy and one.total_memory <= memory
+            ]
+            assert (None if fit.plan is None else fit.plan.micro_batch_size) == max(fitting, default=None)
+
+
+DIVISORS = [size for size in range(1, 385) if 384 % size == 0]
+MEMORY = {
+    "linear": lambda size: 100 + 3 * size,
+    "maximum of two moments": lambda size: 100 + max(40 + size, 2.5 * size),
+    "larger for one sequence": lambda size: 100 + 3 * size + (2.5 if size == 1 else 0),
+    "not convex": lambda size: 100 + 50 * size**0.5,
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_few_sizes_are_planned(name):
+    counts = []
+    for start in (1, 2, 24, 384):
+        for limit in (90, 101, 105, 150, 230, 300, 640, 1_000, 5_000):
+            tried = []
+
+            def planned(size, tried=tried):
+                tried.append(size)
+                return plan_of(MEMORY[name](size))
+
+            found = micro_batches._largest(DIVISORS, start, planned, limit)
+            expected = max((MEMORY[name](size) for size in DIVISORS if MEMORY[name](size) <= limit), default=None)
+            assert (None if found is None else found.total_memory) == expected
+            assert len(set(tried)) == len(tried)
+            counts.append(len(tried))
+    assert max(counts) <= 8
+    if name == "linear":
+        assert max(counts) <= 4
+
+
+def plan_of(memory):
+    """A plan of which 100 bytes do not depend on the micro-batch."""
+    return Plan(MeshSizes(), 1, 2, 1, None, 1.0, Memory(weights=100, activations=memory - 100), Work(), {})
+
+
+def test_the_plan_of_the_run_is_not_made_again(monkeypatch):
+    bindings = ["Trainer.batch_size = 8", "DecoderBlock.activation_checkpointing = @ActivationCheckpointing"]
+    trainer = trainer_of("recipes/tiny.gin", *bindings)
+    own = plan(trainer, MeshSizes(), trainer.cluster)
+    found = {fit.policy: fit.plan for fit in fits(trainer, trainer.cluster, int(own.total_memory), own)}
+    assert found["@ActivationCheckpointing"] is own
+    assert found["None"] is not own
 
 
 @pytest.mark.parametrize("policy", ["None", "@SelectiveActivationCheckpointing", "@ActivationCheckpointing"])
