@@ -72,7 +72,7 @@ class Measured(NamedTuple):
 
 
 def trainer_of(bindings) -> object:
-    return quick_trainer([*TINY, *bindings])
+    return quick_trainer(bindings, common=TINY)
 
 
 def model_of(bindings, parallelize=None) -> nn.Module:

@@ -49,7 +49,7 @@ def trainer_of(bindings=()):
     """A tiny trainer, whose model is on the meta device."""
     has_other_decoder = any("LanguageModel.decoder" in binding for binding in bindings)
     tiny = [binding for binding in TINY if not (has_other_decoder and "Repeat" in binding)]
-    return quick_trainer([*tiny, *bindings])
+    return quick_trainer(bindings, common=tiny)
 
 
 def micro_batches(step, data_rank=0, num_data_ranks=1):

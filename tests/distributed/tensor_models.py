@@ -1,11 +1,13 @@
 """Small models on the tensor axis, compared with the same model in one process."""
 
 import copy
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from laid_out import whole
 from quick_trainers import quick_trainer
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from ml.data import Batch
@@ -28,7 +30,7 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-5
 
 def small_model(bindings=()):
     """On the meta device."""
-    return quick_trainer([*SMALL, *bindings]).model
+    return quick_trainer(bindings, common=SMALL).model
 
 
 def batch_of(vocab_size=256, *, num_rows=3, num_tokens=16, documents=False):
@@ -70,26 +72,46 @@ def divided(model, world, *, sequence):
     return materialize_shards(model, world, "cpu", SEED)
 
 
+class OfOneProcess(NamedTuple):
+    """Weights, gradients and loads of routers of one process, with the sums of its loss."""
+
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    total: Tensor
+    cross_entropy: Tensor
+    num_tokens: Tensor
+    parts: dict[str, Tensor]
+    loads: list[Tensor]
+
+
 _last = []  # the last model and batch, and what one process makes of them
 
 
-def _of_one_process(model, batch, inputs):
-    """The model in one process, its loss and gradients; those of the last call if it had the same model and batch."""
+def _of_one_process(world, model, batch, inputs):
+    """What rank 0 makes of a whole model, in all ranks; of the last call if it had the same model and batch."""
     if _last and _last[0] is model and _last[1] is batch and not inputs:
         return _last[2]
-    one = materialize(copy.deepcopy(model), "cpu", SEED)
-    found = one, *gradients_of(one, batch, **inputs)
+    found = world.first(lambda: _whole(copy.deepcopy(model), batch, inputs))
     _last[:] = [] if inputs else [model, batch, found]
     return found
 
 
+def _whole(model, batch, inputs):
+    one = materialize(model, "cpu", SEED)
+    sums, gradients = gradients_of(one, batch, **inputs)
+    weights = {name: parameter.detach() for name, parameter in one.named_parameters()}
+    loads = [load for _, load in sums.loads]
+    total, parts = sums.total.detach(), {name: part.detach() for name, part in sums.parts.items()}
+    return OfOneProcess(weights, gradients, total, sums.cross_entropy.detach(), sums.num_tokens, parts, loads)
+
+
 def assert_same_as_one_process(world, model, batch, *, sequence, **inputs):
-    """Compares weights, loss, its parts and all gradients; returns the divided model."""
-    one, expected, gradients = _of_one_process(model, batch, inputs)
+    """Compares weights, loss, its parts and all gradients; returns the results of one process and the divided model."""
+    expected = _of_one_process(world, model, batch, inputs)
     many = divided(model, world, sequence=sequence)
     weights = dict(many.named_parameters())
-    for name, parameter in one.named_parameters():
-        assert torch.equal(whole(weights[name]), parameter), name
+    for name, weight in expected.weights.items():
+        assert torch.equal(whole(weights[name]), weight), name
     found, found_gradients = gradients_of(many, batch, **inputs)
     torch.testing.assert_close(found.total, expected.total, rtol=LOSS_TOLERANCE, atol=0.0)
     torch.testing.assert_close(found.cross_entropy, expected.cross_entropy, rtol=LOSS_TOLERANCE, atol=0.0)
@@ -97,5 +119,5 @@ def assert_same_as_one_process(world, model, batch, *, sequence, **inputs):
     assert found.parts.keys() == expected.parts.keys()
     for name, part in expected.parts.items():
         torch.testing.assert_close(found.parts[name], part, rtol=1e-5, atol=1e-7)
-    assert_gradients_equal(found_gradients, gradients)
-    return one, many
+    assert_gradients_equal(found_gradients, expected.gradients)
+    return expected, many

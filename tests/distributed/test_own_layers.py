@@ -151,10 +151,10 @@ REFUSED = {
 
 def own_layers(world):
     for name, bindings in DIVIDED.items():
-        model = small_model(bindings)
+        model, batch = small_model(bindings), batch_of()
         for sequence in (False, True):
             try:
-                _, many = assert_same_as_one_process(world, model, batch_of(), sequence=sequence)
+                _, many = assert_same_as_one_process(world, model, batch, sequence=sequence)
             except Exception as error:
                 raise AssertionError(f"{name}, sequence={sequence}") from error
     return [str(parameter.placements) for parameter in many.parameters()]

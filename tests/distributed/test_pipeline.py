@@ -93,6 +93,16 @@ class OneProcess:
     def named_gradients(self):
         return {name: parameter.grad for name, parameter in self.model.named_parameters()}
 
+    def three_steps(self):
+        """The sums, gradients and validation loss of each step, and the weights before the first and after the last."""
+        initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        steps = []
+        for step in range(3):
+            sums, gradients = self.step(step), self.named_gradients()
+            update(self, sums)
+            steps.append((sums, gradients, self.validation_loss()))
+        return initial, steps, self.model.state_dict()
+
 
 class OneRank(OneProcess):
     """The same in one rank of a pipeline."""
@@ -142,29 +152,27 @@ def together(world, sums):
 def require_one_process(world, name):
     schedule, bindings = CASES[name]
     trainer = trainer_of(bindings)
-    alone = OneProcess(trainer)
+    initial, steps, last = world.first(lambda: OneProcess(trainer).three_steps())
     part = OneRank(trainer, schedule, init_device_mesh("cpu", (world.size,)))
     for key, weight in part.model.named_parameters():
-        assert torch.equal(weight, alone.model.get_parameter(key)), f"initial {key}"
-    for step in range(3):
-        wanted, mine = alone.step(step), part.step(step)
+        assert torch.equal(weight, initial[key]), f"initial {key}"
+    for step, (wanted, gradients, wanted_validation) in enumerate(steps):
+        mine = part.step(step)
         found = together(world, mine)
         assert found.keys() == wanted.keys()
         for key in found:
             require_equal(found[key], wanted[key], f"{name}, step {step}: {key}", 1e-6)
-        gradients = alone.named_gradients()
         for key, gradient in part.named_gradients().items():
             if gradients[key] is None:
                 assert gradient is None, key
             else:
                 # Sums over micro-batches and over the two uses of a tied weight are in another order.
                 require_equal(gradient, gradients[key], f"{name}, step {step}: gradient of {key}", 1e-5)
-        update(alone, wanted)
         update(part, mine)
-        wanted, found = alone.validation_loss(), together(world, part.validation_loss())
-        assert found["targets"] == wanted["targets"]
-        require_equal(found["nats"], wanted["nats"], f"{name}: validation loss", 1e-6)
-    return {key: tensor.clone() for key, tensor in part.model.state_dict().items()}, alone.model.state_dict()
+        found = together(world, part.validation_loss())
+        assert found["targets"] == wanted_validation["targets"]
+        require_equal(found["nats"], wanted_validation["nats"], f"{name}: validation loss", 1e-6)
+    return {key: tensor.clone() for key, tensor in part.model.state_dict().items()}, last
 
 
 def trains(world, names):

@@ -39,7 +39,7 @@ SCHEDULES = [
 
 
 def model_of(*bindings):
-    return quick_trainer([*TINY, *bindings]).model
+    return quick_trainer(bindings, common=TINY).model
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)

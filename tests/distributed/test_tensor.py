@@ -92,11 +92,12 @@ def test_loss_and_gradients_on_two_ranks():
 
 
 def further_passes(world):
+    plain = small_model()
+    odd = batch_of(num_tokens=15)  # not divisible: the stream of this pass is whole
+    for name, batch in (("documents", batch_of(documents=True)), ("15 tokens", odd)):
+        for sequence in (False, True):
+            checked(name, assert_same_as_one_process, world, plain, batch, sequence=sequence)
     for sequence in (False, True):
-        packed = batch_of(documents=True)
-        checked("documents", assert_same_as_one_process, world, small_model(), packed, sequence=sequence)
-        odd = batch_of(num_tokens=15)  # not divisible: the stream of this pass is whole
-        checked("15 tokens", assert_same_as_one_process, world, small_model(), odd, sequence=sequence)
         of_teacher = torch.randn(3, 16, 257, generator=torch.Generator().manual_seed(1))
         for chunk in (None, 10):
             bindings = ["LanguageModel.vocab_size = 257", f"LanguageModelHead.loss_chunk_size = {chunk}"]
@@ -161,9 +162,9 @@ def test_images_bfloat16_and_float8():
 
 def four_ranks(world):
     for bindings in ([], ["LanguageModel.vocab_size = 259", "GatedMLP.intermediate_size = 38"]):
-        model = small_model(["Attention.num_kv_heads = 4", *NORMAL_BIAS, *bindings])
+        model, batch = small_model(["Attention.num_kv_heads = 4", *NORMAL_BIAS, *bindings]), batch_of()
         for sequence in (False, True):
-            checked("4 ranks", assert_same_as_one_process, world, model, batch_of(), sequence=sequence)
+            checked("4 ranks", assert_same_as_one_process, world, model, batch, sequence=sequence)
 
 
 def test_loss_and_gradients_on_four_ranks():

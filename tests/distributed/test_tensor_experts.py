@@ -43,18 +43,18 @@ def every_case(world):
         model, batch = small_model(bindings), batch_of()
         for sequence in (False, True):
             try:
-                one, many = assert_same_as_one_process(world, model, batch, sequence=sequence)
+                expected, many = assert_same_as_one_process(world, model, batch, sequence=sequence)
             except Exception as error:
                 raise AssertionError(f"{name}, sequence={sequence}") from error
-            assert_same_loads(one, many)
+            assert_same_loads(expected.loads, many)
 
 
-def assert_same_loads(one, many):
+def assert_same_loads(expected, many):
     """Each rank counts the tokens of the whole sequence."""
-    expected, found = (model.loss(**batch_of().inputs).loads for model in (one, many))
+    found = many.loss(**batch_of().inputs).loads
     assert expected
     assert len(found) == len(expected)
-    for (_, load), (_, expected_load) in zip(found, expected, strict=True):
+    for (_, load), expected_load in zip(found, expected, strict=True):
         assert torch.equal(load, expected_load)
 
 

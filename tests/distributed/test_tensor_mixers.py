@@ -104,10 +104,10 @@ ON_FOUR = {
 
 def every_case(world, cases):
     for name, bindings in cases.items():
+        model, batch = small_model([*bindings, "normal.std = 0.1"]), batch_of(documents=True)
         for sequence in (False, True):
-            model = small_model([*bindings, "normal.std = 0.1"])
             try:
-                assert_same_as_one_process(world, model, batch_of(documents=True), sequence=sequence)
+                assert_same_as_one_process(world, model, batch, sequence=sequence)
             except Exception as error:
                 raise AssertionError(f"{name}, sequence={sequence}") from error
 
