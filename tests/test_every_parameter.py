@@ -30,6 +30,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
+from quick_trainers import trainer_and_unused
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ml
@@ -56,14 +57,16 @@ from ml.training import (
     MemorySnapshot,
     RunFailure,
     RunFolder,
+    Trainer,
     Validation,
     train,
 )
 from ml.training.checkpoints.policy import newest_checkpoint
 from ml.training.checkpoints.reference import CheckpointReference, CheckpointSource
-from ml.training.checkpoints.weight_files import read_weights
+from ml.training.checkpoints.tensor_files import read_tensors
 from ml.training.metrics.throughput import MACHINE_METRICS
 from ml.training.schedules.phases import ConstantPhase
+from ml.training.state import MODEL, named_weights
 from ml.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -671,6 +674,25 @@ def loaded(*bindings: str) -> ml.Config:
     return load(bindings=[TINY, *lines], root=_trainer_on_meta, shipped=ml.SHIPPED_CONFIGS)
 
 
+@functools.lru_cache(maxsize=4)
+def built(*bindings: str) -> tuple[Trainer, set[str]]:
+    """Builds the trainer of a configuration, without the operative config of `loaded`; finds bindings without effect.
+
+    Raises:
+        ConfigError: A value is wrong.
+    """
+    trainer, unused = trainer_and_unused(
+        None, [TINY, *(line.strip() for text in bindings for line in text.splitlines())]
+    )
+    return trainer, {binding.text(written=True) for binding in unused}
+
+
+@functools.cache
+def without_effect(base: str) -> set[str]:
+    """Returns the bindings of a base that others in it disable."""
+    return built(base)[1]
+
+
 @functools.cache
 def places(bindings: tuple[str, ...]) -> dict[str, list]:
     """Returns the records of a run by configurable."""
@@ -764,7 +786,9 @@ def is_valid(*bindings: str) -> bool:
 def refusal(*bindings: str) -> str | None:
     """Returns the error message of a configuration, or None if it is valid."""
     try:
-        loaded(*bindings)
+        _, unused = built(*bindings)
+        if unused - set().union(*(without_effect(text) for text in bindings if text in BASES.values())):
+            loaded(*bindings)  # which knows whether they have a reason
     except ConfigError as error:
         return str(error)
     return None
@@ -788,7 +812,7 @@ class Trace(TorchDispatchMode):
 @functools.cache
 def what_is_built(*bindings: str) -> tuple:
     """Returns the model, its first step, and the groups of the optimizer."""
-    trainer = build_trainer(loaded(*bindings))
+    trainer, _ = built(*bindings)
     dataset, teacher, state = trainer.open_data().training, open_teacher(trainer, CPU), trainer.start(CPU)
     compiled = [*("forward" in vars(module) for module in state.model.modules()), state.graphs is not None]
     parameters = [(name, tuple(p.shape), p.dtype, p.requires_grad, digest(p)) for name, p in named(state.model)]
@@ -817,7 +841,7 @@ class Left(typing.NamedTuple):
 @functools.cache
 def what_is_left(*bindings: str) -> Left:
     """Returns the results of a complete run."""
-    trainer = build_trainer(loaded(*bindings))
+    trainer, _ = built.__wrapped__(*bindings)  # a new one
     with tempfile.TemporaryDirectory() as name:
         run = RunFolder(Path(name) / "run")
         stream = Watched()
@@ -832,7 +856,7 @@ def what_is_left(*bindings: str) -> Left:
         kept.append(samples.read_text() if samples.exists() else "")
         model = trainer.start(CPU).model
         if (checkpoint := newest_checkpoint(run.checkpoints, print)) is not None:
-            read_weights(checkpoint, model)
+            read_tensors(checkpoint, {MODEL + name: weight.detach() for name, weight in named_weights(model).items()})
     seen = (json.dumps(metrics), peak, kept, stream.num_loaders, stream.saves_beside, watched)
     return Left([digest(p) for _, p in named(model)], seen)
 
@@ -1039,12 +1063,12 @@ def test_a_parameter_that_is_ignored_is_found(monkeypatch):
 
     monkeypatch.setattr(Attention, "soft_cap", property(lambda self: None, lambda self, value: None), raising=False)
     monkeypatch.setitem(globals(), "bases_with", lambda name: [(MODELS["plain"],), (RUNS["packed"],)])  # two are enough
-    monkeypatch.setitem(globals(), "other_values", lambda annotation, current: iter(("3.0", "5.0")))  # likewise
-    for cached in (what_is_built, what_is_left):
+    monkeypatch.setitem(globals(), "other_values", lambda annotation, current: iter(("3.0",)))  # and one value
+    for cached in (built, what_is_built, what_is_left):
         cached.cache_clear()
     try:
         with pytest.raises(pytest.fail.Exception, match=r"Attention\.soft_cap changes nothing"):
             test_a_parameter_has_an_effect("Attention", "soft_cap")
     finally:
-        for cached in (what_is_built, what_is_left):
+        for cached in (built, what_is_built, what_is_left):
             cached.cache_clear()
