@@ -88,7 +88,7 @@ _last = []  # the last model and batch, and what one process makes of them
 
 
 def _of_one_process(world, model, batch, inputs):
-    """What rank 0 makes of a whole model, in all ranks; of the last call if it had the same model and batch."""
+    """Results of the whole model in rank 0, given to all; those of the last call if it had the same model and batch."""
     if _last and _last[0] is model and _last[1] is batch and not inputs:
         return _last[2]
     found = world.first(lambda: _whole(copy.deepcopy(model), batch, inputs))
