@@ -88,7 +88,7 @@ def test_a_batch_without_targets_has_loss_zero_and_no_gradient():
     assert logits.grad.eq(0).all()
 
 
-@pytest.mark.parametrize("sums_of", [cpu_sums, plain_sums])
+@pytest.mark.parametrize("sums_of", [cpu_sums, plain_sums, torch.compile(cpu_sums, backend="aot_eager")])
 @pytest.mark.parametrize("vocab_size", [300, 9000])  # 9,000: in several blocks
 def test_loss_of_bfloat16_logits_is_computed_in_float32(vocab_size, sums_of):
     generator = torch.Generator().manual_seed(3)
