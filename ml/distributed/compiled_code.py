@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from ml.distributed.estimate.kinds import kind_of
+from ml.layers.tracing import with_own_code
 
 
 def forwards_by_kind(blocks: Sequence[nn.Module]) -> list[Callable[..., Any]]:
     """Returns the `forward` of each block, with a separate code object for each kind of block.
 
-    `torch.compile` stores the variants of a function with its code object, tries them in order, and runs the function
-    eagerly after `torch._dynamo.config.recompile_limit` of them (8). With a code object per kind, that limit and that
-    search are per kind, for any number of kinds; equal blocks share their variants.
+    With a code object per kind, the limit of `torch.compile` and its search are per kind, for any number of kinds (see
+    `with_own_code`); equal blocks share their variants.
 
     Args:
         blocks: The blocks. One whose `forward` is no method of Python keeps it.
@@ -29,13 +29,6 @@ def forwards_by_kind(blocks: Sequence[nn.Module]) -> list[Callable[..., Any]]:
             continue
         key = (forward.__func__, kind_of(block))
         if key not in functions:
-            functions[key] = _with_own_code(forward.__func__, len(functions))
+            functions[key] = with_own_code(forward.__func__, f"of_kind_{len(functions)}")
         found.append(types.MethodType(functions[key], block))
     return found
-
-
-def _with_own_code(function: types.FunctionType, number: int) -> types.FunctionType:
-    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_of_kind_{number}")
-    copied = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return copied

@@ -43,6 +43,15 @@ def obstacle_to_kernels(model: nn.Module, work: Pass) -> str | None:
     return None
 
 
+def kernels_that_synchronize(model: nn.Module, work: Pass) -> dict[str, list[str]]:
+    """Returns the paths of the mixers whose kernels synchronize with the device, by the reason."""
+    found: dict[str, list[str]] = {}
+    for path, mixer, task in _tasks(model, work):
+        if reason := mixer.kernel.reason_to_synchronize(task):
+            found.setdefault(f"{type(mixer).__name__}.kernel {reason}", []).append(path)
+    return found
+
+
 def _described(mixer: SoftmaxMixer, task: AttentionTask) -> str:
     kernel = type(mixer.kernel.chosen(task)).__name__
     reasons = ["documents"] if task.has_documents else []

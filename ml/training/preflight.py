@@ -63,7 +63,7 @@ def _warnings_of_device(trainer: Trainer, device: torch.device, needed: Mapping[
     kernels = {layer.kernel for layer in trainer.model.modules() if isinstance(layer, Linear) and layer.kernel}
     of_kernels = dict.fromkeys(kernel.warning(device) for kernel in kernels)
     found = (memory_warning(needed, available_memory(device), device), of_products, *of_kernels)
-    synchronizations = synchronizations_on(trainer.model, device, precision.compute_dtype)
+    synchronizations = synchronizations_on(trainer.model, trainer.attention_pass(device.type))
     return [*(warning for warning in found if warning is not None), *synchronizations]
 
 

@@ -188,8 +188,8 @@ def test_experts_synchronize_only_with_a_warning(precision, bindings, warning, r
     ]
     bindings = [*experts, "GatedMLP.intermediate_size = 16", *bindings, *ONE_STEP, f"Trainer.precision = @{precision}"]
     trainer = build_trainer(load("recipes/tiny.gin", bindings, allow_unused_bindings=True))
-    warnings = synchronizations_on(trainer.model, CUDA, trainer.precision.compute_dtype)
-    assert not synchronizations_on(trainer.model, torch.device("cpu"), trainer.precision.compute_dtype)
+    warnings = synchronizations_on(trainer.model, trainer.attention_pass("cuda"))
+    assert not synchronizations_on(trainer.model, trainer.attention_pass("cpu"))
     if warning is None:
         assert not warnings
         run("recipes/tiny.gin", bindings, [True])
@@ -201,6 +201,27 @@ def test_experts_synchronize_only_with_a_warning(precision, bindings, warning, r
         assert warning in found
         with pytest.raises(RuleBroken, match=r"layers/experts\.py: shares_of_experts"):
             run("recipes/tiny.gin", bindings, [True])
+
+
+@pytest.mark.parametrize("has_documents", [True, False])
+def test_documents_of_variable_length_attention_are_counted_only_with_a_warning(has_documents, run):
+    bindings = [
+        f"TextData.separate_documents = {has_documents}",
+        "Attention.kernel = @VariableLengthAttention",
+        *ONE_STEP,
+        "Trainer.precision = @MixedBFloat16",
+    ]
+    trainer = build_trainer(load("recipes/tiny.gin", bindings, allow_unused_bindings=True))
+    assert not synchronizations_on(trainer.model, trainer.attention_pass("cpu"))
+    warnings = synchronizations_on(trainer.model, trainer.attention_pass("cuda"))
+    if has_documents:
+        (found,) = warnings
+        assert "decoder/block_0_to_1/mixer: Attention.kernel = @VariableLengthAttention counts the documents" in found
+        with pytest.raises(RuleBroken, match=r"variable_length\.py"):
+            run("recipes/tiny.gin", bindings, [True])
+    else:
+        assert not warnings
+        run("recipes/tiny.gin", bindings, [True])
 
 
 def test_grouped_products_in_float32_are_refused_before_a_run_on_cuda():

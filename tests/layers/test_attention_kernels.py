@@ -72,7 +72,7 @@ def on_cpu(monkeypatch):
     """Computes the kernels of a GPU on the CPU: FlexAttention by torch's plain form, packed sequences by a loop."""
     monkeypatch.setattr(library, "_validate_device", lambda *_: None)
     monkeypatch.setattr(library, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(flex, "_function", lambda _: library.flex_attention)
+    monkeypatch.setattr(flex, "_function", lambda *_: library.flex_attention)
     monkeypatch.setattr(variable_length, "_function", lambda: attention_of_sequences)
 
 

@@ -1,6 +1,7 @@
 """Refusals of attention kernels, the automatic choice, and the memory that they take."""
 
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -288,7 +289,7 @@ def made(monkeypatch, triton):
     """Takes FlexAttention in torch's plain form for the kernel of every layer, and records the masks that are made."""
     monkeypatch.setattr(library, "_validate_device", lambda *_: None)
     monkeypatch.setattr(library, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(flex, "_function", lambda _: library.flex_attention)
+    monkeypatch.setattr(flex, "_function", lambda *_: library.flex_attention)
     monkeypatch.setattr(FlexAttention, "obstacle", lambda *_: None)
     masks = []
     original = flex.block_mask
@@ -370,6 +371,22 @@ def test_compiled_flex_attention_equals_the_reference_on_the_cpu():
         output = FlexAttention()(*heads, weighting, Context(documents=documents))
         expected = ReferenceAttention()(*heads, weighting, Context())
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_of_flex_attention_that_are_more_than_the_limit_of_variants_are_all_compiled(monkeypatch):
+    counter, limit = CompileCounter(), torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    flex._compiled.cache_clear()
+    heads = [torch.randn(1, n, 40, 16) for n in (4, 2, 2)]
+    windows = range(2, 4 + limit)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for window_size in (*windows, *windows):
+            weighting = Weighting(window_size=window_size)
+            output = FlexAttention()(*heads, weighting, Context())
+            expected = ReferenceAttention()(*heads, weighting, Context())
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    flex._compiled.cache_clear()
+    assert counter.frame_count == len(windows) > limit
 
 
 def test_latent_attention_takes_kernels_too():

@@ -9,7 +9,7 @@ import numpy as np
 from ml.config import REQUIRED, child, configurable, require
 from ml.data.datasets.dataset import Data, ImageFormat
 from ml.data.datasets.token_dataset import TokenDataset
-from ml.data.errors import DataError
+from ml.data.errors import DataError, MissingData
 from ml.data.sequences.document_begin import Begin
 from ml.data.sequences.document_separator import Separator
 from ml.data.sequences.fill_in_the_middle import FillInTheMiddle, vocab_size_with
@@ -134,7 +134,10 @@ class TokenFiles(Data):
     @functools.cached_property
     def _folders(self) -> list[tuple[TokenFolder, TokenFolder | None]]:
         """Training folder and held-out folder of each path."""
-        pairs = [find_token_folders(path) for path in self.paths]
+        try:
+            pairs = [find_token_folders(path) for path in self.paths]
+        except MissingData as error:
+            raise MissingData(f"Trainer.data needs TokenFiles.paths: {error}") from error
         return [(TokenFolder(train), TokenFolder(held_out) if held_out else None) for train, held_out in pairs]
 
     def _require_one_tokenizer(self) -> None:

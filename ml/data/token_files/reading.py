@@ -87,7 +87,10 @@ def find_token_folders(path: str | Path) -> tuple[Path, Path | None]:
 
 def _no_folder(path: Path) -> DataError:
     if not path.is_dir():
-        return MissingData(f"no such folder of token files: {path} (from {Path.cwd()})")
+        return MissingData(
+            f"no such folder of token files: {path} (from {Path.cwd()}); "
+            f"make it with `python -m ml prepare TEXTS --output={path}`"
+        )
     if (path / UNFINISHED).exists():
         return DataError(f"{path} is not complete: `python -m ml prepare` was stopped; run it again to resume")
     return DataError(f"{path} has no token files ({MANIFEST}); make them with `python -m ml prepare`")

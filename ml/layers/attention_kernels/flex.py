@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ml.layers.attention_kernels.block_mask import block_mask
 from ml.layers.attention_kernels.blockwise import BlockwiseAttention
 from ml.layers.attention_kernels.kernel import AttentionKernel, AttentionTask, Features, Weighting, task_of
 from ml.layers.context import Context
+from ml.layers.tracing import with_own_code
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 256
 
@@ -45,15 +46,15 @@ class FlexAttention(AttentionKernel):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
         if query.shape[2] == 1:  # over more keys each time: nothing to compile
             return BlockwiseAttention().attend(query, key, value, weighting, context)
-        sinks = weighting.sinks
-        found = _function(query.device)(
+        sinks, task = weighting.sinks, task_of(query, key, value, weighting)
+        found = _function(query.device, task, weighting.scale)(
             query,
             key,
             value,
             score_mod=None if weighting.soft_cap is None else _capped(weighting.soft_cap),
-            block_mask=_shared_mask(task_of(query, key, value, weighting), weighting.documents, context, query.device),
+            block_mask=_shared_mask(task, weighting.documents, context, query.device),
             scale=weighting.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=task.is_grouped,
             return_aux=None if sinks is None else _request(),
         )
         if sinks is None:
@@ -83,18 +84,32 @@ def _shared_mask(task: AttentionTask, documents: Tensor | None, context: Context
     return context.once(key, lambda: block_mask(*sizes, task.causal, window_size, documents, device))
 
 
-def _function(device: torch.device) -> Callable[..., Any]:
+def _function(device: torch.device, task: AttentionTask, scale: float | None) -> Callable[..., Any]:
     """FlexAttention, compiled unless it is part of what is being compiled."""
     from torch.nn.attention.flex_attention import flex_attention  # takes a second to import
 
     function: Callable[..., Any] = flex_attention
-    return function if torch.compiler.is_compiling() else _compiled(function, device.type)
+    if torch.compiler.is_compiling():
+        return function
+    window_size = task.window_size if task.has_window else None
+    of_mask = task.causal, window_size, task.has_documents, task.soft_cap, task.has_sinks
+    kind = (*of_mask, task.is_grouped, task.head_size, task.value_head_size, task.dtype, task.needs_gradient, scale)
+    return functools.partial(_compiled(device.type, kind), function)
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """On a CPU for every length: torch 2.13 generates code that does not compile for any length and documents."""
-    return torch.compile(function, dynamic=False if device == "cpu" else None)
+def _compiled(device: str, kind: Hashable) -> Callable[..., Any]:
+    """The compiled call of each kind of mask and heads, which has its own limit of variants.
+
+    On a GPU more variants than the limit are an error: torch would store all scores without a word. On a CPU there is
+    one for every length: torch 2.13 generates code that does not compile for any length and documents.
+    """
+    own = with_own_code(_call, "of_kind")
+    return torch.compile(own, dynamic=False) if device == "cpu" else torch.compile(own, fullgraph=True)
+
+
+def _call(function: Callable[..., Any], *heads: Tensor, **options: Any) -> Any:
+    return function(*heads, **options)
 
 
 def _request() -> Any:

@@ -204,6 +204,11 @@ class AttentionKernel(abc.ABC):
         """The kernel that computes a task: this one, unless it chooses among others."""
         return self
 
+    def reason_to_synchronize(self, task: AttentionTask) -> str | None:
+        """The reason that a pass synchronizes with the device, and what to set instead; None if it does not."""
+        kernel = self.chosen(task)
+        return None if kernel is self else kernel.reason_to_synchronize(task)
+
     def prepare(self, task: AttentionTask, context: Context) -> None:
         """Computes what `attend` shares between layers, before the first compiled block asks for it."""
         kernel = self.chosen(task)

@@ -36,6 +36,12 @@ class VariableLengthAttention(AttentionKernel):
             return f"{task.dtype} (bfloat16 and float16 only): set Trainer.precision = @MixedBFloat16"
         return None
 
+    def reason_to_synchronize(self, task: AttentionTask) -> str | None:
+        """The count of the documents."""
+        if task.device in (None, "cpu") or not task.has_documents:
+            return None
+        return "= @VariableLengthAttention counts the documents of each batch: take @FlexAttention"
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
         batch_size, _, length, _ = query.shape
         starts = _shared_starts(batch_size, length, weighting.documents, context, query.device)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from prepared import write_folder
 
+from ml.api import build_trainer, load
 from ml.data import DataError, FillInTheMiddle, PackedDocuments, TextData, TextFiles, TokenFiles
+from ml.data.errors import MissingData
 from ml.data.token_files.reading import data_sha256
 
 TEXTS = [f"document {number} says " + "x y z " * (number % 9) for number in range(40)]
@@ -126,6 +128,18 @@ def test_an_unusable_folder_is_refused_on_opening(tmp_path, damage, message):
     damage(folder)
     with pytest.raises(DataError, match=message):
         data.open(16, 0)
+
+
+def test_a_folder_that_is_not_prepared_is_refused_with_its_setting_and_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = build_trainer(load("recipes/token_files_30m.gin", "TokenFiles.paths = 'tokens'"))
+    expected = (
+        f"Trainer.data needs TokenFiles.paths: no such folder of token files: tokens (from {tmp_path}); "
+        "make it with `python -m ml prepare TEXTS --output=tokens`"
+    )
+    with pytest.raises(MissingData) as caught:
+        trainer.open_data()
+    assert str(caught.value) == expected
 
 
 def test_a_file_truncated_later_is_an_error_of_the_batch(tmp_path):
