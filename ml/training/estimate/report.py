@@ -29,9 +29,11 @@ def describe_plan(plan: Plan, device_memory: int | None) -> str:
         device_memory: Bytes of a device; None if unknown.
     """
     steps = f"{plan.num_micro_batches} micro-batch{'es' if plan.num_micro_batches > 1 else ''}"
+    steps += f" of {plan.micro_batch_size} sequence{'s' if plan.micro_batch_size > 1 else ''}"
+    world = plan.sizes.world_size
+    several = f"{world:,} processes ({plan.sizes}), a step of {steps} on each data rank"
     lines = [
-        f"plan              {plan.sizes.world_size:,} processes ({plan.sizes}), a step of {steps} of "
-        f"{plan.micro_batch_size} sequence{'s' if plan.micro_batch_size > 1 else ''} on each data rank",
+        f"plan              {several if world > 1 else f'one process, a step of {steps}'}",
         "",
         *_memory(plan, device_memory),
     ]

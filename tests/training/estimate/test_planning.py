@@ -251,3 +251,5 @@ def test_a_plan_is_described():
     assert "2 processes (data_shard 2), a step of 1 micro-batch of 2 sequences" in text
     assert "fits into 1.0 GiB" in text
     assert "fsdp  all-gather" in text
+    alone = describe_plan(plan(trainer, MeshSizes(), trainer.cluster), None)
+    assert "plan              one process, a step of 1 micro-batch of 4 sequences\n" in alone
