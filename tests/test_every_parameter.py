@@ -289,7 +289,6 @@ RUNS = {
         PackedDocuments.window = 40
         TextFiles.paths = ['short']""",
     "rows": "TextFiles.paths = ['rows']\nTextFiles.on_error = 'skip'\nTextFiles.text_key = 'turn'",
-    "fill in the middle": FILL,
     "token files": """
         Trainer.data = @TokenFiles
         TokenFiles.paths = 'tokens'""",
@@ -300,6 +299,7 @@ RUNS = {
         FillInTheMiddle.prefix = 250
         FillInTheMiddle.suffix = 251
         FillInTheMiddle.middle = 252""",
+    "fill in the middle": FILL,
     "chat": """
         Trainer.data = @ChatData
         ChatFiles.paths = 'chat'
@@ -1010,6 +1010,13 @@ def changes_in(base: tuple[str, ...], name: str, spec: ParameterSpec) -> Iterato
                 yield base, f"{scope}{name}.{spec.name} = {value}"
 
 
+def without_scope(base: tuple[str, ...], binding: str, name: str, parameter: str) -> Change | None:
+    """Returns the same change by a binding without a scope, where the run has one place for it; None otherwise."""
+    unscoped = binding[binding.index(f"{name}.{parameter} =") :]
+    is_alone = sum(record.parameter == parameter for record in places(base)[name]) == 1
+    return (base, unscoped) if is_alone and unscoped != binding else None
+
+
 def test_every_configurable_is_built_somewhere():
     others = [info for info in all_configurables() if not is_of_mesh(info)]
     missing = [info.name for info in others if bindable(info) and not any(bases_with(info.name))]
@@ -1020,10 +1027,13 @@ def test_every_configurable_is_built_somewhere():
 def test_a_parameter_has_an_effect(name, parameter):
     (info,) = candidates(name)
     tried: list[str] = []
+    ineffective: set[Change] = set()
     observed: list[str] = []  # bindings that change what is seen of a run alone
     failure = None
     groups = changes(name, info.parameters[parameter])
     for base, binding in itertools.chain.from_iterable(first_tried(group, tried) for group in groups):
+        if without_scope(base, binding, name, parameter) in ineffective:
+            continue
         if reason := refusal(*base, binding):
             if f"`{parameter}`" in reason:
                 return  # it would change the purpose of the run, which other parts check
@@ -1052,6 +1062,7 @@ def test_a_parameter_has_an_effect(name, parameter):
             failure = error
             continue
         tried.append(binding)
+        ineffective.add((base, binding))
     assert not observed, f"{name}.{parameter} changes no weight and is not declared neutral: {observed}"
     assert tried, f"no other value of {name}.{parameter} is valid; the last one that was: {failure!r}"
     pytest.fail(f"{name}.{parameter} changes nothing: tried {tried}")
