@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from distributed_runs import squares
+from warm_python import run_python
 
 from ml.files import locked
 
@@ -50,17 +51,24 @@ def work(tmp_path):
 
 
 def start(work, *flags):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=work, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    """Starts torchrun as a shell does."""
+    command, pipe = [sys.executable, *launcher(*flags)], subprocess.PIPE
+    return subprocess.Popen(command, cwd=work, env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def launched(work, *flags, timeout=240):
-    process = start(work, *flags)
-    output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
+    """Runs torchrun in a forked process, without importing torch, to its end; its workers are new interpreters."""
+    done = run_python(*launcher(*flags), cwd=work, env=environment(), timeout=timeout)
+    return done.returncode, done.stdout + done.stderr
+
+
+def launcher(*flags):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return [*torchrun, str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def alone(work, *flags):
@@ -167,9 +175,8 @@ for name in ("one", "two"):
 
 def test_two_runs_one_after_the_other_in_the_same_processes(work):
     (work / "twice.py").write_text(TWICE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "twice.py"]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = run_python(*torchrun, "twice.py", cwd=work, env=environment())
     assert done.returncode == 0, done.stderr
     first, second = ((work / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
     losses = [[json.loads(line)["loss"] for line in lines] for lines in (first, second)]
