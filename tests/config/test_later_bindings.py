@@ -89,7 +89,7 @@ def test_one_binding_on_a_saved_recipe_is_the_binding_on_its_files(recipe, bindi
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_bindings_on_a_saved_recipe_mean_what_they_mean_on_its_files(data):
     recipe = data.draw(st.sampled_from(list(RECIPES)), label="recipe")

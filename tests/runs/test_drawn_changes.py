@@ -18,7 +18,7 @@ from ml.runs.init_flags import init_statements
 from ml.runs.launch import Launch
 from ml.runs.run import is_part_of_a_model
 
-NUM_PAIRS = 200
+NUM_PAIRS = 100
 OPERATIVE = "operative_config.gin"
 CONSTANT = "Trainer.schedule = @ConstantSchedule"
 NEUTRAL = [

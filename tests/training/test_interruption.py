@@ -133,11 +133,14 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(begin, tmp_path,
     assert read_counts(tmp_path / "run/checkpoints/step_3")["unvalidated"]["step"] == 3
 
 
+FEW_KERNELS = ["Repeat.num_blocks = 1", "DecoderBlock.mlp = None", "DecoderBlock.dropout = 0.0"]
+
+
 @pytest.mark.slow
 def test_a_signal_during_the_compilation_ends_the_run_after_the_first_step(tmp_path, tiny_bindings):
     """Ctrl-C comes to every process of the terminal's group, those that compile among them."""
     cache = tmp_path / "cache"
-    bindings = [*tiny_bindings, ENDLESS, "Trainer.compile = True", "Repeat.num_blocks = 1"]
+    bindings = [*tiny_bindings, ENDLESS, "Trainer.compile = True", *FEW_KERNELS]
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), *bindings],
         stdout=subprocess.PIPE,
@@ -173,9 +176,9 @@ def run_and_kill(folder, num_kills, seed=0):
 def test_a_run_that_is_killed_at_many_moments_ends_as_if_it_had_not_been(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     run_and_kill(undisturbed, 0)
-    inside, kills = run_and_kill(killed, 24)
-    assert inside >= 3
-    assert kills >= 20
+    inside, kills = run_and_kill(killed, 16)
+    assert inside >= 2
+    assert kills >= 13
     environment = json.loads((killed / "environment.json").read_text())
     assert len(environment["earlier"]) >= 4  # a process that is killed before it has loaded the data is not recorded
     assert list(segment_folders(killed)) == [0, 80]
