@@ -53,6 +53,7 @@ def test_a_stated_mesh_is_checked_without_its_processes(train):
 def test_a_plan_is_shown_and_not_saved(train, tmp_path):
     plain = train(*TINY, "--dry_run", check=0)
     assert "plan " not in plain.stdout
+    assert "Trainer.compile" not in plain.stdout
     saved = (tmp_path / "run" / "operative_config.gin").read_text()
     planned = train(*TINY, "--dry_run", "--world_size=4", "--device_memory=1.5 MiB", check=0)
     assert "4 processes (data_shard 4), a step of 1 micro-batch of 2 sequences on each data rank" in planned.stdout
@@ -84,9 +85,10 @@ def test_under_a_launcher_the_first_process_checks_the_mesh_of_all(train):
 
 
 def test_one_device_is_told_its_micro_batches(train):
-    shown = train(*TINY, "--dry_run", "--device_memory=12MiB", check=0).stdout
+    shown = train(*TINY, "--dry_run", "--device_memory=12MiB", "--gin.Trainer.compile=True", check=0).stdout
     assert "@SelectiveActivationCheckpointing" in shown
     assert "largest micro_batch_size" in shown
+    assert "memory and time are those without Trainer.compile" in shown
 
 
 @pytest.mark.parametrize(
