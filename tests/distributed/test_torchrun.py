@@ -50,31 +50,48 @@ def work(tmp_path):
     return tmp_path
 
 
-def start(work, *flags):
-    """Starts torchrun as a shell does."""
-    command, pipe = [sys.executable, *launcher(*flags)], subprocess.PIPE
-    return subprocess.Popen(command, cwd=work, env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+# The launcher of torchrun with workers that it forks: new interpreters would each import torch.
+FORKING = """
+import runpy, sys
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+def work():
+    sys.argv[:] = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+@record
+def main():
+    settings = dict(run_id="none", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", **settings), work)()
+
+main()
+"""
 
 
-def launched(work, *flags, timeout=240):
-    """Runs torchrun in a forked process, without importing torch, to its end; its workers are new interpreters."""
-    done = run_python(*launcher(*flags), cwd=work, env=environment(), timeout=timeout)
-    return done.returncode, done.stdout + done.stderr
-
-
-def launcher(*flags):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return [*torchrun, str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
+def train(*flags):
+    return [str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
 
 
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def start(work, *flags):
+    """Starts torchrun as a shell does."""
+    command, pipe = [sys.executable, *TORCHRUN, *train(*flags)], subprocess.PIPE
+    return subprocess.Popen(command, cwd=work, env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def launched(work, *flags, by=("-c", FORKING), timeout=240):
+    """Runs a launcher to its end."""
+    done = run_python(*by, *train(*flags), cwd=work, env=environment(), timeout=timeout)
+    return done.returncode, done.stdout + done.stderr
+
+
 def alone(work, *flags):
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--gin.TextFiles.paths='text.txt'", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+    return run_python(*train(*flags), cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def metrics(work):
@@ -127,7 +144,7 @@ def test_a_folder_with_a_run_in_progress_is_refused(work):
     assert output.count("another process is training in run") == 1
 
 
-def unruly(work, what, timeout=60.0):
+def unruly(work, what, timeout=60.0, **options):
     flags = [
         "--run_dir=run",
         "--gin_bindings=import unruly",
@@ -135,11 +152,11 @@ def unruly(work, what, timeout=60.0):
         f"--gin.Unruly.what='{what}'",
         f"--gin.Mesh.timeout={timeout}",
     ]
-    return launched(work, *flags)
+    return launched(work, *flags, **options)
 
 
 def test_an_error_of_one_process_ends_all_and_comes_first(work):
-    code, output = unruly(work, "raise")
+    code, output = unruly(work, "raise", by=TORCHRUN)  # which prints the traceback of a program
     assert code == 1
     assert "RuntimeError: planned by the test" in output
     others = output.find("rank 0 lost the connection to another process")
@@ -175,8 +192,7 @@ for name in ("one", "two"):
 
 def test_two_runs_one_after_the_other_in_the_same_processes(work):
     (work / "twice.py").write_text(TWICE)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run_python(*torchrun, "twice.py", cwd=work, env=environment())
+    done = run_python("-c", FORKING, "twice.py", cwd=work, env=environment())
     assert done.returncode == 0, done.stderr
     first, second = ((work / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
     losses = [[json.loads(line)["loss"] for line in lines] for lines in (first, second)]
