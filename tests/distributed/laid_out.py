@@ -1,13 +1,12 @@
 """Small models laid out over the ranks of a test, without `parallelize`."""
 
+from quick_trainers import quick_trainer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ml
-from ml.api import build_trainer
 from ml.blocks import BlockSequence
 
 # A vocabulary that no number of ranks divides, and a rank without a part of a norm of 5 entries.
@@ -26,7 +25,7 @@ MODEL = [
 
 
 def model_of(bindings=()):
-    return build_trainer(ml.load(["base.gin"], [*MODEL, *bindings])).model
+    return quick_trainer(bindings, common=MODEL).model
 
 
 def fsdp(model, mesh):

@@ -89,13 +89,18 @@ class Run:
         return weights | state
 
 
+def of_one_process(model):
+    """Weights and state of each optimizer after three steps."""
+    runs = {optimizer: Run(optimizer, model) for optimizer in OPTIMIZERS}
+    for run in runs.values():
+        for step in (1, 2, 3):
+            run.step(step)
+    return {optimizer: run.tensors() for optimizer, run in runs.items()}
+
+
 def three_steps(world, layouts):
     model = model_of()
-    for optimizer in OPTIMIZERS:
-        expected = Run(optimizer, model)
-        for step in (1, 2, 3):
-            expected.step(step)
-        expected = expected.tensors()
+    for optimizer, expected in world.first(lambda: of_one_process(model)).items():
         for layout in layouts:
             run = Run(optimizer, model, world, layout)
             for step in (1, 2, 3):
