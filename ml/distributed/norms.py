@@ -85,7 +85,8 @@ def _squares(tensors: list[Tensor]) -> Tensor:
     # On a CPU, torch's norm of a whole tensor runs on one thread, at a fraction of the memory's rate.
     owners, dots = [], []
     for owner, tensor in enumerate(tensors):
-        for piece in tensor.reshape(-1).split(_PIECE):
+        flat = tensor.reshape(-1)
+        for piece in flat.split(_PIECE) if len(flat) > _PIECE else (flat,):
             owners.append(owner)
             dots.append(torch.dot(piece, piece))
     squares = torch.zeros(len(tensors), dtype=torch.float64)
