@@ -10,8 +10,11 @@ import torch
 from timing import compare
 from torch import nn
 
+from ml.distributed import World
+from ml.distributed.norms import clip_divisor, local_squares, replicas
 from ml.training import SGD, Adafactor, AdamW, ExponentialMovingAverage, Lion, Muon
 from ml.training.optimizers import Optimizer, ParameterGroup
+from ml.training.optimizers.controls import StepControls, take_step
 
 HIDDEN, INTERMEDIATE, BLOCKS, VOCABULARY = 384, 1024, 12, 4096
 ROUNDS = 7
@@ -59,6 +62,32 @@ def muon_of_torch() -> Callable[[], None]:
     return step
 
 
+def clipped() -> Callable[[], None]:
+    """Returns a function that measures the norm of the gradients, clips them and takes a step of AdamW."""
+    group = parameters()
+    optimizer, weights = AdamW().create([group]), dict(zip(group.names, group.parameters, strict=True))
+    counted = replicas(weights, World())
+
+    def step() -> None:
+        squares = local_squares({name: weight.grad for name, weight in weights.items()}, counted)
+        divisor = clip_divisor(squares.sum().sqrt().float(), 1.0)
+        take_step(optimizer, StepControls(grad_scale=divisor))
+
+    return step
+
+
+def clipped_by_torch() -> Callable[[], None]:
+    """Returns a function that does the same with torch alone."""
+    weights = parameters().parameters
+    optimizer = torch.optim.AdamW(weights, fused=True)
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+
+    return step
+
+
 def average() -> Callable[[], None]:
     """Returns a function that takes a step of AdamW and updates the average."""
     group = parameters()
@@ -74,6 +103,7 @@ def average() -> Callable[[], None]:
 def main() -> None:
     group = parameters().parameters
     pairs = {
+        "clipping and AdamW against torch's (fused)": (clipped(), clipped_by_torch()),
         "Lion against AdamW (foreach)": (ours(Lion()), torch.optim.AdamW(group, foreach=True).step),
         "SGD against torch's (foreach)": (ours(SGD()), torch.optim.SGD(group, momentum=0.9, foreach=True).step),
         "Adafactor against torch's": (ours(Adafactor()), torch.optim.Adafactor(group).step),
