@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_model import SMALL, build_on_meta
+from warm_python import run_python
 
 from ml.config import ConfigError, configurable, load
 
@@ -297,9 +298,8 @@ def test_a_default_that_violates_its_annotation_is_an_error_before_the_run():
 
 def test_show_finds_a_module_in_the_working_folder(working_folder):
     write(working_folder, my_layers=layer())
-    command = [sys.executable, "-m", "ml", "show", "MyMLP", "--module=my_layers"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "MyMLP (my_layers.MyMLP)" in shown.stdout
+    shown = run_python("-m", "ml", "show", "MyMLP", "--module=my_layers", cwd=working_folder)
+    assert "MyMLP (my_layers.MyMLP)" in shown.stdout, shown.stderr
 
 
 def test_a_configuration_with_custom_modules_can_be_pickled(tmp_path):

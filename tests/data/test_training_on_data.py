@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from prepared import write_folder
+from warm_python import run_python
 
 import ml
 from ml.api import build_trainer
@@ -189,9 +190,9 @@ def test_a_token_outside_the_vocabulary_is_found_before_the_first_step():
 def test_the_exit_code_is_1_for_lost_data_and_2_for_missing_data():
     program = Path(ml.__file__).parents[1] / "train.py"
     bindings = [*TINY.strip().splitlines(), *DATA["token files"].splitlines(), "Trainer.num_steps = 100000"]
-    command = [sys.executable, str(program), *(f"--gin_bindings={line}" for line in bindings), "--run_dir=run"]
-    command.append("--allow_unused_bindings")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    flags = [*(f"--gin_bindings={line}" for line in bindings), "--run_dir=run", "--allow_unused_bindings"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, program, *flags], stdout=pipe, stderr=pipe, text=True) as process:
         while process.poll() is None and not Path("run/checkpoints/step_2").exists():
             time.sleep(0.01)
         cut("tokens/train")
@@ -199,7 +200,7 @@ def test_the_exit_code_is_1_for_lost_data_and_2_for_missing_data():
     assert process.returncode == 1, errors
     assert "and training stopped" in errors
     assert "Traceback" not in errors
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    again = run_python(program, *flags, cwd=Path.cwd(), timeout=60)
     assert again.returncode == 2
     assert "it was truncated or replaced" in again.stderr
     assert "Traceback" not in again.stderr

@@ -3,11 +3,10 @@
 import gc
 import platform
 import resource
-import subprocess
-import sys
 import weakref
 
 import pytest
+from warm_python import run_python
 
 from ml.training.host_memory import freeze_objects, unfrozen_afterwards
 
@@ -26,22 +25,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
 NUM_PAGES = 10 * NUM_ELEMENTS * 4 // resource.getpagesize()
 
 
-def page_faults(before):
+def page_faults(before, folder):
     """Page faults of ten tensors after others of their size were freed, in a separate process."""
-    command = [sys.executable, "-c", FAULTS_OF_FREED_TENSORS.format(before=before)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = run_python("-c", FAULTS_OF_FREED_TENSORS.format(before=before), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep pages")
-def test_the_pages_of_freed_tensors_are_used_again_without_page_faults():
-    assert page_faults("keep_freed_pages()") < 0.2 * NUM_PAGES
-    assert page_faults("") > 0.9 * NUM_PAGES  # what it prevents
+def test_the_pages_of_freed_tensors_are_used_again_without_page_faults(tmp_path):
+    assert page_faults("keep_freed_pages()", tmp_path) < 0.2 * NUM_PAGES
+    assert page_faults("", tmp_path) > 0.9 * NUM_PAGES  # what it prevents
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep pages")
-def test_pages_are_returned_again_after_a_run():
+def test_pages_are_returned_again_after_a_run(tmp_path):
     body = "from ml.training.host_memory import freed_pages_kept\nwith freed_pages_kept():\n    torch.ones(10)"
-    assert page_faults(body) > 0.9 * NUM_PAGES
+    assert page_faults(body, tmp_path) > 0.9 * NUM_PAGES
 
 
 class Ring:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from saved import saved_bits, saved_tensors, untimed
+from warm_python import run_python
 
 from ml.run_files import segment_folders
 from ml.training import RunFolder
@@ -165,8 +166,8 @@ SECOND += ["Trainer.batch_size = 6", "Trainer.micro_batch_size = 2", "AdamW.lear
 def run_and_kill(folder, num_kills, seed=0):
     """Trains `configs/tests/kill.gin`, shortened, with other settings from step 80 on; returns the kills inside a save,
     and all."""
-    command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(folder), str(seed), str(num_kills)]
-    done = subprocess.run([*command, *FIRST, "+", *SECOND], capture_output=True, text=True, timeout=300, check=False)
+    command = (Path(__file__).with_name("kill.py"), folder, str(seed), str(num_kills))
+    done = run_python(*command, *FIRST, "+", *SECOND, cwd=folder.parent, timeout=300)
     assert done.returncode == 0, done.stderr
     inside, kills = map(int, done.stdout.split())
     return inside, kills

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 from test_resume import stop_after
+from warm_python import run_python
 
 import ml
 from ml.api import build_trainer
@@ -97,9 +97,9 @@ PROGRAM = textwrap.dedent(
 
 def in_a_process(folder, bindings, deadly=-1):
     """Trains in a separate process that is killed before step `deadly + 1`; wandb leaves threads and a service."""
-    command = [sys.executable, "-c", PROGRAM, str(folder.path), str(deadly), *bindings]
+    arguments = ("-c", PROGRAM, folder.path, str(deadly), *bindings)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = run_python(*arguments, cwd=folder.path.parent, env=environment, timeout=120)
     assert done.returncode == (0 if deadly < 0 else -signal.SIGKILL), done.stderr
 
 
