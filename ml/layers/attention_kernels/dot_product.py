@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ml.config import configurable
-from ml.layers.attention_kernels.causal_gradients import are_equally_typed, causal_attention, has_native_gradients
+from ml.layers.attention_kernels.causal_attention import are_equally_typed, causal_attention, has_native_kernel
 from ml.layers.attention_kernels.kernel import AttentionKernel, AttentionTask, Features, Weighting, task_of
 from ml.layers.attention_kernels.visibility import visible_keys
 from ml.layers.context import Context
@@ -20,7 +20,7 @@ class DotProductAttention(AttentionKernel):
 
     A window, documents and earlier keys need a mask (T, S), which is made once a pass on a CPU and refused on a GPU.
     Groups of heads share keys in memory too; where torch would repeat them, the kernel is refused. In a compiled block
-    on a CPU with AVX-512, `causal_attention` computes the gradients of causal attention without a mask.
+    on a CPU with AVX-512, `causal_attention` computes causal attention without a mask.
     """
 
     supports = Features(soft_cap=False, sinks=False)
@@ -38,7 +38,7 @@ class DotProductAttention(AttentionKernel):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, weighting: Weighting, context: Context) -> Tensor:
         task = task_of(query, key, value, weighting)
-        is_native = torch.compiler.is_compiling() and has_native_gradients(task)
+        is_native = torch.compiler.is_compiling() and has_native_kernel(task)
         if is_native and are_equally_typed(query, key, value):
             return causal_attention(query, key, value, weighting.scale)
         heads, is_single = query.shape[1], bool(task.num_queries == 1)

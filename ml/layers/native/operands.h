@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -21,24 +22,58 @@ struct Buffer {
   operator T*() const { return data; }
 };
 
-const __m512i STEPS = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+inline int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-inline __m512i column(const void* base, int64_t stride) {  // 16 words, `stride` words apart
-  return _mm512_i32gather_epi32(_mm512_mullo_epi32(STEPS, _mm512_set1_epi32(stride)), base, 4);
+inline void transpose_16(__m512i* rows) {  // 16 x 16 words
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 16; i += 8)
+    for (int j = 0; j < 4; ++j) {
+      t[i + j] = _mm512_shuffle_i32x4(rows[i + j], rows[i + j + 4], 0x88);
+      t[i + j + 4] = _mm512_shuffle_i32x4(rows[i + j], rows[i + j + 4], 0xdd);
+    }
+  for (int j = 0; j < 8; ++j) {
+    rows[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+    rows[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+  }
+}
+
+// Calls store(row, words) for each row of 16 columns of the transpose of (rows, columns) words.
+template <class Store>
+void transpose_words(const void* from, int64_t rows, int64_t columns, const Store& store) {
+  for (int64_t i = 0; i < rows; i += 16)
+    for (int64_t j = 0; j < columns; j += 16) {
+      __m512i words[16];
+      for (int r = 0; r < 16; ++r) words[r] = _mm512_loadu_si512((const int32_t*)from + (i + r) * columns + j);
+      transpose_16(words);
+      for (int r = 0; r < 16; ++r) store(j + r, i, words[r]);
+    }
 }
 
 // Products C (M, N) += A (M, K) B (K, N) in float32.
 struct Float32 {
   using Item = float;
+  static constexpr int64_t ROWS = 64, KEYS = 64;  // queries and keys of a block of attention
   static void start() {}
   static void stop() {}
   static __m512 load(const Item* x) { return _mm512_loadu_ps(x); }
   static void store(Item* x, __m512 v) { _mm512_storeu_ps(x, v); }
-  // Two rows of a left operand, and the same as rows of a right operand.
-  static void store_pair(Item* first, Item* second, Item* right, int64_t columns, __m512 a, __m512 b) {
-    store(first, a);
-    store(second, b);
-    if (right) store(right, a), store(right + columns, b);
+  // Columns from `i` on of two rows of a left operand (M, K), or of a right operand (K, N).
+  static void store_left(Item* rows, int64_t i, int64_t columns, __m512 a, __m512 b) {
+    store(rows + i, a);
+    store(rows + columns + i, b);
+  }
+  static void store_right(Item* rows, int64_t i, int64_t columns, __m512 a, __m512 b) {
+    store_left(rows, i, columns, a, b);
   }
   // Right operand (K, N) from its rows.
   static void pack_rows(Item* to, const Item* rows, int64_t k, int64_t n) {
@@ -46,11 +81,12 @@ struct Float32 {
   }
   // Right operand (K, N) from its columns, rows of (N, K).
   static void pack_columns(Item* to, const Item* columns, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < n; j += 16) _mm512_storeu_si512(to + i * n + j, column(columns + j * k + i, k));
+    transpose(to, n, columns, k, n);
   }
-  // Left operand (K, N) from rows of (N, K).
-  static void transpose(Item* to, const Item* from, int64_t k, int64_t n) { pack_columns(to, from, k, n); }
+  // Left operand (K, N), its rows `stride` items apart, from rows of (N, K).
+  static void transpose(Item* to, int64_t stride, const Item* from, int64_t k, int64_t n) {
+    transpose_words(from, n, k, [&](int64_t i, int64_t j, __m512i x) { _mm512_storeu_si512(to + i * stride + j, x); });
+  }
 
   static void product(int64_t m, int64_t n, int64_t k, const Item* a, int64_t a_stride, const Item* b,
                       int64_t b_columns, float* c, int64_t c_stride, bool add) {
@@ -81,6 +117,7 @@ struct Float32 {
 // The same in bfloat16 with float32 sums. Rows of a right operand are interleaved in pairs: (K / 2, N, 2).
 struct BFloat16 {
   using Item = uint16_t;
+  static constexpr int64_t ROWS = 128, KEYS = 64;
   struct alignas(64) Tiles { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; };
   static Tiles& before() { static thread_local Tiles tiles; return tiles; }
   // Completes what was written before: GCC does not know what `_tile_loadconfig` and `_tile_loadd` read.
@@ -104,11 +141,12 @@ struct BFloat16 {
   static __m512i interleaved(__m256i a, __m256i b) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
   }
-  static void store_pair(Item* first, Item* second, Item* right, int64_t, __m512 a, __m512 b) {
-    const __m256i x = narrow(a), y = narrow(b);
-    _mm256_storeu_si256((__m256i*)first, x);
-    _mm256_storeu_si256((__m256i*)second, y);
-    if (right) _mm512_storeu_si512(right, interleaved(x, y));
+  static void store_left(Item* rows, int64_t i, int64_t columns, __m512 a, __m512 b) {
+    store(rows + i, a);
+    store(rows + columns + i, b);
+  }
+  static void store_right(Item* rows, int64_t i, int64_t, __m512 a, __m512 b) {
+    _mm512_storeu_si512(rows + 2 * i, interleaved(narrow(a), narrow(b)));
   }
   static void pack_rows(Item* to, const Item* rows, int64_t k, int64_t n) {
     for (int64_t i = 0; i < k; i += 2)
@@ -119,16 +157,15 @@ struct BFloat16 {
       }
   }
   static void pack_columns(Item* to, const Item* columns, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; i += 2)
-      for (int64_t j = 0; j < n; j += 16) _mm512_storeu_si512(to + i * n + 2 * j, column(columns + j * k + i, k / 2));
+    transpose_words(columns, n, k / 2,
+                    [&](int64_t i, int64_t j, __m512i x) { _mm512_storeu_si512(to + 2 * (i * n + j), x); });
   }
-  static void transpose(Item* to, const Item* from, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < k; i += 2)
-      for (int64_t j = 0; j < n; j += 16) {
-        const __m512i pairs = column(from + j * k + i, k / 2);
-        _mm256_storeu_si256((__m256i*)(to + i * n + j), _mm512_cvtepi32_epi16(pairs));
-        _mm256_storeu_si256((__m256i*)(to + (i + 1) * n + j), _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
-      }
+  static void transpose(Item* to, int64_t stride, const Item* from, int64_t k, int64_t n) {
+    transpose_words(from, n, k / 2, [&](int64_t i, int64_t j, __m512i pairs) {
+      Item* row = to + 2 * i * stride + j;
+      _mm256_storeu_si256((__m256i*)row, _mm512_cvtepi32_epi16(pairs));
+      _mm256_storeu_si256((__m256i*)(row + stride), _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
+    });
   }
 
   static void product(int64_t m, int64_t n, int64_t k, const Item* a, int64_t a_stride, const Item* b,

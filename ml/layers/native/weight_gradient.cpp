@@ -13,8 +13,6 @@ constexpr int64_t STRIDE = TOKENS + 32;  // of the left operand: no power of two
 
 using Item = BFloat16::Item;
 
-int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
 // A panel of X as right operand, (tokens / 2, PANEL, 2), padded by 0.
 void pack(Item* to, const Item* x, int64_t num_tokens, int64_t padded, int64_t inputs) {
   const __m256i zero = _mm256_setzero_si256();
@@ -25,29 +23,6 @@ void pack(Item* to, const Item* x, int64_t num_tokens, int64_t padded, int64_t i
       const __m256i b = t + 1 < num_tokens ? _mm256_loadu_si256((const __m256i*)(from + inputs)) : zero;
       _mm512_storeu_si512(to + 2 * i, BFloat16::interleaved(a, b));
     }
-}
-
-inline void transpose_16(__m512i* rows) {  // 16 x 16 words
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 4; ++j) {
-      t[i + j] = _mm512_shuffle_i32x4(rows[i + j], rows[i + j + 4], 0x88);
-      t[i + j + 4] = _mm512_shuffle_i32x4(rows[i + j], rows[i + j + 4], 0xdd);
-    }
-  for (int j = 0; j < 8; ++j) {
-    rows[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
-    rows[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
-  }
 }
 
 // Rows of G^T, (outputs, STRIDE), from G (tokens, outputs of the layer), padded by 0 to `padded` tokens.

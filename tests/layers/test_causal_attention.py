@@ -1,4 +1,4 @@
-"""Native gradients of causal attention against float64, and where they are used."""
+"""Native causal attention and its gradients against float64, and where they are used."""
 
 import ctypes.util
 import os
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ml.layers import Attention, Context, DotProductAttention, native
-from ml.layers.attention_kernels import AttentionTask, causal_gradients
+from ml.layers.attention_kernels import AttentionTask, causal_attention
 from ml.layers.native import compiling
 from ml.models import materialize
 
@@ -59,10 +59,11 @@ def one_thread():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_float64(shape, dtype, monkeypatch, one_thread):
     supported(dtype)
-    monkeypatch.setattr(causal_gradients, "_backward", None)  # torch's are not used
+    monkeypatch.setattr(causal_attention, "_forward", None)
+    monkeypatch.setattr(causal_attention, "_backward", None)  # torch's are not used
     query, key, value, gradient = heads(*shape, dtype)
     inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-    output = causal_gradients.causal_attention(*inputs, 0.2)
+    output = causal_attention.causal_attention(*inputs, 0.2)
     found = torch.autograd.grad(output, inputs, gradient)
     expected_output, expected = exact(query, key, value, gradient, 0.2)
     assert error(output, expected_output) < ROUNDING[dtype]
@@ -75,10 +76,10 @@ def test_gradients_are_those_of_float64(shape, dtype, monkeypatch, one_thread):
 def test_unreachable_keys_have_no_gradient_and_no_influence():
     query, key, value, gradient = heads(1, 2, 1, 256, 64, torch.float32)
     gradient[:, :, 100:] = 0.0  # so keys from 100 on are not read
-    output, log_sums = causal_gradients._forward(query, key, value, 0.0, True, scale=0.1)
-    of_all = causal_gradients.causal_gradients(gradient, query, key, value, output, log_sums, 0.1)
+    output, log_sums = causal_attention.causal_forward(query, key, value, 0.1)
+    of_all = causal_attention.causal_backward(gradient, query, key, value, output, log_sums, 0.1)
     key[:, :, 100:], value[:, :, 100:] = 1e4, -1e4
-    of_others = causal_gradients.causal_gradients(gradient, query, key, value, output, log_sums, 0.1)
+    of_others = causal_attention.causal_backward(gradient, query, key, value, output, log_sums, 0.1)
     for one, other in zip(of_all, of_others, strict=True):
         assert not one[:, :, 100:].any()
         assert torch.equal(one[:, :, :100], other[:, :, :100])
@@ -93,8 +94,8 @@ def test_not_a_number_reaches_the_gradients(place, dtype):
     inputs = dict(zip(("query", "key", "value", "gradient"), heads(2, 2, 2, 200, 32, dtype), strict=True))
     inputs[place][1, 1, 150, 3] = torch.nan
     query, key, value, gradient = inputs.values()
-    output, log_sums = causal_gradients._forward(query, key, value, 0.0, True, scale=0.1)
-    found = causal_gradients.causal_gradients(gradient, query, key, value, output, log_sums, 0.1)
+    output, log_sums = causal_attention.causal_forward(query, key, value, 0.1)
+    found = causal_attention.causal_backward(gradient, query, key, value, output, log_sums, 0.1)
     for one, is_reached in zip(found, (True, True, place != "value"), strict=True):
         assert one[1, 1, 150].isnan().any() == is_reached
         assert not one[0].isnan().any()
@@ -106,12 +107,12 @@ def test_not_a_number_reaches_the_gradients(place, dtype):
 def test_threads_change_nothing(num_threads):
     """With more threads than heads of keys, torch's own gradients divide the queries."""
     query, key, value, gradient = heads(2, 2, 2, 140, 32, torch.float32)
-    output, log_sums = causal_gradients._forward(query, key, value, 0.0, True, scale=0.1)
+    output, log_sums = causal_attention.causal_forward(query, key, value, 0.1)
     arguments = gradient, query, key, value, output, log_sums, 0.1
-    single, before = causal_gradients.causal_gradients(*arguments), torch.get_num_threads()
+    single, before = causal_attention.causal_backward(*arguments), torch.get_num_threads()
     try:
         torch.set_num_threads(num_threads)
-        several = causal_gradients.causal_gradients(*arguments)
+        several = causal_attention.causal_backward(*arguments)
     finally:
         torch.set_num_threads(before)
     for one, other in zip(single, several, strict=True):
@@ -161,21 +162,21 @@ def test_compiled_attention_takes_native_gradients(monkeypatch):
     ],
 )
 def test_tasks_with_native_gradients(change, is_native):
-    assert causal_gradients.has_native_gradients(TASK._replace(**change)) == is_native
+    assert causal_attention.has_native_kernel(TASK._replace(**change)) == is_native
 
 
 def test_heads_that_autocast_would_cast_take_torch():
     narrow, wide = torch.ones(1, dtype=torch.bfloat16), torch.ones(1)
-    assert causal_gradients.are_equally_typed(wide, wide)
-    assert not causal_gradients.are_equally_typed(wide, narrow)
+    assert causal_attention.are_equally_typed(wide, wide)
+    assert not causal_attention.are_equally_typed(wide, narrow)
     with torch.autocast("cpu", torch.bfloat16):
-        assert causal_gradients.are_equally_typed(narrow, narrow)
-        assert not causal_gradients.are_equally_typed(wide, wide)
+        assert causal_attention.are_equally_typed(narrow, narrow)
+        assert not causal_attention.are_equally_typed(wide, wide)
 
 
 def test_other_cpus_take_torch(monkeypatch):
     monkeypatch.setattr(native, "MULTIPLIES_FLOAT32", False)
-    assert not causal_gradients.has_native_gradients(TASK)
+    assert not causal_attention.has_native_kernel(TASK)
 
 
 def test_without_a_compiler_torch_computes_the_gradients(monkeypatch, tmp_path, caplog):
@@ -185,12 +186,12 @@ def test_without_a_compiler_torch_computes_the_gradients(monkeypatch, tmp_path, 
     try:
         query, key, value, gradient = heads(1, 2, 1, 128, 32, torch.float32)
         inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-        found = torch.autograd.grad(causal_gradients.causal_attention(*inputs, 0.2), inputs, gradient)
+        found = torch.autograd.grad(causal_attention.causal_attention(*inputs, 0.2), inputs, gradient)
     finally:
         compiling.library.cache_clear()
     for one, other in zip(found, exact(query, key, value, gradient, 0.2)[1], strict=True):
         assert error(one, other) < ROUNDING[torch.float32]
-    assert "slower functions of torch replace causal_gradients.cpp" in caplog.text
+    assert "slower functions of torch replace causal_attention.cpp" in caplog.text
     assert "no-compiler" in caplog.text
 
 
@@ -199,7 +200,7 @@ def test_without_threads_of_openmp_torch_computes_the_gradients(monkeypatch, cap
     monkeypatch.setattr(compiling.torch._C, "__file__", ctypes.util.find_library("c"))
     compiling.library.cache_clear()
     try:
-        assert compiling.library(causal_gradients.SOURCE) is None
+        assert compiling.library(causal_attention.SOURCE) is None
     finally:
         compiling.library.cache_clear()
     assert "GOMP_parallel" in caplog.text
