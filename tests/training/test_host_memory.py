@@ -1,17 +1,21 @@
 """Memory of the training process: kept pages, and objects that are exempt from garbage collection."""
 
+import functools
 import gc
 import platform
 import resource
 import weakref
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from warm_python import run_python
 
+from ml.training import host_memory
 from ml.training.host_memory import freeze_objects, unfrozen_afterwards
 
 NUM_ELEMENTS = 10_000_000  # 40 MB, above the largest block that glibc reuses by default
-FAULTS_OF_FREED_TENSORS = f"""
+FREED_TENSORS = f"""
 import resource
 import torch
 from ml.training.host_memory import keep_freed_pages
@@ -19,29 +23,72 @@ from ml.training.host_memory import keep_freed_pages
 for step in range(60):
     if step == 50:  # the first steps leave gaps of other sizes
         begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones({NUM_ELEMENTS})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
+    tensor = torch.ones({NUM_ELEMENTS})
+    del tensor
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
+tensor = torch.ones({NUM_ELEMENTS})
+flags = []
+for line in open("/proc/self/smaps"):
+    words = line.split()
+    if "-" in words[0]:
+        begin, end = (int(bound, 16) for bound in words[0].split("-"))
+    elif words[0] == "VmFlags:" and begin <= tensor.data_ptr() + tensor.nbytes // 2 < end:
+        flags = words[1:]
+print(faults, "hg" in flags)
 """
 NUM_PAGES = 10 * NUM_ELEMENTS * 4 // resource.getpagesize()
+KEPT = "keep_freed_pages()"
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep pages")
 
 
-def page_faults(before, folder):
-    """Page faults of ten tensors after others of their size were freed, in a separate process."""
-    done = run_python("-c", FAULTS_OF_FREED_TENSORS.format(before=before), cwd=folder)
+@functools.cache
+def freed_tensors(before):
+    """Page faults of ten tensors after others of their size were freed, in a separate process; the advice for one."""
+    done = run_python("-c", FREED_TENSORS.format(before=before), cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    faults, is_huge = done.stdout.split()
+    return int(faults), is_huge == "True"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep pages")
-def test_the_pages_of_freed_tensors_are_used_again_without_page_faults(tmp_path):
-    assert page_faults("keep_freed_pages()", tmp_path) < 0.2 * NUM_PAGES
-    assert page_faults("", tmp_path) > 0.9 * NUM_PAGES  # what it prevents
+@needs_glibc
+def test_the_pages_of_freed_tensors_are_used_again_without_page_faults():
+    assert freed_tensors(KEPT)[0] < 0.2 * NUM_PAGES
+    assert freed_tensors("")[0] > 0.9 * NUM_PAGES  # what it prevents
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep pages")
-def test_pages_are_returned_again_after_a_run(tmp_path):
+@needs_glibc
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+def test_kept_pages_are_huge_where_the_kernel_has_them():
+    assert freed_tensors(KEPT)[1]
+    assert not freed_tensors("")[1]
+
+
+@needs_glibc
+def test_pages_are_returned_again_after_a_run():
     body = "from ml.training.host_memory import freed_pages_kept\nwith freed_pages_kept():\n    torch.ones(10)"
-    assert page_faults(body, tmp_path) > 0.9 * NUM_PAGES
+    faults, is_huge = freed_tensors(body)
+    assert faults > 0.9 * NUM_PAGES
+    assert not is_huge
+
+
+@pytest.mark.parametrize(
+    ("policy", "address", "called"),
+    [
+        ("0", 4097, ["malloc", "madvise", "free"]),
+        ("1", 4097, ["malloc", "madvise", "free"]),
+        ("0", None, ["malloc"]),  # a limit of the process
+        ("2", 4097, []),
+        (None, 4097, []),
+    ],
+)
+def test_addresses_are_reserved_only_where_they_do_not_count_as_memory(policy, address, called, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "_OVERCOMMIT", tmp_path / "overcommit_memory")
+    if policy is not None:
+        (tmp_path / "overcommit_memory").write_text(f"{policy}\n")
+    library = Mock()
+    library.malloc.return_value = address
+    host_memory._reserve_huge_pages(library)
+    assert [name for name, *_ in library.mock_calls] == called
 
 
 class Ring:
