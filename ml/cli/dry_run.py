@@ -20,9 +20,10 @@ from ml.training import RunData, Trainer
 from ml.training.data_report import describe_data
 from ml.training.summary import describe_kernels, memory_of_training, notes, summarize_training
 
-_WITHOUT_COMPILATION = (
+_ON_MESH = (
     "memory and time are those without Trainer.compile, which stores fewer intermediate results: the run needs less"
 )
+_ALONE = "the time is that without Trainer.compile, which reads and writes fewer intermediate results"
 
 
 class Machines(NamedTuple):
@@ -87,8 +88,8 @@ def show(
         _show_plan(trainer, launch.sizes, available)
     elif launch.sizes.world_size == 1:
         _show_memory(trainer, device)
-    if trainer.compile and (machines.is_planned or launch.sizes.world_size == 1):
-        print(f"\n{_WITHOUT_COMPILATION}")
+    if trainer.compile and machines.is_planned:
+        print(f"\n{_ALONE if launch.sizes.world_size == 1 else _ON_MESH}")
     launch.print_warnings(None if data is None else data.training, guide, is_here=not machines.is_planned)
     if pattern is not None:
         found = select(config.records(), pattern)

@@ -14,6 +14,7 @@ from ml.distributed.estimate.kinds import kinds_of_blocks
 from ml.distributed.estimate.planned_world import planned_world
 from ml.distributed.estimate.traffic import ranks_of
 from ml.models.flops import flops_per_token
+from ml.training.estimate.compiled import as_compiled
 from ml.training.estimate.extrapolation import extrapolated, with_blocks
 from ml.training.estimate.measurements import Memory, combined_work
 from ml.training.estimate.plans import Plan, communication_of
@@ -118,7 +119,11 @@ def _alone(trainer: Trainer, num_micro_batches: int, cluster: Cluster) -> Traced
         traced = trace(trainer, model, Layout(), 1, cluster, is_later=later > 0)
         return traced._replace(work=combined_work([(1.0 + later, traced.work), (-later, traced.update)]))
 
-    return extrapolated(kinds_of_blocks(trainer.model), measured)
+    kinds = kinds_of_blocks(trainer.model)
+    traced = extrapolated(kinds, measured)
+    if not trainer.compile:
+        return traced
+    return traced._replace(memory=as_compiled(trainer, traced.memory, kinds, cluster))
 
 
 def _extrapolated(trainer: Trainer, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:

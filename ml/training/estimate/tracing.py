@@ -73,7 +73,7 @@ def trace(
     pipeline = parallelize(model, layout, trainer.mesh, compile=False)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with _quiet(), fake:
-        _allocate(model)
+        allocate(model)
         state = trainer.start_with(model, layout, pipeline)
     assert state.replicas  # found once a run, before the step, from indices that are no fake tensors
     with _quiet(), fake:
@@ -146,7 +146,7 @@ def _measured_forward(model: Any, live: LiveMemory) -> list[int]:
     return found
 
 
-def _allocate(model: nn.Module) -> None:
+def allocate(model: nn.Module) -> None:
     """Allocates parameters and buffers on the device of the context; initial values do not matter."""
     places = ParameterPlaces(model)
     for parameter in list(model.parameters()):
