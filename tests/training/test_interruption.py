@@ -67,7 +67,7 @@ ENDLESS = "Trainer.num_steps = 1000000"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_cleanly_and_the_run_resumes(begin, tmp_path, number):
+def test_a_signal_saves_and_exits_cleanly_and_the_run_resumes(begin, tmp_path, tiny_bindings, number):
     process = begin(ENDLESS, "Checkpoints.every = None")
     process.send_signal(number)
     output, errors = process.communicate(timeout=30)
@@ -77,10 +77,10 @@ def test_a_signal_saves_and_exits_cleanly_and_the_run_resumes(begin, tmp_path, n
     step = json.loads((checkpoint / "training.json").read_text())["step"]
     assert f"Outcome(step={step}, is_finished=False)" in output
 
-    again = begin(ENDLESS, "Checkpoints.every = None")
-    again.send_signal(number)
-    output, errors = again.communicate(timeout=30)
-    assert f"resuming from {checkpoint}" in output, errors
+    bindings = [*tiny_bindings, ENDLESS, "Checkpoints.every = None", f"Trainer.stop_at_step = {step + 1}"]
+    again = run_python("-c", PROGRAM, tmp_path / "run", *bindings, cwd=tmp_path)
+    assert f"resuming from {checkpoint}" in again.stdout, again.stderr
+    assert f"Outcome(step={step + 1}, is_finished=False)" in again.stdout
 
 
 def checkpoints(tmp_path):
