@@ -49,19 +49,24 @@ struct Backward {
       log_sum[t] = t < shape.time ? log_sums[(b * shape.heads + n) * shape.time + t] * LOG2_E : 1e30f;
     std::fill_n(scales.data, ROWS, scale);
     for (int64_t r = 0; r < shape.time; r += ROWS) {
-      const int64_t end = r + ROWS;
-      E::pack_columns(q_columns, q + r * D, D, ROWS);
+            E::pack_columns(q_columns, q + r * D, D, ROWS);
       E::pack_rows(q_rows, q + r * D, ROWS, D);
       E::pack_columns(g_columns, g + r * D, D, ROWS);
       E::pack_rows(g_rows, g + r * D, ROWS, D);
-      for (int64_t s = 0; s < end; s += KEYS) {
-        E::product(KEYS, ROWS, D, k + s * D, D, q_columns, ROWS, scores, ROWS, false);
-        E::product(KEYS, ROWS, D, v + s * D, D, g_columns, ROWS, weight_gradients, ROWS, false);
+      for (int64_t s = 0; s < r + ROWS; s += KEYS) {
+        visible_scores<E>(k + s * D, q_columns, scores, r, s, D);
+        visible_scores<E>(v + s * D, g_columns, weight_gradients, r, s, D);
         weigh(scores, weight_gradients, log_sum + r, mean + r, r - s, weights, changes, all_changes + s * ROWS);
-        E::product(KEYS, D, ROWS, weights, ROWS, g_rows, D, dv + s * D, D, true);
-        E::product(KEYS, D, ROWS, changes, ROWS, q_rows, D, dk + s * D, D, true);
+        for (int64_t c = 0; c < KEYS; c += PANEL) {
+          const int64_t from = std::max<int64_t>(s + c - r, 0);  // the first query that sees a key of the panel
+          if (from >= ROWS) continue;
+          const int64_t left = c * ROWS + from, found = (s + c) * D;
+          E::product(PANEL, D, ROWS - from, weights + left, ROWS, g_rows + from * D, D, dv + found, D, true);
+          E::product(PANEL, D, ROWS - from, changes + left, ROWS, q_rows + from * D, D, dk + found, D, true);
+        }
       }
-      E::product(D, ROWS, end, k_left, stride(), all_changes, ROWS, dq, ROWS, false);
+      for (int64_t j = 0; j < ROWS; j += PANEL)
+        E::product(D, PANEL, r + j + PANEL, k_left, stride(), all_changes + E::right(j), ROWS, dq + j, ROWS, false);
       write_columns<E>(query_gradient + ((b * shape.time + r) * shape.heads + n) * D, shape.heads * D, dq, ROWS,
                        std::min(ROWS, shape.time - r), D, scales);
     }

@@ -39,9 +39,13 @@ struct Forward {
       E::pack_columns(q_columns, q + r * D, D, ROWS);
       for (int64_t i = 0; i < ROWS; ++i) sums[i] = 0.0f, largest[i] = -INFINITY;
       for (int64_t s = 0; s < r + ROWS; s += KEYS) {
-        E::product(KEYS, ROWS, D, k + s * D, D, q_columns, ROWS, scores, ROWS, false);
+        visible_scores<E>(k + s * D, q_columns, scores, r, s, D);
         weigh(scores, r - s, weights, sums, largest, found);
-        E::product(D, ROWS, KEYS, v_left + s, stride(), weights, ROWS, found, ROWS, s > 0);
+        for (int64_t j = 0; j < ROWS; j += PANEL) {
+          const int64_t seen = std::min(KEYS, r + j + PANEL - s);
+          if (seen > 0)
+            E::product(D, PANEL, seen, v_left + s, stride(), weights + E::right(j), ROWS, found + j, ROWS, s > 0);
+        }
       }
       const int64_t count = std::min(ROWS, shape.time - r);
       float* logs = log_sums + (b * shape.heads + n) * shape.time + r;

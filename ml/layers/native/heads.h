@@ -40,6 +40,19 @@ void write_columns(typename E::Item* to, int64_t stride, const float* from, int6
     }
 }
 
+constexpr int64_t PANEL = 32;  // queries, or keys, of which a product with masked entries reads only what is visible
+
+// Scores (KEYS, ROWS) of keys from `s` on and queries from `r` on, where a panel of queries sees the key.
+template <class E>
+void visible_scores(const typename E::Item* keys, const typename E::Item* query_columns, float* scores, int64_t r,
+                    int64_t s, int64_t size) {
+  for (int64_t j = 0; j < E::ROWS; j += PANEL) {
+    const int64_t seen = std::min(E::KEYS, r + j + PANEL - s);
+    if (seen > 0)
+      E::product(seen, PANEL, size, keys, size, query_columns + E::right(j), E::ROWS, scores + j, E::ROWS, false);
+  }
+}
+
 // The queries of 16 adjacent ones that see a key which comes `distance` positions after the first of them.
 inline __mmask16 seeing(int64_t distance) {
   return distance <= 0 ? 0xffff : distance >= 16 ? 0 : static_cast<__mmask16>(0xffff << distance);

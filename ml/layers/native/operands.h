@@ -75,6 +75,7 @@ struct Float32 {
   static void store_right(Item* rows, int64_t i, int64_t columns, __m512 a, __m512 b) {
     store_left(rows, i, columns, a, b);
   }
+  static constexpr int64_t right(int64_t column) { return column; }  // its place in the rows of a right operand
   // Right operand (K, N) from its rows.
   static void pack_rows(Item* to, const Item* rows, int64_t k, int64_t n) {
     std::memcpy(to, rows, k * n * sizeof(Item));
@@ -148,6 +149,7 @@ struct BFloat16 {
   static void store_right(Item* rows, int64_t i, int64_t, __m512 a, __m512 b) {
     _mm512_storeu_si512(rows + 2 * i, interleaved(narrow(a), narrow(b)));
   }
+  static constexpr int64_t right(int64_t column) { return 2 * column; }
   static void pack_rows(Item* to, const Item* rows, int64_t k, int64_t n) {
     for (int64_t i = 0; i < k; i += 2)
       for (int64_t j = 0; j < n; j += 16) {
