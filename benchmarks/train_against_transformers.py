@@ -9,6 +9,7 @@ losses must agree before anything is timed. Both sides keep the pages of freed t
 """
 
 import argparse
+import contextlib
 import ctypes
 import math
 import multiprocessing
@@ -89,10 +90,11 @@ def serve_steps(
     torch.set_num_threads(num_threads)
     step, losses = step_of(kind, shape, precision, compile), []
     clock = time.thread_time if cpu_time else time.perf_counter
-    while True:
-        pipe.recv()
-        taken = seconds(lambda: losses.append(step().item()), clock)
-        pipe.send((taken, losses[-1]))
+    with contextlib.suppress(EOFError):  # the other process has ended
+        while True:
+            pipe.recv()
+            taken = seconds(lambda: losses.append(step().item()), clock)
+            pipe.send((taken, losses[-1]))
 
 
 def timed_step(

@@ -196,6 +196,17 @@ def test_without_a_compiler_torch_computes_the_gradients(monkeypatch, tmp_path, 
 
 
 @needs
+def test_the_compiler_may_have_arguments(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "env JUNIPER= g++ -DJUNIPER")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiling.library.cache_clear()
+    try:
+        assert compiling.library(causal_attention.SOURCE) is not None
+    finally:
+        compiling.library.cache_clear()
+
+
+@needs
 def test_without_threads_of_openmp_torch_computes_the_gradients(monkeypatch, caplog):
     monkeypatch.setattr(compiling.torch._C, "__file__", ctypes.util.find_library("c"))
     compiling.library.cache_clear()

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -45,15 +46,15 @@ def library(source: Path) -> ctypes.CDLL | None:
 def _compiled(source: Path) -> Path:
     if MULTIPLIES_BFLOAT16 and not torch.cpu._init_amx():
         raise OSError("the operating system refuses the use of AMX")
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
     flags = [*_FLAGS, *(_AVX512 if MULTIPLIES_FLOAT32 else []), *(_AMX if MULTIPLIES_BFLOAT16 else [])]
     texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
-    key = hashlib.sha256("\0".join([compiler, *flags, *texts]).encode()).hexdigest()
+    key = hashlib.sha256("\0".join([*compiler, *flags, *texts]).encode()).hexdigest()
     target = _folder() / f"{source.stem}_{key[:16]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            command = [compiler, *flags, str(source), "-o", str(built)]
+            command = [*compiler, *flags, str(source), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             built.replace(target)  # another process may have done the same
     return target
