@@ -1,6 +1,7 @@
 """Attention by FlexAttention."""
 
 import functools
+import hashlib
 import importlib.util
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -104,7 +105,8 @@ def _compiled(device: str, kind: Hashable) -> Callable[..., Any]:
     On a GPU more variants than the limit are an error: torch would store all scores without a word. On a CPU there is
     one for every length: torch 2.13 generates code that does not compile for any length and documents.
     """
-    own = with_own_code(_call, "of_kind")
+    name = f"of_kind_{hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"  # torch keeps dynamic sizes by name
+    own = with_own_code(_call, name)
     return torch.compile(own, dynamic=False) if device == "cpu" else torch.compile(own, fullgraph=True)
 
 

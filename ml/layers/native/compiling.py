@@ -38,7 +38,7 @@ def library(source: Path) -> ctypes.CDLL | None:
         functions = ctypes.CDLL(str(_compiled(source)))
         functions.use_team(ctypes.CDLL(torch._C.__file__).GOMP_parallel)
         return functions
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:  # or torch has other threads
+    except (OSError, subprocess.SubprocessError, AttributeError, ValueError) as error:
         logging.getLogger(__name__).warning("slower functions of torch replace %s: %s", source.name, _reason(error))
         return None
 

@@ -7,6 +7,7 @@ take the place of saved ones, so they are not counted.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from ml.layers.head import LanguageModelHead
 from ml.layers.mixers.softmax_mixer import SoftmaxMixer
 from ml.training.estimate.extrapolation import with_blocks
 from ml.training.estimate.measurements import Memory
-from ml.training.estimate.tracing import allocate, batch_of
+from ml.training.estimate.tracing import Traced, allocate, batch_of
 from ml.training.precision import cast_parameters
 from ml.training.trainer import Trainer
 
@@ -45,17 +46,18 @@ class Saved(NamedTuple):
     compiled: float
 
 
-def as_compiled(trainer: Trainer, memory: Memory, kinds: Sequence[Sequence[str]], cluster: Cluster) -> Memory:
+def as_compiled(trainer: Trainer, traced: Traced, kinds: Sequence[Sequence[str]], cluster: Cluster) -> Memory:
     """Returns the memory of a step of a single process with `Trainer.compile`, from that without.
 
-    Blocks whose mixer is a recurrence, and parts that the partitioner cannot trace, count as single operations.
+    Blocks whose mixer is a recurrence, and kinds of blocks that cannot be traced, count as single operations.
 
     Args:
         trainer: The settings of the run.
-        memory: The memory of a step of single operations.
+        traced: A step of single operations.
         kinds: Paths of the blocks, those in one list alike.
         cluster: The machine.
     """
+    memory = traced.memory
     attention = {
         path: block for path, block in _one_of_each(trainer.model, kinds) if isinstance(block.mixer, SoftmaxMixer)
     }
@@ -65,16 +67,28 @@ def as_compiled(trainer: Trainer, memory: Memory, kinds: Sequence[Sequence[str]]
         return memory
     try:
         blocks, head = _saved(trainer, list(attention if is_whole else saving), is_whole, cluster)
-    except Exception as error:  # of a layer that reads values, or of torch's tracer
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        logger.warning("memory is planned without Trainer.compile, because a block cannot be traced: %s", reason[0])
+    except Exception as error:  # of a layer that reads values: a forward pass needs all blocks
+        _warn(error)
         return memory
     sizes = {kind[-1]: len(kind) for kind in kinds}
-    fewer = sum(sizes[path] * (blocks[path].eager - blocks[path].compiled) for path in saving)
-    if head is None:
+    fewer = sum(sizes[path] * (blocks[path].eager - blocks[path].compiled) for path in saving if path in blocks)
+    if head is None or len(blocks) < len(attention):
         return memory._replace(activations=memory.activations - fewer)
+    fused = memory._replace(activations=memory.activations - fewer - (head.eager - head.compiled), working=0.0)
     recomputed = max((saved.compiled for path, saved in blocks.items() if path not in saving), default=0.0)
-    return memory._replace(activations=memory.activations - fewer - (head.eager - head.compiled), working=recomputed)
+    accumulates = trainer.batch_size > trainer.micro_batch_size
+    of_update = memory.weights + memory.gradients + memory.optimizer + traced.update_working
+    return fused._replace(working=max(recomputed, of_update - fused.peak(accumulates)))
+
+
+def _warn(error: Exception) -> None:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    _warn_once(f"memory is planned without Trainer.compile for a kind of block that cannot be traced: {reason[0]}")
+
+
+@functools.cache  # plans of several sizes trace the same blocks
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _one_of_each(model: nn.Module, kinds: Sequence[Sequence[str]]) -> Iterator[tuple[str, DecoderBlock]]:
@@ -95,7 +109,7 @@ def _has_whole_loss(trainer: Trainer) -> bool:
 def _saved(
     trainer: Trainer, paths: Sequence[str], has_head: bool, cluster: Cluster
 ) -> tuple[dict[str, Saved], Saved | None]:
-    """The bytes that blocks with attention save, and those of the head with its loss."""
+    """The bytes that blocks with attention save, of those that can be traced, and those of the head with its loss."""
     model = with_blocks(trainer, paths, cluster)
     cast_parameters(model, trainer.precision.parameter_dtype)
     traced = dict(_one_of_each(model, [[path] for path in paths]))
@@ -119,7 +133,12 @@ def _saved(
         del vars(head)["loss"]
     for handle in handles:
         handle.remove()
-    found = {path: _of_block(trainer, block, *calls[block]) for path, block in traced.items()}
+    found = {}
+    for path, block in traced.items():
+        try:
+            found[path] = _of_block(trainer, block, *calls[block])
+        except Exception as error:  # of a layer that reads values, or of torch's tracer
+            _warn(error)
     return found, _of_head(trainer, head, *calls[head]) if has_head else None
 
 

@@ -27,7 +27,7 @@ def extrapolated(
     one_of_each = [kind[-1] for kind in kinds]
     base = measured(one_of_each)
     memory, work = [(1.0, base.memory)], [(1.0, base.work)]
-    working = base.memory.working
+    working, update_working = base.memory.working, base.update_working
     for kind in kinds:
         if (others := len(kind) - 1) > 0:
             more = measured([*one_of_each, kind[0]])
@@ -35,9 +35,11 @@ def extrapolated(
             work += [(others, more.work), (-others, base.work)]
             # Two blocks are gathered or computed again at a time, never more.
             working = max(working, more.memory.working)
+            update_working = max(update_working, more.update_working)
     whole = combined_memory(memory)
     working = max(working, whole.working) if gathers_all else working
-    return base._replace(memory=whole._replace(working=working), work=combined_work(work))
+    memory_at_peak = whole._replace(working=working)
+    return base._replace(memory=memory_at_peak, work=combined_work(work), update_working=update_working)
 
 
 def with_blocks(trainer: Trainer, paths: Sequence[str], cluster: Cluster) -> LanguageModel:

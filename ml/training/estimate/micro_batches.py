@@ -96,8 +96,8 @@ def _largest_of_several(
 
     A plan takes seconds, so the next size to plan is read from the line through the two largest that are planned. The
     memory of a step is the maximum over its moments, each linear in the size, so it is convex: beyond the two sizes it
-    lies on the line or above. A size that exceeds the limit on the line is not planned, once three sizes are convex;
-    where they are not, all sizes are searched by bisection.
+    lies on the line or above, and so do sizes before two others. A size of which such a line exceeds the limit is not
+    planned, once three sizes are convex; where they are not, all sizes are searched by bisection.
     """
     points: dict[int, float] = {}
     low, high = 0, len(sizes)  # the first `low` sizes fit, those from `high` on do not
@@ -113,9 +113,8 @@ def _largest_of_several(
         if not _is_convex(points):
             index = (low + high) // 2
             continue
-        if len(points) > 2:
-            while max(low, 1) < high and _on_line(points, sizes[high - 1]) > _MARGIN * limit:
-                high -= 1
+        while max(low, 1) < high and _certainly_exceeds(points, sizes[high - 1], limit):
+            high -= 1
         line = {0: _constant(plans[size]), **points}
         index = max((one for one in range(low, high) if _on_line(line, sizes[one]) <= limit), default=low)
     return plans[sizes[low - 1]] if low else None
@@ -133,6 +132,14 @@ def _exceeds(plans: Mapping[int, Plan], whole: int, limit: int) -> bool:
     plan = next(iter(plans.values()))
     points = {0: _constant(plan), **{size: plan.total_memory for size, plan in plans.items()}}
     return len(plans) > 1 and _on_line(points, whole) - plan.memory.gradients > _MARGIN * limit
+
+
+def _certainly_exceeds(points: Mapping[int, float], size: int, limit: int) -> bool:
+    """True where a line of which a convex function is no lower bound only between its two points exceeds the limit."""
+    smaller = sorted(one for one in points if one < size)[-2:]
+    larger = sorted(one for one in points if one > size)[:2]
+    lines = [{one: points[one] for one in pair} for pair in (smaller, larger) if len(pair) == 2]
+    return len(points) > 2 and any(_on_line(line, size) > _MARGIN * limit for line in lines)
 
 
 def _on_line(points: Mapping[int, float], size: int) -> float:

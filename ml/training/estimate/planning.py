@@ -123,7 +123,7 @@ def _alone(trainer: Trainer, num_micro_batches: int, cluster: Cluster) -> Traced
     traced = extrapolated(kinds, measured)
     if not trainer.compile:
         return traced
-    return traced._replace(memory=as_compiled(trainer, traced.memory, kinds, cluster))
+    return traced._replace(memory=as_compiled(trainer, traced, kinds, cluster))
 
 
 def _extrapolated(trainer: Trainer, layout: Layout, num_micro_batches: int, cluster: Cluster) -> Traced:

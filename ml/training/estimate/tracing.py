@@ -40,6 +40,7 @@ class Traced(NamedTuple):
         memory: Bytes by purpose.
         work: Operations and collectives.
         update: The part of the work that is not of a micro-batch: clipping and the optimizer.
+        update_working: Bytes of intermediate results of the update, while there are no activations.
         stream_bytes: Bytes of a micro-batch between two stages of a pipeline.
         tied_bytes: Bytes of the gradient of a weight that the first and the last stage of a pipeline have.
     """
@@ -47,6 +48,7 @@ class Traced(NamedTuple):
     memory: Memory
     work: Work
     update: Work = Work()
+    update_working: float = 0.0
     stream_bytes: float = 0.0
     tied_bytes: float = 0.0
 
@@ -108,15 +110,21 @@ def _observed_step(trainer: Trainer, state: TrainState, batches: list[Batch], cl
     work = Work(time.seconds, time.flops, traffic.payload, traffic.calls)
     if stage is not None:
         return Traced(memory, work, stream_bytes=stage.stream_bytes, tied_bytes=stage.tied_bytes)
-    return Traced(memory, work, _work_of_update(trainer, state, cluster, guide) if earlier else Work())
+    if not (earlier or trainer.compile):
+        return Traced(memory, work)
+    update, update_working = _update(trainer, state, cluster, guide)
+    return Traced(memory, work, update if earlier else Work(), update_working)
 
 
-def _work_of_update(trainer: Trainer, state: TrainState, cluster: Cluster, guide: Guide | None) -> Work:
+def _update(trainer: Trainer, state: TrainState, cluster: Cluster, guide: Guide | None) -> tuple[Work, float]:
+    """The work of clipping and the optimizer, and the bytes of their intermediate results."""
     _add_gradients(state)
+    gradients = [local(weight.grad) for weight in state.trained().values() if weight.grad is not None]
+    live = LiveMemory([*(local(tensor) for tensor in state.tensors().values()), *gradients])
     time, traffic = TimeOfOperations(cluster), Traffic(axes_of(state.layout))
-    with Observed(time, traffic):
+    with Observed(live, time, traffic):
         train_step(state, [], trainer.precision, trainer.max_grad_norm, _CPU, guide)
-    return Work(time.seconds, time.flops, traffic.payload, traffic.calls)
+    return Work(time.seconds, time.flops, traffic.payload, traffic.calls), live.peak
 
 
 def _add_gradients(state: TrainState) -> None:

@@ -93,4 +93,26 @@ def test_a_block_that_cannot_be_traced_is_planned_as_single_operations_with_a_wa
 
     monkeypatch.setattr(compiled, "_of_block", fail)
     assert memory_of(True) == memory_of(False)
-    assert "memory is planned without Trainer.compile, because a block cannot be traced: no such" in caplog.text
+    message = "memory is planned without Trainer.compile for a kind of block that cannot be traced: no such operation"
+    assert caplog.text.count(message) == 1
+
+
+def test_a_kind_that_cannot_be_traced_leaves_others_compiled(caplog):
+    bindings = ["block_1/DecoderBlock.mlp = @MixtureOfExperts", "LanguageModelHead.loss_chunk_size = 32"]
+    eager, mixed = (memory_of(compile, *bindings) for compile in (False, True))
+    assert mixed.activations < eager.activations
+    assert caplog.text.count("cannot be traced") == 1
+
+
+def test_the_update_needs_its_memory_in_compiled_steps_too():
+    """Muon's intermediate results exceed the activations of few tokens."""
+    bindings = [
+        "Trainer.optimizer = @Muon",
+        "LanguageModel.hidden_size = 256",
+        "Trainer.micro_batch_size = 1",
+        "Trainer.batch_size = 1",
+    ]
+    eager, fused = (memory_of(compile, *bindings) for compile in (False, True))
+    matrix = 4 * 256 * 256
+    assert fused.peak(accumulates=False) >= sum(fused[:3]) + 2 * matrix
+    assert fused.peak(accumulates=False) <= eager.peak(accumulates=False)

@@ -173,6 +173,7 @@ DIVISORS = [size for size in range(1, 385) if 384 % size == 0]
 MEMORY = {
     "linear": lambda size: 100 + 3 * size,
     "maximum of two moments": lambda size: 100 + max(40 + size, 2.5 * size),
+    "late maximum": lambda size: 100 + max(40, 3 * size),
     "larger for one sequence": lambda size: 100 + 3 * size + (2.5 if size == 1 else 0),
     "not convex": lambda size: 100 + 50 * size**0.5,
 }
