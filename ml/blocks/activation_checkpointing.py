@@ -22,6 +22,7 @@ MATRIX_PRODUCTS_AND_ATTENTION = (
     "aten._scaled_dot_product_efficient_attention",
     "aten._scaled_dot_product_cudnn_attention",
     "juniper.blockwise_attention",
+    "juniper.causal_attention",
     "higher_order.flex_attention",
     "torch_attn._varlen_attn",
 )

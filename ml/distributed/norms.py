@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ml.distributed.shards import Shard, holders, local
 from ml.distributed.world import World
+from ml.layers.tracing import has_values
 
 _PIECE = 2**18  # entries of a dot product; the rounding of its sum in float32 grows with its length
 _NO_DIVISION_BY_0 = 1e-6  # as `torch.nn.utils.clip_grad_norm_`
@@ -86,7 +87,8 @@ def _squares(tensors: list[Tensor]) -> Tensor:
     owners, dots = [], []
     for owner, tensor in enumerate(tensors):
         flat = tensor.reshape(-1)
-        for piece in flat.split(_PIECE) if len(flat) > _PIECE else (flat,):
+        is_split = len(flat) > _PIECE and has_values(flat)  # a plan of a step needs no pieces
+        for piece in flat.split(_PIECE) if is_split else (flat,):
             owners.append(owner)
             dots.append(torch.dot(piece, piece))
     squares = torch.zeros(len(tensors), dtype=torch.float64)

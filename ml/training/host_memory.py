@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def keep_freed_pages() -> bool:
 def _reserve_huge_pages(library: ctypes.CDLL) -> None:
     """Grows the heap by half of the memory, without a page of it, and advises the kernel to use huge pages there."""
     if not _OVERCOMMIT.exists() or _OVERCOMMIT.read_text().strip() == _NEVER:
+        return
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:  # `ulimit -v`: addresses are limited
         return
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ml.blocks.activation_checkpointing import SelectiveActivationCheckpointing
 from ml.layers import Attention, Context, DotProductAttention, native
 from ml.layers.attention_kernels import AttentionTask, causal_attention
 from ml.layers.native import compiling
@@ -140,6 +141,49 @@ def test_compiled_attention_takes_native_gradients(monkeypatch):
     assert calls
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@needs
+def test_compiled_attention_of_fewer_heads_than_threads_is_torch_s():
+    """In the memory layout that the compiled code expects."""
+    query, key, value, gradient = heads(1, 4, 1, 160, 64, torch.float32)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        output = torch.compile(lambda *x: causal_attention.causal_attention(*x, 0.2))(*inputs)
+        found = torch.autograd.grad(output, inputs, gradient)
+    finally:
+        torch.set_num_threads(before)
+    expected_output, expected = exact(query, key, value, gradient, 0.2)
+    for one, other in zip((output, *found), (expected_output, *expected), strict=True):
+        assert error(one, other) < ROUNDING[torch.float32]
+
+
+@needs
+def test_selective_checkpointing_saves_native_attention(monkeypatch):
+    calls = []
+    forward = causal_attention._functions
+    monkeypatch.setattr(causal_attention, "_functions", lambda key: calls.append(key) or forward(key))
+    policy = SelectiveActivationCheckpointing()
+    inputs = [x.requires_grad_() for x in heads(1, 2, 1, 160, 64, torch.float32)[:3]]
+
+    def attention(*inputs):
+        return causal_attention.causal_attention(*inputs, 0.2)
+
+    torch.compile(lambda *x: policy(attention, *x), backend="aot_eager")(*inputs).sum().backward()
+    assert len(calls) == 2  # forward and backward
+
+
+@needs
+def test_scores_of_minus_infinity_have_no_weight():
+    query, key, value, _ = heads(1, 1, 1, 256, 64, torch.float32)
+    query[:] = query.abs()
+    key[:, :, :70] = -torch.inf  # more than a block of keys
+    output, log_sums = causal_attention.causal_forward(query, key, value, 0.1)
+    expected, expected_sums = causal_attention._forward(query, key, value, 0.0, True, scale=0.1)
+    torch.testing.assert_close(output[:, :, 70:], expected[:, :, 70:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_sums[:, :, 70:], expected_sums[:, :, 70:], rtol=1e-5, atol=1e-5)
 
 
 @needs

@@ -91,6 +91,15 @@ def test_addresses_are_reserved_only_where_they_do_not_count_as_memory(policy, a
     assert [name for name, *_ in library.mock_calls] == called
 
 
+def test_no_addresses_are_reserved_under_a_limit_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "_OVERCOMMIT", tmp_path / "overcommit_memory")
+    (tmp_path / "overcommit_memory").write_text("0\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2**40, resource.RLIM_INFINITY))
+    library = Mock()
+    host_memory._reserve_huge_pages(library)
+    assert not library.mock_calls
+
+
 class Ring:
     """An object in a reference cycle, which only garbage collection frees."""
 

@@ -57,7 +57,7 @@ class _CausalAttention(torch.autograd.Function):
         return *causal_backward(gradient, *ctx.saved_tensors, ctx.scale), None
 
 
-@torch.library.custom_op("juniper::causal_forward", mutates_args=())
+@torch.library.custom_op("juniper::causal_attention", mutates_args=())
 def causal_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output (B, N, T, D), and logarithm of the sum of the exponentials of the scaled scores, (B, N, T), in float32.
 
@@ -69,7 +69,8 @@ def causal_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> t
     """
     functions = _functions(key)
     if functions is None:
-        return _forward(query, key, value, 0.0, True, scale=scale)
+        output, log_sums = _forward(query, key, value, 0.0, True, scale=scale)
+        return _empty(query).copy_(output), log_sums.contiguous()
     output, log_sums = _empty(query), _empty_sums(query)
     read = [_rows(x) for x in (query, key, value)]
     functions.causal_attention_forward(
@@ -87,7 +88,7 @@ def _(query, key, value, scale):
     return _empty(query), _empty_sums(query)
 
 
-@torch.library.custom_op("juniper::causal_backward", mutates_args=())
+@torch.library.custom_op("juniper::causal_attention_backward", mutates_args=())
 def causal_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sums: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +105,8 @@ def causal_backward(
     """
     functions = _functions(key)
     if functions is None:
-        return _backward(gradient, query, key, value, output, log_sums, 0.0, True, scale=scale)
+        found = _backward(gradient, query, key, value, output, log_sums, 0.0, True, scale=scale)
+        return _empty(query).copy_(found[0]), _empty(key).copy_(found[1]), _empty(value).copy_(found[2])
     found = _empty(query), _empty(key), _empty(value)
     read = [_rows(x) for x in (gradient, query, key, value, output)]
     log_sums = log_sums.contiguous()

@@ -14,6 +14,7 @@ struct Backward {
   using Item = typename E::Item;
   static constexpr int64_t ROWS = E::ROWS;  // queries of a block
   static constexpr int64_t KEYS = E::KEYS;  // keys of a block
+  static_assert(ROWS % KEYS == 0);
   Shape shape;
   Strided gradient, query, key, value, output;
   const float* log_sums;  // (B, N, T)
@@ -49,7 +50,7 @@ struct Backward {
       log_sum[t] = t < shape.time ? log_sums[(b * shape.heads + n) * shape.time + t] * LOG2_E : 1e30f;
     std::fill_n(scales.data, ROWS, scale);
     for (int64_t r = 0; r < shape.time; r += ROWS) {
-            E::pack_columns(q_columns, q + r * D, D, ROWS);
+      E::pack_columns(q_columns, q + r * D, D, ROWS);
       E::pack_rows(q_rows, q + r * D, ROWS, D);
       E::pack_columns(g_columns, g + r * D, D, ROWS);
       E::pack_rows(g_rows, g + r * D, ROWS, D);
@@ -59,7 +60,6 @@ struct Backward {
         weigh(scores, weight_gradients, log_sum + r, mean + r, r - s, weights, changes, all_changes + s * ROWS);
         for (int64_t c = 0; c < KEYS; c += PANEL) {
           const int64_t from = std::max<int64_t>(s + c - r, 0);  // the first query that sees a key of the panel
-          if (from >= ROWS) continue;
           const int64_t left = c * ROWS + from, found = (s + c) * D;
           E::product(PANEL, D, ROWS - from, weights + left, ROWS, g_rows + from * D, D, dv + found, D, true);
           E::product(PANEL, D, ROWS - from, changes + left, ROWS, q_rows + from * D, D, dk + found, D, true);

@@ -58,7 +58,7 @@ struct Forward {
 
   // Weights (keys, rows) as right operand; what was found with smaller largest scores is scaled down.
   void weigh(const float* scores, int64_t offset, Item* weights, float* sums, float* largest, float* found) const {
-    const __m512 factor = _mm512_set1_ps(scale * LOG2_E);
+    const __m512 factor = _mm512_set1_ps(scale * LOG2_E), none = _mm512_set1_ps(-INFINITY);
     for (int64_t r = 0; r < ROWS; r += 16) {
       const __m512 before = _mm512_loadu_ps(largest + r);
       __m512 most = before, sum = _mm512_setzero_ps();
@@ -68,18 +68,20 @@ struct Forward {
         most = _mm512_mask_max_ps(most, seeing(c - offset - r), most, score);
       }
       _mm512_storeu_ps(largest + r, most);
+      // Where all scores are -inf, these are weights of 0, as in torch.
+      const __m512 base = _mm512_mask_mov_ps(most, _mm512_cmp_ps_mask(most, none, _CMP_EQ_OQ), _mm512_setzero_ps());
       for (int64_t c = 0; c < KEYS; c += 2) {
         __m512 weight[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int i = 0; i < 2 && c + i < last; ++i) {
           const __m512 score = _mm512_loadu_ps(scores + (c + i) * ROWS + r);
-          weight[i] = power_of_2(_mm512_fmsub_ps(score, factor, most), seeing(c + i - offset - r));
+          weight[i] = power_of_2(_mm512_fmsub_ps(score, factor, base), seeing(c + i - offset - r));
           sum = _mm512_add_ps(sum, weight[i]);
         }
         E::store_right(weights + c * ROWS, r, ROWS, weight[0], weight[1]);
       }
-      const __m512 change = power_of_2(_mm512_sub_ps(before, most), 0xffff);
+      const __m512 change = power_of_2(_mm512_sub_ps(before, base), 0xffff);
       _mm512_storeu_ps(sums + r, _mm512_fmadd_ps(_mm512_loadu_ps(sums + r), change, sum));
-      if (_mm512_cmp_ps_mask(before, most, _CMP_NEQ_UQ) && _mm512_cmp_ps_mask(before, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ))
+      if (_mm512_cmp_ps_mask(before, none, _CMP_NEQ_UQ) && _mm512_cmp_ps_mask(before, most, _CMP_NEQ_UQ))
         for (int64_t d = 0; d < shape.size; ++d)
           _mm512_storeu_ps(found + d * ROWS + r, _mm512_mul_ps(_mm512_loadu_ps(found + d * ROWS + r), change));
     }

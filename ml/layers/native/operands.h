@@ -10,13 +10,16 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 namespace {
 
 template <class T>
 struct Buffer {
   T* data;
-  explicit Buffer(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))) {}
+  explicit Buffer(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))) {
+    if (!data) throw std::bad_alloc();
+  }
   ~Buffer() { std::free(data); }
   Buffer(const Buffer&) = delete;
   operator T*() const { return data; }
