@@ -165,7 +165,7 @@ def test_an_error_of_one_process_ends_all_and_comes_first(work):
 
 
 def test_a_killed_process_ends_all(work):
-    code, output = unruly(work, "die")
+    code, output = unruly(work, "die", by=TORCHRUN)
     assert code == 1
     assert "rank 0 lost the connection to another process" in output
     assert "Signal 9 (SIGKILL)" in output

@@ -110,7 +110,7 @@ def masks(monkeypatch):
         made.extend(tensor.numel() for tensor in (block_mask.kv_indices, block_mask.full_kv_indices))
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=enable_gqa)
 
-    monkeypatch.setattr(flex, "_function", lambda _: attention)
+    monkeypatch.setattr(flex, "_function", lambda *_: attention)
     monkeypatch.setattr(flex, "has_triton", lambda: True)
     return made
 
